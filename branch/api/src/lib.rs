@@ -1,0 +1,1 @@
+//! Branch-local API types and typed client

@@ -1,0 +1,1 @@
+//! The branch daemon: cache, link, volumes and desktops

@@ -1,0 +1,1 @@
+//! The datacenter daemon: catalog, publish, sync server and management API

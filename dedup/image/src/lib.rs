@@ -1,0 +1,1 @@
+//! Foreign disk images: sparse readers and inspection

@@ -1,0 +1,1 @@
+//! Wire messages and both ends' state machines, without I/O

@@ -1,0 +1,1 @@
+//! Content model of Splice: chunks, extents, manifests and their differences

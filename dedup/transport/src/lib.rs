@@ -1,0 +1,1 @@
+//! QUIC endpoints, TLS identity and stream priorities

@@ -1,0 +1,1 @@
+//! A disk that loses what was not flushed, and the power-cut tests that use it

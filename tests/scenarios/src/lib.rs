@@ -1,0 +1,1 @@
+//! Scenario tests: real processes over an emulated WAN

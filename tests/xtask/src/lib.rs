@@ -1,0 +1,1 @@
+//! What ./x runs: demo, checks of the tree, benchmarks

@@ -1,0 +1,1 @@
+//! What splice-vmm tells other programs

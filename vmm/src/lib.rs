@@ -1,0 +1,1 @@
+//! splice-vmm: one process per desktop on KVM
