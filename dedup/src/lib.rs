@@ -1,1 +1,10 @@
-//! Content model of Splice: chunks, extents, manifests and their differences
+//! The content model of Splice, pure: bytes in, names and structure out.
+//!
+//! This crate owns what a chunk, an extent and a manifest *are*. It has no files, sockets, clocks or database; the chunk
+//! store, the protocol and both daemons stand on it. Start reading at [`id`], then [`chunk`], [`chunker`], [`manifest`].
+
+pub mod chunk;
+pub mod id;
+
+pub use chunk::{CHUNK_BYTES_MAX, Chunk, ChunkMismatch};
+pub use id::{BranchId, ChunkId, IdKey, NodeId, RealmId, VersionId};
