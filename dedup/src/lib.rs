@@ -4,7 +4,15 @@
 //! store, the protocol and both daemons stand on it. Start reading at [`id`], then [`chunk`], [`chunker`], [`manifest`].
 
 pub mod chunk;
+pub mod chunker;
+pub mod codec;
+pub mod diff;
+pub mod extent;
 pub mod id;
+pub mod manifest;
 
 pub use chunk::{CHUNK_BYTES_MAX, Chunk, ChunkMismatch};
+pub use chunker::{Chunker, ChunkerParams, Piece};
+pub use extent::{Extent, ExtentSource};
 pub use id::{BranchId, ChunkId, IdKey, NodeId, RealmId, VersionId};
+pub use manifest::{LEAF_BYTES, Leaf, Manifest, ManifestBuilder, NodeSource};
