@@ -1,6 +1,11 @@
-//! What datacenter and branch say to each other, as values: signed records, wire messages, framing, and both ends' state machines.
+//! What datacenter and branch say to each other, as values: signed records, wire messages, and both ends' state machines.
 //!
-//! Nothing here does I/O or reads a clock: time is an argument, bytes go in and come out. `docs/wire.md` tells it byte by byte.
+//! Nothing here does I/O or reads a clock: time is an argument, frames go in and come out. `docs/wire.md` tells it byte by byte.
 
+pub mod client;
+pub mod control;
+pub mod join;
 pub mod records;
+pub mod server;
 pub mod trust;
+pub mod wire;

@@ -1,0 +1,179 @@
+//! The control stream: greeting, assignments, status. Both ends as values.
+//!
+//! ```text
+//!   branch      Greeting ──Welcome──► Open ──Assign, Renewed──► Open
+//!   datacenter  Greeting ──Hello────► Open ──Status, Renew────► Open
+//! ```
+//!
+//! A frame that the state does not expect is an error and closes the link. The branch's end decides here whether an assignment is
+//! to be followed: signed, for this branch, not expired, its counter higher than any it has followed.
+
+use dedup::BranchId;
+
+use crate::records::Assignment;
+use crate::trust::{Endorsement, Signed, Trust, TrustAnchor, TrustError};
+use crate::wire::{Hello, Message, PROTOCOL_MINOR, Refuse, SignedBytes, Welcome, WireError};
+
+/// Why the control stream ends.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// A frame that is malformed or not due.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    /// A signature, realm or endorsement that does not hold.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
+    /// The other end said no.
+    #[error("the other end refused: {} ({:?})", .0.message, .0.code)]
+    Refused(Refuse),
+    /// An assignment for somebody else.
+    #[error("an assignment for branch {0} came to this one")]
+    WrongBranch(BranchId),
+}
+
+/// What a branch does after a control frame.
+#[derive(Debug)]
+pub enum BranchAction {
+    /// Connected; these publisher keys are endorsed now (to be kept).
+    Welcomed(Welcome),
+    /// Follow this assignment; keep the envelope.
+    Follow(Box<Assignment>, Signed<Assignment>),
+    /// Nothing new: the assignment is the one already followed, or older.
+    Stale {
+        /// Its counter.
+        counter: u64,
+    },
+    /// An assignment that ran out before it arrived (or the branch's clock is wrong).
+    Expired {
+        /// When it ran out, unix seconds.
+        expires_unix_s: u64,
+    },
+    /// Use this certificate (DER) from the next connection on.
+    Certificate(Vec<u8>),
+}
+
+/// The branch's end.
+#[derive(Debug)]
+pub struct BranchControl {
+    branch: BranchId,
+    anchor: TrustAnchor,
+    endorsements: Vec<Endorsement>,
+    counter: u64,
+    greeted: bool,
+}
+
+impl BranchControl {
+    /// For one connection. `counter` is that of the newest assignment followed, 0 for none.
+    pub fn new(
+        branch: BranchId,
+        anchor: TrustAnchor,
+        endorsements: Vec<Endorsement>,
+        counter: u64,
+    ) -> Self {
+        Self {
+            branch,
+            anchor,
+            endorsements,
+            counter,
+            greeted: false,
+        }
+    }
+
+    /// The first frame to send.
+    pub fn hello(&self, software: &str) -> Message {
+        Message::Hello(Hello {
+            minor: PROTOCOL_MINOR,
+            software: software.into(),
+            assignment_counter: self.counter,
+        })
+    }
+
+    /// Takes a frame.
+    pub fn handle(&mut self, frame: &[u8], now_unix_s: u64) -> Result<BranchAction, ControlError> {
+        let message = Message::decode(frame)?;
+        match message {
+            Message::Refuse(refuse) => Err(ControlError::Refused(refuse)),
+            Message::Welcome(welcome) if !self.greeted => {
+                self.greeted = true;
+                self.endorsements.clone_from(&welcome.endorsements);
+                Ok(BranchAction::Welcomed(welcome))
+            }
+            Message::Assign(SignedBytes { bytes }) if self.greeted => {
+                let signed = Signed::<Assignment>::from_bytes(&bytes)?;
+                let assignment =
+                    signed.open(&self.anchor, &self.endorsements, Trust::New { now_unix_s })?;
+                if assignment.branch != self.branch {
+                    return Err(ControlError::WrongBranch(assignment.branch));
+                }
+                if assignment.counter <= self.counter {
+                    return Ok(BranchAction::Stale {
+                        counter: assignment.counter,
+                    });
+                }
+                if assignment.expires_unix_s < now_unix_s {
+                    return Ok(BranchAction::Expired {
+                        expires_unix_s: assignment.expires_unix_s,
+                    });
+                }
+                self.counter = assignment.counter;
+                Ok(BranchAction::Follow(Box::new(assignment), signed))
+            }
+            Message::Renewed(der) if self.greeted => Ok(BranchAction::Certificate(der.bytes)),
+            other => Err(WireError::Unexpected {
+                got: other.name(),
+                expected: if self.greeted { "Assign" } else { "Welcome" },
+            }
+            .into()),
+        }
+    }
+}
+
+/// What the datacenter does after a control frame.
+#[derive(Debug)]
+pub enum DatacenterAction {
+    /// Greet, then send the branch's assignment if its counter is higher than this.
+    Greeted {
+        /// Counter of the assignment the branch has.
+        assignment_counter: u64,
+        /// The branch's software version.
+        software: String,
+    },
+    /// Keep this report (JSON).
+    Report(String),
+    /// Issue a certificate for this request (DER).
+    Renew(Vec<u8>),
+}
+
+/// The datacenter's end.
+#[derive(Debug, Default)]
+pub struct DatacenterControl {
+    greeted: bool,
+}
+
+impl DatacenterControl {
+    /// For one connection.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes a frame.
+    pub fn handle(&mut self, frame: &[u8]) -> Result<DatacenterAction, ControlError> {
+        match Message::decode(frame)? {
+            Message::Hello(hello) if !self.greeted => {
+                self.greeted = true;
+                Ok(DatacenterAction::Greeted {
+                    assignment_counter: hello.assignment_counter,
+                    software: hello.software,
+                })
+            }
+            Message::Status(report) if self.greeted => Ok(DatacenterAction::Report(report.json)),
+            Message::Renew(der) if self.greeted => Ok(DatacenterAction::Renew(der.bytes)),
+            Message::Refuse(refuse) => Err(ControlError::Refused(refuse)),
+            other => Err(WireError::Unexpected {
+                got: other.name(),
+                expected: if self.greeted { "Status" } else { "Hello" },
+            }
+            .into()),
+        }
+    }
+}

@@ -1,0 +1,331 @@
+//! Wire messages. A frame is `version byte, tag byte, postcard body`; bulk bytes are the last field of a body.
+//!
+//! Tags are explicit, with gaps for what comes; a tag that this program does not know is an error that names it. Every list has a
+//! limit that a decoder checks before it works on it; the transport bounds the frame itself ([`FRAME_BYTES_MAX`]).
+
+use dedup::{ChunkerParams, NodeId, VersionId};
+use serde::{Deserialize, Serialize};
+
+use crate::join::{JoinAnswer, JoinRequest};
+use crate::records::Tree;
+use crate::trust::Endorsement;
+
+/// First byte of every frame. The major version is in the connection's ALPN.
+pub const FRAME_VERSION: u8 = 1;
+
+/// Newest message set that this program speaks, told in the greeting. Revisions: 1, the first.
+pub const PROTOCOL_MINOR: u16 = 1;
+
+/// Largest frame of any kind, in bytes: a solid batch (see [`BATCH_RAW_BYTES`]) that did not compress, and its head.
+pub const FRAME_BYTES_MAX: usize = 8 << 20;
+
+/// Plain bytes after which the datacenter closes a batch. 4 MiB is where one frame for many chunks stops to gain.
+pub const BATCH_RAW_BYTES: usize = 4 << 20;
+
+/// Most runs in one chunk request.
+pub const RUNS_MAX: usize = 4096;
+
+/// Most chunks that one request may name: 64 MiB of average chunks, so that a cut loses little and a queue stays short.
+pub const CHUNKS_MAX: usize = 4096;
+
+/// Most leaves in one leaf request or one outline frame.
+pub const LEAVES_MAX: usize = 4096;
+
+/// Consecutive extents of one leaf, whose chunks are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    /// Leaf index.
+    pub leaf: u32,
+    /// First extent in the leaf.
+    pub first: u16,
+    /// Number of extents. Zero extents among them are passed over, and so is an extent of the chunk just before it.
+    pub count: u16,
+}
+
+/// How a batch's chunks are packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BatchEncoding {
+    /// One zstd frame over the chunks' joined plain bytes: fewest bytes, costs the sender CPU.
+    Solid,
+    /// Chunks as they are stored, each `u32 length × 2 + (1 if zstd)` little-endian, then its bytes: no work at the sender.
+    Each,
+}
+
+/// Whether a guest waits for a chunk request's answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Urgency {
+    /// A guest waits.
+    Demand,
+    /// Boot prefetch and read-ahead.
+    Boot,
+    /// Prepopulation.
+    Fill,
+}
+
+/// Why the datacenter does not answer a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RefuseCode {
+    /// The branch may not read that version, or it does not exist: the two are not told apart.
+    NotReadable,
+    /// The request is malformed or over a limit.
+    BadRequest,
+    /// What was asked for is damaged at the datacenter; IT is alarmed there.
+    Damaged,
+    /// The datacenter cannot answer now; ask again later.
+    Busy,
+    /// The token is unknown, used or expired.
+    JoinRefused,
+    /// The branch's certificate was revoked.
+    Revoked,
+    /// The other end speaks no common message set.
+    Version,
+}
+
+macro_rules! messages {
+    ($($(#[$doc:meta])* $tag:literal => $name:ident($body:ty),)*) => {
+        /// Every message of the link.
+        #[derive(Debug, Clone, PartialEq, Eq)]
+        pub enum Message {
+            $($(#[$doc])* $name($body),)*
+        }
+
+        impl Message {
+            /// The frame.
+            pub fn encode(&self) -> Vec<u8> {
+                match self {
+                    $(Self::$name(body) => {
+                        let frame = vec![FRAME_VERSION, $tag];
+                        postcard::to_extend(body, frame).expect("wire bodies serialise without failing")
+                    })*
+                }
+            }
+
+            /// Parses a foreign frame.
+            pub fn decode(frame: &[u8]) -> Result<Self, WireError> {
+                let [version, tag, body @ ..] = frame else {
+                    return Err(WireError::Short(frame.len()));
+                };
+                if *version != FRAME_VERSION {
+                    return Err(WireError::Version(*version));
+                }
+                let malformed = |name| move |_| WireError::Malformed { name };
+                match tag {
+                    $($tag => {
+                        let (body, rest) = postcard::take_from_bytes(body)
+                            .map_err(malformed(stringify!($name)))?;
+                        if !rest.is_empty() {
+                            return Err(WireError::Malformed { name: stringify!($name) });
+                        }
+                        Ok(Self::$name(body))
+                    })*
+                    tag => Err(WireError::Tag(*tag)),
+                }
+            }
+
+            /// What the message is called in errors.
+            pub fn name(&self) -> &'static str {
+                match self {
+                    $(Self::$name(_) => stringify!($name),)*
+                }
+            }
+        }
+    };
+}
+
+messages! {
+    /// Branch → datacenter, first on the control stream.
+    0x01 => Hello(Hello),
+    /// Datacenter → branch, the answer.
+    0x02 => Welcome(Welcome),
+    /// Datacenter → branch: a signed assignment, on connection and at each change.
+    0x03 => Assign(SignedBytes),
+    /// Branch → datacenter: JSON of `datacenter_api::BranchStatus`.
+    0x04 => Status(StatusReport),
+    /// Branch → datacenter: a new certificate for this request (PKCS#10, DER).
+    0x05 => Renew(Der),
+    /// Datacenter → branch: the new certificate (DER).
+    0x06 => Renewed(Der),
+    /// Either way: no, and why.
+    0x0F => Refuse(Refuse),
+
+    /// Branch → datacenter: the signed record of a version.
+    0x10 => GetVersion(GetVersion),
+    /// Datacenter → branch: it.
+    0x11 => Version(SignedBytes),
+    /// Branch → datacenter: which leaves of a tree differ from the parent's.
+    0x12 => GetOutline(GetOutline),
+    /// Datacenter → branch: some of them, in order; the stream's end ends the list.
+    0x13 => Outline(Outline),
+    /// Branch → datacenter: leaves by index.
+    0x14 => GetLeaves(GetLeaves),
+    /// Datacenter → branch: some of them, in the order asked.
+    0x15 => Leaves(Leaves),
+    /// Branch → datacenter: the chunks that a version shows at some places.
+    0x16 => GetChunks(GetChunks),
+    /// Datacenter → branch: the next of them, in the order asked.
+    0x17 => Batch(Batch),
+
+    /// Branch → datacenter, on a join connection.
+    0x20 => Join(JoinRequest),
+    /// Datacenter → branch.
+    0x21 => Joined(JoinAnswer),
+}
+
+/// Greeting of a branch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`PROTOCOL_MINOR`] of the branch.
+    pub minor: u16,
+    /// Its software version, for the console.
+    pub software: String,
+    /// Counter of the newest assignment it holds, 0 for none.
+    pub assignment_counter: u64,
+}
+
+/// Greeting of the datacenter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// [`PROTOCOL_MINOR`] of the datacenter.
+    pub minor: u16,
+    /// Its software version.
+    pub software: String,
+    /// Its clock, unix seconds, so that a branch with a wrong clock can say so.
+    pub now_unix_s: u64,
+    /// The realm's endorsed publisher keys.
+    pub endorsements: Vec<Endorsement>,
+}
+
+/// A `Signed<…>` in encoded form.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignedBytes {
+    /// The envelope.
+    pub bytes: Vec<u8>,
+}
+
+/// What a branch tells of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusReport {
+    /// JSON.
+    pub json: String,
+}
+
+/// A certificate or certificate request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Der {
+    /// DER bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// A refusal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refuse {
+    /// For programs.
+    pub code: RefuseCode,
+    /// For people.
+    pub message: String,
+}
+
+/// Asks for a version's signed record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GetVersion {
+    /// Which.
+    pub version: VersionId,
+}
+
+/// Asks for the shape of a tree against one the branch holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GetOutline {
+    /// Which version.
+    pub version: VersionId,
+    /// Which of its trees.
+    pub tree: Tree,
+    /// A version whose same tree the branch holds whole.
+    pub parent: Option<VersionId>,
+}
+
+/// Leaves in which a tree differs from the parent's (from an all-absent tree, without parent).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outline {
+    /// Tree size in bytes, repeated in every frame.
+    pub size_bytes: u64,
+    /// Chunker parameters, repeated in every frame.
+    pub params: ChunkerParams,
+    /// Leaf index and name, ascending.
+    pub changed: Vec<(u32, NodeId)>,
+}
+
+/// Asks for leaves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GetLeaves {
+    /// Which version.
+    pub version: VersionId,
+    /// Which of its trees.
+    pub tree: Tree,
+    /// A version whose leaf at the same index the branch holds: deltas are against it.
+    pub parent: Option<VersionId>,
+    /// Leaf indexes, ascending.
+    pub leaves: Vec<u32>,
+}
+
+/// Leaves, in the order asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leaves {
+    /// For each, whether it is a delta against the parent's leaf, and its length in `packed` once unpacked, in bytes.
+    pub entries: Vec<(bool, u32)>,
+    /// One zstd frame over them all.
+    pub packed: Vec<u8>,
+}
+
+/// Asks for chunks by where a version shows them: never by bare id.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GetChunks {
+    /// Which version.
+    pub version: VersionId,
+    /// Which of its trees.
+    pub tree: Tree,
+    /// How much it matters.
+    pub urgency: Urgency,
+    /// Where.
+    pub runs: Vec<Run>,
+}
+
+/// The next `count` chunks of those asked for. Names and lengths are known to the branch from its manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Batch {
+    /// How many chunks.
+    pub count: u32,
+    /// How they are packed.
+    pub encoding: BatchEncoding,
+    /// Packed bytes.
+    pub packed: Vec<u8>,
+}
+
+/// Why a frame was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum WireError {
+    /// Too short for a head.
+    #[error("a frame of {0} bytes is too short")]
+    Short(usize),
+    /// From a program that speaks another framing.
+    #[error(
+        "frame version {0} is not spoken here (this program speaks {FRAME_VERSION}); upgrade the older end"
+    )]
+    Version(u8),
+    /// A message this program does not know.
+    #[error("unknown message tag {0:#04x}; upgrade the older end")]
+    Tag(u8),
+    /// The body does not parse.
+    #[error("malformed {name} message")]
+    Malformed {
+        /// Which message.
+        name: &'static str,
+    },
+    /// A message where another was due.
+    #[error("{got} message where {expected} was due")]
+    Unexpected {
+        /// What came.
+        got: &'static str,
+        /// What was due.
+        expected: &'static str,
+    },
+}
