@@ -158,6 +158,28 @@ pub trait BlockDevice: Send + Sync {
     /// Any [`BlockErrorKind`]; the range then holds old or new bytes per block, undefined which.
     fn write(&self, offset: u64, data: &[u8], fua: bool) -> Result<(), BlockError>;
 
+    /// Writes without FUA, but only if that needs no waiting; `Ok(false)`, having written nothing, says that
+    /// [`BlockDevice::write`] must be called on a thread that may block. By default, whole blocks of the preferred
+    /// size are taken and others are not: a part of a block may need the rest of it read over the WAN first.
+    ///
+    /// # Errors
+    /// As [`BlockDevice::write`].
+    fn try_write(&self, offset: u64, data: &[u8]) -> Result<bool, BlockError> {
+        let grain = u64::from(self.geometry().block_bytes_preferred.max(1));
+        if offset % grain != 0 || data.len() as u64 % grain != 0 {
+            return Ok(false);
+        }
+        self.write(offset, data, false).map(|()| true)
+    }
+
+    /// Says that the range is likely to be read soon; the device may fetch it, or do nothing (the default).
+    ///
+    /// # Errors
+    /// [`BlockErrorKind::OutOfRange`]; failing to fetch is no error here.
+    fn prefetch(&self, _offset: u64, _len: u64) -> Result<(), BlockError> {
+        Ok(())
+    }
+
     /// Makes the range read as zeroes. `may_unmap` allows (does not demand) that its storage is given back.
     ///
     /// # Errors

@@ -6,6 +6,7 @@
 
 mod device;
 mod memory;
+pub mod nbd;
 mod raw_file;
 
 pub use device::{BlockDevice, BlockError, BlockErrorKind, Geometry, RangeStatus, check_range};

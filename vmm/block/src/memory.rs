@@ -139,6 +139,10 @@ impl BlockDevice for MemoryDevice {
         Ok(())
     }
 
+    fn try_write(&self, offset: u64, data: &[u8]) -> Result<bool, BlockError> {
+        self.write(offset, data, false).map(|()| true)
+    }
+
     fn write_zeroes(
         &self,
         offset: u64,

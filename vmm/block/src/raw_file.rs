@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
+use rustix::fs::{Advice, FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
 
 use crate::device::{BlockDevice, BlockError, BlockErrorKind, Geometry, RangeStatus, check_range};
@@ -192,6 +192,22 @@ impl BlockDevice for RawFile {
             .write_all_at(data, offset)
             .map_err(|error| self.error("write", offset, data.len() as u64, error))?;
         if fua { self.sync() } else { Ok(()) }
+    }
+
+    fn try_write(&self, offset: u64, data: &[u8]) -> Result<bool, BlockError> {
+        self.write(offset, data, false).map(|()| true)
+    }
+
+    fn prefetch(&self, offset: u64, len: u64) -> Result<(), BlockError> {
+        check_range(offset, len, self.geometry.size_bytes)?;
+        // Advice; where the kernel does not take it, the read simply comes later.
+        let _ = rustix::fs::fadvise(
+            &self.file,
+            offset,
+            std::num::NonZeroU64::new(len),
+            Advice::WillNeed,
+        );
+        Ok(())
     }
 
     fn write_zeroes(
