@@ -1,7 +1,7 @@
 //! The TCP proxy: one thread carries byte streams through one link in full-size segments.
 //!
 //! ```text
-//!   accept ─ Open ─► (up) ─► connect target ─ Opened ─► (down) ─► reading begins
+//!   accept ─ Open ─► (up) ─► connect target ─ Opened ─► (down) ─► client is read ─ Established ─► (up) ─► target is read
 //!   bytes ─ Data… ─► pipe ─► outbox ─► socket        end ─ Fin ─► pipe ─► shutdown once the outbox is empty
 //! ```
 //!
@@ -9,7 +9,7 @@
 //! unless its pipe has room and the other side's outbox is short, so memory is bounded and TCP's own flow control
 //! slows the sender.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
@@ -84,8 +84,9 @@ impl TcpProxy {
                 listener,
                 target,
                 header,
-                connections: HashMap::new(),
+                connections: BTreeMap::new(),
                 next_id: 0,
+                last_read: [0; 2],
             };
             if let Err(error) = run.until(stop) {
                 link.fail(format!("TCP proxy: {error}"));
@@ -104,6 +105,7 @@ struct Segment {
 enum Content {
     Open,
     Opened,
+    Established,
     Data(Vec<u8>),
     Fin,
     Reset,
@@ -149,8 +151,10 @@ struct Run<'a> {
     listener: TcpListener,
     target: SocketAddr,
     header: u64,
-    connections: HashMap<u64, Connection>,
+    connections: BTreeMap<u64, Connection>,
     next_id: u64,
+    /// The connection read last in each direction; the next one has the next turn.
+    last_read: [u64; 2],
 }
 
 const BOTH: [Direction; 2] = [Direction::Up, Direction::Down];
@@ -234,7 +238,6 @@ impl Run<'_> {
             let refused = !matches!(socket.take_error(), Ok(None));
             if refused || socket.peer_addr().is_ok() {
                 side.connecting = false;
-                side.opened = !refused;
                 answers.push((
                     id,
                     if refused {
@@ -252,7 +255,11 @@ impl Run<'_> {
 
     /// Reads a segment at a time from each sender in turn, so that they share the link, until it has no room.
     fn read(&mut self, direction: Direction) {
-        let mut ready: VecDeque<u64> = self.connections.keys().copied().collect();
+        let last = self.last_read[direction as usize];
+        let later = self.connections.range(last + 1..).map(|(&id, _)| id);
+        let mut ready: VecDeque<u64> = later
+            .chain(self.connections.range(..=last).map(|(&id, _)| id))
+            .collect();
         while let Some(id) = ready.pop_front()
             && self.has_room(direction)
         {
@@ -272,6 +279,7 @@ impl Run<'_> {
                 Ok(length) => {
                     bytes.truncate(length);
                     ready.push_back(id);
+                    self.last_read[direction as usize] = id;
                     Content::Data(bytes)
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
@@ -313,7 +321,11 @@ impl Run<'_> {
                 }
                 Err(_) => self.offer(Direction::Down, segment.connection, Content::Reset),
             },
-            Content::Opened => to.opened = true,
+            Content::Opened => {
+                to.opened = true;
+                self.offer(Direction::Up, segment.connection, Content::Established);
+            }
+            Content::Established => to.opened = true,
             Content::Data(bytes) => to.outbox.extend(bytes),
             Content::Fin => to.ending = true,
             Content::Reset => connection.reset = true,
