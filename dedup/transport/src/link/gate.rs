@@ -1,0 +1,148 @@
+//! Classes of traffic, and who may fill the send buffer next.
+//!
+//! QUIC stream priorities order only what has been accepted into the connection's send buffer and is not yet handed to
+//! the network: bytes in flight, and bytes in a bottleneck's queue, are past ordering. They do not order access to that
+//! buffer either: it is one budget for all streams, so a saturating fill would make a demand answer wait for whoever
+//! wins the race for each freed byte. The gate orders that access: while a higher class waits to write, lower ones stand
+//! back. Invariant: a class is never shut out for ever, because a writer of a higher class may be waiting for a reader that
+//! does not read; every [`SHARE_INTERVAL`] a lower writer may compete for one piece. That is the lower classes' reserved
+//! share.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
+
+/// How long a writer stands back for higher classes before it competes for one piece.
+pub(super) const SHARE_INTERVAL: Duration = Duration::from_millis(500);
+
+const CLASSES: usize = 4;
+
+/// What a stream carries, lowest first. Strict between classes, round robin within one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Class {
+    /// Prepopulation, in the branch's hours.
+    Fill = 0,
+    /// Write-back of desktops, and reports.
+    State = 1,
+    /// Boot profile prefetch.
+    Boot = 2,
+    /// A guest waits for it.
+    Demand = 3,
+}
+
+impl Class {
+    /// quinn's stream priority: larger goes first, 0 is what a stream starts with.
+    pub(super) fn priority(self) -> i32 {
+        self as i32
+    }
+}
+
+/// Counts writers per class on one link.
+#[derive(Debug, Default)]
+pub(super) struct Gate {
+    writing: [AtomicU32; CLASSES],
+    changed: Notify,
+}
+
+/// A writer's presence; lower classes stand back while it lives.
+pub(super) struct Writing<'a> {
+    gate: &'a Gate,
+    class: Class,
+}
+
+impl Gate {
+    /// Announces a writer.
+    pub(super) fn enter(&self, class: Class) -> Writing<'_> {
+        self.writing[class as usize].fetch_add(1, Ordering::SeqCst);
+        if class > Class::Fill {
+            self.changed.notify_waiters();
+        }
+        Writing { gate: self, class }
+    }
+
+    /// Waits until no higher class is writing (`true`), or until this writer's share is due (`false`).
+    pub(super) async fn turn(&self, class: Class) -> bool {
+        if !self.outranked(class) {
+            return true;
+        }
+        let share_due = sleep_until(Instant::now() + SHARE_INTERVAL);
+        tokio::pin!(share_due);
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            // Registered before the check, so that a change in between is not missed.
+            changed.as_mut().enable();
+            if !self.outranked(class) {
+                return true;
+            }
+            tokio::select! {
+                () = changed => {}
+                () = &mut share_due => return false,
+            }
+        }
+    }
+
+    /// Waits until a higher class writes.
+    pub(super) async fn preempted(&self, class: Class) {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if self.outranked(class) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    fn outranked(&self, class: Class) -> bool {
+        self.writing[class as usize + 1..]
+            .iter()
+            .any(|writers| writers.load(Ordering::SeqCst) > 0)
+    }
+}
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        self.gate.writing[self.class as usize].fetch_sub(1, Ordering::SeqCst);
+        if self.class > Class::Fill {
+            self.gate.changed.notify_waiters();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn lower_classes_stand_back_but_not_for_ever() {
+        let gate = Gate::default();
+        assert!(gate.turn(Class::Fill).await);
+        let demand = gate.enter(Class::Demand);
+        assert!(gate.turn(Class::Demand).await, "equals do not wait");
+
+        let start = Instant::now();
+        assert!(!gate.turn(Class::Boot).await, "the share comes due");
+        assert_eq!(start.elapsed(), SHARE_INTERVAL);
+
+        let (turn, ()) = tokio::join!(gate.turn(Class::Fill), async { drop(demand) });
+        assert!(turn, "free as soon as the higher class is done");
+        assert_eq!(start.elapsed(), SHARE_INTERVAL);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_higher_class_preempts_a_waiting_writer() {
+        let gate = Gate::default();
+        let fill = gate.enter(Class::Fill);
+        let (_, boot) = tokio::join!(gate.preempted(Class::Fill), async {
+            tokio::task::yield_now().await;
+            gate.enter(Class::Boot)
+        });
+        drop((fill, boot));
+        assert!(gate.turn(Class::Fill).await);
+    }
+}

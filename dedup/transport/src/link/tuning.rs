@@ -1,0 +1,214 @@
+//! Transport settings for long fat links, and what they cost.
+//!
+//! quinn's defaults fit 100 Mbit/s at 100 ms; a stream window of 1.25 MB gives 16.7 Mbit/s at 600 ms. Ours are sized by
+//! bandwidth-delay product: 64 MiB carries 850 Mbit/s at 600 ms. Windows bound memory, they do not take it: a receiver
+//! holds what it has not read yet, a sender what is not acknowledged yet.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::congestion::{BbrConfig, ControllerFactory, CubicConfig, NewRenoConfig};
+use quinn::{MtuDiscoveryConfig, TransportConfig, VarInt};
+
+use super::LinkError;
+
+/// Smallest window accepted, in bytes: below, not even a frame of ordinary size fits.
+const WINDOW_BYTES_MIN: u64 = 1 << 20;
+/// Largest window accepted, in bytes: 14 Gbit/s at 600 ms, and a bound on what one peer can make us hold.
+const WINDOW_BYTES_MAX: u64 = 1 << 30;
+/// Longest idle timeout accepted. A dead peer must be noticed while somebody still waits for it.
+const IDLE_TIMEOUT_MAX: Duration = Duration::from_secs(600);
+
+/// Requests a branch may have open at once: desktops × reads in flight, with room.
+pub(crate) const REQUESTS_MAX_FROM_BRANCH: u32 = 1024;
+/// Requests a datacenter may have open at once towards a branch: control only.
+pub(crate) const REQUESTS_MAX_FROM_DATACENTER: u32 = 256;
+
+/// Datagram bytes buffered per direction: repair symbols are worth nothing when they are late, so little is kept.
+const DATAGRAM_BUFFER_BYTES: usize = 1 << 20;
+
+/// Round-trip time assumed before the first sample. The first retransmission comes after three times this, and must
+/// not come before the answer on a 600 ms path.
+const INITIAL_RTT: Duration = Duration::from_millis(300);
+
+/// Every path of the Internet carries this UDP payload (RFC 9000 section 14).
+const MTU_INITIAL: u16 = 1200;
+/// The most that is probed for: Ethernet's 1500 less IPv6 and UDP headers.
+const MTU_PROBED_MAX: u16 = 1452;
+
+/// Which congestion control the sending end runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Congestion {
+    /// Models bandwidth and round trip; a lost packet alone does not halve the rate. For WANs with random loss.
+    #[default]
+    Bbr,
+    /// RFC 9438. Fair beside TCP, slow to recover from loss on long paths.
+    Cubic,
+    /// RFC 9002 section 7. The yardstick.
+    NewReno,
+}
+
+/// A name that is not a congestion control.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is not a congestion control: use bbr, cubic or newreno")]
+pub struct ParseCongestionError {
+    text: String,
+}
+
+impl FromStr for Congestion {
+    type Err = ParseCongestionError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "bbr" => Ok(Self::Bbr),
+            "cubic" => Ok(Self::Cubic),
+            "newreno" => Ok(Self::NewReno),
+            _ => Err(ParseCongestionError {
+                text: text.chars().take(40).collect(),
+            }),
+        }
+    }
+}
+
+impl fmt::Display for Congestion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Bbr => "bbr",
+            Self::Cubic => "cubic",
+            Self::NewReno => "newreno",
+        })
+    }
+}
+
+/// What an operator may set about a link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinkTuning {
+    /// Congestion control of this end's sending.
+    pub congestion: Congestion,
+    /// Bytes in flight or unread per link and direction; one stream may use half. 1 MiB to 1 GiB.
+    pub window_bytes: u64,
+    /// How often an idle link is touched; also what keeps a NAT's mapping alive.
+    pub keep_alive: Duration,
+    /// Silence after which the peer counts as dead; at least twice `keep_alive`. The smaller of both ends' holds.
+    pub idle_timeout: Duration,
+}
+
+impl Default for LinkTuning {
+    fn default() -> Self {
+        Self {
+            congestion: Congestion::default(),
+            window_bytes: 64 << 20,
+            keep_alive: Duration::from_secs(5),
+            idle_timeout: Duration::from_secs(20),
+        }
+    }
+}
+
+impl LinkTuning {
+    /// Builds quinn's settings; `requests_max` bounds what the peer may have open, `greeted` lets it send the greeting.
+    pub(crate) fn transport(
+        &self,
+        requests_max: u32,
+        greeted: bool,
+    ) -> Result<Arc<TransportConfig>, LinkError> {
+        let Self {
+            congestion,
+            window_bytes,
+            keep_alive,
+            idle_timeout,
+        } = *self;
+        let refused = |reason: String| LinkError::Tuning { reason };
+        if !(WINDOW_BYTES_MIN..=WINDOW_BYTES_MAX).contains(&window_bytes) {
+            return Err(refused(format!(
+                "a window of {window_bytes} bytes is outside {WINDOW_BYTES_MIN} to {WINDOW_BYTES_MAX}"
+            )));
+        }
+        if keep_alive.is_zero() || keep_alive * 2 > idle_timeout || idle_timeout > IDLE_TIMEOUT_MAX
+        {
+            return Err(refused(format!(
+                "keep-alive {keep_alive:?} and idle timeout {idle_timeout:?} do not fit: the timeout is at least twice the keep-alive and at most {IDLE_TIMEOUT_MAX:?}"
+            )));
+        }
+        let window = |bytes: u64| VarInt::from_u64(bytes).expect("1 GiB is below 2^62");
+        let controller: Arc<dyn ControllerFactory + Send + Sync> = match congestion {
+            Congestion::Bbr => Arc::new(BbrConfig::default()),
+            Congestion::Cubic => Arc::new(CubicConfig::default()),
+            Congestion::NewReno => Arc::new(NewRenoConfig::default()),
+        };
+        let mut mtu_discovery = MtuDiscoveryConfig::default();
+        mtu_discovery.upper_bound(MTU_PROBED_MAX);
+        let mut transport = TransportConfig::default();
+        transport
+            .congestion_controller_factory(controller)
+            .receive_window(window(window_bytes))
+            .stream_receive_window(window(window_bytes / 2))
+            .send_window(window_bytes)
+            .keep_alive_interval(Some(keep_alive))
+            .max_idle_timeout(Some(
+                idle_timeout
+                    .try_into()
+                    .expect("ten minutes in milliseconds are below 2^62"),
+            ))
+            .max_concurrent_bidi_streams(requests_max.into())
+            .max_concurrent_uni_streams(u32::from(greeted).into())
+            .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER_BYTES))
+            .datagram_send_buffer_size(DATAGRAM_BUFFER_BYTES)
+            .initial_rtt(INITIAL_RTT)
+            .initial_mtu(MTU_INITIAL)
+            .mtu_discovery_config(Some(mtu_discovery));
+        Ok(Arc::new(transport))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn congestion_names_round_trip() {
+        for congestion in [Congestion::Bbr, Congestion::Cubic, Congestion::NewReno] {
+            assert_eq!(congestion.to_string().parse(), Ok(congestion));
+        }
+        assert_eq!(
+            "vegas".parse::<Congestion>().unwrap_err().to_string(),
+            "\"vegas\" is not a congestion control: use bbr, cubic or newreno"
+        );
+    }
+
+    #[test]
+    fn settings_that_cannot_work_are_refused() {
+        let good = LinkTuning::default();
+        assert!(good.transport(1, true).is_ok());
+        for bad in [
+            LinkTuning {
+                window_bytes: 1000,
+                ..good.clone()
+            },
+            LinkTuning {
+                window_bytes: u64::MAX,
+                ..good.clone()
+            },
+            LinkTuning {
+                keep_alive: Duration::ZERO,
+                ..good.clone()
+            },
+            LinkTuning {
+                keep_alive: good.idle_timeout,
+                ..good.clone()
+            },
+            LinkTuning {
+                idle_timeout: Duration::from_secs(3600),
+                ..good.clone()
+            },
+        ] {
+            let error = bad.transport(1, true).unwrap_err();
+            assert!(
+                matches!(error, LinkError::Tuning { .. }) && error.is_permanent(),
+                "{error}"
+            );
+        }
+    }
+}
