@@ -164,6 +164,25 @@ fn a_full_queue_drops_and_the_rest_comes_at_the_rate() {
     );
 }
 
+#[test]
+fn an_ipv6_link_works_at_once() {
+    if skipped() {
+        return;
+    }
+    let [dc_ns, branch_ns] = namespaces("v6");
+    let _created = Namespaces::create(&[dc_ns.clone(), branch_ns.clone()]).unwrap();
+    let text = format!(
+        "name=v6,dc-ns={dc_ns},branch-ns={branch_ns},dc-addr=fd77::1/64,branch-addr=fd77::2/64"
+    );
+    let _link = TunLink::start(&text.parse().unwrap(), &Profile::named("lan").unwrap(), 1).unwrap();
+    let (dc, branch) = (
+        socket(&dc_ns, "[fd77::1]:7000"),
+        socket(&branch_ns, "[fd77::2]:7000"),
+    );
+    branch.send_to(b"hello", "[fd77::1]:7000").unwrap();
+    assert_eq!(dc.recv(&mut [0; 16]).unwrap(), 5);
+}
+
 /// `sim-wan link --create` with two branches, once it says that it is ready.
 fn start_lab(test: &str, socket: &Path) -> (Child, [String; 3]) {
     let [dc, branch_a] = namespaces(test);

@@ -1,7 +1,8 @@
 //! The TCP proxy: one thread carries byte streams through one link in full-size segments.
 //!
 //! ```text
-//!   accept ─ Open ─► (up) ─► connect target ─ Opened ─► (down) ─► client is read ─ Established ─► (up) ─► target is read
+//!   accept ─ Open ─► (up) ─► connect target ─ Opened ─► (down) ─► client is read
+//!                    client is read ─ Established ─► (up) ─► target is read
 //!   bytes ─ Data… ─► pipe ─► outbox ─► socket        end ─ Fin ─► pipe ─► shutdown once the outbox is empty
 //! ```
 //!
@@ -9,16 +10,18 @@
 //! unless its pipe has room and the other side's outbox is short, so memory is bounded and TCP's own flow control
 //! slows the sender.
 
+mod connection;
+
 use std::collections::{BTreeMap, VecDeque};
-use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::io::{self, Read};
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags};
-use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
+
+use connection::{Connection, Content, Side, begin_connect, prepare};
 
 use super::{PACE, Proxy, Stop, ip_header};
 use crate::link::{Direction, SharedLink};
@@ -101,51 +104,6 @@ struct Segment {
     content: Content,
 }
 
-#[derive(Clone)]
-enum Content {
-    Open,
-    Opened,
-    Established,
-    Data(Vec<u8>),
-    Fin,
-    Reset,
-}
-
-/// One end of a connection: the client's or the target's socket.
-#[derive(Default)]
-struct Side {
-    socket: Option<TcpStream>,
-    connecting: bool,
-    /// The peer across the link is known to be there, so reading may begin.
-    opened: bool,
-    read_ended: bool,
-    outbox: VecDeque<u8>,
-    /// The other side has ended; shut down once the outbox is empty.
-    ending: bool,
-    write_ended: bool,
-}
-
-#[derive(Default)]
-struct Connection {
-    client: Side,
-    server: Side,
-    reset: bool,
-}
-
-impl Connection {
-    /// The side that sends in a direction and the side that receives.
-    fn ends(&mut self, direction: Direction) -> (&mut Side, &mut Side) {
-        match direction {
-            Direction::Up => (&mut self.client, &mut self.server),
-            Direction::Down => (&mut self.server, &mut self.client),
-        }
-    }
-
-    fn is_over(&self) -> bool {
-        self.reset || (self.client.write_ended && self.server.write_ended)
-    }
-}
-
 struct Run<'a> {
     link: &'a SharedLink<Segment>,
     listener: TcpListener,
@@ -172,7 +130,7 @@ impl Run<'_> {
             let worked = self.deliver();
             self.write();
             self.connections
-                .retain(|_, connection| !connection.is_over());
+                .retain(|_, connection| !connection.end_if_over());
             if worked {
                 thread::sleep(PACE.saturating_sub(self.link.clock.now() - begun));
             }
@@ -212,10 +170,7 @@ impl Run<'_> {
                 continue;
             }
             self.next_id += 1;
-            let client = Side {
-                socket: Some(socket),
-                ..Side::default()
-            };
+            let client = Side::accepted(socket);
             self.connections.insert(
                 self.next_id,
                 Connection {
@@ -334,29 +289,8 @@ impl Run<'_> {
 
     fn write(&mut self) {
         for connection in self.connections.values_mut() {
-            for side in [&mut connection.client, &mut connection.server] {
-                if side.connecting || side.write_ended {
-                    continue;
-                }
-                let Some(socket) = side.socket.as_mut() else {
-                    continue;
-                };
-                while !side.outbox.is_empty() {
-                    match socket.write(side.outbox.as_slices().0) {
-                        Ok(length) => drop(side.outbox.drain(..length)),
-                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                        Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                        Err(_) => {
-                            connection.reset = true;
-                            break;
-                        }
-                    }
-                }
-                if side.ending && side.outbox.is_empty() {
-                    let _ = socket.shutdown(Shutdown::Write);
-                    side.write_ended = true;
-                }
-            }
+            let written = connection.client.write().and(connection.server.write());
+            connection.reset |= written.is_err();
         }
     }
 
@@ -409,27 +343,4 @@ impl Run<'_> {
         self.link.down.bell.silence();
         Ok(())
     }
-}
-
-fn prepare(socket: &TcpStream) -> io::Result<()> {
-    socket.set_nonblocking(true)?;
-    socket.set_nodelay(true)
-}
-
-/// Starts a connect without waiting for it.
-fn begin_connect(target: SocketAddr) -> io::Result<TcpStream> {
-    let family = if target.is_ipv4() {
-        AddressFamily::INET
-    } else {
-        AddressFamily::INET6
-    };
-    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let socket = socket_with(family, SocketType::STREAM, flags, None)?;
-    match connect(&socket, &target) {
-        Ok(()) | Err(Errno::INPROGRESS) => {}
-        Err(error) => return Err(error.into()),
-    }
-    let socket = TcpStream::from(socket);
-    prepare(&socket)?;
-    Ok(socket)
 }

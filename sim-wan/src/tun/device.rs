@@ -36,7 +36,8 @@ impl Device {
         address: IpAddr,
         prefix: u8,
     ) -> Result<Self, TunError> {
-        let opened = inside(namespace, || open(name, address.is_ipv4()))?;
+        let only_ipv4 = address.is_ipv4();
+        let opened = inside(namespace, || open(name, only_ipv4))?;
         let fd = opened.map_err(|source| TunError::Device {
             device: name.to_owned(),
             namespace: namespace.to_owned(),
@@ -54,7 +55,12 @@ impl Device {
             "txqueuelen",
             RING_PACKETS,
         ])?;
-        ip(&["-n", namespace, "addr", "add", &address, "dev", name])?;
+        let mut add = vec!["-n", namespace, "addr", "add", &address, "dev", name];
+        if !only_ipv4 {
+            // Nobody else can have the address on a link of two; detection would hold it back for a second.
+            add.push("nodad");
+        }
+        ip(&add)?;
         ip(&["-n", namespace, "link", "set", name, "up"])?;
         Ok(Self {
             fd,
