@@ -1,1 +1,7 @@
-//! What splice-vmm tells other programs
+//! What splice-vmm tells other programs.
+//!
+//! Types only, with the JSON they have on the wire; no KVM, no I/O. A field may be added, none changes its meaning.
+
+mod host;
+
+pub use host::{CpuVirt, HostVirt, KvmKind, Probe, ProbeOutcome};

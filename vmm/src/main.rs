@@ -1,0 +1,100 @@
+//! The `splice-vmm` command.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use vmm_api::{HostVirt, KvmKind, ProbeOutcome};
+
+/// Runs one desktop on KVM.
+#[derive(Parser)]
+#[command(name = "splice-vmm", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Tell whether this machine can run desktops on KVM.
+    ///
+    /// Runs a few tiny guests. Exit status: 0 hardware KVM, 10 KVM whose guests' kernel mode is emulated, 11 no
+    /// usable KVM, 1 the result could not be printed, 2 wrong usage.
+    Check {
+        /// Print the result as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+fn main() -> Result<ExitCode> {
+    let Arguments { command } = Arguments::parse();
+    match command {
+        Command::Check { json } => {
+            let host = vmm::check::host_virt();
+            let mut out = io::stdout().lock();
+            if json {
+                serde_json::to_writer_pretty(&mut out, &host)?;
+                writeln!(out)?;
+            } else {
+                print_table(&mut out, &host)?;
+            }
+            Ok(ExitCode::from(host.kind.exit_code()))
+        }
+    }
+}
+
+fn print_table(out: &mut impl Write, host: &HostVirt) -> io::Result<()> {
+    let yes_no = |flag| if flag { "yes" } else { "no" };
+    let cpu = &host.cpu;
+    writeln!(
+        out,
+        "processor     {}",
+        if cpu.model.is_empty() {
+            "unknown"
+        } else {
+            &cpu.model
+        }
+    )?;
+    writeln!(
+        out,
+        "              VT-x {}, AMD-V {}, itself virtual {}",
+        yes_no(cpu.vmx),
+        yes_no(cpu.svm),
+        yes_no(cpu.hypervisor)
+    )?;
+    for probe in &host.probes {
+        let outcome = match &probe.outcome {
+            ProbeOutcome::Works => "works".to_owned(),
+            ProbeOutcome::NotOffered => "not offered to guests".to_owned(),
+            ProbeOutcome::Wrong { got, expected } => format!("WRONG: {got}, should be {expected}"),
+            ProbeOutcome::NotEmulated => "MISSING in the emulator".to_owned(),
+            ProbeOutcome::Fault => "FAULT".to_owned(),
+            ProbeOutcome::TimedOut => "HANGS".to_owned(),
+            ProbeOutcome::Refused { error } => format!("REFUSED: {error}"),
+        };
+        writeln!(out, "{:<13} {outcome}", probe.name)?;
+    }
+    if let Some(speed) = host.instructions_per_second {
+        writeln!(
+            out,
+            "kernel mode   {:.1} million instructions a second",
+            speed as f64 / 1e6
+        )?;
+    }
+    let verdict = match host.kind {
+        KvmKind::Hardware => "hardware KVM: desktops run here",
+        KvmKind::EmulatedRing0 => "KVM without hardware behind it: guests' kernel mode is emulated",
+        KvmKind::None => "no usable KVM",
+    };
+    if host.probes.is_empty() {
+        for reason in &host.reasons {
+            writeln!(out, "reason        {reason}")?;
+        }
+    }
+    match &host.advice {
+        Some(advice) => writeln!(out, "verdict       {verdict}. {advice}"),
+        None => writeln!(out, "verdict       {verdict}."),
+    }
+}
