@@ -1,1 +1,3 @@
-//! The branch daemon: cache, link, volumes and desktops
+//! The branch server: cache, link, volumes and desktops.
+
+pub mod volume;

@@ -1,0 +1,120 @@
+//! Group flush, and the housekeeping that follows one.
+//!
+//! Whoever finds nobody syncing becomes the leader and syncs for all; the others wait and look whether the result covers
+//! them. Order within one sync: segments oldest first, then the directory if a segment is new, and only then the watermark.
+//!
+//! ```text
+//!   flush() ── covered? ──► return          leader: segments ─► names ─► watermark ─► wake followers
+//!      │ no                                                                 └► mark, header file, dead segments
+//!      ├─ somebody syncs ──► wait ──► look again
+//!      └─ lead
+//! ```
+
+use std::sync::atomic::Ordering;
+
+use super::error::OverlayError;
+use super::open::write_meta;
+use super::{Overlay, lock};
+
+impl Overlay {
+    /// Makes every write that completed before this call durable, on all disks, whichever thread it came from.
+    ///
+    /// # Errors
+    /// The sync failed now or earlier: the overlay is closed.
+    pub fn flush(&self) -> Result<(), OverlayError> {
+        let target = self.guest_seq.load(Ordering::Acquire);
+        let mut state = lock(&self.flush);
+        loop {
+            self.check_alive()?;
+            if self.flushed_seq() >= target {
+                return Ok(());
+            }
+            if state.syncing {
+                state = self
+                    .flushed
+                    .wait(state)
+                    .expect("no code panics while it holds this lock");
+                continue;
+            }
+            state.syncing = true;
+            drop(state);
+            let synced = self.sync();
+            self.flushed.notify_all();
+            // What follows is not needed for the followers' answers, so they do not wait for it.
+            let done = synced.and_then(|newest| self.housekeep(newest));
+            state = lock(&self.flush);
+            state.syncing = false;
+            drop(state);
+            self.flushed.notify_all();
+            done?;
+            state = lock(&self.flush);
+        }
+    }
+
+    /// Syncs what was appended so far and raises the watermark. Returns the newest segment that is durable now.
+    fn sync(&self) -> Result<u32, OverlayError> {
+        let (covered, newest, segments, new_names) = {
+            let mut writer = lock(&self.writer);
+            (
+                writer.last_seq,
+                writer.number,
+                std::mem::take(&mut writer.unsynced),
+                std::mem::take(&mut writer.new_names),
+            )
+        };
+        for (_, name, file) in &segments {
+            file.sync()
+                .map_err(|e| self.fail(OverlayError::io(name, "sync", e)))?;
+        }
+        if new_names {
+            self.disk
+                .sync_dir(&self.dir)
+                .map_err(|e| self.fail(OverlayError::io(&self.dir, "sync the directory", e)))?;
+        }
+        // Under the lock, so that a follower cannot look before and sleep after.
+        let _state = lock(&self.flush);
+        self.durable.store(covered, Ordering::Release);
+        Ok(newest)
+    }
+
+    /// Leaves proof of the flush in the log, notes new segments in the header file, and drops dead ones.
+    fn housekeep(&self, newest: u32) -> Result<(), OverlayError> {
+        self.append_mark()?;
+        let mut meta = lock(&self.meta).clone();
+        let known = meta.segments_synced;
+        meta.segments_synced = known.max(newest);
+        let durable = self.flushed_seq();
+        let dead: Vec<u32> = {
+            let map = self.map_read();
+            map.segments
+                .iter()
+                // The newest takes appends. The rest is dead for good once what killed it is durable.
+                .filter(|(number, s)| {
+                    **number < newest && s.live == 0 && s.dead_since.max(s.last_seq) <= durable
+                })
+                .map(|(number, _)| *number)
+                .take_while(|number| meta.add_dropped(*number))
+                .collect()
+        };
+        if dead.is_empty() && meta.segments_synced == known {
+            return Ok(());
+        }
+        match write_meta(&*self.disk, &self.dir, &meta) {
+            Ok(()) => {}
+            // The next flush tries again; until then nothing is dropped.
+            Err(OverlayError::NoSpace { .. }) => return Ok(()),
+            Err(error) => return Err(self.fail(error)),
+        }
+        *lock(&self.meta) = meta;
+        for number in dead {
+            let segment = self.map_write().segments.remove(&number);
+            // A file that stays is removed by the next opening, which knows from the header file that it is dropped.
+            if let Some(segment) = segment
+                && let Err(error) = self.disk.remove(&segment.name)
+            {
+                tracing::warn!(overlay = %self.dir, file = %segment.name, %error, "a dropped segment stays for now");
+            }
+        }
+        Ok(())
+    }
+}

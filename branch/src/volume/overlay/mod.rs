@@ -1,0 +1,201 @@
+//! A desktop's private writes: an append-only, checksummed log over a read-only version.
+//!
+//! - One overlay serves all disks of a desktop, and one sequence orders their records.
+//! - An acknowledged write is in the kernel (it survives the death of this process); an acknowledged flush covers every write
+//!   that completed before it began, on any disk, and survives the loss of power.
+//! - After a stop of any kind the log is a prefix of what was appended. Damage within what was flushed closes the overlay with
+//!   an error that names file and offset ([`replay`]).
+//! - ENOSPC undoes the append; the write may be tried again. Any other error of a write or sync closes the overlay for good:
+//!   Linux reports a write-back error once and may drop the data, so a later success would mean nothing.
+//!
+//! Locks: `writer` orders appends, `map` (taken inside it) is the readers' view, `flush` elects the one who syncs. No lock is
+//! held while the log is read or synced. The format is `docs/disk-formats/overlay.md`. Segments whose every byte was
+//! overwritten are dropped; there is no compaction yet, and no lock against a second process.
+
+mod error;
+mod flush;
+mod format;
+mod fuzz;
+mod index;
+mod map;
+mod open;
+mod read;
+mod replay;
+mod writer;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, RwLock};
+
+use dedup::VersionId;
+use dedup_store::disk::Disk;
+
+pub use error::OverlayError;
+pub(crate) use format::{PIECE_BYTES, SECTOR_BYTES};
+pub use fuzz::fuzz_overlay;
+pub(crate) use map::{Part, Source};
+
+use format::{LogKey, Meta};
+use map::Map;
+use writer::Writer;
+
+/// Whose overlay it is. All of it is checked when one is opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OverlayIdentity {
+    /// The desktop.
+    pub desktop: [u8; 16],
+    /// The version that the overlay lies over.
+    pub base: VersionId,
+    /// Sizes of the desktop's disks in bytes, multiples of 512; at least one, at most 16.
+    pub disks: Vec<u64>,
+}
+
+/// How an overlay is kept.
+#[derive(Debug, Clone, Copy)]
+pub struct OverlayOptions {
+    /// Length in bytes at which a segment is full. A record may reach past it.
+    pub segment_bytes: u64,
+}
+
+impl Default for OverlayOptions {
+    fn default() -> Self {
+        Self {
+            segment_bytes: 64 << 20,
+        }
+    }
+}
+
+/// Figures about an overlay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OverlayStats {
+    /// Bytes in all segments.
+    pub log_bytes: u64,
+    /// Payload bytes that a read could still return.
+    pub live_bytes: u64,
+    /// Segment files.
+    pub segments: u64,
+    /// Extents in the in-memory index, about 60 bytes of memory each.
+    pub extents: u64,
+    /// Sequence number of the last record.
+    pub seq: u64,
+    /// Every record up to this one is durable.
+    pub flushed_seq: u64,
+    /// Reads that failed because the log did not verify or could not be read.
+    pub read_faults: u64,
+}
+
+/// An open overlay. Cheap to share; all methods may be called from any thread.
+pub struct Overlay {
+    disk: Arc<dyn Disk>,
+    dir: String,
+    identity: OverlayIdentity,
+    options: OverlayOptions,
+    key: LogKey,
+    writer: Mutex<Writer>,
+    map: RwLock<Map>,
+    /// The header file's content; only the flush leader changes it.
+    meta: Mutex<Meta>,
+    flush: Mutex<FlushState>,
+    flushed: Condvar,
+    /// Last record that a guest asked for; what a flush must cover.
+    guest_seq: AtomicU64,
+    durable: AtomicU64,
+    read_faults: AtomicU64,
+    failed: OnceLock<String>,
+}
+
+#[derive(Debug, Default)]
+struct FlushState {
+    syncing: bool,
+}
+
+/// Path of a file of the overlay in `dir`.
+fn path(dir: &str, name: &str) -> String {
+    if dir.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{dir}/{name}")
+    }
+}
+
+/// Path of segment `number`.
+fn segment_name(dir: &str, number: u32) -> String {
+    path(dir, &format!("{number:010}.seg"))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex
+        .lock()
+        .expect("no code panics while it holds this lock")
+}
+
+impl Overlay {
+    /// Directory of the overlay within its disk.
+    pub fn dir(&self) -> &str {
+        &self.dir
+    }
+
+    /// Whose overlay it is.
+    pub fn identity(&self) -> &OverlayIdentity {
+        &self.identity
+    }
+
+    /// Every record up to this sequence number is durable.
+    pub fn flushed_seq(&self) -> u64 {
+        self.durable.load(Ordering::Acquire)
+    }
+
+    /// Figures for the console and for eviction decisions.
+    pub fn stats(&self) -> OverlayStats {
+        let map = self.map_read();
+        OverlayStats {
+            log_bytes: map.segments.values().map(|s| s.len).sum(),
+            live_bytes: map.segments.values().map(|s| s.live_payload).sum(),
+            segments: map.segments.len() as u64,
+            extents: map.disks.iter().map(|index| index.len() as u64).sum(),
+            seq: map.segments.values().next_back().map_or(0, |s| s.last_seq),
+            flushed_seq: self.flushed_seq(),
+            read_faults: self.read_faults.load(Ordering::Relaxed),
+        }
+    }
+
+    fn map_read(&self) -> std::sync::RwLockReadGuard<'_, Map> {
+        self.map
+            .read()
+            .expect("no code panics while it holds this lock")
+    }
+
+    fn map_write(&self) -> std::sync::RwLockWriteGuard<'_, Map> {
+        self.map
+            .write()
+            .expect("no code panics while it holds this lock")
+    }
+
+    /// Refuses once a write or sync has failed.
+    fn check_alive(&self) -> Result<(), OverlayError> {
+        match self.failed.get() {
+            None => Ok(()),
+            Some(why) => Err(OverlayError::Failed {
+                dir: self.dir.clone(),
+                why: why.clone(),
+            }),
+        }
+    }
+
+    /// Closes the overlay because of `error`, which it hands back.
+    fn fail(&self, error: OverlayError) -> OverlayError {
+        let mut why = error.to_string();
+        if let OverlayError::Io { source, .. } = &error {
+            why = format!("{why}: {source}");
+        }
+        tracing::error!(overlay = %self.dir, why, "overlay closed: what was not flushed may be lost");
+        // The first reason is the one that matters.
+        let _ = self.failed.set(why);
+        error
+    }
+
+    fn no_space(&self) -> OverlayError {
+        OverlayError::NoSpace {
+            dir: self.dir.clone(),
+        }
+    }
+}

@@ -1,0 +1,398 @@
+//! Creating an overlay, and opening one after any kind of stop.
+//!
+//! Order of creation: the directory, the first segment, and last the header file, under its name only when all is durable.
+//! So a header file means a complete overlay, and its absence that nothing was ever acknowledged.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Condvar, Mutex, OnceLock, RwLock};
+
+use dedup::VersionId;
+use dedup_store::disk::{Disk, DiskFile, Open};
+
+use super::error::{OverlayError, is_full};
+use super::format::{
+    DISKS_MAX, Fault, LogKey, Meta, SECTOR_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader,
+};
+use super::replay::{Cut, Found, Replayed, replay};
+use super::writer::Writer;
+use super::{FlushState, Overlay, OverlayIdentity, OverlayOptions, path, segment_name};
+
+const META_NAME: &str = "overlay.meta";
+const META_NEW_NAME: &str = "overlay.meta.new";
+/// Longest header file believed: 16 disks and 4,096 runs of dropped segments.
+const META_BYTES_MAX: u64 = 64 << 10;
+/// Bytes copied at a time when the unproven tail is written again.
+const REWRITE_BYTES: u64 = 1 << 20;
+
+impl Overlay {
+    /// Creates an empty overlay in `dir` and opens it. `log_id` is 16 random bytes, new for each overlay.
+    ///
+    /// # Errors
+    /// [`OverlayError::Exists`] if there is one, [`OverlayError::Invalid`] for an impossible identity,
+    /// [`OverlayError::NoSpace`], [`OverlayError::Io`].
+    pub fn create(
+        disk: Arc<dyn Disk>,
+        dir: &str,
+        identity: &OverlayIdentity,
+        log_id: [u8; 16],
+        options: OverlayOptions,
+    ) -> Result<Self, OverlayError> {
+        check_identity(dir, identity)?;
+        let io = |what: &'static str| move |e| io_error(dir, dir, what, e);
+        disk.create_dir(dir).map_err(io("create the directory"))?;
+        let first = segment_name(dir, 1);
+        for name in disk.list(dir).map_err(io("list the directory"))? {
+            let file = path(dir, &name);
+            // An interrupted creation leaves the first segment without records; anything more may be somebody's data.
+            let leftover =
+                file == first && disk_len(&*disk, dir, &file)? <= SEGMENT_HEADER_BYTES as u64;
+            if leftover && !exists(&*disk, dir, META_NAME)? {
+                disk.remove(&file).map_err(io("remove a leftover"))?;
+            } else if name == META_NAME || name.ends_with(".seg") {
+                return Err(OverlayError::Exists {
+                    dir: dir.to_owned(),
+                    file,
+                });
+            }
+        }
+        let header = SegmentHeader {
+            number: 1,
+            first_seq: 1,
+            chain: 0,
+            durable: 0,
+        };
+        let segment = disk
+            .open(&first, Open::CreateNew)
+            .map_err(|e| io_error(dir, &first, "create", e))?;
+        segment
+            .write_at(0, &header.encode(&log_id))
+            .and_then(|()| segment.sync())
+            .map_err(|e| io_error(dir, &first, "write the segment header", e))?;
+        disk.sync_dir(dir).map_err(io("sync the directory"))?;
+        let meta = Meta {
+            desktop: identity.desktop,
+            base: identity.base.0,
+            log_id,
+            disks: identity.disks.clone(),
+            segments_synced: 1,
+            dropped: Vec::new(),
+        };
+        write_meta(&*disk, dir, &meta)?;
+        Self::open(disk, dir, identity, options)
+    }
+
+    /// Opens the overlay in `dir`, which must be of this identity. Reads and verifies the whole log.
+    ///
+    /// # Errors
+    /// [`OverlayError::Absent`], [`OverlayError::Mismatch`], [`OverlayError::Unsupported`], [`OverlayError::Corrupt`],
+    /// [`OverlayError::NoSpace`], [`OverlayError::Io`].
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        dir: &str,
+        identity: &OverlayIdentity,
+        options: OverlayOptions,
+    ) -> Result<Self, OverlayError> {
+        check_identity(dir, identity)?;
+        let mut meta = read_meta(&*disk, dir)?;
+        check_same(dir, identity, &meta)?;
+        let found = find_segments(&*disk, dir, &meta)?;
+        let mut replayed = replay(&meta, &found, dir)?;
+        settle_tail(&*disk, dir, &found, &mut replayed)?;
+        let Some((&number, current)) = replayed.map.segments.iter().next_back() else {
+            return Err(OverlayError::Corrupt {
+                file: path(dir, META_NAME),
+                offset: 0,
+                why: "it lists no segment that is still there".to_owned(),
+            });
+        };
+        let writer = Writer::resume(number, current, replayed.last_seq, replayed.chain);
+        if meta.segments_synced != number {
+            meta.segments_synced = number;
+            write_meta(&*disk, dir, &meta)?;
+        }
+        tracing::info!(
+            overlay = dir,
+            records = replayed.last_seq,
+            segments = replayed.map.segments.len(),
+            "overlay open"
+        );
+        Ok(Self {
+            key: LogKey::new(&meta.log_id),
+            writer: Mutex::new(writer),
+            map: RwLock::new(replayed.map),
+            meta: Mutex::new(meta),
+            flush: Mutex::new(FlushState::default()),
+            flushed: Condvar::new(),
+            guest_seq: AtomicU64::new(replayed.last_seq),
+            durable: AtomicU64::new(replayed.last_seq),
+            read_faults: AtomicU64::new(0),
+            failed: OnceLock::new(),
+            disk,
+            dir: dir.to_owned(),
+            identity: identity.clone(),
+            options,
+        })
+    }
+
+    /// Opens the overlay in `dir`, or creates it if there is none.
+    ///
+    /// # Errors
+    /// As [`Overlay::create`] and [`Overlay::open`].
+    pub fn open_or_create(
+        disk: Arc<dyn Disk>,
+        dir: &str,
+        identity: &OverlayIdentity,
+        log_id: [u8; 16],
+        options: OverlayOptions,
+    ) -> Result<Self, OverlayError> {
+        if exists(&*disk, dir, META_NAME)? {
+            Self::open(disk, dir, identity, options)
+        } else {
+            Self::create(disk, dir, identity, log_id, options)
+        }
+    }
+}
+
+/// Cuts the torn tail, and makes durable what replay accepted without proof that it is.
+fn settle_tail(
+    disk: &dyn Disk,
+    dir: &str,
+    found: &BTreeMap<u32, Found>,
+    replayed: &mut Replayed,
+) -> Result<(), OverlayError> {
+    if let Some(cut) = replayed.cut.take() {
+        cut_tail(disk, dir, found, &cut)?;
+        if cut.position == 0 {
+            replayed.map.segments.remove(&cut.segment);
+        }
+    }
+    // A failed write-back in an earlier process may have left pages that read well, count as clean and are not on the disk:
+    // syncing them does nothing. Written again they are dirty, and the sync covers them.
+    let mut from: BTreeMap<u32, u64> = BTreeMap::new();
+    for &(_, segment, position) in &replayed.unproven {
+        from.entry(segment).or_insert(position);
+    }
+    for (number, segment) in &replayed.map.segments {
+        let Some(&start) = from.get(number) else {
+            continue;
+        };
+        // The header of a segment is as unproven as its first record.
+        let start = if start == SEGMENT_HEADER_BYTES as u64 {
+            0
+        } else {
+            start
+        };
+        rewrite(&*segment.file, start, segment.len)
+            .map_err(|e| io_error(dir, &segment.name, "rewrite its tail", e))?;
+        segment
+            .file
+            .sync()
+            .map_err(|e| io_error(dir, &segment.name, "sync", e))?;
+    }
+    // An empty last segment has no record to be listed, and a later cut must not find that its name was lost.
+    if let Some((_, last)) = replayed.map.segments.iter().next_back() {
+        last.file
+            .sync()
+            .map_err(|e| io_error(dir, &last.name, "sync", e))?;
+    }
+    disk.sync_dir(dir)
+        .map_err(|e| io_error(dir, dir, "sync the directory", e))
+}
+
+fn cut_tail(
+    disk: &dyn Disk,
+    dir: &str,
+    found: &BTreeMap<u32, Found>,
+    cut: &Cut,
+) -> Result<(), OverlayError> {
+    tracing::warn!(
+        overlay = dir,
+        segment = cut.segment,
+        position = cut.position,
+        why = cut.why,
+        "cutting the log's torn tail, which no flush had covered"
+    );
+    // From the end, so that a stop in between leaves a log that is cut at the same place.
+    for (&number, segment) in found.range(cut.segment..).rev() {
+        if number > cut.segment || cut.position == 0 {
+            disk.remove(&segment.name)
+                .map_err(|e| io_error(dir, &segment.name, "remove", e))?;
+        } else {
+            segment
+                .file
+                .truncate(cut.position)
+                .and_then(|()| segment.file.sync())
+                .map_err(|e| io_error(dir, &segment.name, "cut", e))?;
+        }
+    }
+    disk.sync_dir(dir)
+        .map_err(|e| io_error(dir, dir, "sync the directory", e))
+}
+
+fn rewrite(file: &dyn DiskFile, mut from: u64, end: u64) -> io::Result<()> {
+    while from < end {
+        let mut bytes = vec![0; (end - from).min(REWRITE_BYTES) as usize];
+        file.read_at(from, &mut bytes)?;
+        file.write_at(from, &bytes)?;
+        from += bytes.len() as u64;
+    }
+    Ok(())
+}
+
+/// Opens every segment file, and removes those that the header file says were dropped.
+fn find_segments(
+    disk: &dyn Disk,
+    dir: &str,
+    meta: &Meta,
+) -> Result<BTreeMap<u32, Found>, OverlayError> {
+    let mut found = BTreeMap::new();
+    for name in disk.list(dir).map_err(|e| io_error(dir, dir, "list", e))? {
+        let Some(number) = name
+            .strip_suffix(".seg")
+            .and_then(|digits| digits.parse::<u32>().ok())
+        else {
+            continue;
+        };
+        let file_path = path(dir, &name);
+        if number == 0 || file_path != segment_name(dir, number) {
+            continue;
+        }
+        if meta.dropped_until(number).is_some() {
+            disk.remove(&file_path)
+                .map_err(|e| io_error(dir, &file_path, "remove", e))?;
+            continue;
+        }
+        let file = disk
+            .open(&file_path, Open::Write)
+            .map_err(|e| io_error(dir, &file_path, "open", e))?;
+        found.insert(
+            number,
+            Found {
+                name: file_path.into(),
+                file,
+            },
+        );
+    }
+    Ok(found)
+}
+
+/// Replaces the header file atomically; durable on return.
+pub fn write_meta(disk: &dyn Disk, dir: &str, meta: &Meta) -> Result<(), OverlayError> {
+    let (name, new) = (path(dir, META_NAME), path(dir, META_NEW_NAME));
+    if exists(disk, dir, META_NEW_NAME)? {
+        disk.remove(&new)
+            .map_err(|e| io_error(dir, &new, "remove", e))?;
+    }
+    let written = disk.open(&new, Open::CreateNew).and_then(|file| {
+        file.write_at(0, &meta.encode())?;
+        file.sync()
+    });
+    if let Err(e) = written {
+        // The old header file stands; the attempt is only in the way.
+        let _ = disk.remove(&new);
+        return Err(io_error(dir, &new, "write", e));
+    }
+    disk.rename(&new, &name)
+        .and_then(|()| disk.sync_dir(dir))
+        .map_err(|e| io_error(dir, &name, "replace", e))
+}
+
+fn read_meta(disk: &dyn Disk, dir: &str) -> Result<Meta, OverlayError> {
+    let name = path(dir, META_NAME);
+    let file = match disk.open(&name, Open::Read) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            return Err(OverlayError::Absent {
+                dir: dir.to_owned(),
+            });
+        }
+        Err(e) => return Err(io_error(dir, &name, "open", e)),
+    };
+    let corrupt = |why: String| OverlayError::Corrupt {
+        file: name.clone(),
+        offset: 0,
+        why,
+    };
+    let len = file
+        .len()
+        .map_err(|e| io_error(dir, &name, "find its length", e))?;
+    if len > META_BYTES_MAX {
+        return Err(corrupt(format!("it has {len} bytes")));
+    }
+    let mut bytes = vec![0; len as usize];
+    file.read_at(0, &mut bytes)
+        .map_err(|e| io_error(dir, &name, "read", e))?;
+    Meta::decode(&bytes).map_err(|fault| match fault {
+        Fault::Damaged(why) => corrupt(why),
+        Fault::Unsupported(why) => OverlayError::Unsupported {
+            file: name.clone(),
+            why,
+        },
+    })
+}
+
+fn check_identity(dir: &str, identity: &OverlayIdentity) -> Result<(), OverlayError> {
+    let disks = &identity.disks;
+    let sound = !disks.is_empty() && disks.len() <= DISKS_MAX;
+    if !sound || disks.iter().any(|size| !size.is_multiple_of(SECTOR_BYTES)) {
+        return Err(OverlayError::Invalid {
+            dir: dir.to_owned(),
+            why: format!(
+                "disk sizes {disks:?}: 1 to {DISKS_MAX} disks of whole {SECTOR_BYTES}-byte sectors are possible"
+            ),
+        });
+    }
+    Ok(())
+}
+
+fn check_same(dir: &str, identity: &OverlayIdentity, meta: &Meta) -> Result<(), OverlayError> {
+    let mismatch = |what, expected: String, found: String| {
+        Err(OverlayError::Mismatch {
+            dir: dir.to_owned(),
+            what,
+            expected,
+            found,
+        })
+    };
+    let hex = |id: &[u8; 16]| format!("{:032x}", u128::from_be_bytes(*id));
+    if meta.desktop != identity.desktop {
+        return mismatch("desktop", hex(&identity.desktop), hex(&meta.desktop));
+    }
+    if meta.base != identity.base.0 {
+        return mismatch(
+            "base version",
+            identity.base.to_string(),
+            VersionId(meta.base).to_string(),
+        );
+    }
+    if meta.disks != identity.disks {
+        return mismatch(
+            "disk sizes",
+            format!("{:?}", identity.disks),
+            format!("{:?}", meta.disks),
+        );
+    }
+    Ok(())
+}
+
+fn exists(disk: &dyn Disk, dir: &str, name: &str) -> Result<bool, OverlayError> {
+    let names = disk.list(dir).map_err(|e| io_error(dir, dir, "list", e))?;
+    Ok(names.iter().any(|n| n == name))
+}
+
+fn disk_len(disk: &dyn Disk, dir: &str, file: &str) -> Result<u64, OverlayError> {
+    disk.open(file, Open::Read)
+        .and_then(|f| f.len())
+        .map_err(|e| io_error(dir, file, "find its length", e))
+}
+
+fn io_error(dir: &str, file: &str, what: &'static str, error: io::Error) -> OverlayError {
+    if is_full(&error) {
+        return OverlayError::NoSpace {
+            dir: dir.to_owned(),
+        };
+    }
+    OverlayError::io(file, what, error)
+}

@@ -1,0 +1,395 @@
+//! Reading a log back after a stop of any kind.
+//!
+//! Invariant: what replay accepts is a prefix of the records that were appended, and it contains every record that an
+//! acknowledged flush covered, or replay fails. At the first record that does not verify, it looks at everything behind for
+//! proof that this record had been durable: each record, mark and segment header carries the watermark of its day. With
+//! proof, the disk lost flushed data and the overlay stays closed; without, it is the torn tail of a power cut and is cut off.
+//! Replay only reads; [`super::open`] does the cutting.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use dedup_store::disk::DiskFile;
+
+use super::error::OverlayError;
+use super::format::{
+    Fault, Kind, LogKey, Meta, PIECE_CHECK_BYTES, RECORD_ALIGN_BYTES, RECORD_HEADER_BYTES,
+    RECORD_MAGIC, RecordHeader, SEGMENT_HEADER_BYTES, SegmentHeader, decode_piece_check, pieces,
+};
+use super::map::{Map, Segment};
+
+/// Bytes read ahead at a time; a record (1 MiB and its checks) fits twice.
+const WINDOW_BYTES: u64 = 4 << 20;
+/// Longest segment believed: positions are stored in 32 bits of 16-byte units, and segments are 64 MiB.
+const SEGMENT_BYTES_MAX: u64 = 16 << 30;
+
+/// A segment file found in the overlay's directory.
+pub struct Found {
+    /// Path within the disk.
+    pub name: Arc<str>,
+    /// The open file.
+    pub file: Arc<dyn DiskFile>,
+}
+
+/// Where the log ends for lack of a valid record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cut {
+    /// Segment with the first invalid record.
+    pub segment: u32,
+    /// Where it begins; 0 if the segment's own header is not valid.
+    pub position: u64,
+    /// What is wrong with it.
+    pub why: String,
+}
+
+/// A log that was read back.
+pub struct Replayed {
+    /// The map after the last accepted record.
+    pub map: Map,
+    /// Sequence number of the last accepted record.
+    pub last_seq: u64,
+    /// Its header checksum.
+    pub chain: u64,
+    /// Highest watermark found: proof of durability for every record up to it.
+    pub durable: u64,
+    /// The accepted records above that watermark: (sequence number, segment, position).
+    pub unproven: VecDeque<(u64, u32, u64)>,
+    /// Where to cut, if the log does not end cleanly.
+    pub cut: Option<Cut>,
+}
+
+/// Reads the log that `meta` describes from the segments found (by number).
+pub fn replay(
+    meta: &Meta,
+    found: &BTreeMap<u32, Found>,
+    dir: &str,
+) -> Result<Replayed, OverlayError> {
+    let key = LogKey::new(&meta.log_id);
+    let mut replay = Replayed {
+        map: Map::new(meta.disks.len()),
+        last_seq: 0,
+        chain: 0,
+        durable: 0,
+        unproven: VecDeque::new(),
+        cut: None,
+    };
+    let last = found.keys().next_back().copied().unwrap_or(0);
+    let mut gap = false;
+    let last = last.max(meta.segments_synced);
+    let mut next = 1;
+    while next <= last {
+        let number = next;
+        if let Some(run_end) = meta.dropped_until(number) {
+            gap = true;
+            let Some(after) = run_end.checked_add(1) else {
+                break;
+            };
+            next = after;
+            continue;
+        }
+        next += 1;
+        let Some(segment) = found.get(&number) else {
+            replay.cut = Some(Cut {
+                segment: number,
+                position: 0,
+                why: "the segment file is missing".to_owned(),
+            });
+            break;
+        };
+        if let Some((position, why)) = replay.segment(meta, key, number, segment, gap)? {
+            replay.cut = Some(Cut {
+                segment: number,
+                position,
+                why,
+            });
+            break;
+        }
+        gap = false;
+    }
+    if let Some(cut) = &replay.cut {
+        replay.refuse_if_flushed(meta, key, found, cut, dir)?;
+    }
+    Ok(replay)
+}
+
+impl Replayed {
+    /// Reads one segment up to its end or to the first invalid record: where that is, and what is wrong with it.
+    fn segment(
+        &mut self,
+        meta: &Meta,
+        key: LogKey,
+        number: u32,
+        found: &Found,
+        gap: bool,
+    ) -> Result<Option<(u64, String)>, OverlayError> {
+        let mut window = Window::new(found)?;
+        let header = match window.get(0, SEGMENT_HEADER_BYTES as u64)? {
+            None => return Ok(Some((0, "the segment header is not complete".to_owned()))),
+            Some(bytes) => {
+                let bytes = bytes.try_into().expect("as long as asked for");
+                match SegmentHeader::decode(bytes, &meta.log_id, number) {
+                    Ok(header) => header,
+                    Err(Fault::Damaged(why)) => return Ok(Some((0, why))),
+                    Err(Fault::Unsupported(why)) => return Err(unsupported(found, why)),
+                }
+            }
+        };
+        let follows = if gap {
+            header.first_seq > self.last_seq
+        } else {
+            header.first_seq == self.last_seq + 1 && header.chain == self.chain
+        };
+        if !follows {
+            let why = format!(
+                "it begins at record {}, after {}",
+                header.first_seq, self.last_seq
+            );
+            return Ok(Some((0, why)));
+        }
+        self.last_seq = header.first_seq - 1;
+        self.chain = header.chain;
+        self.learn_durable(header.durable);
+        self.map.segments.insert(
+            number,
+            Segment {
+                name: found.name.clone(),
+                file: found.file.clone(),
+                first_seq: header.first_seq,
+                last_seq: header.first_seq - 1,
+                len: SEGMENT_HEADER_BYTES as u64,
+                live: 0,
+                live_payload: 0,
+                dead_since: 0,
+            },
+        );
+        let mut position = SEGMENT_HEADER_BYTES as u64;
+        while position < window.len {
+            let (record, check) = match self.record(&mut window, position, key, &meta.disks)? {
+                Ok(next) => next,
+                Err(Fault::Damaged(why)) => return Ok(Some((position, why))),
+                // Its checksum matches, so it was written like this: by a later release.
+                Err(Fault::Unsupported(why)) => return Err(unsupported(found, why)),
+            };
+            let end = position + RECORD_HEADER_BYTES as u64 + record.body_bytes();
+            self.last_seq = record.seq;
+            self.chain = check;
+            self.unproven.push_back((record.seq, number, position));
+            self.learn_durable(record.durable);
+            self.map.apply(&record, number, position, end);
+            position = end;
+        }
+        Ok(None)
+    }
+
+    /// Reads and verifies the record at `position`, payload included.
+    fn record(
+        &self,
+        window: &mut Window<'_>,
+        position: u64,
+        key: LogKey,
+        disks: &[u64],
+    ) -> Result<Result<(RecordHeader, u64), Fault>, OverlayError> {
+        let damaged = |why: String| Ok(Err(Fault::Damaged(why)));
+        let Some(bytes) = window.get(position, RECORD_HEADER_BYTES as u64)? else {
+            return damaged("the record header is not complete".to_owned());
+        };
+        let decoded = RecordHeader::decode(bytes.try_into().expect("as long as asked for"), key);
+        let (record, check) = match decoded {
+            None => return damaged("not a record header".to_owned()),
+            Some((Err(fault), _)) => return Ok(Err(fault)),
+            Some((Ok(record), check)) => (record, check),
+        };
+        if record.seq != self.last_seq + 1 || record.chain != self.chain {
+            return damaged(format!(
+                "record {} does not follow record {}",
+                record.seq, self.last_seq
+            ));
+        }
+        // The checksum matches and the place is right: this is no torn write but a record that nobody may have written.
+        if let Err(Fault::Damaged(why) | Fault::Unsupported(why)) = record.validate(disks) {
+            return Err(OverlayError::Corrupt {
+                file: window.found.name.to_string(),
+                offset: position,
+                why,
+            });
+        }
+        if record.kind == Kind::Write {
+            let body = position + RECORD_HEADER_BYTES as u64;
+            let Some(body) = window.get(body, record.body_bytes())? else {
+                return damaged(format!(
+                    "the payload of record {} is not complete",
+                    record.seq
+                ));
+            };
+            if !body_verifies(&record, key, body) {
+                return damaged(format!(
+                    "the payload of record {} does not match its checksum",
+                    record.seq
+                ));
+            }
+        }
+        Ok(Ok((record, check)))
+    }
+
+    fn learn_durable(&mut self, durable: u64) {
+        self.durable = self.durable.max(durable);
+        while self
+            .unproven
+            .front()
+            .is_some_and(|&(seq, ..)| seq <= self.durable)
+        {
+            self.unproven.pop_front();
+        }
+    }
+
+    /// Fails if anything says that the record missing at `cut` had been durable.
+    fn refuse_if_flushed(
+        &self,
+        meta: &Meta,
+        key: LogKey,
+        found: &BTreeMap<u32, Found>,
+        cut: &Cut,
+        dir: &str,
+    ) -> Result<(), OverlayError> {
+        let missing = self.last_seq + 1;
+        let refuse = |proof: String| {
+            let file = found.get(&cut.segment).map_or_else(
+                || super::segment_name(dir, cut.segment),
+                |f| f.name.to_string(),
+            );
+            Err(OverlayError::Corrupt {
+                file,
+                offset: cut.position,
+                why: format!("{}, but {proof}", cut.why),
+            })
+        };
+        if cut.segment < meta.segments_synced
+            || (cut.segment == meta.segments_synced && cut.position == 0)
+        {
+            return refuse(format!("segment {} was flushed", meta.segments_synced));
+        }
+        if self.durable >= missing {
+            return refuse(format!("record {} was flushed", self.durable));
+        }
+        for (&number, segment) in found.range(cut.segment..) {
+            let from = if number == cut.segment {
+                cut.position
+            } else {
+                0
+            };
+            if let Some((position, durable)) =
+                proof_behind(meta, key, number, segment, from, missing)?
+            {
+                return refuse(format!(
+                    "byte {position} of {} proves that record {durable} was flushed",
+                    segment.name
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn unsupported(found: &Found, why: String) -> OverlayError {
+    OverlayError::Unsupported {
+        file: found.name.to_string(),
+        why,
+    }
+}
+
+/// Whether every piece of the record's body matches its check.
+fn body_verifies(record: &RecordHeader, key: LogKey, body: &[u8]) -> bool {
+    let mut at = 0;
+    for (start, end) in pieces(record.offset, record.offset + record.len) {
+        let data = at + PIECE_CHECK_BYTES as usize;
+        let next = data + (end - start) as usize;
+        let check = key.piece_check(record.disk, record.seq, start, &body[data..next]);
+        if decode_piece_check(&body[at..data]) != Some(check) {
+            return false;
+        }
+        at = next;
+    }
+    true
+}
+
+/// Searches a segment from byte `from` on for a header whose watermark is at least `missing`.
+fn proof_behind(
+    meta: &Meta,
+    key: LogKey,
+    number: u32,
+    found: &Found,
+    from: u64,
+    missing: u64,
+) -> Result<Option<(u64, u64)>, OverlayError> {
+    let mut window = Window::new(found)?;
+    if from == 0
+        && let Some(bytes) = window.get(0, SEGMENT_HEADER_BYTES as u64)?
+        && let Ok(header) =
+            SegmentHeader::decode(bytes.try_into().expect("length"), &meta.log_id, number)
+        && header.durable >= missing
+    {
+        return Ok(Some((0, header.durable)));
+    }
+    let mut position = from.next_multiple_of(RECORD_ALIGN_BYTES);
+    while let Some(bytes) = window.get(position, RECORD_HEADER_BYTES as u64)? {
+        if bytes[..4] == RECORD_MAGIC
+            && let Some((Ok(record), _)) =
+                RecordHeader::decode(bytes.try_into().expect("length"), key)
+            && record.durable < record.seq
+            && record.durable >= missing
+        {
+            return Ok(Some((position, record.durable)));
+        }
+        position += RECORD_ALIGN_BYTES;
+    }
+    Ok(None)
+}
+
+/// A file read front to back through a buffer of bounded size.
+struct Window<'a> {
+    found: &'a Found,
+    len: u64,
+    buffer: Vec<u8>,
+    start: u64,
+}
+
+impl<'a> Window<'a> {
+    fn new(found: &'a Found) -> Result<Self, OverlayError> {
+        let len = found
+            .file
+            .len()
+            .map_err(|e| OverlayError::io(&found.name, "find its length", e))?;
+        if len > SEGMENT_BYTES_MAX {
+            return Err(OverlayError::Corrupt {
+                file: found.name.to_string(),
+                offset: SEGMENT_BYTES_MAX,
+                why: format!("it has {len} bytes"),
+            });
+        }
+        Ok(Self {
+            found,
+            len,
+            buffer: Vec::new(),
+            start: 0,
+        })
+    }
+
+    /// The bytes `position..position + len`, or `None` if the file ends before.
+    fn get(&mut self, position: u64, len: u64) -> Result<Option<&[u8]>, OverlayError> {
+        if position.checked_add(len).is_none_or(|end| end > self.len) {
+            return Ok(None);
+        }
+        let held = self.start..self.start + self.buffer.len() as u64;
+        if !(held.start <= position && position + len <= held.end) {
+            let fill = len.max(WINDOW_BYTES).min(self.len - position);
+            self.buffer.resize(fill as usize, 0);
+            self.start = position;
+            self.found
+                .file
+                .read_at(position, &mut self.buffer)
+                .map_err(|e| OverlayError::io(&self.found.name, "replay", e))?;
+        }
+        let at = (position - self.start) as usize;
+        Ok(Some(&self.buffer[at..at + len as usize]))
+    }
+}

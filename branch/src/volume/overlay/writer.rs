@@ -1,0 +1,252 @@
+//! Appending records.
+//!
+//! Invariant: appends are serialised, one `pwrite` each, so that a later record never stands behind a hole that this process
+//! left, and the map changes in the order of the sequence. A record is applied to the map, and so acknowledged, only once it
+//! is in the kernel.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use dedup_store::disk::{DiskFile, Open};
+
+use super::error::{OverlayError, is_full};
+use super::format::{
+    Kind, PAYLOAD_BYTES_MAX, RECORD_HEADER_BYTES, RecordHeader, SECTOR_BYTES, SEGMENT_HEADER_BYTES,
+    SegmentHeader, pieces, push_piece,
+};
+use super::map::Segment;
+use super::{Overlay, lock, segment_name};
+
+/// Where the next record goes.
+pub struct Writer {
+    pub number: u32,
+    name: Arc<str>,
+    file: Arc<dyn DiskFile>,
+    len: u64,
+    pub last_seq: u64,
+    chain: u64,
+    /// Segments with appends that no sync has covered, oldest first.
+    pub unsynced: Vec<(u32, Arc<str>, Arc<dyn DiskFile>)>,
+    /// Whether a segment's name may not be durable.
+    pub new_names: bool,
+    buffer: Vec<u8>,
+}
+
+impl Writer {
+    /// Goes on behind the last record of a log.
+    pub fn resume(number: u32, segment: &Segment, last_seq: u64, chain: u64) -> Self {
+        Self {
+            number,
+            name: segment.name.clone(),
+            file: segment.file.clone(),
+            len: segment.len,
+            last_seq,
+            chain,
+            unsynced: Vec::new(),
+            new_names: false,
+            buffer: Vec::new(),
+        }
+    }
+
+    fn mark_unsynced(&mut self) {
+        if self
+            .unsynced
+            .last()
+            .is_none_or(|(number, ..)| *number != self.number)
+        {
+            self.unsynced
+                .push((self.number, self.name.clone(), self.file.clone()));
+        }
+    }
+}
+
+impl Overlay {
+    /// Appends a guest's write. In the kernel on return; its sequence number (of its last record) is returned.
+    ///
+    /// # Errors
+    /// [`OverlayError::NoSpace`] (a part of a long write may have been applied), [`OverlayError::Invalid`], or the overlay is
+    /// closed.
+    pub fn write(&self, disk: u16, offset: u64, data: &[u8]) -> Result<u64, OverlayError> {
+        self.check_request(disk, offset, data.len() as u64)?;
+        let mut writer = lock(&self.writer);
+        let mut at = offset;
+        for part in data.chunks(PAYLOAD_BYTES_MAX as usize) {
+            self.append(&mut writer, Kind::Write, disk, at, part.len() as u64, part)?;
+            at += part.len() as u64;
+        }
+        Ok(writer.last_seq)
+    }
+
+    /// Makes the range read as zeros; `hole` says that the guest gives its storage back.
+    ///
+    /// # Errors
+    /// As [`Overlay::write`].
+    pub fn zero(&self, disk: u16, offset: u64, len: u64, hole: bool) -> Result<u64, OverlayError> {
+        self.check_request(disk, offset, len)?;
+        let mut writer = lock(&self.writer);
+        if len > 0 {
+            let kind = if hole { Kind::Discard } else { Kind::Zero };
+            self.append(&mut writer, kind, disk, offset, len, &[])?;
+        }
+        Ok(writer.last_seq)
+    }
+
+    /// Refuses what does not lie on whole sectors inside the disk.
+    pub(super) fn check_request(
+        &self,
+        disk: u16,
+        offset: u64,
+        len: u64,
+    ) -> Result<(), OverlayError> {
+        self.check_alive()?;
+        let size = self
+            .identity
+            .disks
+            .get(usize::from(disk))
+            .copied()
+            .unwrap_or(0);
+        let inside = offset.checked_add(len).is_some_and(|end| end <= size);
+        if inside && offset.is_multiple_of(SECTOR_BYTES) && len.is_multiple_of(SECTOR_BYTES) {
+            return Ok(());
+        }
+        Err(OverlayError::Invalid {
+            dir: self.dir.clone(),
+            why: format!(
+                "{len} bytes at {offset} are not whole {SECTOR_BYTES}-byte sectors of disk {disk} ({size} bytes)"
+            ),
+        })
+    }
+
+    /// Notes in the log that every record up to the watermark is durable. It takes no space worth failing for.
+    pub(super) fn append_mark(&self) -> Result<(), OverlayError> {
+        let mut writer = lock(&self.writer);
+        match self.append(&mut writer, Kind::Mark, 0, 0, 0, &[]) {
+            Err(OverlayError::NoSpace { .. }) => Ok(()),
+            other => other,
+        }
+    }
+
+    fn append(
+        &self,
+        writer: &mut Writer,
+        kind: Kind,
+        disk: u16,
+        offset: u64,
+        len: u64,
+        data: &[u8],
+    ) -> Result<(), OverlayError> {
+        self.check_alive()?;
+        // A mark goes where the records are that it speaks of, and never begins a segment.
+        if writer.len >= self.options.segment_bytes && kind != Kind::Mark {
+            self.rotate(writer)?;
+        }
+        let record = RecordHeader {
+            kind,
+            disk,
+            seq: writer.last_seq + 1,
+            durable: self.durable.load(Ordering::Acquire),
+            offset,
+            len,
+            chain: writer.chain,
+        };
+        let (header, check) = record.encode(self.key);
+        let mut buffer = std::mem::take(&mut writer.buffer);
+        buffer.clear();
+        buffer.extend_from_slice(&header);
+        if kind == Kind::Write {
+            buffer.reserve_exact(record.body_bytes() as usize);
+            for (start, end) in pieces(offset, offset + len) {
+                let piece = &data[(start - offset) as usize..(end - offset) as usize];
+                push_piece(
+                    &mut buffer,
+                    self.key.piece_check(disk, record.seq, start, piece),
+                    piece,
+                );
+            }
+        }
+        debug_assert_eq!(
+            buffer.len() as u64,
+            RECORD_HEADER_BYTES as u64 + record.body_bytes()
+        );
+        let position = writer.len;
+        let written = writer.file.write_at(position, &buffer);
+        let end = position + buffer.len() as u64;
+        writer.buffer = buffer;
+        if let Err(error) = written {
+            return Err(self.undo(writer, position, error));
+        }
+        writer.len = end;
+        writer.last_seq = record.seq;
+        writer.chain = check;
+        writer.mark_unsynced();
+        self.map_write()
+            .apply(&record, writer.number, position, end);
+        if kind != Kind::Mark {
+            self.guest_seq.store(record.seq, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// A full disk takes the record back; any other error closes the overlay.
+    fn undo(&self, writer: &Writer, position: u64, error: std::io::Error) -> OverlayError {
+        if !is_full(&error) {
+            return self.fail(OverlayError::io(&writer.name, "append", error));
+        }
+        match writer.file.truncate(position) {
+            Ok(()) => self.no_space(),
+            Err(e) => self.fail(OverlayError::io(
+                &writer.name,
+                "take back an append on a full disk",
+                e,
+            )),
+        }
+    }
+
+    /// Begins the next segment. Its name and content become durable with the next flush.
+    fn rotate(&self, writer: &mut Writer) -> Result<(), OverlayError> {
+        let number = writer
+            .number
+            .checked_add(1)
+            .expect("2^32 segments of 64 MiB are never written");
+        let name: Arc<str> = segment_name(&self.dir, number).into();
+        let header = SegmentHeader {
+            number,
+            first_seq: writer.last_seq + 1,
+            chain: writer.chain,
+            durable: self.durable.load(Ordering::Acquire),
+        };
+        let log_id = lock(&self.meta).log_id;
+        let made = self.disk.open(&name, Open::CreateNew).and_then(|file| {
+            let written = file.write_at(0, &header.encode(&log_id));
+            if written.is_err() {
+                self.disk.remove(&name)?;
+            }
+            written.map(|()| file)
+        });
+        let file = match made {
+            Ok(file) => file,
+            Err(e) if is_full(&e) => return Err(self.no_space()),
+            Err(e) => return Err(self.fail(OverlayError::io(&name, "begin a segment", e))),
+        };
+        self.map_write().segments.insert(
+            number,
+            Segment {
+                name: name.clone(),
+                file: file.clone(),
+                first_seq: header.first_seq,
+                last_seq: writer.last_seq,
+                len: SEGMENT_HEADER_BYTES as u64,
+                live: 0,
+                live_payload: 0,
+                dead_since: 0,
+            },
+        );
+        writer.number = number;
+        writer.name = name;
+        writer.file = file;
+        writer.len = SEGMENT_HEADER_BYTES as u64;
+        writer.new_names = true;
+        writer.mark_unsynced();
+        Ok(())
+    }
+}
