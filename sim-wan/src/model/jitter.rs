@@ -44,3 +44,19 @@ impl Jitter {
         (from + (to - from) * part) as i64
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_offset_never_falls_faster_than_time_passes() {
+        let jitter = Jitter::new(Duration::from_millis(20), 3);
+        let step = Duration::from_micros(37);
+        for n in 0..200_000u32 {
+            let fall = jitter.offset_ns(step * n) - jitter.offset_ns(step * (n + 1));
+            // One nanosecond for rounding towards zero.
+            assert!(fall <= 37_001, "fell {fall} ns in 37 µs at step {n}");
+        }
+    }
+}
