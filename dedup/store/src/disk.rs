@@ -91,10 +91,13 @@ impl HostDisk {
 
 /// Names the path in an I/O error, keeping its kind.
 fn at(path: &Path, error: io::Error) -> io::Error {
-    io::Error::new(error.kind(), PathError {
-        path: path.to_owned(),
-        source: error,
-    })
+    io::Error::new(
+        error.kind(),
+        PathError {
+            path: path.to_owned(),
+            source: error,
+        },
+    )
 }
 
 #[derive(Debug, thiserror::Error)]

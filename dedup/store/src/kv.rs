@@ -2,11 +2,15 @@
 //!
 //! A [`Kv`] holds ordered byte keys. A [`Batch`] is applied whole or not at all. A crash may lose the newest batches that were
 //! committed as [`Durability::Relaxed`], always as a suffix: a later batch never survives an earlier one that is lost.
-//! `RocksKv` is the real one; [`MemKv`] serves tests.
+//! [`RocksKv`] is the real one; [`MemKv`] serves tests.
+
+mod rocks;
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Mutex;
+
+pub use rocks::{RocksKv, RocksOptions};
 
 /// Why the store could not answer.
 #[derive(Debug, thiserror::Error)]
@@ -75,7 +79,8 @@ impl Batch {
 pub trait Kv: Send + Sync + 'static {
     /// The value of `key`.
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, KvError>;
-    /// Calls `visit(key, value)` for every key that begins with `prefix` and is ≥ `from`, in order, until it breaks.
+    /// Calls `visit(key, value)` for every key that begins with `prefix` and is ≥ `from`, in order, until it breaks. It sees
+    /// the state at the call, and the visitor may use the store itself.
     fn scan(
         &self,
         prefix: &[u8],
@@ -115,8 +120,15 @@ impl Kv for MemKv {
         visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
     ) -> Result<(), KvError> {
         let start = prefix.max(from).to_vec();
-        for (key, value) in self.map().range(start..) {
-            if !key.starts_with(prefix) || visit(key, value).is_break() {
+        // A copy, so that the visitor may use the store.
+        let found: Vec<_> = self
+            .map()
+            .range(start..)
+            .take_while(|(key, _)| key.starts_with(prefix))
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect();
+        for (key, value) in found {
+            if visit(&key, &value).is_break() {
                 break;
             }
         }

@@ -2,7 +2,28 @@
 //! keep their state in, and the disk both stand on.
 //!
 //! Everything takes its [`disk::Disk`] and [`kv::Kv`] as arguments, so that a simulated disk which loses what was not
-//! flushed runs the very same code (`tests/crash`).
+//! flushed runs the very same code (`tests/crash`). Start reading at [`ChunkStore`]; the bytes on disk are documented in
+//! `docs/disk-formats/store.md`.
 
+mod append;
+mod chunk_store;
+pub mod codec;
 pub mod disk;
+mod error;
+mod handles;
+mod index;
 pub mod kv;
+mod pack;
+mod recovery;
+mod verify;
+
+pub use append::{Put, Writer};
+pub use chunk_store::{ChunkStore, StoreOptions, StoreStats, StoredChunk};
+pub use codec::Encoding;
+pub use error::StoreError;
+pub use pack::{
+    Encoded, NODE_BYTES_MAX, PACK_BYTES_MAX, PACK_VERSION, PackNumber, RecordKind, RecordName,
+    fuzz_pack,
+};
+pub use recovery::{Damage, RebuildReport, Recovery};
+pub use verify::{VerifyProgress, VerifyReport};

@@ -1,0 +1,197 @@
+//! What the key-value store holds for the chunk store: keys and values as bytes.
+//!
+//! Everything here can be rebuilt from the packs. Documented in `docs/disk-formats/store.md`. All keys begin with `cs/`, so that
+//! other state may live in the same key-value store.
+
+use dedup::RealmId;
+
+use crate::codec::Encoding;
+use crate::error::StoreError;
+use crate::pack::{PackNumber, RecordKind, RecordName, Tally, array_at, u32_at, u64_at};
+
+pub(crate) const META_KEY: &[u8] = b"cs/m";
+pub(crate) const PACK_PREFIX: &[u8] = b"cs/p";
+const CHUNK_PREFIX: &[u8] = b"cs/c";
+const NODE_PREFIX: &[u8] = b"cs/n";
+/// The index format that this release writes.
+const INDEX_VERSION: u16 = 1;
+
+fn prefix(kind: RecordKind) -> &'static [u8] {
+    match kind {
+        RecordKind::Chunk => CHUNK_PREFIX,
+        RecordKind::Node => NODE_PREFIX,
+    }
+}
+
+/// The prefixes of all entries that point at records, with their kinds.
+pub(crate) const ENTRY_PREFIXES: [(RecordKind, &[u8]); 2] = [
+    (RecordKind::Chunk, CHUNK_PREFIX),
+    (RecordKind::Node, NODE_PREFIX),
+];
+
+pub(crate) fn entry_key(name: &RecordName) -> Vec<u8> {
+    [prefix(name.kind), &name.id].concat()
+}
+
+/// The record that an entry's key names.
+pub(crate) fn entry_name(kind: RecordKind, key: &[u8]) -> Option<RecordName> {
+    let id = key.strip_prefix(prefix(kind))?.try_into().ok()?;
+    Some(RecordName { kind, id })
+}
+
+/// Whether a record may be read. The numbers are part of the index format; 2 is kept for records condemned by a collection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum State {
+    /// Stored and readable.
+    Live = 1,
+    /// Known to be damaged: as good as absent, until it is stored again.
+    Quarantined = 3,
+}
+
+/// Where a record is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Location {
+    pub(crate) state: State,
+    pub(crate) encoding: Encoding,
+    pub(crate) pack: PackNumber,
+    /// Of the record header, in bytes. A pack is shorter than 4 GiB.
+    pub(crate) offset: u32,
+    pub(crate) raw_len: u32,
+    pub(crate) stored_len: u32,
+}
+
+impl Location {
+    pub(crate) const LEN: usize = 24;
+
+    pub(crate) fn encode(&self) -> [u8; Self::LEN] {
+        let mut bytes = [0; Self::LEN];
+        bytes[0] = self.state as u8;
+        bytes[1] = self.encoding as u8;
+        bytes[4..8].copy_from_slice(&self.offset.to_le_bytes());
+        bytes[8..12].copy_from_slice(&self.raw_len.to_le_bytes());
+        bytes[12..16].copy_from_slice(&self.stored_len.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.pack.0.to_le_bytes());
+        bytes
+    }
+
+    pub(crate) fn parse(name: &RecordName, bytes: &[u8]) -> Result<Self, StoreError> {
+        let bad = |why: String| StoreError::BadIndex {
+            what: name.to_string(),
+            why,
+        };
+        if bytes.len() != Self::LEN {
+            return Err(bad(format!("{} bytes", bytes.len())));
+        }
+        let state = match bytes[0] {
+            1 => State::Live,
+            3 => State::Quarantined,
+            other => return Err(bad(format!("unknown state {other}"))),
+        };
+        let encoding = Encoding::from_tag(bytes[1])
+            .ok_or_else(|| bad(format!("unknown encoding {}", bytes[1])))?;
+        let location = Self {
+            state,
+            encoding,
+            offset: u32_at(bytes, 4),
+            raw_len: u32_at(bytes, 8),
+            stored_len: u32_at(bytes, 12),
+            pack: PackNumber(u64_at(bytes, 16)),
+        };
+        if location.raw_len as usize > name.kind.bytes_max()
+            || location.stored_len > location.raw_len
+        {
+            return Err(bad(format!(
+                "{} bytes stored as {}",
+                location.raw_len, location.stored_len
+            )));
+        }
+        Ok(location)
+    }
+}
+
+/// How far the index knows a pack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PackState {
+    /// Bytes of the file that are durable and whose records are in the index.
+    pub(crate) indexed_len: u64,
+    /// Whether nothing will be appended any more.
+    pub(crate) closed: bool,
+    pub(crate) tally: Tally,
+}
+
+impl PackState {
+    const LEN: usize = 40;
+
+    pub(crate) fn key(pack: PackNumber) -> Vec<u8> {
+        // Big-endian, so that the order of keys is the order of packs.
+        [PACK_PREFIX, &pack.0.to_be_bytes()].concat()
+    }
+
+    pub(crate) fn encode(&self) -> [u8; Self::LEN] {
+        let mut bytes = [0; Self::LEN];
+        bytes[0] = u8::from(self.closed);
+        bytes[8..16].copy_from_slice(&self.indexed_len.to_le_bytes());
+        bytes[16..20].copy_from_slice(&self.tally.chunks.to_le_bytes());
+        bytes[20..24].copy_from_slice(&self.tally.nodes.to_le_bytes());
+        bytes[24..32].copy_from_slice(&self.tally.raw_bytes.to_le_bytes());
+        bytes[32..40].copy_from_slice(&self.tally.digest.to_le_bytes());
+        bytes
+    }
+
+    pub(crate) fn parse(key: &[u8], value: &[u8]) -> Result<(PackNumber, Self), StoreError> {
+        let number = key
+            .strip_prefix(PACK_PREFIX)
+            .and_then(|n| n.try_into().ok())
+            .map(u64::from_be_bytes);
+        let (Some(number), Self::LEN) = (number, value.len()) else {
+            return Err(StoreError::BadIndex {
+                what: "a pack".into(),
+                why: format!("{} and {} bytes", key.len(), value.len()),
+            });
+        };
+        let state = Self {
+            closed: value[0] != 0,
+            indexed_len: u64_at(value, 8),
+            tally: Tally {
+                chunks: u32_at(value, 16),
+                nodes: u32_at(value, 20),
+                raw_bytes: u64_at(value, 24),
+                digest: u64_at(value, 32),
+            },
+        };
+        Ok((PackNumber(number), state))
+    }
+}
+
+/// Whose packs the index describes.
+pub(crate) fn encode_meta(realm: RealmId, key_id: [u8; 8]) -> Vec<u8> {
+    [&INDEX_VERSION.to_le_bytes()[..], &realm.0, &key_id].concat()
+}
+
+pub(crate) fn check_meta(meta: &[u8], realm: RealmId, key_id: [u8; 8]) -> Result<(), StoreError> {
+    let bad = |why: String| StoreError::BadIndex {
+        what: "the store itself".into(),
+        why,
+    };
+    if meta.len() < 2 {
+        return Err(bad(format!("{} bytes", meta.len())));
+    }
+    let version = u16::from_le_bytes(array_at(meta, 0));
+    if version != INDEX_VERSION {
+        return Err(bad(format!(
+            "index format version {version}, this release reads {INDEX_VERSION}"
+        )));
+    }
+    if meta.len() != 26 {
+        return Err(bad(format!("{} bytes", meta.len())));
+    }
+    let found = (RealmId(array_at(meta, 2)), array_at(meta, 18));
+    if found != (realm, key_id) {
+        return Err(StoreError::ForeignIndex {
+            realm: found.0,
+            key_id: found.1,
+        });
+    }
+    Ok(())
+}
