@@ -29,7 +29,14 @@ pub enum ImageFormat {
 
 impl ImageFormat {
     /// Every format, in the order in which help texts list them.
-    pub const ALL: [Self; 6] = [Self::Raw, Self::Qcow2, Self::Vhdx, Self::Vmdk, Self::Vdi, Self::Vhd];
+    pub const ALL: [Self; 6] = [
+        Self::Raw,
+        Self::Qcow2,
+        Self::Vhdx,
+        Self::Vmdk,
+        Self::Vdi,
+        Self::Vhd,
+    ];
 
     /// The name for people and command lines.
     #[must_use]
@@ -60,7 +67,10 @@ impl FromStr for ImageFormat {
     type Err = UnknownFormat;
 
     fn from_str(name: &str) -> Result<Self, Self::Err> {
-        Self::ALL.into_iter().find(|format| format.name() == name).ok_or_else(|| UnknownFormat(name.to_owned()))
+        Self::ALL
+            .into_iter()
+            .find(|format| format.name() == name)
+            .ok_or_else(|| UnknownFormat(name.to_owned()))
     }
 }
 
@@ -80,7 +90,10 @@ pub(crate) fn sniff(source: &Source) -> Result<ImageFormat, ImageError> {
     if head.starts_with(b"vhdxfile") {
         return Ok(ImageFormat::Vhdx);
     }
-    if head.starts_with(b"KDMV") || head.starts_with(b"COWD") || head.starts_with(b"# Disk DescriptorFile") {
+    if head.starts_with(b"KDMV")
+        || head.starts_with(b"COWD")
+        || head.starts_with(b"# Disk DescriptorFile")
+    {
         return Ok(ImageFormat::Vmdk);
     }
     if head[VDI_SIGNATURE_OFFSET..].starts_with(&VDI_SIGNATURE) {

@@ -8,8 +8,8 @@ use crate::format::ImageFormat;
 /// last sector, which is what QEMU shows a guest.
 pub const SECTOR_BYTES: u64 = 512;
 
-/// The largest disk: 256 TiB, far above any desktop and low enough that no offset arithmetic comes near 2⁶³.
-pub(crate) const DISK_BYTES_MAX: u64 = 256 << 40;
+/// The largest disk: 64 TiB, which is also VHDX's limit, and low enough that no offset arithmetic comes near 2⁶³.
+pub(crate) const DISK_BYTES_MAX: u64 = 64 << 40;
 
 /// What a [`Region`] holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -67,6 +67,10 @@ pub trait DiskImage: Send {
 pub(crate) fn check_range(offset: u64, len: u64, size_bytes: u64) -> Result<(), ImageError> {
     match offset.checked_add(len) {
         Some(end) if end <= size_bytes => Ok(()),
-        _ => Err(ImageError::OutOfRange { offset, len, size_bytes }),
+        _ => Err(ImageError::OutOfRange {
+            offset,
+            len,
+            size_bytes,
+        }),
     }
 }

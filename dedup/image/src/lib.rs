@@ -1,21 +1,32 @@
 //! Foreign disk images: sparse readers and inspection.
 //!
 //! This crate owns everything that parses bytes which came from outside as a disk file: the image formats
-//! themselves ([`open`] and [`DiskImage`]) and what lies inside a disk. A disk image is hostile until
+//! themselves ([`open`] and [`DiskImage`]) and what lies inside a disk ([`inspect`]). A disk image is hostile until
 //! proven otherwise: every offset is checked before it is used, every allocation has a limit, and a bad image ends in
 //! an [`ImageError`] that names the file and the place. Nothing here mounts, executes or writes an image, and nothing
 //! here hashes or chunks: callers walk [`DiskImage::region_at`] and read the data regions only.
 
+mod convert;
 mod error;
 mod format;
+mod fuzz;
 mod image;
+mod inspect;
+mod layers;
 mod options;
+mod qcow2;
 mod raw;
+mod recent;
 mod source;
 
 pub use error::ImageError;
-pub use format::ImageFormat;
+pub use format::{ImageFormat, UnknownFormat};
+pub use fuzz::{fuzz_inspect, fuzz_partition_table, fuzz_qcow2};
 pub use image::{DiskImage, Region, RegionKind, SECTOR_BYTES};
+pub use inspect::{
+    BootArtifacts, BootSummary, Filesystem, FilesystemKind, Inspection, OperatingSystem, Partition,
+    PartitionTable, inspect,
+};
 pub use options::{OpenOptions, Progress};
 
 use std::path::Path;
@@ -37,12 +48,12 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Box<dyn DiskImage>, Im
         Some(format) => format,
         None => format::sniff(&source)?,
     };
+    let disk_bytes_max = options.disk_bytes_max;
     match format {
-        ImageFormat::Raw => Ok(Box::new(raw::RawImage::new(source)?)),
-        other => Err(ImageError::Unsupported {
-            path: path.to_owned(),
-            format: other,
-            what: "this format cannot be read yet".into(),
-        }),
+        ImageFormat::Raw => Ok(Box::new(raw::RawImage::new(source, disk_bytes_max)?)),
+        ImageFormat::Qcow2 => Ok(Box::new(qcow2::Qcow2Image::new(source, disk_bytes_max)?)),
+        ImageFormat::Vhdx | ImageFormat::Vmdk | ImageFormat::Vdi | ImageFormat::Vhd => {
+            Ok(Box::new(convert::convert(&source, format, options)?))
+        }
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::format::ImageFormat;
+use crate::image::DISK_BYTES_MAX;
 
 /// How far a conversion is.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -22,6 +23,7 @@ pub struct OpenOptions {
     pub(crate) scratch_dir: PathBuf,
     pub(crate) qemu_img: PathBuf,
     pub(crate) convert_timeout: Duration,
+    pub(crate) disk_bytes_max: u64,
     pub(crate) progress: Option<Arc<dyn Fn(Progress) + Send + Sync>>,
 }
 
@@ -32,6 +34,7 @@ impl Default for OpenOptions {
             scratch_dir: std::env::temp_dir(),
             qemu_img: PathBuf::from("qemu-img"),
             convert_timeout: Duration::from_secs(4 * 3600),
+            disk_bytes_max: DISK_BYTES_MAX,
             progress: None,
         }
     }
@@ -73,6 +76,14 @@ impl OpenOptions {
         self
     }
 
+    /// Refuses disks above this many bytes (at most 64 TiB, the default). A small file can describe a large disk that is
+    /// full of data, so whoever publishes foreign images should set what is plausible.
+    #[must_use]
+    pub fn disk_bytes_max(mut self, bytes: u64) -> Self {
+        self.disk_bytes_max = bytes.min(DISK_BYTES_MAX);
+        self
+    }
+
     /// Called from the opening thread while a conversion runs.
     #[must_use]
     pub fn progress(mut self, progress: impl Fn(Progress) + Send + Sync + 'static) -> Self {
@@ -88,6 +99,7 @@ impl fmt::Debug for OpenOptions {
             .field("scratch_dir", &self.scratch_dir)
             .field("qemu_img", &self.qemu_img)
             .field("convert_timeout", &self.convert_timeout)
+            .field("disk_bytes_max", &self.disk_bytes_max)
             .finish_non_exhaustive()
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::error::ImageError;
 use crate::format::ImageFormat;
-use crate::image::{DISK_BYTES_MAX, DiskImage, Region, RegionKind, SECTOR_BYTES, check_range};
+use crate::image::{DiskImage, Region, RegionKind, SECTOR_BYTES, check_range};
 use crate::source::{Source, Sparse};
 
 /// A raw disk.
@@ -15,20 +15,28 @@ pub(crate) struct RawImage {
 }
 
 impl RawImage {
-    pub(crate) fn new(source: Source) -> Result<Self, ImageError> {
-        Self::with_format(source, ImageFormat::Raw)
+    pub(crate) fn new(source: Source, disk_bytes_max: u64) -> Result<Self, ImageError> {
+        Self::with_format(source, ImageFormat::Raw, disk_bytes_max)
     }
 
-    pub(crate) fn with_format(source: Source, format: ImageFormat) -> Result<Self, ImageError> {
+    pub(crate) fn with_format(
+        source: Source,
+        format: ImageFormat,
+        disk_bytes_max: u64,
+    ) -> Result<Self, ImageError> {
         let len = source.len();
-        if len == 0 || len > DISK_BYTES_MAX {
+        if len == 0 || len > disk_bytes_max {
             return Err(ImageError::Size {
                 path: source.path().to_owned(),
                 size_bytes: len,
-                limit_bytes: DISK_BYTES_MAX,
+                limit_bytes: disk_bytes_max,
             });
         }
-        Ok(Self { size_bytes: len.next_multiple_of(SECTOR_BYTES), source, format })
+        Ok(Self {
+            size_bytes: len.next_multiple_of(SECTOR_BYTES),
+            source,
+            format,
+        })
     }
 }
 
@@ -55,12 +63,20 @@ impl DiskImage for RawImage {
                 Sparse::HoleUntil(end) => (end, RegionKind::Zero),
             }
         };
-        Ok(Region { offset, len: end - offset, kind })
+        Ok(Region {
+            offset,
+            len: end - offset,
+            kind,
+        })
     }
 
     fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> Result<(), ImageError> {
         check_range(offset, buf.len() as u64, self.size_bytes)?;
-        let in_file = self.source.len().saturating_sub(offset).min(buf.len() as u64) as usize;
+        let in_file = self
+            .source
+            .len()
+            .saturating_sub(offset)
+            .min(buf.len() as u64) as usize;
         let (stored, padding) = buf.split_at_mut(in_file);
         padding.fill(0);
         self.source.read_exact_at(offset, stored)
@@ -95,16 +111,34 @@ mod tests {
         assert_eq!(
             regions,
             [
-                Region { offset: 0, len: 1 << 20, kind: RegionKind::Zero },
-                Region { offset: 1 << 20, len: 65536, kind: RegionKind::Data },
-                Region { offset: (1 << 20) + 65536, len: (7 << 20) - 65536, kind: RegionKind::Zero },
+                Region {
+                    offset: 0,
+                    len: 1 << 20,
+                    kind: RegionKind::Zero
+                },
+                Region {
+                    offset: 1 << 20,
+                    len: 65536,
+                    kind: RegionKind::Data
+                },
+                Region {
+                    offset: (1 << 20) + 65536,
+                    len: (7 << 20) - 65536,
+                    kind: RegionKind::Zero
+                },
             ]
         );
         let mut buf = [1; 4];
         image.read_at((1 << 20) - 2, &mut buf).unwrap();
         assert_eq!(buf, [0, 0, 7, 7]);
-        assert!(matches!(image.region_at(8 << 20), Err(ImageError::OutOfRange { .. })));
-        assert!(matches!(image.read_at(u64::MAX, &mut buf), Err(ImageError::OutOfRange { .. })));
+        assert!(matches!(
+            image.region_at(8 << 20),
+            Err(ImageError::OutOfRange { .. })
+        ));
+        assert!(matches!(
+            image.read_at(u64::MAX, &mut buf),
+            Err(ImageError::OutOfRange { .. })
+        ));
     }
 
     #[test]
@@ -123,8 +157,14 @@ mod tests {
     fn an_empty_file_and_a_folder_are_refused() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let refused = open(file.path(), &OpenOptions::new()).err().unwrap();
-        assert!(matches!(refused, ImageError::Size { size_bytes: 0, .. }), "{refused}");
-        assert!(matches!(open(std::path::Path::new("/"), &OpenOptions::new()), Err(ImageError::Io { .. })));
+        assert!(
+            matches!(refused, ImageError::Size { size_bytes: 0, .. }),
+            "{refused}"
+        );
+        assert!(matches!(
+            open(std::path::Path::new("/"), &OpenOptions::new()),
+            Err(ImageError::Io { .. })
+        ));
     }
 
     #[test]
@@ -133,6 +173,9 @@ mod tests {
         file.as_file().write_all_at(&[7; 65536], 0).unwrap();
         let mut image = open(file.path(), &OpenOptions::new()).unwrap();
         file.as_file().set_len(4096).unwrap();
-        assert!(matches!(image.read_at(0, &mut [0; 65536]), Err(ImageError::Io { .. })));
+        assert!(matches!(
+            image.read_at(0, &mut [0; 65536]),
+            Err(ImageError::Io { .. })
+        ));
     }
 }

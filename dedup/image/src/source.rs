@@ -43,19 +43,57 @@ impl Source {
         if !metadata.is_file() && !metadata.file_type().is_block_device() {
             return Err(fail(
                 "read it as a disk",
-                io::Error::new(io::ErrorKind::InvalidInput, "neither a regular file nor a block device"),
+                io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    "neither a regular file nor a block device",
+                ),
             ));
         }
         let mut file = File::open(path).map_err(|e| fail("open it", e))?;
         // Seeking gives the length of block devices too, whose metadata say 0.
-        let len = file.seek(SeekFrom::End(0)).map_err(|e| fail("find its length", e))?;
-        Ok(Self { path: path.to_owned(), bytes: Bytes::File(file), len })
+        let len = file
+            .seek(SeekFrom::End(0))
+            .map_err(|e| fail("find its length", e))?;
+        Ok(Self {
+            path: path.to_owned(),
+            bytes: Bytes::File(file),
+            len,
+        })
+    }
+
+    /// A file that is open already; `path` stands for it in errors.
+    pub(crate) fn from_file(path: &Path, file: File, len: u64) -> Self {
+        Self {
+            path: path.to_owned(),
+            bytes: Bytes::File(file),
+            len,
+        }
+    }
+
+    /// Another handle on the same open file, for a child process.
+    pub(crate) fn try_clone_file(&self) -> Result<File, ImageError> {
+        let duplicate = match &self.bytes {
+            Bytes::File(file) => file.try_clone(),
+            Bytes::Memory(_) => Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "it is in memory, not a file",
+            )),
+        };
+        duplicate.map_err(|source| ImageError::Io {
+            path: self.path.clone(),
+            action: "hand it to qemu-img".into(),
+            source,
+        })
     }
 
     /// A source in memory, for fuzz targets and unit tests; `name` stands for the path in errors.
     pub(crate) fn memory(name: &str, bytes: Vec<u8>) -> Self {
         let len = bytes.len() as u64;
-        Self { path: PathBuf::from(name), bytes: Bytes::Memory(bytes), len }
+        Self {
+            path: PathBuf::from(name),
+            bytes: Bytes::Memory(bytes),
+            len,
+        }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -82,11 +120,13 @@ impl Source {
                 buf.copy_from_slice(&bytes[offset as usize..end as usize]);
                 Ok(())
             }
-            Bytes::File(file) => file.read_exact_at(buf, offset).map_err(|source| ImageError::Io {
-                path: self.path.clone(),
-                action: format!("read {} bytes at file offset {offset}", buf.len()),
-                source,
-            }),
+            Bytes::File(file) => file
+                .read_exact_at(buf, offset)
+                .map_err(|source| ImageError::Io {
+                    path: self.path.clone(),
+                    action: format!("read {} bytes at file offset {offset}", buf.len()),
+                    source,
+                }),
         }
     }
 
@@ -106,7 +146,9 @@ impl Source {
             Ok(_) => {}
             // No data after this offset; were the file cut meanwhile, a later read would say so.
             Err(rustix::io::Errno::NXIO) => return Ok(Sparse::HoleUntil(self.len)),
-            Err(rustix::io::Errno::INVAL | rustix::io::Errno::OPNOTSUPP) => return Ok(Sparse::DataUntil(self.len)),
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::OPNOTSUPP) => {
+                return Ok(Sparse::DataUntil(self.len));
+            }
             Err(errno) => return Err(fail(errno)),
         }
         match rustix::fs::seek(file, SparseSeek::Hole(offset)) {
