@@ -1,1 +1,20 @@
-//! The datacenter daemon: catalog, publish, sync server and management API
+//! The datacenter: the master that owns a realm's images, versions and branches.
+//!
+//! Start reading at [`Datacenter`], the value that everything shares; then [`realm`] (keys), [`catalog`] (what there is),
+//! [`publish`] (a disk file becomes a signed version), [`branches`] and [`assign`] (who runs what),
+//!
+
+pub mod assign;
+pub mod branches;
+pub mod catalog;
+pub mod clock;
+pub mod config;
+pub mod datacenter;
+pub mod images;
+pub mod operations;
+pub mod problem;
+pub mod publish;
+pub mod realm;
+
+pub use branches::{JoinError, JoinedBranch, RenewError};
+pub use datacenter::{Datacenter, LinkPresence, VersionError};

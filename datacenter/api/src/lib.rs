@@ -1,1 +1,33 @@
-//! Management API types and typed client
+//! The management API as types: what the datacenter's `/v1` takes and gives, what a branch reports about itself, and (feature
+//! `client`) a typed client.
+//!
+//! Ids travel as hexadecimal text, times as unix seconds, sizes as bytes. Fields that a peer does not know are ignored and
+//! missing ones default, so that old and new programs understand each other inside one major version. This crate decides nothing.
+
+pub mod branch;
+#[cfg(feature = "client")]
+pub mod client;
+pub mod image;
+pub mod operation;
+pub mod problem;
+pub mod reference;
+pub mod status;
+pub mod units;
+
+pub use branch::{
+    AssignRequest, Branch, BranchList, BranchState, BranchStatus, CacheStatus, DesktopStatus,
+    LinkReport, Pool, PoolList, TokenRequest, TokenResponse, TransferCounters, VersionResidency,
+};
+#[cfg(feature = "client")]
+pub use client::{Client, ClientError, ClientOptions};
+pub use image::{
+    BootSummary, ChunkSizes, CreateImage, Image, ImageList, PublishRequest, TreeSummary,
+    VerifyMode, Version, VersionDiff, VersionList,
+};
+pub use operation::{
+    DamagedItem, Operation, OperationKind, OperationList, OperationResult, OperationState, Phase,
+    Progress, PublishResult, VerifyResult,
+};
+pub use problem::{Problem, ProblemCode};
+pub use reference::{NameError, VersionRef, check_name};
+pub use status::{DatacenterStatus, StoreStatus};

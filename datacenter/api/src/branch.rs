@@ -1,0 +1,251 @@
+//! Branches: the sites, what they are to run, and what they report.
+
+use serde::{Deserialize, Serialize};
+
+/// Where a branch stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum BranchState {
+    /// A join token exists, nobody has used one yet.
+    Invited,
+    /// It has a certificate.
+    Joined,
+    /// Its certificate is refused.
+    Revoked,
+}
+
+/// A site with a branch server.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Branch {
+    /// Its id, also in its certificate.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Where it is, for people.
+    pub site: Option<String>,
+    /// Where it stands.
+    pub state: BranchState,
+    /// When it was first invited, unix seconds.
+    pub created_unix_s: u64,
+    /// When it joined.
+    pub joined_unix_s: Option<u64>,
+    /// When it was revoked.
+    pub revoked_unix_s: Option<u64>,
+    /// When its certificate ends.
+    pub certificate_expires_unix_s: Option<u64>,
+    /// Whether its link is up at this moment.
+    pub online: bool,
+    /// Its pools.
+    pub pools: Vec<Pool>,
+    /// Counter of its current assignment; 0 before the first.
+    pub assignment_counter: u64,
+    /// What it last reported about itself.
+    pub status: Option<BranchStatus>,
+}
+
+/// Branches.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct BranchList {
+    /// In the order of their names.
+    pub branches: Vec<Branch>,
+    /// Pass as `after` to have the next page.
+    pub next: Option<String>,
+}
+
+/// Asks for a join token.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct TokenRequest {
+    /// How long it may be used, in seconds (default one day, at most 30 days).
+    #[serde(default)]
+    pub expires_s: Option<u64>,
+    /// Where the branch is, for people; kept if not given.
+    #[serde(default)]
+    pub site: Option<String>,
+    /// Allow it for a branch that has joined already: the server that joins with it replaces the one that is there, whose
+    /// certificate is revoked at that moment.
+    #[serde(default)]
+    pub replace: bool,
+}
+
+/// A join token; it is shown once and cannot be had again.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct TokenResponse {
+    /// The token, to be given to `splice-branch join`.
+    pub token: String,
+    /// The branch.
+    pub branch: String,
+    /// When it ends, unix seconds.
+    pub expires_unix_s: u64,
+}
+
+impl std::fmt::Debug for TokenResponse {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The token is a secret.
+        write!(f, "TokenResponse(branch={})", self.branch)
+    }
+}
+
+/// What one pool at one branch runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Pool {
+    /// Its name, unique at the branch.
+    pub name: String,
+    /// The version that desktops started from now on boot, `IMAGE@NUMBER`.
+    pub version: String,
+    /// That version's id.
+    pub version_id: String,
+    /// Versions that are kept whole besides it, `IMAGE@NUMBER`.
+    pub pinned: Vec<String>,
+    /// Memory of a desktop in MiB.
+    pub memory_mib: u32,
+    /// Virtual CPUs of a desktop.
+    pub vcpus: u32,
+    /// Whether the whole version is fetched ahead of use.
+    pub prestage: bool,
+}
+
+/// The pools of a branch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct PoolList {
+    /// In the order of their names.
+    pub pools: Vec<Pool>,
+}
+
+/// Sets what a pool runs. Fields left out keep what the pool has, or take the default for a new pool.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct AssignRequest {
+    /// `IMAGE` (its latest version) or `IMAGE@NUMBER`.
+    pub version: String,
+    /// Versions to keep whole besides it.
+    #[serde(default)]
+    pub pinned: Option<Vec<String>>,
+    /// Memory of a desktop in MiB (default 1024).
+    #[serde(default)]
+    pub memory_mib: Option<u32>,
+    /// Virtual CPUs of a desktop (default 1).
+    #[serde(default)]
+    pub vcpus: Option<u32>,
+    /// Whether the whole version is fetched ahead of use (default true).
+    #[serde(default)]
+    pub prestage: Option<bool>,
+}
+
+/// What a branch says about itself. The same value travels over the link as JSON and stands in [`Branch::status`].
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(default)]
+pub struct BranchStatus {
+    /// The link, as the branch sees it.
+    pub link: LinkReport,
+    /// The cache.
+    pub cache: CacheStatus,
+    /// What is there of each version that is assigned or in use.
+    pub versions: Vec<VersionResidency>,
+    /// The desktops.
+    pub desktops: Vec<DesktopStatus>,
+    /// What came over the link since the branch server started.
+    pub counters: TransferCounters,
+    /// When this was written, unix seconds, by the branch's clock.
+    pub reported_unix_s: u64,
+    /// The branch server's software version.
+    pub software: String,
+}
+
+/// The link, as the branch sees it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(default)]
+pub struct LinkReport {
+    /// Whether it is up.
+    pub connected: bool,
+    /// Since when it is up or down, unix seconds.
+    pub since_unix_s: Option<u64>,
+    /// The datacenter's address.
+    pub address: String,
+    /// Round trip in milliseconds, while it is up.
+    pub rtt_ms: Option<f64>,
+}
+
+/// A branch's cache.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(default)]
+pub struct CacheStatus {
+    /// Chunks held.
+    pub chunks: u64,
+    /// Bytes held.
+    pub bytes: u64,
+    /// Bytes that may be held.
+    pub capacity_bytes: u64,
+    /// Reads answered from the cache since the branch server started.
+    pub hits: u64,
+    /// Reads that waited for the link.
+    pub misses: u64,
+    /// Chunks that did not match their checksum and were fetched again.
+    pub quarantined: u64,
+}
+
+/// What a branch holds of one version.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(default)]
+pub struct VersionResidency {
+    /// The version's id.
+    pub version: String,
+    /// Its image.
+    pub image: String,
+    /// Its number in the image.
+    pub number: u32,
+    /// Its chunks that are there.
+    pub resident_chunks: u64,
+    /// Its chunks in all.
+    pub total_chunks: u64,
+    /// Its bytes that are there.
+    pub resident_bytes: u64,
+    /// Its bytes in all, each chunk once.
+    pub total_bytes: u64,
+    /// Whether nothing of it is missing, manifest included.
+    pub complete: bool,
+}
+
+/// A desktop at a branch.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(default)]
+pub struct DesktopStatus {
+    /// Its id.
+    pub id: String,
+    /// Its pool.
+    pub pool: String,
+    /// Id of the version that it runs.
+    pub version: String,
+    /// What it is doing, in the branch's words: `running`, `waiting`, `stopped` …
+    pub state: String,
+    /// When it started, unix seconds.
+    pub started_unix_s: u64,
+}
+
+/// What came over the link.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(default)]
+pub struct TransferCounters {
+    /// Chunks that a guest waited for.
+    pub demand_chunks: u64,
+    /// Milliseconds that guests waited for chunks, over all waits.
+    pub demand_wait_ms: u64,
+    /// Chunks fetched ahead.
+    pub prefetch_chunks: u64,
+    /// Bytes received, as they crossed the link.
+    pub received_bytes: u64,
+}

@@ -1,0 +1,402 @@
+//! A typed client of the management API.
+//!
+//! It trusts exactly one authority, the realm's, and says in its errors whether the datacenter could not be reached at all or
+//! answered with a problem.
+
+use std::time::Duration;
+
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::{
+    AssignRequest, Branch, BranchList, CreateImage, DatacenterStatus, Image, ImageList, Operation,
+    OperationList, OperationState, Pool, PoolList, Problem, ProblemCode, PublishRequest,
+    TokenRequest, TokenResponse, Version, VersionDiff, VersionList, VersionRef,
+};
+
+/// How to reach a datacenter.
+#[derive(Clone)]
+pub struct ClientOptions {
+    /// `https://host:port`.
+    pub url: String,
+    /// The bearer token.
+    pub token: String,
+    /// The realm's CA certificate.
+    pub ca_pem: String,
+}
+
+impl std::fmt::Debug for ClientOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The token is a secret.
+        write!(f, "ClientOptions(url={})", self.url)
+    }
+}
+
+/// Why a call did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The options cannot be used.
+    #[error("{0}")]
+    Options(String),
+    /// No answer: nobody there, a network between that fails, or a certificate of another realm.
+    #[error("cannot reach the datacenter at {url}: {reason}")]
+    Unreachable {
+        /// Where.
+        url: String,
+        /// Why.
+        reason: String,
+    },
+    /// The datacenter answered that it did not work.
+    #[error("{}", .0.message)]
+    Problem(Problem),
+    /// The answer is not what this client understands.
+    #[error("the datacenter at {url} gave an answer that is not understood: {reason}")]
+    Answer {
+        /// Where.
+        url: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// Longest wait for a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest wait for an answer; long work answers at once with an operation.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
+/// Largest answer read, in bytes.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// A client.
+#[derive(Clone)]
+pub struct Client {
+    http: reqwest::Client,
+    url: String,
+    token: String,
+}
+
+impl Client {
+    /// Checks the options; connects with the first call.
+    pub fn new(options: &ClientOptions) -> Result<Self, ClientError> {
+        let bad =
+            |what: &str, e: &dyn std::fmt::Display| ClientError::Options(format!("{what}: {e}"));
+        let url = options.url.trim_end_matches('/').to_owned();
+        if !url.starts_with("https://") {
+            return Err(ClientError::Options(format!(
+                "{url:?} is not a URL of the form https://host:port"
+            )));
+        }
+        let ca = CertificateDer::from_pem_slice(options.ca_pem.as_bytes())
+            .map_err(|e| bad("the CA certificate is not PEM", &e))?;
+        let mut roots = rustls::RootCertStore::empty();
+        roots
+            .add(ca)
+            .map_err(|e| bad("the CA certificate cannot be used", &e))?;
+        let provider = rustls::crypto::ring::default_provider();
+        let tls = rustls::ClientConfig::builder_with_provider(provider.into())
+            .with_safe_default_protocol_versions()
+            .map_err(|e| bad("TLS", &e))?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let http = reqwest::Client::builder()
+            .use_preconfigured_tls(tls)
+            .connect_timeout(CONNECT_TIMEOUT)
+            .timeout(ANSWER_TIMEOUT)
+            // A datacenter is spoken to directly; a proxy could not be given the realm's CA anyway.
+            .no_proxy()
+            .build()
+            .map_err(|e| bad("HTTP client", &e))?;
+        Ok(Self {
+            http,
+            url,
+            token: options.token.clone(),
+        })
+    }
+
+    /// The datacenter's URL.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.http
+            .request(method, format!("{}{path}", self.url))
+            .bearer_auth(&self.token)
+    }
+
+    async fn send(&self, request: RequestBuilder) -> Result<Response, ClientError> {
+        let response = request.send().await.map_err(|e| self.unreachable(&e))?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let body = self.body(response).await?;
+        Err(match serde_json::from_slice(&body) {
+            Ok(problem) => ClientError::Problem(problem),
+            Err(_) => self.foreign(status),
+        })
+    }
+
+    async fn json<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, ClientError> {
+        let response = self.send(request).await?;
+        let body = self.body(response).await?;
+        serde_json::from_slice(&body).map_err(|e| ClientError::Answer {
+            url: self.url.clone(),
+            reason: e.to_string(),
+        })
+    }
+
+    async fn body(&self, mut response: Response) -> Result<Vec<u8>, ClientError> {
+        let mut body = Vec::new();
+        while let Some(part) = response.chunk().await.map_err(|e| self.unreachable(&e))? {
+            if body.len() + part.len() > ANSWER_BYTES_MAX {
+                return Err(ClientError::Answer {
+                    url: self.url.clone(),
+                    reason: format!("longer than {ANSWER_BYTES_MAX} bytes"),
+                });
+            }
+            body.extend_from_slice(&part);
+        }
+        Ok(body)
+    }
+
+    fn unreachable(&self, error: &reqwest::Error) -> ClientError {
+        // reqwest's own words repeat the URL; what matters is the innermost cause.
+        let mut cause: &dyn std::error::Error = error;
+        while let Some(next) = cause.source() {
+            cause = next;
+        }
+        let reason = match error.is_timeout() {
+            true => "no answer in time".to_owned(),
+            false => cause.to_string(),
+        };
+        ClientError::Unreachable {
+            url: self.url.clone(),
+            reason,
+        }
+    }
+
+    /// An error answer that is not ours.
+    fn foreign(&self, status: StatusCode) -> ClientError {
+        ClientError::Answer {
+            url: self.url.clone(),
+            reason: format!(
+                "HTTP status {status} without an explanation; is this a Splice datacenter?"
+            ),
+        }
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        self.json(self.request(Method::GET, path)).await
+    }
+
+    async fn with<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, ClientError> {
+        self.json(self.request(method, path).json(body)).await
+    }
+
+    /// The datacenter as a whole.
+    pub async fn status(&self) -> Result<DatacenterStatus, ClientError> {
+        self.get("/v1/status").await
+    }
+
+    /// Creates an image.
+    pub async fn create_image(&self, request: &CreateImage) -> Result<Image, ClientError> {
+        self.with(Method::POST, "/v1/images", request).await
+    }
+
+    /// All images.
+    pub async fn images(&self) -> Result<Vec<Image>, ClientError> {
+        let mut all = Vec::new();
+        let mut after = None;
+        loop {
+            let page: ImageList = self.get(&page("/v1/images", "after", &after)).await?;
+            all.extend(page.images);
+            after = page.next;
+            if after.is_none() {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// One image.
+    pub async fn image(&self, name: &str) -> Result<Image, ClientError> {
+        self.get(&format!("/v1/images/{}", segment(name)?)).await
+    }
+
+    /// All versions of an image, newest first.
+    pub async fn versions(&self, image: &str) -> Result<Vec<Version>, ClientError> {
+        let path = format!("/v1/images/{}/versions", segment(image)?);
+        let mut all = Vec::new();
+        let mut before = None;
+        loop {
+            let page: VersionList = self.get(&page(&path, "before", &before)).await?;
+            all.extend(page.versions);
+            before = page.next;
+            if before.is_none() {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// One version.
+    pub async fn version(&self, version: &VersionRef) -> Result<Version, ClientError> {
+        self.get(&version_path(version)?).await
+    }
+
+    /// What a branch that has `from` needs for `to`.
+    pub async fn diff(
+        &self,
+        from: &VersionRef,
+        to: &VersionRef,
+    ) -> Result<VersionDiff, ClientError> {
+        self.get(&format!("/v1/diff?from={from}&to={to}")).await
+    }
+
+    /// Starts to publish.
+    pub async fn publish(
+        &self,
+        image: &str,
+        request: &PublishRequest,
+    ) -> Result<Operation, ClientError> {
+        let path = format!("/v1/images/{}/versions", segment(image)?);
+        self.with(Method::POST, &path, request).await
+    }
+
+    /// Starts to read a version back.
+    pub async fn verify(&self, version: &VersionRef) -> Result<Operation, ClientError> {
+        let path = format!("{}/verify", version_path(version)?);
+        self.json(self.request(Method::POST, &path)).await
+    }
+
+    /// One operation.
+    pub async fn operation(&self, id: u64) -> Result<Operation, ClientError> {
+        self.get(&format!("/v1/operations/{id}")).await
+    }
+
+    /// The newest operations, at most a page of them.
+    pub async fn operations(&self) -> Result<Vec<Operation>, ClientError> {
+        let page: OperationList = self.get("/v1/operations").await?;
+        Ok(page.operations)
+    }
+
+    /// Asks an operation to stop.
+    pub async fn cancel(&self, id: u64) -> Result<Operation, ClientError> {
+        self.json(self.request(Method::POST, &format!("/v1/operations/{id}/cancel")))
+            .await
+    }
+
+    /// Follows an operation until it is done; `seen` is called with each look at it. Failed work is a [`ClientError::Problem`].
+    pub async fn follow(
+        &self,
+        id: u64,
+        interval: Duration,
+        mut sleep: impl AsyncFnMut(Duration),
+        mut seen: impl FnMut(&Operation),
+    ) -> Result<Operation, ClientError> {
+        loop {
+            let operation = self.operation(id).await?;
+            seen(&operation);
+            match operation.state {
+                OperationState::Running => sleep(interval).await,
+                OperationState::Succeeded => return Ok(operation),
+                OperationState::Failed => {
+                    let problem = operation.error.unwrap_or(Problem {
+                        error: ProblemCode::Internal,
+                        message: format!("operation {id} failed and does not say why"),
+                        help: None,
+                    });
+                    return Err(ClientError::Problem(problem));
+                }
+            }
+        }
+    }
+
+    /// All branches.
+    pub async fn branches(&self) -> Result<Vec<Branch>, ClientError> {
+        let mut all = Vec::new();
+        let mut after = None;
+        loop {
+            let page: BranchList = self.get(&page("/v1/branches", "after", &after)).await?;
+            all.extend(page.branches);
+            after = page.next;
+            if after.is_none() {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// One branch.
+    pub async fn branch(&self, name: &str) -> Result<Branch, ClientError> {
+        self.get(&format!("/v1/branches/{}", segment(name)?)).await
+    }
+
+    /// Makes a join token.
+    pub async fn join_token(
+        &self,
+        branch: &str,
+        request: &TokenRequest,
+    ) -> Result<TokenResponse, ClientError> {
+        let path = format!("/v1/branches/{}/tokens", segment(branch)?);
+        self.with(Method::POST, &path, request).await
+    }
+
+    /// Refuses a branch from now on.
+    pub async fn revoke(&self, branch: &str) -> Result<Branch, ClientError> {
+        let path = format!("/v1/branches/{}/revoke", segment(branch)?);
+        self.json(self.request(Method::POST, &path)).await
+    }
+
+    /// The pools of a branch.
+    pub async fn pools(&self, branch: &str) -> Result<Vec<Pool>, ClientError> {
+        let path = format!("/v1/branches/{}/pools", segment(branch)?);
+        let list: PoolList = self.get(&path).await?;
+        Ok(list.pools)
+    }
+
+    /// Sets what a pool runs.
+    pub async fn assign(
+        &self,
+        branch: &str,
+        pool: &str,
+        request: &AssignRequest,
+    ) -> Result<Pool, ClientError> {
+        let path = format!("/v1/branches/{}/pools/{}", segment(branch)?, segment(pool)?);
+        self.with(Method::PUT, &path, request).await
+    }
+
+    /// Removes a pool.
+    pub async fn remove_pool(&self, branch: &str, pool: &str) -> Result<(), ClientError> {
+        let path = format!("/v1/branches/{}/pools/{}", segment(branch)?, segment(pool)?);
+        self.send(self.request(Method::DELETE, &path)).await?;
+        Ok(())
+    }
+}
+
+fn page(path: &str, key: &str, value: &Option<impl std::fmt::Display>) -> String {
+    match value {
+        Some(value) => format!("{path}?{key}={value}"),
+        None => path.to_owned(),
+    }
+}
+
+/// A name as a path segment; only names that are allowed anyway need no escaping.
+fn segment(name: &str) -> Result<&str, ClientError> {
+    crate::check_name("a thing in the catalog", name)
+        .map_err(|e| ClientError::Options(e.to_string()))?;
+    Ok(name)
+}
+
+fn version_path(version: &VersionRef) -> Result<String, ClientError> {
+    let image = segment(&version.image)?;
+    Ok(match version.number {
+        Some(number) => format!("/v1/images/{image}/versions/{number}"),
+        None => format!("/v1/images/{image}/versions/latest"),
+    })
+}

@@ -1,0 +1,216 @@
+//! What the catalog needs of a database: serialisable transactions over tables of ordered keys.
+//!
+//! [`Backend`] is small enough for an SQL engine (a table is a table, a key its primary key, a scan an ordered range).
+//! [`KvBackend`] is the embedded one: one writer at a time over an ordered key-value store, so that every transaction sees a
+//! still catalog and commits as one batch.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::{Arc, RwLock};
+
+use dedup_store::kv::{Batch, Durability, Kv, KvError};
+
+use super::CatalogError;
+
+/// The catalog's tables. The numbers are on disk and never reused; `docs/disk-formats/catalog.md` lists them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Table {
+    /// Format of the catalog and realm it belongs to.
+    Meta = 1,
+    /// Images by name.
+    Images = 2,
+    /// Visible versions by id.
+    Versions = 3,
+    /// Version ids by image and number, newest first.
+    VersionNumbers = 4,
+    /// Branches by id.
+    Branches = 5,
+    /// Branch ids by name.
+    BranchNames = 6,
+    /// Join tokens by the hash of their secret.
+    JoinTokens = 7,
+    /// What each pool at each branch is to run.
+    Pools = 8,
+    /// The current signed assignment of each branch.
+    Assignments = 9,
+    /// Versions that a branch was ever assigned.
+    Grants = 10,
+    /// Long work, newest first.
+    Operations = 11,
+    /// Tokens of the management API by their hash.
+    ApiTokens = 12,
+    /// What branches last reported.
+    BranchStatus = 13,
+}
+
+/// A stored row: its key and its bytes.
+pub type RawRow = (Vec<u8>, Vec<u8>);
+
+/// What can be done inside a transaction.
+pub trait Transaction {
+    /// The row at `key`, own changes included.
+    fn get(&mut self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, CatalogError>;
+    /// Inserts or replaces a row.
+    fn put(&mut self, table: Table, key: &[u8], row: Vec<u8>);
+    /// Removes a row, if it is there.
+    fn delete(&mut self, table: Table, key: &[u8]);
+    /// At most `limit` rows whose keys begin with `prefix` and are ≥ `from`, in the order of their keys.
+    fn scan(
+        &mut self,
+        table: Table,
+        prefix: &[u8],
+        from: &[u8],
+        limit: usize,
+    ) -> Result<Vec<RawRow>, CatalogError>;
+}
+
+/// Whether a transaction's changes are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// All of them.
+    Commit,
+    /// None of them.
+    RollBack,
+}
+
+/// A database under the catalog.
+pub trait Backend: Send + Sync + 'static {
+    /// Runs `work` in a serialisable transaction. A backend that detects conflicts late may call `work` again, so it must have
+    /// no effect but on the transaction. With [`Durability::Synced`] a commit is durable on return.
+    fn transact(
+        &self,
+        durability: Durability,
+        work: &mut dyn FnMut(&mut dyn Transaction) -> Outcome,
+    ) -> Result<(), CatalogError>;
+
+    /// Runs `work` on a still catalog; its changes are dropped.
+    fn read(&self, work: &mut dyn FnMut(&mut dyn Transaction)) -> Result<(), CatalogError>;
+}
+
+/// The embedded backend.
+pub struct KvBackend {
+    kv: Arc<dyn Kv>,
+    /// Held for writing by the one transaction that may change the catalog, for reading by those that only look.
+    turn: RwLock<()>,
+}
+
+impl KvBackend {
+    /// Uses all of `kv`.
+    pub fn new(kv: Arc<dyn Kv>) -> Self {
+        Self {
+            kv,
+            turn: RwLock::new(()),
+        }
+    }
+}
+
+impl Backend for KvBackend {
+    fn transact(
+        &self,
+        durability: Durability,
+        work: &mut dyn FnMut(&mut dyn Transaction) -> Outcome,
+    ) -> Result<(), CatalogError> {
+        // A panic inside `work` leaves nothing half done: changes reach the store only in `commit`.
+        let _turn = self.turn.write().unwrap_or_else(|e| e.into_inner());
+        let mut tx = KvTransaction::new(&*self.kv);
+        if work(&mut tx) == Outcome::RollBack || tx.pending.is_empty() {
+            return Ok(());
+        }
+        let changes = tx.pending.into_iter().collect();
+        self.kv.commit(Batch { changes }, durability)?;
+        Ok(())
+    }
+
+    fn read(&self, work: &mut dyn FnMut(&mut dyn Transaction)) -> Result<(), CatalogError> {
+        let _turn = self.turn.read().unwrap_or_else(|e| e.into_inner());
+        work(&mut KvTransaction::new(&*self.kv));
+        Ok(())
+    }
+}
+
+struct KvTransaction<'a> {
+    kv: &'a dyn Kv,
+    pending: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+}
+
+impl<'a> KvTransaction<'a> {
+    fn new(kv: &'a dyn Kv) -> Self {
+        Self {
+            kv,
+            pending: BTreeMap::new(),
+        }
+    }
+}
+
+fn full_key(table: Table, key: &[u8]) -> Vec<u8> {
+    let mut full = Vec::with_capacity(1 + key.len());
+    full.push(table as u8);
+    full.extend_from_slice(key);
+    full
+}
+
+impl Transaction for KvTransaction<'_> {
+    fn get(&mut self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, CatalogError> {
+        let key = full_key(table, key);
+        if let Some(row) = self.pending.get(&key) {
+            return Ok(row.clone());
+        }
+        Ok(self.kv.get(&key)?)
+    }
+
+    fn put(&mut self, table: Table, key: &[u8], row: Vec<u8>) {
+        self.pending.insert(full_key(table, key), Some(row));
+    }
+
+    fn delete(&mut self, table: Table, key: &[u8]) {
+        self.pending.insert(full_key(table, key), None);
+    }
+
+    fn scan(
+        &mut self,
+        table: Table,
+        prefix: &[u8],
+        from: &[u8],
+        limit: usize,
+    ) -> Result<Vec<RawRow>, CatalogError> {
+        let prefix = full_key(table, prefix);
+        let start = prefix.clone().max(full_key(table, from));
+        // Each pending deletion hides at most one stored row, so this many are enough for `limit` visible ones.
+        let wanted = limit.saturating_add(self.pending.len());
+        let mut rows: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
+        let mut complete = true;
+        self.kv.scan(&prefix, &start, &mut |key, row| {
+            if rows.len() == wanted {
+                complete = false;
+                return ControlFlow::Break(());
+            }
+            rows.insert(key.to_vec(), row.to_vec());
+            ControlFlow::Continue(())
+        })?;
+        // Rows of ours beyond the last stored row that was read would leave a gap.
+        let horizon = (!complete)
+            .then(|| rows.keys().next_back().cloned())
+            .flatten();
+        for (key, row) in self.pending.range(start..) {
+            if !key.starts_with(&prefix) || horizon.as_ref().is_some_and(|h| key > h) {
+                break;
+            }
+            match row {
+                Some(row) => rows.insert(key.clone(), row.clone()),
+                None => rows.remove(key),
+            };
+        }
+        let strip = |(key, row): (Vec<u8>, Vec<u8>)| (key[1..].to_vec(), row);
+        Ok(rows.into_iter().take(limit).map(strip).collect())
+    }
+}
+
+impl From<KvError> for CatalogError {
+    fn from(error: KvError) -> Self {
+        match error {
+            KvError::NoSpace { path } => CatalogError::NoSpace { path },
+            other => CatalogError::Store(other),
+        }
+    }
+}

@@ -1,0 +1,406 @@
+//! The rows of the catalog and how they are written: one format byte, then the row in postcard's encoding.
+//!
+//! A row whose shape changes gets the next format number and reads its former shape in [`Row::upgrade`]. The bytes of every
+//! row are under test; `docs/disk-formats/catalog.md` tells them.
+
+use dedup::{BranchId, ChunkerParams, RealmId, VersionId};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::CatalogError;
+use super::backend::Table;
+
+/// A typed row.
+pub trait Row: Serialize + DeserializeOwned {
+    /// Its table.
+    const TABLE: Table;
+    /// The format that is written.
+    const FORMAT: u8 = 1;
+    /// Its key.
+    type Key: RowKey;
+
+    /// Reads an older format; `None` if there is no such format.
+    fn upgrade(_format: u8, _bytes: &[u8]) -> Option<Self> {
+        None
+    }
+}
+
+/// A key whose byte order is its order.
+pub trait RowKey: Sized {
+    /// The key's bytes.
+    fn encode(&self) -> Vec<u8>;
+    /// Reads [`Self::encode`]'s bytes.
+    fn decode(bytes: &[u8]) -> Option<Self>;
+}
+
+/// A row's bytes.
+pub fn encode<R: Row>(row: &R) -> Vec<u8> {
+    postcard::to_extend(row, vec![R::FORMAT]).expect("rows serialise without failing")
+}
+
+/// Reads a row's bytes.
+pub fn decode<R: Row>(bytes: &[u8]) -> Result<R, CatalogError> {
+    let bad = |reason: String| CatalogError::Row {
+        table: R::TABLE,
+        reason,
+    };
+    match bytes.split_first() {
+        Some((&format, body)) if format == R::FORMAT => {
+            postcard::from_bytes(body).map_err(|e| bad(e.to_string()))
+        }
+        Some((&format, body)) => {
+            R::upgrade(format, body).ok_or_else(|| bad(format!("unknown format {format}")))
+        }
+        None => Err(bad("empty".into())),
+    }
+}
+
+impl RowKey for () {
+    fn encode(&self) -> Vec<u8> {
+        Vec::new()
+    }
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        bytes.is_empty().then_some(())
+    }
+}
+
+impl RowKey for String {
+    fn encode(&self) -> Vec<u8> {
+        self.as_bytes().to_vec()
+    }
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        String::from_utf8(bytes.to_vec()).ok()
+    }
+}
+
+impl RowKey for VersionId {
+    fn encode(&self) -> Vec<u8> {
+        self.0.to_vec()
+    }
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        Self::from_slice(bytes)
+    }
+}
+
+impl RowKey for BranchId {
+    fn encode(&self) -> Vec<u8> {
+        self.0.to_vec()
+    }
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        Self::from_slice(bytes)
+    }
+}
+
+/// A SHA-256 of a secret.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SecretHash(pub [u8; 32]);
+
+impl SecretHash {
+    /// Hashes a secret that is random enough not to need stretching.
+    pub fn of(secret: &[u8]) -> Self {
+        let digest = ring::digest::digest(&ring::digest::SHA256, secret);
+        Self(digest.as_ref().try_into().expect("SHA-256 has 32 bytes"))
+    }
+}
+
+impl RowKey for SecretHash {
+    fn encode(&self) -> Vec<u8> {
+        self.0.to_vec()
+    }
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
+    }
+}
+
+/// An image's version by number. Newest first: the number is stored inverted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NumberKey {
+    /// The image.
+    pub image: String,
+    /// The version's number.
+    pub number: u32,
+}
+
+impl NumberKey {
+    /// What the keys of all versions of `image` begin with. Names have no zero byte.
+    pub fn prefix(image: &str) -> Vec<u8> {
+        let mut bytes = image.as_bytes().to_vec();
+        bytes.push(0);
+        bytes
+    }
+}
+
+impl RowKey for NumberKey {
+    fn encode(&self) -> Vec<u8> {
+        let mut bytes = Self::prefix(&self.image);
+        bytes.extend_from_slice(&(!self.number).to_be_bytes());
+        bytes
+    }
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (name, number) = bytes.split_last_chunk::<4>()?;
+        let (&zero, name) = name.split_last()?;
+        (zero == 0).then_some(())?;
+        Some(Self {
+            image: String::decode(name)?,
+            number: !u32::from_be_bytes(*number),
+        })
+    }
+}
+
+/// A pool at a branch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolKey {
+    /// The branch.
+    pub branch: BranchId,
+    /// The pool's name.
+    pub pool: String,
+}
+
+impl RowKey for PoolKey {
+    fn encode(&self) -> Vec<u8> {
+        [self.branch.as_bytes().as_slice(), self.pool.as_bytes()].concat()
+    }
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (branch, pool) = bytes.split_at_checked(BranchId::LEN)?;
+        Some(Self {
+            branch: BranchId::from_slice(branch)?,
+            pool: String::decode(pool)?,
+        })
+    }
+}
+
+/// A version at a branch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GrantKey {
+    /// The branch.
+    pub branch: BranchId,
+    /// The version.
+    pub version: VersionId,
+}
+
+impl RowKey for GrantKey {
+    fn encode(&self) -> Vec<u8> {
+        [self.branch.as_bytes().as_slice(), self.version.as_bytes()].concat()
+    }
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (branch, version) = bytes.split_at_checked(BranchId::LEN)?;
+        Some(Self {
+            branch: BranchId::from_slice(branch)?,
+            version: VersionId::from_slice(version)?,
+        })
+    }
+}
+
+/// A number, largest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NewestFirst(pub u64);
+
+impl RowKey for NewestFirst {
+    fn encode(&self) -> Vec<u8> {
+        (!self.0).to_be_bytes().to_vec()
+    }
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        Some(Self(!u64::from_be_bytes(bytes.try_into().ok()?)))
+    }
+}
+
+/// What the catalog is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Meta {
+    /// Its format as a whole.
+    pub format: u32,
+    /// Whose it is.
+    pub realm: RealmId,
+}
+
+/// An image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageRow {
+    /// How its versions are chunked, for as long as it lives.
+    pub params: ChunkerParams,
+    /// When it was created, unix seconds.
+    pub created_unix_s: u64,
+    /// Its latest visible version's number; 0 before the first.
+    pub latest: u32,
+}
+
+/// Whether a version can be had. The tag is on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VersionState {
+    /// It is complete, verified and signed.
+    Visible,
+}
+
+/// A version.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VersionRow {
+    /// Whether it can be had.
+    pub state: VersionState,
+    /// Its image.
+    pub image: String,
+    /// Its number.
+    pub number: u32,
+    /// `Signed<VersionRecord>` as bytes.
+    pub signed: Vec<u8>,
+    /// Its publisher's note.
+    pub note: Option<String>,
+    /// Chunks that it added to the store.
+    pub new_chunks: u64,
+    /// Compressed bytes that it added to the store.
+    pub stored_bytes: u64,
+}
+
+/// Which version has an image's number.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VersionNumberRow {
+    /// The version.
+    pub version: VersionId,
+}
+
+/// A branch's certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateRow {
+    /// Its serial number, as in the certificate.
+    pub serial: Vec<u8>,
+    /// When it ends, unix seconds.
+    pub expires_unix_s: u64,
+}
+
+/// A branch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BranchRow {
+    /// Its name.
+    pub name: String,
+    /// Where it is, for people.
+    pub site: Option<String>,
+    /// When it was first invited, unix seconds.
+    pub created_unix_s: u64,
+    /// When it joined.
+    pub joined_unix_s: Option<u64>,
+    /// Its newest certificate.
+    pub certificate: Option<CertificateRow>,
+    /// When it was revoked.
+    pub revoked_unix_s: Option<u64>,
+}
+
+/// Which branch has a name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BranchNameRow {
+    /// The branch.
+    pub branch: BranchId,
+}
+
+/// How a join token was used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenUse {
+    /// When, unix seconds.
+    pub unix_s: u64,
+    /// SHA-256 of the public key that it paid for.
+    pub key_hash: [u8; 32],
+    /// The branch that came of it.
+    pub branch: BranchId,
+    /// The certificate that was issued, so that a lost answer can be given again.
+    pub certificate_der: Vec<u8>,
+}
+
+/// A join token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinTokenRow {
+    /// The branch's name.
+    pub name: String,
+    /// When it was made, unix seconds.
+    pub created_unix_s: u64,
+    /// When it ends, unix seconds.
+    pub expires_unix_s: u64,
+    /// Whether it may replace a server that has joined.
+    pub replace: bool,
+    /// How it was used.
+    pub used: Option<TokenUse>,
+}
+
+/// What a pool is to run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolRow {
+    /// The image.
+    pub image: String,
+    /// The version that new desktops boot.
+    pub version: VersionId,
+    /// Versions kept whole besides it.
+    pub pinned: Vec<VersionId>,
+    /// Memory of a desktop in MiB.
+    pub memory_mib: u32,
+    /// Virtual CPUs of a desktop.
+    pub vcpus: u32,
+    /// Whether the version is fetched ahead of use.
+    pub prestage: bool,
+}
+
+/// The current signed assignment of a branch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AssignmentRow {
+    /// Its counter.
+    pub counter: u64,
+    /// When it was signed, unix seconds.
+    pub issued_unix_s: u64,
+    /// When it stops to give new trust, unix seconds.
+    pub expires_unix_s: u64,
+    /// `Signed<Assignment>` as bytes.
+    pub signed: Vec<u8>,
+}
+
+/// That a branch was assigned a version once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GrantRow {
+    /// When it was assigned last, unix seconds.
+    pub assigned_unix_s: u64,
+}
+
+/// Long work, as the API shows it (JSON).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OperationRow {
+    /// `datacenter_api::Operation` as JSON.
+    pub json: String,
+}
+
+/// A token of the management API.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApiTokenRow {
+    /// Whose it is, for people.
+    pub name: String,
+    /// When it was made, unix seconds.
+    pub created_unix_s: u64,
+}
+
+/// What a branch last reported.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BranchStatusRow {
+    /// When it came, unix seconds, by our clock.
+    pub received_unix_s: u64,
+    /// `datacenter_api::BranchStatus` as JSON.
+    pub json: String,
+}
+
+macro_rules! rows {
+    ($($row:ty, $key:ty, $table:ident;)*) => {
+        $(impl Row for $row {
+            const TABLE: Table = Table::$table;
+            type Key = $key;
+        })*
+    };
+}
+
+rows! {
+    Meta, (), Meta;
+    ImageRow, String, Images;
+    VersionRow, VersionId, Versions;
+    VersionNumberRow, NumberKey, VersionNumbers;
+    BranchRow, BranchId, Branches;
+    BranchNameRow, String, BranchNames;
+    JoinTokenRow, SecretHash, JoinTokens;
+    PoolRow, PoolKey, Pools;
+    AssignmentRow, BranchId, Assignments;
+    GrantRow, GrantKey, Grants;
+    OperationRow, NewestFirst, Operations;
+    ApiTokenRow, SecretHash, ApiTokens;
+    BranchStatusRow, BranchId, BranchStatus;
+}

@@ -1,0 +1,254 @@
+//! The datacenter as a value: realm, catalog and chunk store, and what the parts of the daemon ask of them.
+//!
+//! It owns no sockets and no threads; the sync server, the management API and publish stand on it and share it.
+//! Invariant: a version that [`Datacenter::version`] answers is complete in the store and signed by this realm.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
+
+use datacenter_api::BranchStatus;
+use dedup::{BranchId, IdKey, RealmId, VersionId};
+use dedup_protocol::records::VersionRecord;
+use dedup_protocol::trust::{Endorsement, Signed, SigningKey, TrustAnchor, TrustError};
+use dedup_store::ChunkStore;
+use dedup_transport::identity::RealmCa;
+use tokio::sync::watch;
+
+use crate::catalog::rows::VersionRow;
+use crate::catalog::{Catalog, CatalogError};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::operations::Operations;
+use crate::realm::Realm;
+
+/// The datacenter.
+pub struct Datacenter {
+    realm: Realm,
+    /// As in the realm, but renewed while the daemon runs.
+    endorsements: RwLock<Vec<Endorsement>>,
+    catalog: Catalog,
+    store: Arc<ChunkStore>,
+    clock: Arc<dyn Clock>,
+    config: Config,
+    operations: Operations,
+    started_unix_s: u64,
+    assignment_changes: watch::Sender<u64>,
+    /// Records that were asked for; versions are immutable and few.
+    versions: Mutex<HashMap<VersionId, Arc<Signed<VersionRecord>>>>,
+    /// Links that are up, per branch; a branch that reconnects has two for a moment.
+    links: Mutex<HashMap<BranchId, u32>>,
+    statuses: Mutex<HashMap<BranchId, (u64, BranchStatus)>>,
+    /// Images that are being published.
+    publishing: Mutex<HashSet<String>>,
+}
+
+/// Why a version could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum VersionError {
+    /// The catalog could not answer.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// Its record cannot be read.
+    #[error("the record of version {version}")]
+    Record {
+        /// The version.
+        version: VersionId,
+        /// Why.
+        source: TrustError,
+    },
+}
+
+impl From<VersionError> for crate::problem::ManageError {
+    fn from(error: VersionError) -> Self {
+        match error {
+            VersionError::Catalog(e) => e.into(),
+            other => Self::Manifest {
+                message: crate::problem::describe(&other),
+            },
+        }
+    }
+}
+
+/// Counts a branch's link as up for as long as it lives.
+pub struct LinkPresence {
+    datacenter: Arc<Datacenter>,
+    branch: BranchId,
+}
+
+impl Drop for LinkPresence {
+    fn drop(&mut self) {
+        let mut links = lock(&self.datacenter.links);
+        if let Some(count) = links.get_mut(&self.branch) {
+            *count -= 1;
+            if *count == 0 {
+                links.remove(&self.branch);
+            }
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing leaves these maps half changed, so a panic elsewhere does not spoil them.
+    mutex.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+impl Datacenter {
+    /// Puts the parts together. Operations that a former process left running are marked as interrupted.
+    pub fn new(
+        realm: Realm,
+        catalog: Catalog,
+        store: Arc<ChunkStore>,
+        clock: Arc<dyn Clock>,
+        config: Config,
+    ) -> Result<Arc<Self>, CatalogError> {
+        let started_unix_s = clock.unix_s();
+        let operations = Operations::open(catalog.clone(), clock.clone())?;
+        Ok(Arc::new(Self {
+            endorsements: RwLock::new(realm.endorsements.clone()),
+            realm,
+            catalog,
+            store,
+            clock,
+            config,
+            operations,
+            started_unix_s,
+            assignment_changes: watch::Sender::new(0),
+            versions: Mutex::default(),
+            links: Mutex::default(),
+            statuses: Mutex::default(),
+            publishing: Mutex::default(),
+        }))
+    }
+
+    /// The catalog.
+    pub fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+
+    /// The chunk store.
+    pub fn store(&self) -> &Arc<ChunkStore> {
+        &self.store
+    }
+
+    /// The secret that content is named under.
+    pub fn id_key(&self) -> &IdKey {
+        &self.realm.id_key
+    }
+
+    /// The realm.
+    pub fn realm(&self) -> RealmId {
+        self.realm.id
+    }
+
+    /// The realm's name, for people.
+    pub fn realm_name(&self) -> &str {
+        &self.realm.name
+    }
+
+    /// What branches are to trust.
+    pub fn anchor(&self) -> TrustAnchor {
+        self.realm.anchor()
+    }
+
+    /// Publisher keys that the root endorses.
+    pub fn endorsements(&self) -> Vec<Endorsement> {
+        self.endorsements
+            .read()
+            .unwrap_or_else(|e| e.into_inner())
+            .clone()
+    }
+
+    /// Takes renewed endorsements and lets branches know.
+    pub fn renew_endorsements(&self, endorsements: Vec<Endorsement>) {
+        *self.endorsements.write().unwrap_or_else(|e| e.into_inner()) = endorsements;
+        self.announce_assignments();
+    }
+
+    /// The certificate authority.
+    pub fn ca(&self) -> &RealmCa {
+        &self.realm.ca
+    }
+
+    /// The publisher key.
+    pub(crate) fn publisher(&self) -> &SigningKey {
+        &self.realm.publisher
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Long work.
+    pub fn operations(&self) -> &Operations {
+        &self.operations
+    }
+
+    /// The time, unix seconds.
+    pub fn now_unix_s(&self) -> u64 {
+        self.clock.unix_s()
+    }
+
+    /// When this process took over, unix seconds.
+    pub fn started_unix_s(&self) -> u64 {
+        self.started_unix_s
+    }
+
+    /// Changes whenever some branch's assignment or the endorsements did.
+    pub fn assignment_changes(&self) -> watch::Receiver<u64> {
+        self.assignment_changes.subscribe()
+    }
+
+    pub(crate) fn announce_assignments(&self) {
+        self.assignment_changes.send_modify(|count| *count += 1);
+    }
+
+    /// A visible version's signed record.
+    pub fn version(
+        &self,
+        id: VersionId,
+    ) -> Result<Option<Arc<Signed<VersionRecord>>>, VersionError> {
+        if let Some(signed) = lock(&self.versions).get(&id) {
+            return Ok(Some(signed.clone()));
+        }
+        let row = self.catalog.read(|tx| tx.get::<VersionRow>(&id))?;
+        let Some(row) = row else { return Ok(None) };
+        let bad = |source| VersionError::Record {
+            version: id,
+            source,
+        };
+        let signed: Signed<VersionRecord> = Signed::from_bytes(&row.signed).map_err(bad)?;
+        // Parsed once here, so that what is handed out is known to be readable.
+        signed.open_own().map_err(bad)?;
+        let signed = Arc::new(signed);
+        lock(&self.versions).insert(id, signed.clone());
+        Ok(Some(signed))
+    }
+
+    /// Counts a branch's link as up until the answer is dropped.
+    pub fn link_up(self: &Arc<Self>, branch: BranchId) -> LinkPresence {
+        *lock(&self.links).entry(branch).or_default() += 1;
+        LinkPresence {
+            datacenter: self.clone(),
+            branch,
+        }
+    }
+
+    /// Whether a branch's link is up.
+    pub fn is_online(&self, branch: BranchId) -> bool {
+        lock(&self.links).contains_key(&branch)
+    }
+
+    /// How many branches' links are up.
+    pub fn online_count(&self) -> u64 {
+        lock(&self.links).len() as u64
+    }
+
+    pub(crate) fn statuses(&self) -> MutexGuard<'_, HashMap<BranchId, (u64, BranchStatus)>> {
+        lock(&self.statuses)
+    }
+
+    pub(crate) fn publishing(&self) -> MutexGuard<'_, HashSet<String>> {
+        lock(&self.publishing)
+    }
+}

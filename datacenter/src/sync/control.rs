@@ -1,0 +1,120 @@
+//! The datacenter's end of a control stream: greeting, assignments out, reports in, certificates renewed.
+
+use datacenter_api::BranchStatus;
+use dedup::BranchId;
+use dedup_protocol::control::{ControlError, DatacenterAction, DatacenterControl};
+use dedup_protocol::wire::{Der, FRAME_BYTES_MAX, Message, PROTOCOL_MINOR, RefuseCode, SignedBytes, Welcome};
+use dedup_transport::link::{FrameRecv, FrameSend, Link, LinkError};
+
+use super::{error_line, is_revoked, refuse};
+use crate::Datacenter;
+
+/// Why a control stream ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlEnd {
+    /// The link.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// What the branch sent.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The branch was revoked while it was connected.
+    #[error("the branch was revoked")]
+    Revoked,
+    /// The branch closed it.
+    #[error("the branch closed its control stream")]
+    Closed,
+}
+
+/// Serves a control stream whose first frame has come.
+pub async fn serve(
+    dc: &Datacenter,
+    branch: BranchId,
+    link: &Link,
+    first: &[u8],
+    mut send: FrameSend,
+    mut recv: FrameRecv,
+) -> Result<std::convert::Infallible, ControlEnd> {
+    let mut control = DatacenterControl::new();
+    let mut changes = dc.assignment_changes();
+    let DatacenterAction::Greeted {
+        assignment_counter,
+        software,
+    } = control.handle(first)?
+    else {
+        return Err(ControlEnd::Closed);
+    };
+    tracing::debug!(%branch, software, assignment_counter, "greeted");
+    let welcome = Message::Welcome(Welcome {
+        minor: PROTOCOL_MINOR,
+        software: env!("CARGO_PKG_VERSION").into(),
+        now_unix_s: dc.now_unix_s(),
+        endorsements: dc.endorsements(),
+    });
+    send.send(&welcome.encode()).await?;
+    let mut told = assignment_counter;
+    loop {
+        changes.mark_unchanged();
+        if is_revoked(dc, branch) {
+            link.refuse("this branch's certificate is revoked");
+            return Err(ControlEnd::Revoked);
+        }
+        match dc.assignment(branch) {
+            Ok(Some(signed)) => {
+                // Our own record: signed by this process or kept by the catalog.
+                let counter = signed.open_own().map(|a| a.counter).unwrap_or(0);
+                if counter > told {
+                    let bytes = signed.to_bytes();
+                    send.send(&Message::Assign(SignedBytes { bytes }).encode()).await?;
+                    told = counter;
+                }
+            }
+            Ok(None) => {}
+            Err(error) => tracing::error!(%branch, error = error_line(&error), "assignment cannot be read"),
+        }
+        loop {
+            tokio::select! {
+                changed = changes.changed() => {
+                    if changed.is_err() {
+                        return Err(ControlEnd::Closed);
+                    }
+                    break;
+                }
+                frame = recv.recv(FRAME_BYTES_MAX) => {
+                    let frame = frame?.ok_or(ControlEnd::Closed)?;
+                    act(dc, branch, control.handle(&frame)?, &mut send).await?;
+                }
+            }
+        }
+    }
+}
+
+async fn act(
+    dc: &Datacenter,
+    branch: BranchId,
+    action: DatacenterAction,
+    send: &mut FrameSend,
+) -> Result<(), LinkError> {
+    match action {
+        DatacenterAction::Report(json) => match serde_json::from_str::<BranchStatus>(&json) {
+            Ok(status) => {
+                if let Err(error) = dc.record_branch_status(branch, status) {
+                    tracing::error!(%branch, error = error_line(&error), "report not kept");
+                }
+            }
+            Err(error) => tracing::warn!(%branch, %error, "a report is malformed"),
+        },
+        DatacenterAction::Renew(csr_der) => {
+            let answer = match dc.renew_branch_certificate(branch, &csr_der) {
+                Ok(bytes) => Message::Renewed(Der { bytes }),
+                Err(error) => {
+                    tracing::warn!(%branch, error = error_line(&error), "certificate not renewed");
+                    refuse(RefuseCode::Busy, &error_line(&error))
+                }
+            };
+            send.send(&answer.encode()).await?;
+        }
+        DatacenterAction::Greeted { .. } => {}
+    }
+    Ok(())
+}

@@ -1,0 +1,254 @@
+//! The datacenter's end of every link: who connects, what they may ask, and what they are told unasked.
+//!
+//! A connection is a join (one request) or a branch. A branch's first stream is its control stream; every other stream is one request,
+//! answered by a `Responder` frame by frame. Reading and packing run on the blocking pool; how much of it at once is bounded, and
+//! what a guest waits for is not behind what fills a cache.
+
+mod content;
+mod control;
+mod join;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dedup::BranchId;
+use dedup_protocol::server::{AnswerError, Responder};
+use dedup_protocol::wire::{FRAME_BYTES_MAX, Message, Refuse, RefuseCode, Urgency};
+use dedup_transport::link::{Accepted, Class, FrameRecv, FrameSend, Incoming, Link, LinkError, LinkServer};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::Datacenter;
+use content::SharedContent;
+
+/// Handshakes at once: each costs a signature, and strangers can begin one.
+const HANDSHAKES_MAX: usize = 64;
+/// How long a stranger may take for a handshake or its first request.
+const GREETING_MAX: Duration = Duration::from_secs(30);
+/// Largest request frame: [`dedup_protocol::wire::RUNS_MAX`] runs of eleven bytes and a head.
+const REQUEST_BYTES_MAX: usize = 128 << 10;
+/// Requests of one branch answered at once.
+const REQUESTS_PER_BRANCH_MAX: usize = 256;
+
+/// Serves links until `cancel`.
+pub async fn serve(dc: Arc<Datacenter>, server: LinkServer, cancel: CancellationToken) {
+    let shared = Arc::new(Shared {
+        content: SharedContent::new(Arc::clone(&dc)),
+        dc,
+        // Packing is pure CPU: more at once than cores only makes every branch wait longer.
+        packers: Semaphore::new(std::thread::available_parallelism().map_or(2, usize::from)),
+    });
+    let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    loop {
+        let incoming = tokio::select! {
+            incoming = server.accept() => incoming,
+            () = cancel.cancelled() => break,
+        };
+        let Some(incoming) = incoming else { break };
+        let Ok(permit) = Arc::clone(&handshakes).try_acquire_owned() else {
+            tracing::warn!("too many handshakes at once, one is dropped");
+            continue;
+        };
+        let (shared, cancel) = (Arc::clone(&shared), cancel.clone());
+        tokio::spawn(async move {
+            let connection = establish(incoming).await;
+            drop(permit);
+            tokio::select! {
+                () = connection_task(&shared, connection) => {}
+                () = cancel.cancelled() => {}
+            }
+        });
+    }
+    server.close("the datacenter stops");
+}
+
+struct Shared {
+    dc: Arc<Datacenter>,
+    content: SharedContent,
+    packers: Semaphore,
+}
+
+async fn establish(incoming: Incoming) -> Result<Accepted, LinkError> {
+    // The transport bounds the handshake by its idle timeout.
+    incoming.establish().await
+}
+
+async fn connection_task(shared: &Arc<Shared>, connection: Result<Accepted, LinkError>) {
+    match connection {
+        Ok(Accepted::Join(link)) => {
+            let joined = tokio::time::timeout(GREETING_MAX, join::serve(&shared.dc, &link)).await;
+            if let Ok(Err(error)) = joined {
+                tracing::info!(peer = %link.remote_addr(), error = error_line(&error), "join failed");
+            }
+        }
+        Ok(Accepted::Branch(branch, link)) => {
+            if is_revoked(&shared.dc, branch) {
+                tracing::warn!(%branch, peer = %link.remote_addr(), "a revoked branch was refused");
+                link.refuse("this branch's certificate is revoked");
+                return;
+            }
+            tracing::info!(%branch, peer = %link.remote_addr(), "link up");
+            let ended = branch_connection(shared, branch, &link).await;
+            tracing::info!(%branch, reason = error_line(&ended), "link down");
+        }
+        Err(error) => tracing::info!(error = error_line(&error), "handshake failed"),
+    }
+}
+
+/// A revocation list that cannot be read refuses everybody.
+fn is_revoked(dc: &Datacenter, branch: BranchId) -> bool {
+    dc.is_revoked(branch).unwrap_or_else(|error| {
+        tracing::error!(%branch, error = error_line(&error), "revocation cannot be looked up");
+        true
+    })
+}
+
+async fn branch_connection(shared: &Arc<Shared>, branch: BranchId, link: &Link) -> LinkError {
+    let _online = shared.dc.link_up(branch, link.remote_addr());
+    let places = Arc::new(Semaphore::new(REQUESTS_PER_BRANCH_MAX));
+    let mut streams = tokio::task::JoinSet::new();
+    loop {
+        let place = Arc::clone(&places)
+            .acquire_owned()
+            .await
+            .expect("the semaphore is never closed");
+        let stream = tokio::select! {
+            stream = link.accept() => stream,
+            Some(ended) = streams.join_next() => {
+                if let Err(error) = ended && error.is_panic() {
+                    tracing::error!(%branch, "answering a request panicked");
+                }
+                continue;
+            }
+        };
+        match stream {
+            Ok((send, recv)) => {
+                let (shared, link) = (Arc::clone(shared), link.clone());
+                streams.spawn(async move {
+                    let _place = place;
+                    if let Err(error) = stream_task(&shared, branch, &link, send, recv).await {
+                        tracing::debug!(%branch, error = error_line(&error), "stream ended early");
+                    }
+                });
+            }
+            Err(error) => return error,
+        }
+    }
+}
+
+async fn stream_task(
+    shared: &Arc<Shared>,
+    branch: BranchId,
+    link: &Link,
+    mut send: FrameSend,
+    mut recv: FrameRecv,
+) -> Result<(), LinkError> {
+    let first = tokio::time::timeout(GREETING_MAX, recv.recv(REQUEST_BYTES_MAX)).await;
+    let Ok(Some(frame)) = first.unwrap_or(Ok(None)) else {
+        return Ok(());
+    };
+    match Message::decode(&frame) {
+        Ok(Message::Hello(_)) => {
+            let ended = control::serve(&shared.dc, branch, link, &frame, send, recv).await;
+            // Without its control stream a connection is of no use: the branch starts over.
+            if let Err(error) = ended {
+                tracing::warn!(%branch, error = error_line(&error), "control stream ended");
+            }
+            link.close("control stream ended");
+            Ok(())
+        }
+        Ok(request) => answer(shared, branch, request, &mut send).await,
+        Err(error) => {
+            let refusal = refuse(RefuseCode::BadRequest, &error.to_string());
+            send.send(&refusal.encode()).await?;
+            send.finish()
+        }
+    }
+}
+
+fn refuse(code: RefuseCode, message: &str) -> Message {
+    Message::Refuse(Refuse {
+        code,
+        message: message.into(),
+    })
+}
+
+/// Answers one request.
+async fn answer(
+    shared: &Arc<Shared>,
+    branch: BranchId,
+    request: Message,
+    send: &mut FrameSend,
+) -> Result<(), LinkError> {
+    let (class, waits) = match &request {
+        Message::GetChunks(r) => match r.urgency {
+            Urgency::Demand => (Class::Demand, true),
+            Urgency::Boot => (Class::Boot, false),
+            Urgency::Fill => (Class::Fill, false),
+        },
+        _ => (Class::Boot, true),
+    };
+    send.set_class(class);
+    let worker = Arc::clone(shared);
+    let begun = tokio::task::spawn_blocking(move || {
+        let readable = |version| {
+            worker.dc.may_read(branch, version).unwrap_or_else(|error| {
+                tracing::error!(%branch, %version, error = error_line(&error), "rights cannot be looked up");
+                false
+            })
+        };
+        Responder::new(worker.content.clone(), &request, readable)
+    })
+    .await
+    .expect("answering does not panic");
+    let mut responder = match begun {
+        Ok(responder) => responder,
+        Err(error) => return end_with(branch, send, &error).await,
+    };
+    loop {
+        let permit = if waits {
+            None
+        } else {
+            Some(shared.packers.acquire().await.expect("the semaphore is never closed"))
+        };
+        let (frame, back) = tokio::task::spawn_blocking(move || {
+            let frame = responder.next_frame();
+            (frame.map(|f| f.map(|message| message.encode())), responder)
+        })
+        .await
+        .expect("answering does not panic");
+        drop(permit);
+        responder = back;
+        match frame {
+            Ok(Some(frame)) => {
+                debug_assert!(frame.len() <= FRAME_BYTES_MAX);
+                send.send(&frame).await?;
+            }
+            Ok(None) => return send.finish(),
+            Err(error) => return end_with(branch, send, &error).await,
+        }
+    }
+}
+
+async fn end_with(branch: BranchId, send: &mut FrameSend, error: &AnswerError) -> Result<(), LinkError> {
+    match error {
+        AnswerError::Content { .. } => {
+            tracing::error!(%branch, error = error_line(error), "a request could not be answered; run `splice version verify`");
+        }
+        _ => tracing::warn!(%branch, error = error_line(error), "a request was refused"),
+    }
+    send.send(&error.refusal().encode()).await?;
+    send.finish()
+}
+
+/// An error with its causes, on one line.
+fn error_line(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        line.push_str(": ");
+        line.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    line
+}
