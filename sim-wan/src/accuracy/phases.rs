@@ -15,7 +15,7 @@ use super::report::Row;
 use crate::link::Direction;
 use crate::model::{DirectionStats, Loss, Shape};
 use crate::profile::Profile;
-use crate::sys::precise_timers;
+use crate::sys::be_punctual;
 
 /// Wire size of a probe, in bytes.
 const PROBE_BYTES: usize = 64;
@@ -41,11 +41,13 @@ pub(super) fn round_trips(
     rows: &mut Vec<Row>,
 ) -> Result<(), AccuracyError> {
     let done = AtomicBool::new(false);
+    // The measuring ends are as punctual as the link, or they would be what is measured.
+    be_punctual();
     let started = Instant::now();
     let mut samples_ms = thread::scope(|scope| -> io::Result<Vec<f64>> {
         scope.spawn(|| echo(&path.dc, &done));
         scope.spawn(|| {
-            precise_timers();
+            be_punctual();
             for number in 0..PROBES {
                 sleep_until(started + PROBE_GAP * number as u32);
                 let sent = started.elapsed().as_nanos() as u64;
@@ -276,7 +278,7 @@ fn sleep_until(at: Instant) {
 
 /// Sends numbered packets evenly, in groups no closer than half a millisecond, and returns how many.
 fn pace(socket: &UdpSocket, wire: usize, packets_per_s: f64, time: Duration) -> u64 {
-    precise_timers();
+    be_punctual();
     let started = Instant::now();
     let mut datagram = payload(wire, 0);
     let mut sent = 0u64;
@@ -294,6 +296,7 @@ fn pace(socket: &UdpSocket, wire: usize, packets_per_s: f64, time: Duration) -> 
 }
 
 fn echo(socket: &UdpSocket, done: &AtomicBool) {
+    be_punctual();
     let mut buffer = [0; FULL_BYTES];
     while !done.load(Ordering::Acquire) {
         let soon = Instant::now() + Duration::from_millis(100);

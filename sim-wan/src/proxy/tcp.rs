@@ -27,7 +27,7 @@ use super::{PACE, Proxy, Stop, ip_header};
 use crate::link::{Direction, SharedLink};
 use crate::model::Mode;
 use crate::profile::Profile;
-use crate::sys::{precise_timers, wait};
+use crate::sys::{be_punctual, wait};
 
 /// Connections at once; more are closed when they arrive.
 const CONNECTIONS_MAX: usize = 256;
@@ -119,7 +119,7 @@ const BOTH: [Direction; 2] = [Direction::Up, Direction::Down];
 
 impl Run<'_> {
     fn until(&mut self, stop: &Stop) -> io::Result<()> {
-        precise_timers();
+        be_punctual();
         while !stop.is_set() {
             let begun = self.link.clock.now();
             self.accept();

@@ -16,7 +16,7 @@ use super::{PACE, Proxy, Stop, any_like, ip_header};
 use crate::link::{Lane, SharedLink};
 use crate::model::Mode;
 use crate::profile::Profile;
-use crate::sys::{precise_timers, wait};
+use crate::sys::{be_punctual, wait};
 
 /// Clients known at once; the longest idle one is forgotten for a new one. Each costs one socket.
 const FLOWS_MAX: usize = 256;
@@ -145,7 +145,7 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn until(&mut self, stop: &Stop) -> io::Result<()> {
-        precise_timers();
+        be_punctual();
         while !stop.is_set() {
             let begun = self.link.clock.now();
             self.receive_up(begun);

@@ -20,7 +20,7 @@ use super::{LinkSpec, TunError};
 use crate::link::{Controlled, Direction, LinkStats, SharedLink};
 use crate::model::Mode;
 use crate::profile::Profile;
-use crate::sys::{precise_timers, wait};
+use crate::sys::{be_punctual, wait};
 
 /// Shortest time between two rounds of work of one thread: a 400th of the link's delay, within these bounds. It batches
 /// a fast flow's packets (four full ones at 1 Gbit/s and 50 µs) and is what a packet behind another may be late.
@@ -130,7 +130,7 @@ fn forward(
     to: &OwnedFd,
     stop: &AtomicBool,
 ) -> io::Result<()> {
-    precise_timers();
+    be_punctual();
     let lane = shared.lane(direction);
     let mut spare: Vec<Packet> = Vec::new();
     let mut read: Vec<Packet> = Vec::new();
