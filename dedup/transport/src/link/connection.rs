@@ -220,6 +220,12 @@ impl Link {
         self.shared.connection.remote_address()
     }
 
+    /// The connection below, for tests that play a peer which does not keep to the framing.
+    #[cfg(test)]
+    pub(crate) fn connection(&self) -> &Connection {
+        &self.shared.connection
+    }
+
     pub(super) fn close_with(&self, code: VarInt, reason: &str) {
         let reason = reason.as_bytes();
         self.shared

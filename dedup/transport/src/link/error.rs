@@ -305,8 +305,11 @@ fn alert(code: TransportErrorCode) -> Option<AlertDescription> {
         .then(|| AlertDescription::from((code & 0xFF) as u8))
 }
 
-/// A peer's text, made safe for a log line: bounded, one line, no control characters.
+/// A peer's text, made safe for a log line: bounded, one line, no control characters, never empty.
 fn readable(reason: &[u8]) -> String {
+    if reason.is_empty() {
+        return "no reason given".to_owned();
+    }
     let bounded = &reason[..reason.len().min(REASON_BYTES_MAX)];
     String::from_utf8_lossy(bounded)
         .chars()

@@ -3,6 +3,7 @@
 //! These live inside the crate because wrong credentials cannot be made, and not be presented, through the public API.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod hostile;
 mod join;
 mod refusals;
 mod secrets;

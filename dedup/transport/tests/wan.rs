@@ -1,0 +1,171 @@
+//! Links over an emulated WAN: priorities under load, and a satellite's round trip.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::{Pair, Realm, loopback, pair_through};
+use dedup_transport::link::{Class, Congestion, LinkTuning};
+use sim_wan::Profile;
+use sim_wan::proxy::{Proxy, UdpProxy};
+
+const FRAME: usize = 256 * 1024;
+
+async fn pair_over(profile: &Profile, tuning: &LinkTuning) -> (Pair, Proxy) {
+    let realm = Realm::new();
+    let server = realm.server(loopback(), tuning);
+    let proxy = UdpProxy::spawn(loopback(), server.local_addr(), profile, 7).unwrap();
+    let addr = proxy.local_addr();
+    (pair_through(realm, server, addr, tuning).await, proxy)
+}
+
+/// The datacenter answers each request with as many frames as it asks for, in the class it asks for.
+fn serve(pair: &Pair) {
+    let link = pair.datacenter.clone();
+    tokio::spawn(async move {
+        while let Ok((mut send, mut recv)) = link.accept().await {
+            tokio::spawn(async move {
+                let request = recv.recv(2).await.unwrap().unwrap();
+                send.set_class(if request[0] == 3 {
+                    Class::Demand
+                } else {
+                    Class::Fill
+                });
+                let frame = vec![request[0]; FRAME];
+                for _ in 0..request[1] {
+                    if send.send(&frame).await.is_err() {
+                        return; // The test is over.
+                    }
+                }
+                let _ = send.finish();
+            });
+        }
+    });
+}
+
+/// Fetches frames and says when the last one came.
+async fn fetch(link: dedup_transport::link::Link, class: Class, frames: u8) -> Instant {
+    let (mut send, mut recv) = link.open(class).await.unwrap();
+    send.send(&[class as u8, frames]).await.unwrap();
+    send.finish().unwrap();
+    let mut came = 0;
+    while let Some(frame) = recv.recv(FRAME).await.unwrap() {
+        assert_eq!(frame.len(), FRAME);
+        came += 1;
+    }
+    assert_eq!(came, frames);
+    Instant::now()
+}
+
+/// Eight fills of 3 MiB saturate 50 Mbit/s for four seconds; in the midst a guest asks for 1 MiB. Alone it would take
+/// 0.17 s and a round trip; as one of nine equals 1.5 s.
+async fn demand_amid_fills(tuning: &LinkTuning) {
+    let dsl = Profile::named("dsl").unwrap().lossless();
+    let (pair, _proxy) = pair_over(&dsl, tuning).await;
+    serve(&pair);
+    let fills: Vec<_> = (0..8)
+        .map(|_| tokio::spawn(fetch(pair.branch.clone(), Class::Fill, 12)))
+        .collect();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let asked = Instant::now();
+    let answered = fetch(pair.branch.clone(), Class::Demand, 4).await;
+    let waited = answered - asked;
+    for fill in fills {
+        assert!(
+            fill.await.unwrap() > answered,
+            "a fill was served before the demand"
+        );
+    }
+    assert!(
+        waited < Duration::from_millis(700),
+        "the demand took {waited:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_demand_passes_fills_that_wait_in_the_send_buffer() {
+    demand_amid_fills(&LinkTuning::default()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_demand_passes_fills_that_wait_for_the_send_buffer() {
+    // So small that the fills have taken all of it, and wait for more, when the demand comes.
+    let small = LinkTuning {
+        window_bytes: 1 << 20,
+        ..LinkTuning::default()
+    };
+    demand_amid_fills(&small).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_demand_that_nobody_reads_does_not_stop_the_fills() {
+    let small = LinkTuning {
+        window_bytes: 2 << 20,
+        ..LinkTuning::default()
+    };
+    let lan = Profile::named("lan").unwrap();
+    let (pair, _proxy) = pair_over(&lan, &small).await;
+    serve(&pair);
+    let (mut send, unread) = pair.branch.open(Class::Demand).await.unwrap();
+    send.send(&[Class::Demand as u8, 40]).await.unwrap();
+    send.finish().unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    // Half of the window is stuck with the unread stream; the rest serves, at the lower classes' share.
+    tokio::time::timeout(
+        Duration::from_secs(20),
+        fetch(pair.branch.clone(), Class::Fill, 4),
+    )
+    .await
+    .expect("fills get their share");
+    drop(unread);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_satellite_handshake_needs_no_retransmission() {
+    let satellite = Profile::named("vsat-geo").unwrap().lossless();
+    let started = Instant::now();
+    let (pair, proxy) = pair_over(&satellite, &LinkTuning::default()).await;
+    let took = started.elapsed();
+    // One round trip for TLS, one half for the greeting behind the branch's last flight, and the way back.
+    assert!(
+        (Duration::from_millis(1200)..Duration::from_millis(1800)).contains(&took),
+        "the handshake took {took:?}"
+    );
+    for link in [&pair.branch, &pair.datacenter] {
+        assert_eq!(link.stats().lost_packets, 0);
+    }
+    assert!(pair.branch.stats().rtt >= Duration::from_millis(600));
+    drop(proxy);
+}
+
+/// Prints what each congestion control gets out of the lossy profiles: `cargo test -p dedup-transport --test wan -- --ignored --nocapture`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes minutes and is a measurement"]
+async fn throughput_by_congestion_control() {
+    for name in ["dsl", "lte", "intercontinental", "vsat-geo"] {
+        for congestion in [Congestion::Bbr, Congestion::Cubic, Congestion::NewReno] {
+            let profile = Profile::named(name).unwrap();
+            let tuning = LinkTuning {
+                congestion,
+                ..LinkTuning::default()
+            };
+            let (pair, _proxy) = pair_over(&profile, &tuning).await;
+            serve(&pair);
+            let started = Instant::now();
+            let patience = Duration::from_secs(120);
+            let frames = 80;
+            let done =
+                tokio::time::timeout(patience, fetch(pair.branch.clone(), Class::Fill, frames))
+                    .await;
+            let took = done.as_ref().map_or(patience, |_| started.elapsed());
+            let mbit = f64::from(frames) * FRAME as f64 * 8.0 / 1e6 / took.as_secs_f64();
+            let whole = if done.is_ok() { "" } else { " (gave up)" };
+            let stats = pair.datacenter.stats();
+            println!(
+                "{name:>16} {congestion:>8}: {mbit:6.1} Mbit/s{whole}, lost {} packets, sent {} bytes, mtu {}",
+                stats.lost_packets, stats.sent_bytes, stats.mtu
+            );
+        }
+    }
+}
