@@ -395,7 +395,7 @@ fn a_truncated_image_names_file_and_offset() {
             let options = OpenOptions::new().scratch_dir(dir.path()).format(format);
             let refused = open(&target, &options)
                 .err()
-                .expect(&format!("{driver} {subformat} cut to {cut} of {len}"));
+                .unwrap_or_else(|| panic!("{driver} {subformat} cut to {cut} of {len}"));
             assert!(refused.to_string().contains(&name), "{refused}");
         }
     }

@@ -241,11 +241,8 @@ fn a_link_chooses_the_kernel_and_the_boot_loader_gives_the_arguments() {
     write(
         &tree,
         "boot/grub/grub.cfg",
-        format!(
-            "menuentry a {{\n linux /boot/vmlinuz-6.1.0-10 root=/dev/sda1\n}}\n\
-             menuentry b {{\n linux /boot/vmlinuz-6.1.0-9 root=PARTUUID=cafe0001-01 ro quiet $extra\n}}\n"
-        )
-        .as_bytes(),
+b"menuentry a {\n linux /boot/vmlinuz-6.1.0-10 root=/dev/sda1\n}\n\
+             menuentry b {\n linux /boot/vmlinuz-6.1.0-9 root=PARTUUID=cafe0001-01 ro quiet $extra\n}\n",
     );
     let part = dir.path().join("part");
     make_ext4(&tree, &part, 24, ROOT_UUID, &[]);

@@ -96,7 +96,7 @@ impl DiskHandle {
             requests
                 .send(Message::Read(offset))
                 .map_err(|_| "inspection is over".to_owned())?;
-            answers.recv().map_err(gone).flatten()
+            answers.recv().map_err(gone)?
         };
         let pieces = Pieces {
             kept: Recent::new(PIECES_KEPT),

@@ -8,6 +8,7 @@
 mod header;
 mod inflate;
 mod map;
+mod workers;
 
 use crate::error::ImageError;
 use crate::format::ImageFormat;
@@ -16,8 +17,8 @@ use crate::source::Source;
 
 use crate::recent::Recent;
 use header::Header;
-use inflate::Inflater;
-use map::{CompressedPlace, Map, Place, corrupt};
+use map::{CompressedPlace, Map, Place};
+use workers::Workers;
 
 /// A region is cut after this many bytes, so that asking for one is quick even in images with tiny clusters.
 const REGION_BYTES_MAX: u64 = 1 << 30;
@@ -31,9 +32,8 @@ pub(crate) struct Qcow2Image {
     source: Source,
     map: Map,
     size_bytes: u64,
-    inflater: Inflater,
+    workers: Workers,
     clusters: Recent<Box<[u8]>>,
-    compressed: Vec<u8>,
 }
 
 impl Qcow2Image {
@@ -41,11 +41,7 @@ impl Qcow2Image {
     pub(crate) fn new(source: Source, disk_bytes_max: u64) -> Result<Self, ImageError> {
         let header = Header::read(&source, disk_bytes_max)?;
         let size_bytes = header.size_bytes.next_multiple_of(SECTOR_BYTES);
-        let inflater = Inflater::new(header.compression).map_err(|e| ImageError::Io {
-            path: source.path().to_owned(),
-            action: "set up its decompressor".into(),
-            source: e,
-        })?;
+        let workers = Workers::new(header.compression, header.cluster_bytes() as usize);
         let clusters =
             Recent::new((CLUSTER_CACHE_BYTES >> header.cluster_bits).clamp(2, 16) as usize);
         let map = Map::load(&source, header)?;
@@ -53,42 +49,51 @@ impl Qcow2Image {
             source,
             map,
             size_bytes,
-            inflater,
+            workers,
             clusters,
-            compressed: Vec::new(),
         })
     }
 
-    /// Fills `buf` with the bytes of a compressed cluster that begin `from` bytes into it.
-    fn read_compressed(
+    /// Fills `buf` with part of a compressed cluster, from `from` bytes into it.
+    fn read_part(
         &mut self,
         place: CompressedPlace,
         from: usize,
         buf: &mut [u8],
     ) -> Result<(), ImageError> {
-        let cluster_bytes = self.map.header().cluster_bytes() as usize;
-        if let Some(cluster) = self.clusters.find(place.disk_offset) {
-            buf.copy_from_slice(&cluster[from..from + buf.len()]);
-            return Ok(());
-        }
-        self.compressed.resize(place.file_len, 0);
-        self.source
-            .read_exact_at(place.file_offset, &mut self.compressed)?;
-        let bad = |source: &Source, what| corrupt(source, place.file_offset, what);
-        if buf.len() == cluster_bytes {
-            // Sequential readers take whole clusters, straight into their own memory.
-            return self
-                .inflater
-                .inflate(&self.compressed, buf)
-                .map_err(|what| bad(&self.source, what));
-        }
-        let mut cluster = vec![0; cluster_bytes].into_boxed_slice();
-        self.inflater
-            .inflate(&self.compressed, &mut cluster)
-            .map_err(|what| bad(&self.source, what))?;
-        let cluster = self.clusters.insert(place.disk_offset, cluster);
+        let cluster = if let Some(cluster) = self.clusters.find(place.disk_offset) {
+            cluster
+        } else {
+            let mut cluster =
+                vec![0; self.map.header().cluster_bytes() as usize].into_boxed_slice();
+            self.workers.inflate(&self.source, &[place], &mut cluster)?;
+            self.clusters.insert(place.disk_offset, cluster)
+        };
         buf.copy_from_slice(&cluster[from..from + buf.len()]);
         Ok(())
+    }
+
+    /// The compressed clusters that begin at `offset`, follow each other, and are wholly inside the next `len` bytes.
+    fn whole_compressed(&mut self, offset: u64, len: usize) -> Vec<CompressedPlace> {
+        let cluster_bytes = self.map.header().cluster_bytes();
+        let mut places = Vec::new();
+        if !offset.is_multiple_of(cluster_bytes) {
+            return places;
+        }
+        for index in 0..len as u64 / cluster_bytes {
+            // What is wrong further on is reported when it is reached.
+            match self
+                .map
+                .locate(&self.source, offset + index * cluster_bytes)
+            {
+                Ok(mapping) => match mapping.place {
+                    Place::Compressed(place) => places.push(place),
+                    Place::Zero | Place::Stored(_) => break,
+                },
+                Err(_) => break,
+            }
+        }
+        places
     }
 }
 
@@ -155,8 +160,16 @@ impl DiskImage for Qcow2Image {
                         .read_exact_at(host, &mut buf[done..done + len as usize])?;
                 }
                 Place::Compressed(place) => {
-                    let from = (at - place.disk_offset) as usize;
-                    self.read_compressed(place, from, &mut buf[done..done + len as usize])?;
+                    let whole = self.whole_compressed(at, buf.len() - done);
+                    if whole.is_empty() {
+                        let from = (at - place.disk_offset) as usize;
+                        self.read_part(place, from, &mut buf[done..done + len as usize])?;
+                    } else {
+                        // Sequential readers take whole clusters, straight into their own memory.
+                        len = whole.len() as u64 * self.map.header().cluster_bytes();
+                        let target = &mut buf[done..done + len as usize];
+                        self.workers.inflate(&self.source, &whole, target)?;
+                    }
                 }
             }
             done += len as usize;

@@ -81,7 +81,7 @@ pub fn verify(
 ) {
     let size = image.size_bytes() as usize;
     assert!(
-        size >= oracle.len() && size % 512 == 0,
+        size >= oracle.len() && size.is_multiple_of(512),
         "{size} for {}",
         oracle.len()
     );
