@@ -166,7 +166,7 @@ pub trait BlockDevice: Send + Sync {
     /// As [`BlockDevice::write`].
     fn try_write(&self, offset: u64, data: &[u8]) -> Result<bool, BlockError> {
         let grain = u64::from(self.geometry().block_bytes_preferred.max(1));
-        if offset % grain != 0 || data.len() as u64 % grain != 0 {
+        if !offset.is_multiple_of(grain) || !(data.len() as u64).is_multiple_of(grain) {
             return Ok(false);
         }
         self.write(offset, data, false).map(|()| true)

@@ -40,7 +40,7 @@ const ROUNDS_SECOND: u64 = 20_000_000;
 /// A first loop at least this long is a good enough measurement.
 const TIMED_WELL: Duration = Duration::from_millis(5);
 
-/// Finds out what this machine has. Takes some 100 ms, and never more than about 20 s.
+/// Finds out what this machine has. Takes some 100 ms, and never more than about 30 s.
 ///
 /// While it runs, the signal SIGRTMIN+4 is handled by this module, because a guest that hangs is interrupted by it.
 #[must_use]

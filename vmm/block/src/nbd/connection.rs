@@ -333,7 +333,7 @@ impl Connection {
             return refuse(beyond, "the range is not inside the export");
         }
         let grain = u64::from(self.geometry.block_bytes_min);
-        if request.offset % grain != 0 || u64::from(request.len) % grain != 0 {
+        if !request.offset.is_multiple_of(grain) || !u64::from(request.len).is_multiple_of(grain) {
             return refuse(EINVAL, "the range is not aligned to the minimum block size");
         }
         None

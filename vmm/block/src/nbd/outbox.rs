@@ -25,6 +25,10 @@ struct State {
     failed: bool,
     in_flight: usize,
     bytes_in_flight: usize,
+    #[expect(
+        clippy::vec_box,
+        reason = "an exchange moves as one pointer between queue, batch and here"
+    )]
     free: Vec<Box<Exchange>>,
 }
 

@@ -117,7 +117,11 @@ fn a_client_that_takes_no_replies_holds_up_only_itself() {
     assert_eq!(deaf.call(WRITE, 0, 0, 1 << 20, &noise(3, 1 << 20)).error, 0);
     // Large reads go to the workers, small ones are answered by the reader; nobody fetches the replies.
     for round in 0..200 {
-        let len = if round % 2 == 0 { 1 << 20 } else { 65_536 };
+        let len = if u64::is_multiple_of(round, 2) {
+            1 << 20
+        } else {
+            65_536
+        };
         if deaf
             .stream
             .write_all(&request(READ, 0, round, 0, len, &[]))

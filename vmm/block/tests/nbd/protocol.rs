@@ -124,7 +124,7 @@ fn requests_sent_at_once_are_all_answered_once() {
         let at = round * 4096;
         waiting.insert(client.send(
             WRITE,
-            if round % 3 == 0 { FUA } else { 0 },
+            if round.is_multiple_of(3) { FUA } else { 0 },
             at,
             4096,
             &noise(round, 4096),
