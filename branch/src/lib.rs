@@ -1,3 +1,4 @@
 //! The branch server: cache, link, volumes and desktops.
 
+pub mod cache;
 pub mod volume;
