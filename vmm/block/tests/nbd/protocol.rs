@@ -222,3 +222,29 @@ fn export_name_and_abort_still_work() {
     assert_eq!(leaving.option(2, &[]), [(1, vec![])]);
     assert!(leaving.is_ended());
 }
+
+#[test]
+fn whatever_asks_for_durability_reaches_the_device() {
+    let device = Arc::new(MemoryDevice::new(1 << 20));
+    let lab = Lab::with(Arc::clone(&device) as _);
+    let mut client = Raw::ready(&lab.socket(), "disk");
+    let large = noise(5, 600_000);
+    for (command, flags, len, data, flushes) in [
+        (WRITE, 0, 4096, &large[..4096], 0),
+        (WRITE, FUA, 4096, &large[..4096], 1),
+        (WRITE, 0, 600_000, &large[..], 1),
+        (WRITE, FUA, 600_000, &large[..], 2),
+        (TRIM, FUA, 4096, &[], 3),
+        (WRITE_ZEROES, FUA, 4096, &[], 4),
+        (FLUSH, 0, 0, &[], 5),
+        // Flags that mean nothing here do no harm.
+        (READ, FUA, 4096, &[], 5),
+    ] {
+        assert_eq!(client.call(command, flags, 0, len, data).error, 0);
+        assert_eq!(
+            device.flushes(),
+            flushes,
+            "command {command} with flags {flags}"
+        );
+    }
+}
