@@ -4,6 +4,7 @@
 //! Invariant: a version that [`Datacenter::version`] answers is complete in the store and signed by this realm.
 
 use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 
 use datacenter_api::BranchStatus;
@@ -20,6 +21,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::operations::Operations;
 use crate::realm::Realm;
+use crate::realm::files::DataDir;
 
 /// The datacenter.
 pub struct Datacenter {
@@ -30,13 +32,14 @@ pub struct Datacenter {
     store: Arc<ChunkStore>,
     clock: Arc<dyn Clock>,
     config: Config,
+    dir: DataDir,
     operations: Operations,
     started_unix_s: u64,
     assignment_changes: watch::Sender<u64>,
     /// Records that were asked for; versions are immutable and few.
     versions: Mutex<HashMap<VersionId, Arc<Signed<VersionRecord>>>>,
-    /// Links that are up, per branch; a branch that reconnects has two for a moment.
-    links: Mutex<HashMap<BranchId, u32>>,
+    /// Where links that are up come from, per branch; a branch that reconnects has two for a moment.
+    links: Mutex<HashMap<BranchId, Vec<SocketAddr>>>,
     statuses: Mutex<HashMap<BranchId, (u64, BranchStatus)>>,
     /// Images that are being published.
     publishing: Mutex<HashSet<String>>,
@@ -73,14 +76,17 @@ impl From<VersionError> for crate::problem::ManageError {
 pub struct LinkPresence {
     datacenter: Arc<Datacenter>,
     branch: BranchId,
+    remote: SocketAddr,
 }
 
 impl Drop for LinkPresence {
     fn drop(&mut self) {
         let mut links = lock(&self.datacenter.links);
-        if let Some(count) = links.get_mut(&self.branch) {
-            *count -= 1;
-            if *count == 0 {
+        if let Some(remotes) = links.get_mut(&self.branch) {
+            if let Some(ours) = remotes.iter().position(|r| *r == self.remote) {
+                remotes.remove(ours);
+            }
+            if remotes.is_empty() {
                 links.remove(&self.branch);
             }
         }
@@ -100,6 +106,7 @@ impl Datacenter {
         store: Arc<ChunkStore>,
         clock: Arc<dyn Clock>,
         config: Config,
+        dir: DataDir,
     ) -> Result<Arc<Self>, CatalogError> {
         let started_unix_s = clock.unix_s();
         let operations = Operations::open(catalog.clone(), clock.clone())?;
@@ -110,6 +117,7 @@ impl Datacenter {
             store,
             clock,
             config,
+            dir,
             operations,
             started_unix_s,
             assignment_changes: watch::Sender::new(0),
@@ -179,6 +187,22 @@ impl Datacenter {
         &self.config
     }
 
+    /// The data folder.
+    pub fn dir(&self) -> &DataDir {
+        &self.dir
+    }
+
+    /// Bytes free on the disk that the store is on; 0 where the system does not say.
+    pub fn free_bytes(&self) -> u64 {
+        rustix::fs::statvfs(self.dir.root())
+            .map_or(0, |stat| stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    /// Whether the root signing key has not been moved offline yet.
+    pub fn root_key_present(&self) -> bool {
+        self.dir.root_key().exists()
+    }
+
     /// Long work.
     pub fn operations(&self) -> &Operations {
         &self.operations
@@ -225,18 +249,19 @@ impl Datacenter {
         Ok(Some(signed))
     }
 
-    /// Counts a branch's link as up until the answer is dropped.
-    pub fn link_up(self: &Arc<Self>, branch: BranchId) -> LinkPresence {
-        *lock(&self.links).entry(branch).or_default() += 1;
+    /// Counts a branch's link, which comes from `remote`, as up until the answer is dropped.
+    pub fn link_up(self: &Arc<Self>, branch: BranchId, remote: SocketAddr) -> LinkPresence {
+        lock(&self.links).entry(branch).or_default().push(remote);
         LinkPresence {
             datacenter: self.clone(),
             branch,
+            remote,
         }
     }
 
-    /// Whether a branch's link is up.
-    pub fn is_online(&self, branch: BranchId) -> bool {
-        lock(&self.links).contains_key(&branch)
+    /// Where a branch's newest link comes from, if one is up.
+    pub fn link_remote(&self, branch: BranchId) -> Option<SocketAddr> {
+        lock(&self.links).get(&branch)?.last().copied()
     }
 
     /// How many branches' links are up.

@@ -1,20 +1,23 @@
 //! The datacenter: the master that owns a realm's images, versions and branches.
 //!
 //! Start reading at [`Datacenter`], the value that everything shares; then [`realm`] (keys), [`catalog`] (what there is),
-//! [`publish`] (a disk file becomes a signed version), [`branches`] and [`assign`] (who runs what),
-//!
+//! [`publish`] (a disk file becomes a signed version), [`branches`] and [`assign`] (who runs what), [`http`] (the management API) and
+//! [`sync`] (the links). [`daemon`] puts them together as `splice-datacenter`.
 
 pub mod assign;
 pub mod branches;
 pub mod catalog;
 pub mod clock;
 pub mod config;
+pub mod daemon;
 pub mod datacenter;
+pub mod http;
 pub mod images;
 pub mod operations;
 pub mod problem;
 pub mod publish;
 pub mod realm;
+pub mod sync;
 
 pub use branches::{JoinError, JoinedBranch, RenewError};
 pub use datacenter::{Datacenter, LinkPresence, VersionError};

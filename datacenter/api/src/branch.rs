@@ -37,6 +37,8 @@ pub struct Branch {
     pub certificate_expires_unix_s: Option<u64>,
     /// Whether its link is up at this moment.
     pub online: bool,
+    /// Where the link comes from, while it is up.
+    pub remote_address: Option<String>,
     /// Its pools.
     pub pools: Vec<Pool>,
     /// Counter of its current assignment; 0 before the first.

@@ -93,7 +93,10 @@ impl NodeSource for SharedContent {
 
 impl Content for SharedContent {
     fn version(&self, id: VersionId) -> Result<Option<PublishedVersion>, ContentError> {
-        let signed = self.dc.version(id).map_err(|e| ContentError::Catalog(Box::new(e)))?;
+        let signed = self
+            .dc
+            .version(id)
+            .map_err(|e| ContentError::Catalog(Box::new(e)))?;
         let Some(signed) = signed else {
             return Ok(None);
         };

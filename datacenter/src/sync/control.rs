@@ -3,7 +3,9 @@
 use datacenter_api::BranchStatus;
 use dedup::BranchId;
 use dedup_protocol::control::{ControlError, DatacenterAction, DatacenterControl};
-use dedup_protocol::wire::{Der, FRAME_BYTES_MAX, Message, PROTOCOL_MINOR, RefuseCode, SignedBytes, Welcome};
+use dedup_protocol::wire::{
+    Der, FRAME_BYTES_MAX, Message, PROTOCOL_MINOR, RefuseCode, SignedBytes, Welcome,
+};
 use dedup_transport::link::{FrameRecv, FrameSend, Link, LinkError};
 
 use super::{error_line, is_revoked, refuse};
@@ -65,12 +67,15 @@ pub async fn serve(
                 let counter = signed.open_own().map(|a| a.counter).unwrap_or(0);
                 if counter > told {
                     let bytes = signed.to_bytes();
-                    send.send(&Message::Assign(SignedBytes { bytes }).encode()).await?;
+                    send.send(&Message::Assign(SignedBytes { bytes }).encode())
+                        .await?;
                     told = counter;
                 }
             }
             Ok(None) => {}
-            Err(error) => tracing::error!(%branch, error = error_line(&error), "assignment cannot be read"),
+            Err(error) => {
+                tracing::error!(%branch, error = error_line(&error), "assignment cannot be read")
+            }
         }
         loop {
             tokio::select! {

@@ -35,7 +35,10 @@ pub async fn serve(dc: &Datacenter, link: &Link) -> Result<(), LinkError> {
                 }
             }
         }
-        Ok(other) => refuse(RefuseCode::BadRequest, &format!("{} is not a join request", other.name())),
+        Ok(other) => refuse(
+            RefuseCode::BadRequest,
+            &format!("{} is not a join request", other.name()),
+        ),
         Err(error) => refuse(RefuseCode::BadRequest, &error.to_string()),
     };
     send.send(&answer.encode()).await?;

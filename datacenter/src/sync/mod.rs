@@ -14,7 +14,9 @@ use std::time::Duration;
 use dedup::BranchId;
 use dedup_protocol::server::{AnswerError, Responder};
 use dedup_protocol::wire::{FRAME_BYTES_MAX, Message, Refuse, RefuseCode, Urgency};
-use dedup_transport::link::{Accepted, Class, FrameRecv, FrameSend, Incoming, Link, LinkError, LinkServer};
+use dedup_transport::link::{
+    Accepted, Class, FrameRecv, FrameSend, Incoming, Link, LinkError, LinkServer,
+};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -209,7 +211,13 @@ async fn answer(
         let permit = if waits {
             None
         } else {
-            Some(shared.packers.acquire().await.expect("the semaphore is never closed"))
+            Some(
+                shared
+                    .packers
+                    .acquire()
+                    .await
+                    .expect("the semaphore is never closed"),
+            )
         };
         let (frame, back) = tokio::task::spawn_blocking(move || {
             let frame = responder.next_frame();
@@ -230,7 +238,11 @@ async fn answer(
     }
 }
 
-async fn end_with(branch: BranchId, send: &mut FrameSend, error: &AnswerError) -> Result<(), LinkError> {
+async fn end_with(
+    branch: BranchId,
+    send: &mut FrameSend,
+    error: &AnswerError,
+) -> Result<(), LinkError> {
     match error {
         AnswerError::Content { .. } => {
             tracing::error!(%branch, error = error_line(error), "a request could not be answered; run `splice version verify`");

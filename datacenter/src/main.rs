@@ -1,0 +1,193 @@
+//! `splice-datacenter`: the command line of the daemon.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use datacenter::daemon::{self, InitOptions, RunOptions};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// The Splice datacenter: owns a realm's images and versions and feeds its branches.
+#[derive(Parser)]
+#[command(name = "splice-datacenter", version, about, after_help = EXAMPLES)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "Examples:
+  splice-datacenter init --data /var/lib/splice --name acme --address dc.acme.example:7443
+  splice-datacenter run --data /var/lib/splice
+  splice-datacenter endorse --data /var/lib/splice --root-key /media/usb/root.key";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make a new realm in a data folder: keys, certificate authority, configuration.
+    Init {
+        /// The data folder; it is made if it does not exist.
+        #[arg(long, value_name = "DIR")]
+        data: PathBuf,
+        /// The realm's name, for people.
+        #[arg(long)]
+        name: Option<String>,
+        /// Address under which branches reach this datacenter's link [default: this machine's name, port 7443].
+        #[arg(long, value_name = "HOST:PORT")]
+        address: Option<String>,
+        /// DNS name or IP address under which the API is reached, besides localhost; may be repeated.
+        #[arg(long, value_name = "NAME")]
+        api_name: Vec<String>,
+        /// Address that the link listens on (UDP) [default: 0.0.0.0:7443].
+        #[arg(long, value_name = "ADDR")]
+        link: Option<SocketAddr>,
+        /// Address that the API listens on (TCP) [default: 0.0.0.0:7480].
+        #[arg(long, value_name = "ADDR")]
+        api: Option<SocketAddr>,
+        /// Keep the passphrase that seals the keys in this file rather than in the data folder. It is made if it does not exist.
+        #[arg(long, value_name = "FILE")]
+        passphrase_file: Option<PathBuf>,
+    },
+    /// Run the daemon until SIGTERM or SIGINT.
+    Run {
+        /// The data folder.
+        #[arg(long, value_name = "DIR")]
+        data: PathBuf,
+        /// Address that the link listens on (UDP), instead of the configured one.
+        #[arg(long, value_name = "ADDR")]
+        link: Option<SocketAddr>,
+        /// Address that the API listens on (TCP), instead of the configured one.
+        #[arg(long, value_name = "ADDR")]
+        api: Option<SocketAddr>,
+        /// File with the passphrase, instead of the configured one.
+        #[arg(long, value_name = "FILE")]
+        passphrase_file: Option<PathBuf>,
+        /// Log as JSON lines.
+        #[arg(long)]
+        log_json: bool,
+    },
+    /// Renew the publisher key's endorsement with the realm's root key. The daemon may be running.
+    Endorse {
+        /// The data folder.
+        #[arg(long, value_name = "DIR")]
+        data: PathBuf,
+        /// The root key's file [default: root.key in the data folder].
+        #[arg(long, value_name = "FILE")]
+        root_key: Option<PathBuf>,
+        /// How long the endorsement holds.
+        #[arg(long, default_value_t = 365)]
+        days: u64,
+    },
+    /// Print the management API's OpenAPI document.
+    Openapi,
+}
+
+fn main() -> ExitCode {
+    match execute(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("splice-datacenter: {}", line(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The error and its causes on one line; a cause whose words are there already is not repeated.
+fn line(error: &anyhow::Error) -> String {
+    datacenter::problem::describe(error.as_ref())
+}
+
+fn execute(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Init {
+            data,
+            name,
+            address,
+            api_name,
+            link,
+            api,
+            passphrase_file,
+        } => {
+            let options = InitOptions {
+                name,
+                address,
+                api_names: api_name,
+                link,
+                api,
+                passphrase_file,
+            };
+            for line in daemon::init(&data, &options)? {
+                println!("{line}");
+            }
+            Ok(())
+        }
+        Command::Run {
+            data,
+            link,
+            api,
+            passphrase_file,
+            log_json,
+        } => {
+            log(log_json);
+            let options = RunOptions {
+                link,
+                api,
+                passphrase_file,
+            };
+            run(&data, &options)
+        }
+        Command::Endorse {
+            data,
+            root_key,
+            days,
+        } => {
+            println!("{}", daemon::endorse(&data, root_key.as_deref(), days)?);
+            Ok(())
+        }
+        Command::Openapi => {
+            print!("{}", datacenter::http::openapi());
+            Ok(())
+        }
+    }
+}
+
+fn log(json: bool) {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    if json {
+        builder.json().init();
+    } else {
+        builder.with_ansi(false).init();
+    }
+}
+
+fn run(data: &std::path::Path, options: &RunOptions) -> anyhow::Result<()> {
+    let (datacenter, _lock) = daemon::open(data, options)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let cancel = CancellationToken::new();
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let stop = cancel.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            stop.cancel();
+        });
+        daemon::run(datacenter, cancel, |link, api| {
+            // One line for scripts that started us and wait. Nobody may be reading.
+            let mut out = std::io::stdout();
+            writeln!(out, "ready link={link} api={api}").ok();
+            out.flush().ok();
+        })
+        .await
+    })
+}
