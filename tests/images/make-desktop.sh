@@ -39,7 +39,7 @@ make_v1() {
     attach "$image.part"
     say "desktop-v1.raw: installing Debian $SUITE with XFCE (several minutes)"
     mmdebstrap --quiet --mode=root --variant=important --skip=check/empty --dpkgopt=force-unsafe-io \
-        --aptopt='APT::Install-Recommends "true"' --include="$V1_PACKAGES" "$SUITE" "$MNT" "deb $MIRROR $SUITE main"
+        --aptopt='APT::Install-Recommends "true"' --include="$V1_PACKAGES" "$SUITE" "$MNT" "deb $MIRROR $SUITE main" 9>&-
 
     say "desktop-v1.raw: configuring"
     echo "UUID=$ROOT_UUID / ext4 errors=remount-ro 0 1" >"$MNT/etc/fstab"
@@ -63,7 +63,7 @@ LOADER
     cp "$MNT"/boot/vmlinuz-* "$OUT/desktop-v1.vmlinuz"
     cp "$MNT"/boot/initrd.img-* "$OUT/desktop-v1.initrd"
     chroot "$MNT" dpkg-query -W >"$image.packages"
-    fstrim "$MNT"
+    trim
     detach
     finish "$image"
 }

@@ -26,7 +26,7 @@ make_v1() {
     local image=$OUT/debian-v1.raw root=$WORK/root
     say "debian-v1.raw: installing Debian $SUITE"
     mmdebstrap --quiet --mode=root --variant=important --dpkgopt=force-unsafe-io \
-        --include="$V1_PACKAGES" "$SUITE" "$root" "deb $MIRROR $SUITE main"
+        --include="$V1_PACKAGES" "$SUITE" "$root" "deb $MIRROR $SUITE main" 9>&-
 
     echo "UUID=$ROOT_UUID / ext4 errors=remount-ro 0 1" >"$root/etc/fstab"
     echo desktop >"$root/etc/hostname"
