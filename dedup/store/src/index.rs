@@ -195,3 +195,92 @@ pub(crate) fn check_meta(meta: &[u8], realm: RealmId, key_id: [u8; 8]) -> Result
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    /// The index format, version 1, byte by byte; `docs/disk-formats/store.md` describes the same.
+    #[test]
+    fn golden_bytes() {
+        let name = RecordName {
+            kind: RecordKind::Node,
+            id: [0xAB; 32],
+        };
+        assert_eq!(entry_key(&name), [&b"cs/n"[..], &[0xAB; 32]].concat());
+        assert_eq!(entry_name(RecordKind::Node, &entry_key(&name)), Some(name));
+        let location = Location {
+            state: State::Live,
+            encoding: Encoding::Zstd,
+            pack: PackNumber(0x0102_0304_0506_0708),
+            offset: 0x1112_1314,
+            raw_len: 0x0000_4001,
+            stored_len: 0x0000_3002,
+        };
+        let bytes = [
+            1, 1, 0, 0, 0x14, 0x13, 0x12, 0x11, 1, 0x40, 0, 0, 2, 0x30, 0, 0, 8, 7, 6, 5, 4, 3, 2,
+            1,
+        ];
+        assert_eq!(location.encode(), bytes);
+        assert_eq!(Location::parse(&name, &bytes).unwrap(), location);
+
+        let state = PackState {
+            indexed_len: 0x0100,
+            closed: true,
+            tally: Tally {
+                chunks: 2,
+                nodes: 3,
+                raw_bytes: 4,
+                digest: 5,
+            },
+        };
+        let key = PackState::key(PackNumber(0x0102));
+        assert_eq!(key, b"cs/p\0\0\0\0\0\0\x01\x02");
+        let bytes = [
+            1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0, 0,
+            0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0,
+        ];
+        assert_eq!(state.encode(), bytes);
+        assert_eq!(
+            PackState::parse(&key, &bytes).unwrap(),
+            (PackNumber(0x0102), state)
+        );
+
+        let meta = encode_meta(RealmId([1; 16]), [2; 8]);
+        assert_eq!(meta, [&[1, 0][..], &[1; 16], &[2; 8]].concat());
+        check_meta(&meta, RealmId([1; 16]), [2; 8]).unwrap();
+    }
+
+    #[test]
+    fn entries_that_make_no_sense_are_refused() {
+        let name = RecordName {
+            kind: RecordKind::Chunk,
+            id: [0; 32],
+        };
+        let good = Location {
+            state: State::Live,
+            encoding: Encoding::Raw,
+            pack: PackNumber(1),
+            offset: 64,
+            raw_len: 10,
+            stored_len: 10,
+        }
+        .encode();
+        let change = |at: usize, byte: u8| {
+            let mut bytes = good;
+            bytes[at] = byte;
+            Location::parse(&name, &bytes)
+        };
+        assert!(Location::parse(&name, &good).is_ok());
+        assert!(Location::parse(&name, &good[1..]).is_err());
+        assert!(change(0, 0).is_err() && change(0, 2).is_err(), "the state");
+        assert!(change(1, 9).is_err(), "the encoding");
+        assert!(change(12, 11).is_err(), "stored longer than plain");
+        assert!(change(11, 1).is_err(), "longer than any chunk");
+        let meta = encode_meta(RealmId([1; 16]), [2; 8]);
+        assert!(check_meta(&[9, 0], RealmId([1; 16]), [2; 8]).is_err());
+        assert!(check_meta(&meta[..25], RealmId([1; 16]), [2; 8]).is_err());
+        assert!(check_meta(&[], RealmId([1; 16]), [2; 8]).is_err());
+    }
+}

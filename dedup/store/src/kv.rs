@@ -81,6 +81,10 @@ pub trait Kv: Send + Sync + 'static {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, KvError>;
     /// Calls `visit(key, value)` for every key that begins with `prefix` and is ≥ `from`, in order, until it breaks. It sees
     /// the state at the call, and the visitor may use the store itself.
+    #[expect(
+        clippy::type_complexity,
+        reason = "a named visitor type would need a second lifetime in every signature"
+    )]
     fn scan(
         &self,
         prefix: &[u8],

@@ -10,6 +10,7 @@ mod chunk_store;
 pub mod codec;
 pub mod disk;
 mod error;
+mod fuzz;
 mod handles;
 mod index;
 pub mod kv;
@@ -21,9 +22,9 @@ pub use append::{Put, Writer};
 pub use chunk_store::{ChunkStore, StoreOptions, StoreStats, StoredChunk};
 pub use codec::Encoding;
 pub use error::StoreError;
+pub use fuzz::fuzz_pack;
 pub use pack::{
     Encoded, NODE_BYTES_MAX, PACK_BYTES_MAX, PACK_VERSION, PackNumber, RecordKind, RecordName,
-    fuzz_pack,
 };
 pub use recovery::{Damage, RebuildReport, Recovery};
 pub use verify::{VerifyProgress, VerifyReport};

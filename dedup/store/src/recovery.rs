@@ -271,6 +271,12 @@ pub(crate) fn check_header(
     Ok(Ok(()))
 }
 
+/// A pack whose records the index knows all.
+struct CaughtUp {
+    state: PackState,
+    file: Arc<dyn DiskFile>,
+}
+
 /// Opens packs and index for one owner.
 struct Opener<'a> {
     disk: &'a dyn Disk,
@@ -315,7 +321,7 @@ pub(crate) fn open_packs(
             continue;
         }
         let last = files.last() == Some(&pack);
-        if let Some((state, file)) = opener.catch_up(pack, state, last)? {
+        if let Some(CaughtUp { state, file }) = opener.catch_up(pack, state, last)? {
             states.insert(pack, state);
             if !state.closed {
                 open = Some(OpenPack {
@@ -361,7 +367,7 @@ impl Opener<'_> {
         pack: PackNumber,
         known: Option<PackState>,
         last: bool,
-    ) -> Result<Option<(PackState, Arc<dyn DiskFile>)>, StoreError> {
+    ) -> Result<Option<CaughtUp>, StoreError> {
         let io = |e| StoreError::io(format!("recover {pack}"), e);
         let file = self.disk.open(&pack.path(), Open::Write).map_err(io)?;
         let len = file.len().map_err(io)?;
@@ -378,7 +384,7 @@ impl Opener<'_> {
                 closed: true,
                 ..state
             });
-            return Ok(state.map(|state| (state, file)));
+            return Ok(state.map(|state| CaughtUp { state, file }));
         }
         let tail = read_range(&*file, pack, indexed, len)?;
         let mut header_ok = true;
@@ -426,7 +432,7 @@ impl Opener<'_> {
         if known != Some(state) {
             self.index(pack, &scan, &state)?;
         }
-        Ok(Some((state, file)))
+        Ok(Some(CaughtUp { state, file }))
     }
 
     fn note(&mut self, damage: Damage) {

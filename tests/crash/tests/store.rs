@@ -170,7 +170,10 @@ impl World {
                 Err(e) => {
                     assert!(self.disk.is_stopped() || broken, "{e}");
                     let closed = store.commit();
-                    assert!(closed.is_err() && put(&store, ITEMS).is_err(), "fails closed");
+                    assert!(
+                        closed.is_err() && put(&store, ITEMS).is_err(),
+                        "fails closed"
+                    );
                     if !self.disk.is_stopped() {
                         for &item in &self.committed {
                             assert_eq!(read(&store, item).unwrap(), content(item));
@@ -201,14 +204,22 @@ impl World {
 
     /// What the next boot must find.
     fn check(&self, sound: bool) {
-        let store = self.open().unwrap_or_else(|e| panic!("opening after death: {e}"));
+        let store = self
+            .open()
+            .unwrap_or_else(|e| panic!("opening after death: {e}"));
         assert!(store.recovery().packs_missing.is_empty());
         for item in 0..ITEMS {
             if contains(&store, item) {
                 assert_eq!(read(&store, item).unwrap(), content(item), "item {item}");
             } else {
-                assert!(!self.committed.contains(&item), "committed item {item} is lost");
-                assert!(matches!(read(&store, item), Err(StoreError::NotFound { .. })));
+                assert!(
+                    !self.committed.contains(&item),
+                    "committed item {item} is lost"
+                );
+                assert!(matches!(
+                    read(&store, item),
+                    Err(StoreError::NotFound { .. })
+                ));
             }
         }
         let report = store.verify(&mut |_| {}).unwrap();
@@ -288,7 +299,11 @@ struct LyingFile(Arc<dyn DiskFile>);
 impl Disk for Lying {
     fn open(&self, name: &str, how: Open) -> io::Result<Arc<dyn DiskFile>> {
         let file = self.disk.open(name, how)?;
-        Ok(if self.content { Arc::new(LyingFile(file)) } else { file })
+        Ok(if self.content {
+            Arc::new(LyingFile(file))
+        } else {
+            file
+        })
     }
     fn list(&self, dir: &str) -> io::Result<Vec<String>> {
         self.disk.list(dir)
@@ -303,7 +318,11 @@ impl Disk for Lying {
         self.disk.rename(from, to)
     }
     fn sync_dir(&self, dir: &str) -> io::Result<()> {
-        if self.content { self.disk.sync_dir(dir) } else { Ok(()) }
+        if self.content {
+            self.disk.sync_dir(dir)
+        } else {
+            Ok(())
+        }
     }
     fn available_bytes(&self) -> io::Result<u64> {
         self.disk.available_bytes()
