@@ -1,8 +1,9 @@
 //! Transport settings for long fat links, and what they cost.
 //!
 //! quinn's defaults fit 100 Mbit/s at 100 ms; a stream window of 1.25 MB gives 16.7 Mbit/s at 600 ms. Ours are sized by
-//! bandwidth-delay product: 64 MiB carries 850 Mbit/s at 600 ms. Windows bound memory, they do not take it: a receiver
-//! holds what it has not read yet, a sender what is not acknowledged yet.
+//! bandwidth-delay product: 64 MiB per link carries 850 Mbit/s at 600 ms. Windows bound memory, they do not take it: a
+//! receiver holds what it has not read yet, a sender what is not acknowledged yet. One stream gets no more than
+//! [`STREAM_WINDOW_BYTES_MAX`], so a fast transfer over a long path is spread over several requests.
 
 use std::fmt;
 use std::str::FromStr;
@@ -18,6 +19,12 @@ use super::LinkError;
 const WINDOW_BYTES_MIN: u64 = 1 << 20;
 /// Largest window accepted, in bytes: 14 Gbit/s at 600 ms, and a bound on what one peer can make us hold.
 const WINDOW_BYTES_MAX: u64 = 1 << 30;
+/// Most that one stream may have in flight, in bytes: 28 Mbit/s at 600 ms.
+///
+/// quinn ends the whole connection ("too many gaps in stream buffer") once a stream holds more than 1024 pieces with
+/// holes between them. A burst that loses every other packet of 1.16 KB reaches that within 2.4 MB; on a long path with
+/// large windows such bursts happen. Below this cap no pattern of loss can end a link.
+const STREAM_WINDOW_BYTES_MAX: u64 = 2 << 20;
 /// Longest idle timeout accepted. A dead peer must be noticed while somebody still waits for it.
 const IDLE_TIMEOUT_MAX: Duration = Duration::from_secs(600);
 
@@ -87,7 +94,7 @@ impl fmt::Display for Congestion {
 pub struct LinkTuning {
     /// Congestion control of this end's sending.
     pub congestion: Congestion,
-    /// Bytes in flight or unread per link and direction; one stream may use half. 1 MiB to 1 GiB.
+    /// Bytes in flight or unread per link and direction, 1 MiB to 1 GiB. One stream may use half, but at most 2 MiB.
     pub window_bytes: u64,
     /// How often an idle link is touched; also what keeps a NAT's mapping alive.
     pub keep_alive: Duration,
@@ -143,7 +150,7 @@ impl LinkTuning {
         transport
             .congestion_controller_factory(controller)
             .receive_window(window(window_bytes))
-            .stream_receive_window(window(window_bytes / 2))
+            .stream_receive_window(window(STREAM_WINDOW_BYTES_MAX.min(window_bytes / 2)))
             .send_window(window_bytes)
             .keep_alive_interval(Some(keep_alive))
             .max_idle_timeout(Some(
