@@ -129,6 +129,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Overlay {
+    /// Why it failed closed, if it did.
+    pub fn failure(&self) -> Option<&str> {
+        self.failed.get().map(String::as_str)
+    }
+
     /// Directory of the overlay within its disk.
     pub fn dir(&self) -> &str {
         &self.dir

@@ -1,0 +1,121 @@
+//! A client of the branch-local API over its Unix socket.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use datacenter_api::BranchStatus;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::{Desktop, DesktopList, Problem, StartDesktop, StopDesktop};
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The branch server does not answer.
+    #[error("no branch server answers at {}; is splice-branch running, and is that its socket (--branch-socket)?", path.display())]
+    Unreachable {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: reqwest::Error,
+    },
+    /// It said no.
+    #[error("{error}")]
+    Problem {
+        /// HTTP status.
+        status: u16,
+        /// Its words.
+        error: String,
+    },
+    /// It said something else.
+    #[error("the branch server's answer is malformed")]
+    Malformed(#[source] reqwest::Error),
+}
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub struct Client {
+    path: PathBuf,
+    http: reqwest::Client,
+}
+
+impl Client {
+    /// Talks to the branch server at the Unix socket `path`.
+    pub fn new(path: &Path) -> Result<Self, ClientError> {
+        let http = reqwest::Client::builder()
+            .unix_socket(path)
+            // A start waits for kernel and initrd, which may cross a slow link.
+            .timeout(Duration::from_secs(3600))
+            .build();
+        let http = http.map_err(|source| ClientError::Unreachable {
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            path: path.to_owned(),
+            http,
+        })
+    }
+
+    async fn call<T: DeserializeOwned>(
+        &self,
+        method: reqwest::Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<T, ClientError> {
+        let mut request = self.http.request(method, format!("http://branch{path}"));
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let answer = request
+            .send()
+            .await
+            .map_err(|source| ClientError::Unreachable {
+                path: self.path.clone(),
+                source,
+            })?;
+        let status = answer.status();
+        if !status.is_success() {
+            let problem: Problem = answer.json().await.map_err(ClientError::Malformed)?;
+            return Err(ClientError::Problem {
+                status: status.as_u16(),
+                error: problem.error,
+            });
+        }
+        answer.json().await.map_err(ClientError::Malformed)
+    }
+
+    /// What the branch reports about itself.
+    pub async fn status(&self) -> Result<BranchStatus, ClientError> {
+        self.call(reqwest::Method::GET, "/v1/status", None::<&()>).await
+    }
+
+    /// All desktops.
+    pub async fn desktops(&self) -> Result<DesktopList, ClientError> {
+        self.call(reqwest::Method::GET, "/v1/desktops", None::<&()>).await
+    }
+
+    /// One desktop.
+    pub async fn desktop(&self, name: &str) -> Result<Desktop, ClientError> {
+        let path = format!("/v1/desktops/{name}");
+        self.call(reqwest::Method::GET, &path, None::<&()>).await
+    }
+
+    /// Starts a desktop; returns when its machine runs.
+    pub async fn start(&self, request: &StartDesktop) -> Result<Desktop, ClientError> {
+        self.call(reqwest::Method::POST, "/v1/desktops", Some(request)).await
+    }
+
+    /// Stops a desktop; returns when its machine has ended.
+    pub async fn stop(&self, name: &str, request: StopDesktop) -> Result<Desktop, ClientError> {
+        let path = format!("/v1/desktops/{name}/stop");
+        self.call(reqwest::Method::POST, &path, Some(&request)).await
+    }
+
+    /// Deletes a stopped desktop and all that was written to it.
+    pub async fn delete(&self, name: &str) -> Result<DesktopList, ClientError> {
+        let path = format!("/v1/desktops/{name}");
+        self.call(reqwest::Method::DELETE, &path, None::<&()>).await
+    }
+}

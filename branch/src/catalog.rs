@@ -1,0 +1,225 @@
+//! What a branch knows by heart, so that it serves with the link down: versions, manifests, its assignment, its desktops.
+//!
+//! Rows live in the branch's key-value store under one-letter prefixes (`docs/disk-formats/branch.md`). Leaves may be lost in a crash,
+//! they are fetched again; a manifest row is written, synced, only when all its leaves are there.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use dedup::{ChunkerParams, Manifest, NodeId, NodeSource, VersionId};
+use dedup_protocol::records::{Assignment, VersionRecord};
+use dedup_protocol::trust::{Endorsement, Signed, Trust, TrustAnchor, TrustError};
+use dedup_store::kv::{Batch, Durability, Kv, KvError};
+use serde::{Deserialize, Serialize};
+
+use crate::desktop::record::DesktopRecord;
+
+/// Why the catalog could not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum CatalogError {
+    /// The store under it.
+    #[error(transparent)]
+    Kv(#[from] KvError),
+    /// A row that this program cannot read.
+    #[error("branch catalog row {key:?} is malformed ({reason}); it was written by a newer version or damaged")]
+    Row {
+        /// Which row.
+        key: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A kept record whose signature does not hold any more: the store was tampered with.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
+    /// A node that is not stored here.
+    #[error("manifest node {0} is not stored at this branch")]
+    NoNode(NodeId),
+}
+
+#[derive(Serialize, Deserialize)]
+struct ManifestRow {
+    size_bytes: u64,
+    params: ChunkerParams,
+    leaves: Vec<NodeId>,
+}
+
+/// See the module.
+#[derive(Clone)]
+pub struct Catalog {
+    kv: Arc<dyn Kv>,
+    anchor: TrustAnchor,
+}
+
+fn key(prefix: u8, name: &[u8]) -> Vec<u8> {
+    let mut key = Vec::with_capacity(1 + name.len());
+    key.push(prefix);
+    key.extend_from_slice(name);
+    key
+}
+
+fn malformed(key: &[u8], reason: impl ToString) -> CatalogError {
+    CatalogError::Row {
+        key: String::from_utf8_lossy(key).into_owned(),
+        reason: reason.to_string(),
+    }
+}
+
+impl Catalog {
+    /// Keeps its rows in `kv`; signed records must be of the realm of `anchor`.
+    pub fn new(kv: Arc<dyn Kv>, anchor: TrustAnchor) -> Self {
+        Self { kv, anchor }
+    }
+
+    /// The realm and its root key.
+    pub fn anchor(&self) -> &TrustAnchor {
+        &self.anchor
+    }
+
+    fn put(&self, key: Vec<u8>, value: Vec<u8>) -> Result<(), CatalogError> {
+        let mut batch = Batch::new();
+        batch.put(key, value);
+        Ok(self.kv.commit(batch, Durability::Synced)?)
+    }
+
+    /// Publisher keys endorsed by the realm's root, as last told.
+    pub fn endorsements(&self) -> Result<Vec<Endorsement>, CatalogError> {
+        match self.kv.get(b"e")? {
+            Some(row) => postcard::from_bytes(&row).map_err(|e| malformed(b"e", e)),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// Keeps endorsements. They are checked whenever they are used.
+    pub fn set_endorsements(&self, endorsements: &[Endorsement]) -> Result<(), CatalogError> {
+        // Endorsements are added, not replaced: a version signed under an older key must stay readable.
+        let mut kept = self.endorsements()?;
+        for new in endorsements {
+            kept.retain(|old| old.publisher != new.publisher || old.until_unix_s > new.until_unix_s);
+            if !kept.iter().any(|old| old.publisher == new.publisher) {
+                kept.push(new.clone());
+            }
+        }
+        let row = postcard::to_stdvec(&kept).expect("endorsements serialise without failing");
+        self.put(b"e".to_vec(), row)
+    }
+
+    /// The assignment being followed.
+    pub fn assignment(&self) -> Result<Option<Assignment>, CatalogError> {
+        match self.kv.get(b"a")? {
+            Some(row) => {
+                let signed = Signed::<Assignment>::from_bytes(&row)?;
+                Ok(Some(signed.open(&self.anchor, &self.endorsements()?, Trust::Kept)?))
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// Follows `assignment`. The caller has checked that its counter goes up.
+    pub fn set_assignment(&self, assignment: &Signed<Assignment>) -> Result<(), CatalogError> {
+        self.put(b"a".to_vec(), assignment.to_bytes())
+    }
+
+    /// A version's record, if it is here.
+    pub fn version(&self, id: VersionId) -> Result<Option<VersionRecord>, CatalogError> {
+        match self.kv.get(&key(b'v', id.as_bytes()))? {
+            Some(row) => {
+                let signed = Signed::<VersionRecord>::from_bytes(&row)?;
+                Ok(Some(signed.open(&self.anchor, &self.endorsements()?, Trust::Kept)?))
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// All versions here.
+    pub fn versions(&self) -> Result<Vec<(VersionId, VersionRecord)>, CatalogError> {
+        let mut ids = Vec::new();
+        self.kv.scan(b"v", b"v", &mut |key, _| {
+            ids.extend(VersionId::from_slice(&key[1..]));
+            ControlFlow::Continue(())
+        })?;
+        let mut versions = Vec::new();
+        for id in ids {
+            versions.extend(self.version(id)?.map(|record| (id, record)));
+        }
+        Ok(versions)
+    }
+
+    /// Keeps a version's record; the caller has opened it.
+    pub fn put_version(&self, signed: &Signed<VersionRecord>) -> Result<(), CatalogError> {
+        self.put(key(b'v', signed.id().as_bytes()), signed.to_bytes())
+    }
+
+    /// Whether a leaf is stored.
+    pub fn has_leaf(&self, id: NodeId) -> Result<bool, CatalogError> {
+        Ok(self.kv.get(&key(b'n', id.as_bytes()))?.is_some())
+    }
+
+    /// Stores verified leaves.
+    pub fn put_leaves(&self, leaves: Vec<(NodeId, Vec<u8>)>) -> Result<(), CatalogError> {
+        let mut batch = Batch::new();
+        for (id, bytes) in leaves {
+            batch.put(key(b'n', id.as_bytes()), bytes);
+        }
+        Ok(self.kv.commit(batch, Durability::Relaxed)?)
+    }
+
+    /// A tree's manifest, if all of it is here.
+    pub fn manifest(&self, root: NodeId) -> Result<Option<Manifest>, CatalogError> {
+        let key = key(b'm', root.as_bytes());
+        let Some(row) = self.kv.get(&key)? else {
+            return Ok(None);
+        };
+        let row: ManifestRow = postcard::from_bytes(&row).map_err(|e| malformed(&key, e))?;
+        Ok(Some(Manifest {
+            size_bytes: row.size_bytes,
+            params: row.params,
+            leaves: row.leaves,
+        }))
+    }
+
+    /// Keeps a manifest whose leaves are all stored. The synced commit carries the leaves' relaxed ones before it.
+    pub fn put_manifest(&self, root: NodeId, manifest: &Manifest) -> Result<(), CatalogError> {
+        let row = ManifestRow {
+            size_bytes: manifest.size_bytes,
+            params: manifest.params,
+            leaves: manifest.leaves.clone(),
+        };
+        let row = postcard::to_stdvec(&row).expect("manifests serialise without failing");
+        self.put(key(b'm', root.as_bytes()), row)
+    }
+
+    /// All desktops, by name.
+    pub fn desktops(&self) -> Result<Vec<DesktopRecord>, CatalogError> {
+        let mut rows = Vec::new();
+        self.kv.scan(b"d", b"d", &mut |key, value| {
+            rows.push((key.to_vec(), value.to_vec()));
+            ControlFlow::Continue(())
+        })?;
+        rows.into_iter()
+            .map(|(key, row)| serde_json::from_slice(&row).map_err(|e| malformed(&key, e)))
+            .collect()
+    }
+
+    /// Keeps a desktop.
+    pub fn put_desktop(&self, desktop: &DesktopRecord) -> Result<(), CatalogError> {
+        let row = serde_json::to_vec(desktop).expect("desktop records serialise without failing");
+        self.put(key(b'd', desktop.name.as_bytes()), row)
+    }
+
+    /// Forgets a desktop.
+    pub fn delete_desktop(&self, name: &str) -> Result<(), CatalogError> {
+        let mut batch = Batch::new();
+        batch.delete(key(b'd', name.as_bytes()));
+        Ok(self.kv.commit(batch, Durability::Synced)?)
+    }
+}
+
+impl NodeSource for Catalog {
+    type Error = CatalogError;
+
+    fn node(&self, id: NodeId) -> Result<Bytes, CatalogError> {
+        let leaf = self.kv.get(&key(b'n', id.as_bytes()))?;
+        leaf.map(Bytes::from).ok_or(CatalogError::NoNode(id))
+    }
+}

@@ -1,0 +1,540 @@
+//! Desktops at this branch: their volumes, exports and machines, across restarts of the branch server.
+//!
+//! ```text
+//!             start                 machine ends by itself
+//!   (none) ─────────► Running ───────────────────────────► Failed ──start──► Running
+//!                       │  ▲                                  │
+//!                  stop ▼  │ start (goes on with its overlay) │ delete
+//!                     Stopped ──────────delete────────────► (none)
+//! ```
+//!
+//! A machine outlives the branch server. On start the server opens the volumes of all machines that still run before it
+//! listens for NBD, so that a guest that reconnects finds everything it wrote.
+
+pub mod machine;
+pub mod qmp;
+pub mod record;
+mod volumes;
+
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use branch_api::{Desktop, DesktopState};
+use dedup::VersionId;
+use dedup_protocol::records::{PoolAssignment, Tree, VersionRecord};
+
+use crate::catalog::CatalogError;
+use crate::clock::Clock;
+use crate::fetch::Fetcher;
+use crate::fetch::base::CachedBase;
+use crate::versions::Versions;
+use machine::{MachineError, MachineSpec};
+use record::DesktopRecord;
+pub use volumes::{OpenVolume, VolumeError, Volumes};
+
+/// How long a guest gets to shut down when it is asked to.
+const STOP_GRACE: Duration = Duration::from_secs(60);
+
+/// Longest Unix socket path that Linux takes.
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// Why a desktop could not be started, stopped or deleted.
+#[derive(Debug, thiserror::Error)]
+pub enum DesktopError {
+    /// The name cannot be used.
+    #[error("{0}")]
+    Name(String),
+    /// No such desktop.
+    #[error("there is no desktop {0:?} at this branch")]
+    NotFound(String),
+    /// No such pool.
+    #[error("there is no pool {pool:?} at this branch; it has: {known}")]
+    NoPool {
+        /// The pool asked for.
+        pool: String,
+        /// The pools there are.
+        known: String,
+    },
+    /// A desktop of that name belongs to another pool.
+    #[error("desktop {name:?} belongs to pool {pool:?}")]
+    OtherPool {
+        /// The desktop.
+        name: String,
+        /// Its pool.
+        pool: String,
+    },
+    /// It is in a state that does not allow this.
+    #[error("desktop {name:?} is {state}; {way_out}")]
+    Busy {
+        /// The desktop.
+        name: String,
+        /// What it is doing.
+        state: &'static str,
+        /// What to do.
+        way_out: &'static str,
+    },
+    /// The assignment has run out and so has its offline grace.
+    #[error(
+        "the assignment of this branch ended {since_s} s ago and its offline grace is over; \
+         new desktops start again when the branch has reached the datacenter"
+    )]
+    AssignmentEnded {
+        /// Seconds past the end of the grace.
+        since_s: u64,
+    },
+    /// The version's manifest is not here yet.
+    #[error("version {version} has not reached this branch yet: its manifest is still to come; try again when the link is up")]
+    NotHere {
+        /// The version.
+        version: String,
+    },
+    /// The data directory's path is too long.
+    #[error(
+        "{} is too long for a Unix socket ({SOCKET_PATH_BYTES_MAX} bytes at most); use a shorter --data directory", .0.display()
+    )]
+    PathTooLong(PathBuf),
+    /// The volume.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    /// The machine.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// The catalog.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// The version's kernel or initrd could not be had.
+    #[error("{what} of version {version} could not be read")]
+    Boot {
+        /// Which file.
+        what: &'static str,
+        /// Which version.
+        version: String,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// What machines are made with.
+#[derive(Debug, Clone)]
+pub struct MachineHost {
+    /// Whether this host's KVM runs unmodified guests.
+    pub kvm: bool,
+    /// The QEMU program.
+    pub qemu: PathBuf,
+    /// The server's NBD socket.
+    pub nbd_socket: PathBuf,
+}
+
+/// See the module.
+pub struct Desktops {
+    dir: PathBuf,
+    versions: Arc<Versions>,
+    fetcher: Arc<Fetcher>,
+    volumes: Volumes,
+    host: MachineHost,
+    clock: Arc<dyn Clock>,
+    /// Names of desktops that a call is working on.
+    busy: Mutex<HashSet<String>>,
+}
+
+/// Keeps a desktop's name busy until dropped.
+struct Turn<'a> {
+    desktops: &'a Desktops,
+    name: String,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.desktops.busy().remove(&self.name);
+    }
+}
+
+impl Desktops {
+    /// Takes up the desktops in the catalog. `dir` holds a directory for each.
+    pub fn new(
+        dir: PathBuf,
+        versions: Arc<Versions>,
+        fetcher: Arc<Fetcher>,
+        volumes: Volumes,
+        host: MachineHost,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        Self {
+            dir,
+            versions,
+            fetcher,
+            volumes,
+            host,
+            clock,
+            busy: Mutex::default(),
+        }
+    }
+
+    fn busy(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.busy.lock().expect("no panic under this lock")
+    }
+
+    fn turn(&self, name: &str) -> Result<Turn<'_>, DesktopError> {
+        if !self.busy().insert(name.to_owned()) {
+            return Err(DesktopError::Busy {
+                name: name.into(),
+                state: "being worked on",
+                way_out: "wait until that is done",
+            });
+        }
+        Ok(Turn {
+            desktops: self,
+            name: name.into(),
+        })
+    }
+
+    fn record(&self, name: &str) -> Result<Option<DesktopRecord>, DesktopError> {
+        Ok(self.versions.catalog().desktops()?.into_iter().find(|d| d.name == name))
+    }
+
+    /// The exports, for the NBD server.
+    pub fn volumes(&self) -> &Volumes {
+        &self.volumes
+    }
+
+    /// Opens the volumes of machines that run since before this server started, and forgets machines that ended meanwhile. To be called
+    /// before the NBD server listens.
+    pub fn recover(&self) -> Result<(), DesktopError> {
+        for mut desktop in self.versions.catalog().desktops()? {
+            let Some(machine) = &desktop.machine else {
+                continue;
+            };
+            if !machine::is_alive(machine) {
+                tracing::warn!(desktop = desktop.name, "the machine ended while the branch server was down");
+                desktop.machine = None;
+                desktop.error = Some("the machine ended while the branch server was down".into());
+                self.versions.catalog().put_desktop(&desktop)?;
+                continue;
+            }
+            match self.open_volume(&desktop) {
+                Ok(()) => tracing::info!(desktop = desktop.name, pid = machine.pid, "the machine goes on"),
+                Err(error) => {
+                    // Its guest waits at the export; others must not wait with it.
+                    tracing::error!(desktop = desktop.name, error = &error as &dyn std::error::Error, "volume does not open");
+                    desktop.error = Some(error_line(&error));
+                    self.versions.catalog().put_desktop(&desktop)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn version_of(&self, desktop: &DesktopRecord) -> Result<(VersionId, VersionRecord), DesktopError> {
+        let not_here = || DesktopError::NotHere {
+            version: desktop.version.clone(),
+        };
+        let id = VersionId::from_str(&desktop.version).map_err(|_| not_here())?;
+        let record = self.versions.catalog().version(id)?.ok_or_else(not_here)?;
+        Ok((id, record))
+    }
+
+    fn open_volume(&self, desktop: &DesktopRecord) -> Result<(), DesktopError> {
+        let (id, _) = self.version_of(desktop)?;
+        let tree = self.versions.tree(id, Tree::Disk)?;
+        let tree = tree.ok_or_else(|| DesktopError::NotHere {
+            version: desktop.version.clone(),
+        })?;
+        let base = Arc::new(CachedBase::new(tree, Arc::clone(&self.fetcher)));
+        self.volumes.open(desktop, id, base)?;
+        Ok(())
+    }
+
+    /// Runs a desktop of `pool`: a fresh one, or a stopped one again. Blocks until its machine runs; kernel and initrd may have to come
+    /// over the link first.
+    pub fn start(&self, pool: &str, name: &str) -> Result<Desktop, DesktopError> {
+        record::check_name(name).map_err(DesktopError::Name)?;
+        let _turn = self.turn(name)?;
+        let mut desktop = match self.record(name)? {
+            Some(desktop) if desktop.pool != pool => {
+                return Err(DesktopError::OtherPool {
+                    name: name.into(),
+                    pool: desktop.pool,
+                });
+            }
+            Some(desktop) if desktop.machine.as_ref().is_some_and(machine::is_alive) => {
+                return Err(DesktopError::Busy {
+                    name: name.into(),
+                    state: "running",
+                    way_out: "stop it first",
+                });
+            }
+            Some(desktop) => desktop,
+            None => self.fresh(pool, name)?,
+        };
+        let dir = self.dir.join(name);
+        let longest = MachineSpec::serial_socket(&dir);
+        if longest.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
+            return Err(DesktopError::PathTooLong(longest));
+        }
+        std::fs::create_dir_all(&dir).map_err(|source| MachineError::Io {
+            name: name.into(),
+            what: "make its directory".into(),
+            source,
+        })?;
+        let (version, record) = self.version_of(&desktop)?;
+        let boot = self.boot_files(version, &record)?;
+        self.versions.catalog().put_desktop(&desktop)?;
+        self.open_volume(&desktop)?;
+        let spec = MachineSpec {
+            name: name.into(),
+            dir,
+            memory_mib: desktop.memory_mib,
+            vcpus: desktop.vcpus,
+            kvm: self.host.kvm,
+            nbd_socket: self.host.nbd_socket.clone(),
+            boot,
+            qemu: self.host.qemu.clone(),
+        };
+        desktop.error = None;
+        match spec.start(self.clock.now_unix_ms()) {
+            Ok(machine) => desktop.machine = Some(machine),
+            Err(error) => {
+                desktop.machine = None;
+                desktop.error = Some(error.to_string());
+                self.versions.catalog().put_desktop(&desktop)?;
+                self.volumes.close(name)?;
+                return Err(error.into());
+            }
+        }
+        self.versions.catalog().put_desktop(&desktop)?;
+        tracing::info!(desktop = name, pool, version = %version, "started");
+        Ok(self.describe(&desktop, false))
+    }
+
+    /// A new desktop on the pool's version.
+    fn fresh(&self, pool: &str, name: &str) -> Result<DesktopRecord, DesktopError> {
+        let (assigned, version) = self.pool_version(pool)?;
+        let mut id = [0; 16];
+        rand::RngCore::fill_bytes(&mut rand::rng(), &mut id);
+        Ok(DesktopRecord {
+            name: name.into(),
+            pool: pool.into(),
+            id,
+            version: version.to_string(),
+            memory_mib: assigned.memory_mib,
+            vcpus: assigned.vcpus,
+            created_unix_ms: self.clock.now_unix_ms(),
+            machine: None,
+            error: None,
+        })
+    }
+
+    /// What a fresh desktop of `pool` boots now: the assigned version, or, while its manifest is still on its way, the newest
+    /// earlier version of the image that can boot.
+    pub fn pool_version(&self, pool: &str) -> Result<(PoolAssignment, VersionId), DesktopError> {
+        let assignment = self.versions.assignment();
+        let pools = assignment.as_ref().map(|a| a.pools.as_slice()).unwrap_or_default();
+        let assigned = pools.iter().find(|p| p.pool == pool).ok_or_else(|| {
+            let known: Vec<&str> = pools.iter().map(|p| p.pool.as_str()).collect();
+            DesktopError::NoPool {
+                pool: pool.into(),
+                known: if known.is_empty() { "none".into() } else { known.join(", ") },
+            }
+        })?;
+        if let Some(assignment) = &assignment {
+            let end = assignment.expires_unix_s.saturating_add(assignment.offline_grace_s);
+            let now = self.clock.now_unix_s();
+            if now > end {
+                return Err(DesktopError::AssignmentEnded { since_s: now - end });
+            }
+        }
+        let not_here = || DesktopError::NotHere {
+            version: assigned.version.to_string(),
+        };
+        if let Some(record) = self.versions.catalog().version(assigned.version)?
+            && self.versions.can_boot(&record)?
+        {
+            return Ok((assigned.clone(), assigned.version));
+        }
+        let mut earlier = self.versions.catalog().versions()?;
+        earlier.retain(|(id, r)| r.image == assigned.image && assigned.pinned.contains(id));
+        earlier.sort_by_key(|(_, record)| std::cmp::Reverse(record.number));
+        for (id, record) in earlier {
+            if self.versions.can_boot(&record)? {
+                tracing::info!(pool, assigned = %assigned.version, boots = %id, "the assigned version is not here yet");
+                return Ok((assigned.clone(), id));
+            }
+        }
+        Err(not_here())
+    }
+
+    /// Kernel and initrd as files, read through the cache.
+    fn boot_files(
+        &self,
+        version: VersionId,
+        record: &VersionRecord,
+    ) -> Result<Option<(PathBuf, Option<PathBuf>, String)>, DesktopError> {
+        let Some(boot) = &record.boot else {
+            return Ok(None);
+        };
+        let dir = self.dir.join(".boot");
+        let file = |tree: Tree, what: &'static str| -> Result<Option<PathBuf>, DesktopError> {
+            let Some(handle) = self.versions.tree(version, tree)? else {
+                return Ok(None);
+            };
+            let root = record.tree(tree).map(|t| t.root).expect("the version has this tree");
+            let path = dir.join(root.to_string());
+            volumes::materialise(&path, &CachedBase::new(handle, Arc::clone(&self.fetcher)))
+                .map_err(|source| DesktopError::Boot {
+                    what,
+                    version: version.to_string(),
+                    source,
+                })?;
+            Ok(Some(path))
+        };
+        let kernel = file(Tree::Kernel, "the kernel")?.ok_or_else(|| DesktopError::NotHere {
+            version: version.to_string(),
+        })?;
+        let initrd = file(Tree::Initrd, "the initrd")?;
+        let command_line = format!("{} ro console=tty0 console=ttyS0,115200", boot.root_argument);
+        Ok(Some((kernel, initrd, command_line)))
+    }
+
+    /// Stops a desktop. Blocks until its machine has ended.
+    pub fn stop(&self, name: &str, force: bool) -> Result<Desktop, DesktopError> {
+        let _turn = self.turn(name)?;
+        let mut desktop = self.record(name)?.ok_or_else(|| DesktopError::NotFound(name.into()))?;
+        if let Some(machine) = desktop.machine.take() {
+            let grace = if force { Duration::ZERO } else { STOP_GRACE };
+            machine::stop(&machine, &self.dir.join(name), grace);
+        }
+        desktop.error = None;
+        self.volumes.close(name)?;
+        self.versions.catalog().put_desktop(&desktop)?;
+        tracing::info!(desktop = name, "stopped");
+        Ok(self.describe(&desktop, false))
+    }
+
+    /// Deletes a stopped desktop with its overlay.
+    pub fn delete(&self, name: &str) -> Result<(), DesktopError> {
+        let _turn = self.turn(name)?;
+        let desktop = self.record(name)?.ok_or_else(|| DesktopError::NotFound(name.into()))?;
+        if desktop.machine.as_ref().is_some_and(machine::is_alive) {
+            return Err(DesktopError::Busy {
+                name: name.into(),
+                state: "running",
+                way_out: "stop it first",
+            });
+        }
+        self.volumes.close(name)?;
+        self.versions.catalog().delete_desktop(name)?;
+        self.volumes.delete(&desktop)?;
+        match std::fs::remove_dir_all(self.dir.join(name)) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(MachineError::Io {
+                name: name.into(),
+                what: "remove its directory".into(),
+                source,
+            }
+            .into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// All desktops.
+    pub fn list(&self) -> Result<Vec<Desktop>, DesktopError> {
+        let desktops = self.versions.catalog().desktops()?;
+        Ok(desktops.iter().map(|d| self.describe(d, true)).collect())
+    }
+
+    /// One desktop.
+    pub fn show(&self, name: &str) -> Result<Desktop, DesktopError> {
+        let desktop = self.record(name)?.ok_or_else(|| DesktopError::NotFound(name.into()))?;
+        Ok(self.describe(&desktop, true))
+    }
+
+    /// Looks after machines: those that ended are noted, those that paused on a failed read are let go on. To be called about
+    /// every second; `connected` says whether the link is up.
+    pub fn tend(&self, connected: bool) {
+        let desktops = match self.versions.catalog().desktops() {
+            Ok(desktops) => desktops,
+            Err(error) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "desktops cannot be read");
+                return;
+            }
+        };
+        for mut desktop in desktops {
+            let Some(machine) = desktop.machine.clone() else {
+                continue;
+            };
+            let Ok(_turn) = self.turn(&desktop.name) else {
+                continue;
+            };
+            let dir = self.dir.join(&desktop.name);
+            if machine::is_alive(&machine) {
+                if connected && machine::resume_after_io_error(&dir) {
+                    tracing::info!(desktop = desktop.name, "goes on after a failed read or write");
+                }
+                continue;
+            }
+            tracing::info!(desktop = desktop.name, "the machine ended");
+            desktop.machine = None;
+            if let Err(error) = self.volumes.close(&desktop.name) {
+                desktop.error = Some(error.to_string());
+            }
+            if let Err(error) = self.versions.catalog().put_desktop(&desktop) {
+                tracing::error!(desktop = desktop.name, error = &error as &dyn std::error::Error, "state not kept");
+            }
+        }
+    }
+
+    fn describe(&self, desktop: &DesktopRecord, look: bool) -> Desktop {
+        let dir = self.dir.join(&desktop.name);
+        let alive = desktop.machine.as_ref().filter(|m| machine::is_alive(m));
+        let volume = self.volumes.find(&desktop.name);
+        let failed = volume.as_ref().and_then(|v| v.failure());
+        let starting = alive.is_none() && self.busy().contains(&desktop.name);
+        let state = match alive {
+            _ if failed.is_some() => DesktopState::Failed,
+            Some(_) if look && machine::is_paused_by_io_error(&dir) => DesktopState::Paused,
+            Some(_) => DesktopState::Running,
+            None if starting => DesktopState::Starting,
+            None if desktop.error.is_some() => DesktopState::Failed,
+            None => DesktopState::Stopped,
+        };
+        let version = self.version_of(desktop).ok();
+        Desktop {
+            name: desktop.name.clone(),
+            pool: desktop.pool.clone(),
+            version: desktop.version.clone(),
+            image: version.as_ref().map(|(_, r)| r.image.clone()).unwrap_or_default(),
+            version_number: version.map_or(0, |(_, r)| r.number),
+            state,
+            error: failed.or_else(|| desktop.error.clone()),
+            machine: alive.map(|m| m.accelerator.clone()),
+            pid: alive.map(|m| m.pid),
+            serial_log: path_text(&MachineSpec::serial_log(&dir)),
+            serial_socket: path_text(&MachineSpec::serial_socket(&dir)),
+            nbd_export: volumes::export_name(&desktop.name),
+            started_unix_ms: alive.map(|m| m.started_unix_ms),
+            demand_chunks: volume.as_ref().map_or(0, |v| v.demand_chunks()),
+            overlay_bytes: volume.map_or(0, |v| v.overlay_bytes()),
+        }
+    }
+}
+
+fn path_text(path: &Path) -> String {
+    path.display().to_string()
+}
+
+/// An error with its causes, on one line.
+pub fn error_line(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        line.push_str(": ");
+        line.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    line
+}
+
+/// Open volumes by desktop name.
+type OpenVolumes = HashMap<String, Arc<OpenVolume>>;

@@ -1,0 +1,56 @@
+//! What is remembered of a desktop across restarts of the branch server.
+
+use serde::{Deserialize, Serialize};
+
+/// A desktop, as the catalog keeps it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DesktopRecord {
+    /// Its name, unique at the branch; also the name of its overlay's directory.
+    pub name: String,
+    /// Its pool.
+    pub pool: String,
+    /// Random, stamped into its overlay.
+    pub id: [u8; 16],
+    /// Id (64 hexadecimal digits) of the version under its overlay.
+    pub version: String,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+    /// Virtual CPUs.
+    pub vcpus: u32,
+    /// Created, unix milliseconds.
+    pub created_unix_ms: u64,
+    /// The machine process, if one was started and not seen to end.
+    pub machine: Option<MachineRecord>,
+    /// Why the last machine ended, if not by its user's or operator's wish.
+    pub error: Option<String>,
+}
+
+/// A machine process that outlives the branch server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineRecord {
+    /// Process id.
+    pub pid: u32,
+    /// Its start time in clock ticks since boot (field 22 of `/proc/PID/stat`): tells it from a later process of the same id.
+    pub start_ticks: u64,
+    /// `kvm` or `tcg`.
+    pub accelerator: String,
+    /// Started, unix milliseconds.
+    pub started_unix_ms: u64,
+}
+
+/// Longest desktop name. It becomes part of Unix socket paths, which end at 107 bytes.
+pub const NAME_BYTES_MAX: usize = 32;
+
+/// Refuses names that cannot be a directory, an export name and a host name at once.
+pub fn check_name(name: &str) -> Result<(), String> {
+    let ok = !name.is_empty()
+        && name.len() <= NAME_BYTES_MAX
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && !name.starts_with('-');
+    if ok {
+        return Ok(());
+    }
+    Err(format!(
+        "desktop name {name:?}: use 1 to {NAME_BYTES_MAX} of a-z, 0-9 and -, not beginning with -"
+    ))
+}

@@ -1,0 +1,257 @@
+//! The open volumes of desktops and their exports.
+//!
+//! A volume is open exactly while a machine may use it: from before the machine starts until after it ended. Closing flushes. A stopped
+//! desktop's overlay lies on the disk only.
+
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use dedup::VersionId;
+use dedup_store::disk::Disk;
+use vmm_block::nbd::Export;
+use vmm_block::BlockError;
+
+use super::OpenVolumes;
+use super::record::DesktopRecord;
+use crate::fetch::base::CachedBase;
+use crate::volume::{Base, Overlay, OverlayError, OverlayIdentity, OverlayOptions, Volume};
+
+/// How long connections to an export that is taken away get to finish what is in flight.
+const CLOSE_GRACE: Duration = Duration::from_secs(10);
+
+/// Bytes read at a time when a tree is written out as a file.
+const COPY_BYTES: usize = 4 << 20;
+
+/// Why a volume could not be opened or closed.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    /// The overlay.
+    #[error("overlay of desktop {name}")]
+    Overlay {
+        /// The desktop.
+        name: String,
+        /// Why.
+        source: OverlayError,
+    },
+    /// The last flush.
+    #[error("last flush of desktop {name}")]
+    Flush {
+        /// The desktop.
+        name: String,
+        /// Why.
+        source: BlockError,
+    },
+    /// Its export could not be made.
+    #[error("export of desktop {name}")]
+    Export {
+        /// The desktop.
+        name: String,
+        /// Why.
+        source: vmm_block::nbd::ExportError,
+    },
+    /// The overlay's files could not be removed.
+    #[error("remove the overlay of desktop {name}")]
+    Remove {
+        /// The desktop.
+        name: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Somebody still uses it.
+    #[error("desktop {0}'s export is still in use: a request in it does not come back")]
+    InUse(String),
+}
+
+/// An open volume.
+pub struct OpenVolume {
+    export: Arc<Export>,
+    overlay: Arc<Overlay>,
+    base: Arc<CachedBase>,
+}
+
+impl OpenVolume {
+    /// Chunks its guest had to wait for.
+    pub fn demand_chunks(&self) -> u64 {
+        self.base.demand_chunks()
+    }
+
+    /// Bytes in its overlay's log.
+    pub fn overlay_bytes(&self) -> u64 {
+        self.overlay.stats().log_bytes
+    }
+
+    /// Why it failed closed, if it did.
+    pub fn failure(&self) -> Option<String> {
+        self.overlay.failure().map(str::to_owned)
+    }
+}
+
+/// See the module.
+pub struct Volumes {
+    disk: Arc<dyn Disk>,
+    open: Mutex<OpenVolumes>,
+}
+
+/// Name of a desktop's export.
+pub fn export_name(desktop: &str) -> String {
+    format!("desktop/{desktop}")
+}
+
+fn overlay_dir(desktop: &str) -> String {
+    format!("overlays/{desktop}")
+}
+
+impl Volumes {
+    /// Overlays live on `disk`, in `overlays/NAME`.
+    pub fn new(disk: Arc<dyn Disk>) -> Self {
+        Self {
+            disk,
+            open: Mutex::default(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, OpenVolumes> {
+        self.open.lock().expect("no panic under this lock")
+    }
+
+    /// The open volume of a desktop.
+    pub fn find(&self, name: &str) -> Option<Arc<OpenVolume>> {
+        self.lock().get(name).cloned()
+    }
+
+    /// The export of a desktop's open volume.
+    pub fn export(&self, name: &str) -> Option<Arc<Export>> {
+        self.lock().get(name).map(|v| Arc::clone(&v.export))
+    }
+
+    /// All exports.
+    pub fn exports(&self) -> Vec<Arc<Export>> {
+        self.lock().values().map(|v| Arc::clone(&v.export)).collect()
+    }
+
+    /// Opens a desktop's volume, or makes it; nothing happens if it is open.
+    pub fn open(
+        &self,
+        desktop: &DesktopRecord,
+        version: VersionId,
+        base: Arc<CachedBase>,
+    ) -> Result<(), VolumeError> {
+        let name = &desktop.name;
+        if self.lock().contains_key(name) {
+            return Ok(());
+        }
+        let overlay_error = |source| VolumeError::Overlay {
+            name: name.clone(),
+            source,
+        };
+        let identity = OverlayIdentity {
+            desktop: desktop.id,
+            base: version,
+            disks: vec![base.size_bytes().next_multiple_of(512)],
+        };
+        let mut log_id = [0; 16];
+        rand::RngCore::fill_bytes(&mut rand::rng(), &mut log_id);
+        let overlay = Overlay::open_or_create(
+            Arc::clone(&self.disk),
+            &overlay_dir(name),
+            &identity,
+            log_id,
+            OverlayOptions::default(),
+        );
+        let overlay = Arc::new(overlay.map_err(overlay_error)?);
+        let shared: Arc<dyn Base> = base.clone();
+        let volume = Volume::new(shared, Arc::clone(&overlay), 0).map_err(overlay_error)?;
+        let export = Export::new(&export_name(name), "desktop", Arc::new(volume));
+        let export = export.map_err(|source| VolumeError::Export {
+            name: name.clone(),
+            source,
+        })?;
+        let volume = OpenVolume {
+            export,
+            overlay,
+            base,
+        };
+        self.lock().insert(name.clone(), Arc::new(volume));
+        Ok(())
+    }
+
+    /// Ends a desktop's export, flushes and closes its volume; nothing happens if it is not open.
+    pub fn close(&self, name: &str) -> Result<(), VolumeError> {
+        let Some(volume) = self.lock().remove(name) else {
+            return Ok(());
+        };
+        if !volume.export.close(CLOSE_GRACE) {
+            self.lock().insert(name.into(), volume);
+            return Err(VolumeError::InUse(name.into()));
+        }
+        let flushed = volume.export.device().flush();
+        flushed.map_err(|source| VolumeError::Flush {
+            name: name.into(),
+            source,
+        })
+    }
+
+    /// Removes a closed volume's overlay.
+    pub fn delete(&self, desktop: &DesktopRecord) -> Result<(), VolumeError> {
+        let dir = overlay_dir(&desktop.name);
+        let remove = || {
+            for file in self.disk.list(&dir)? {
+                self.disk.remove(&format!("{dir}/{file}"))?;
+            }
+            self.disk.sync_dir(&dir)
+        };
+        match remove() {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                Err(VolumeError::Remove {
+                    name: desktop.name.clone(),
+                    source,
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Writes a tree out as the file `path`, whole or not at all; nothing happens if it is there. The name is that of the
+/// content, so a file that is there is the right one.
+pub fn materialise(
+    path: &Path,
+    tree: &CachedBase,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    if path.exists() {
+        return Ok(());
+    }
+    let dir = path.parent().expect("boot files are in a directory");
+    std::fs::create_dir_all(dir)?;
+    // Several desktops may start at once; each writes a part file of its own.
+    let part = path.with_extension(format!("{}.{:?}.part", std::process::id(), std::thread::current().id()));
+    let written = write_tree(&part, tree).and_then(|()| Ok(std::fs::rename(&part, path)?));
+    if written.is_err() {
+        let _ = std::fs::remove_file(&part);
+    }
+    written
+}
+
+fn write_tree(
+    path: &Path,
+    tree: &CachedBase,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let file: File = std::fs::OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .mode(0o600)
+        .open(path)?;
+    let mut buf = vec![0; COPY_BYTES];
+    let mut at = 0;
+    while at < tree.size_bytes() {
+        let len = (tree.size_bytes() - at).min(COPY_BYTES as u64) as usize;
+        tree.read(at, &mut buf[..len])?;
+        std::os::unix::fs::FileExt::write_all_at(&file, &buf[..len], at)?;
+        at += len as u64;
+    }
+    Ok(file.sync_all()?)
+}

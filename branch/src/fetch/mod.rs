@@ -1,0 +1,335 @@
+//! Getting chunks that are not here: guests' threads wait, the link's tasks work.
+//!
+//! [`Fetcher`] owns the [`queue::Queue`] and the cache it fills. Guests' threads call [`Fetcher::wait_for`]; the link's tasks call
+//! [`Fetcher::next_request`], [`Fetcher::deliver`] and [`Fetcher::ended`]. Invariant: a chunk is announced only when a read of it from
+//! the cache will hit.
+
+pub mod base;
+pub mod queue;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
+use std::time::{Duration, Instant};
+
+use dedup::{Chunk, ChunkId};
+use dedup_protocol::wire::Urgency;
+use tokio::sync::Notify;
+
+use crate::cache::{Cache, CacheError};
+use queue::{Queue, Request, TreeHandle, Want};
+
+/// For how long a chunk that the datacenter refused is not asked for again.
+const REFUSED_FOR: Duration = Duration::from_secs(10);
+
+/// Least room made at once, in bytes.
+const EVICT_BYTES_MIN: u64 = 8 << 20;
+
+/// Most refusals remembered; beyond it the oldest make room.
+const REFUSALS_MAX: usize = 4096;
+
+/// Counters since the start of the process.
+#[derive(Debug, Default)]
+pub struct FetchCounters {
+    /// Chunks a guest had to wait for.
+    pub demand_chunks: AtomicU64,
+    /// Milliseconds guests waited, over all waits.
+    pub demand_wait_ms: AtomicU64,
+    /// Chunks fetched before a guest asked.
+    pub prefetch_chunks: AtomicU64,
+    /// Plain bytes of all chunks fetched.
+    pub chunk_bytes: AtomicU64,
+}
+
+/// Why a wait for a chunk ended without it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WaitError {
+    /// The bounded wait ran out.
+    #[error(
+        "chunk {id} did not come within {waited:?}: {}",
+        if *.connected { "the link is up but slow" } else { "the link to the datacenter is down" }
+    )]
+    TimedOut {
+        /// The chunk.
+        id: ChunkId,
+        /// How long was waited.
+        waited: Duration,
+        /// Whether the link was up at the end.
+        connected: bool,
+    },
+    /// The datacenter will not give it.
+    #[error("the datacenter refused chunk {id}: {reason}")]
+    Refused {
+        /// The chunk.
+        id: ChunkId,
+        /// Its words.
+        reason: String,
+    },
+    /// The cache cannot take it.
+    #[error("chunk {id} could not be cached: {reason}")]
+    Cache {
+        /// The chunk.
+        id: ChunkId,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// See the module.
+pub struct Fetcher {
+    state: Mutex<State>,
+    changed: Condvar,
+    work: Notify,
+    cache: Arc<Cache>,
+    /// Since the start of the process.
+    pub counters: FetchCounters,
+    started: Instant,
+    wait_max: Duration,
+    pins: OnceLock<PinnedChunks>,
+}
+
+/// Tells which chunks the assignment wants here.
+pub type PinnedChunks = Box<dyn Fn() -> HashSet<ChunkId> + Send + Sync>;
+
+#[derive(Default)]
+struct State {
+    queue: Queue,
+    refusals: HashMap<ChunkId, (Instant, WaitError)>,
+    connected: bool,
+}
+
+impl Fetcher {
+    /// Fetches into `cache`; a guest waits at most `wait_max` for a chunk.
+    pub fn new(cache: Arc<Cache>, wait_max: Duration) -> Self {
+        Self {
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            work: Notify::new(),
+            cache,
+            counters: FetchCounters::default(),
+            started: Instant::now(),
+            wait_max,
+            pins: OnceLock::new(),
+        }
+    }
+
+    /// Says once which chunks are evicted last.
+    pub fn set_pins(&self, pins: PinnedChunks) {
+        // A second call would be a mistake of ours; the first stays.
+        let first = self.pins.set(pins).is_ok();
+        debug_assert!(first, "pins are set once");
+    }
+
+    /// The cache it fills.
+    pub fn cache(&self) -> &Arc<Cache> {
+        &self.cache
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no panic happens under this lock")
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+
+    /// Waits until none of `wants` is on its way any more. `ahead` is what will probably be read next.
+    ///
+    /// A chunk may still be missing afterwards (evicted, or found damaged): the caller reads, and comes back.
+    pub fn wait_for(&self, wants: Vec<Want>, ahead: Vec<Want>) -> Result<(), WaitError> {
+        let begun = Instant::now();
+        let ids: Vec<ChunkId> = wants.iter().map(|w| w.tree.map.chunk(w.index).id).collect();
+        let mut state = self.state();
+        let now_ms = self.now_ms();
+        let mut queued = 0;
+        for want in wants {
+            // It may have arrived between the caller's look and the lock.
+            if !self.cache.contains(&want.tree.map.chunk(want.index).id) {
+                queued += u64::from(state.queue.demand(want, now_ms));
+            }
+        }
+        self.counters.demand_chunks.fetch_add(queued, Ordering::Relaxed);
+        for want in ahead {
+            if !self.cache.contains(&want.tree.map.chunk(want.index).id) {
+                state.queue.read_ahead(want);
+            }
+        }
+        self.work.notify_one();
+        let result = loop {
+            let refusal = ids.iter().find_map(|id| {
+                let (at, error) = state.refusals.get(id)?;
+                (at.elapsed() < REFUSED_FOR).then(|| error.clone())
+            });
+            if let Some(error) = refusal {
+                break Err(error);
+            }
+            let Some(id) = ids.iter().find(|id| state.queue.is_pending(id)).copied() else {
+                break Ok(());
+            };
+            let waited = begun.elapsed();
+            if waited >= self.wait_max {
+                for id in &ids {
+                    state.queue.give_up(id);
+                }
+                let connected = state.connected;
+                break Err(WaitError::TimedOut {
+                    id,
+                    waited,
+                    connected,
+                });
+            }
+            state = self
+                .changed
+                .wait_timeout(state, self.wait_max - waited)
+                .expect("no panic happens under this lock")
+                .0;
+        };
+        drop(state);
+        let waited = begun.elapsed().as_millis() as u64;
+        self.counters.demand_wait_ms.fetch_add(waited, Ordering::Relaxed);
+        result
+    }
+
+    /// Makes a tree whole in the background.
+    pub fn fill(&self, tree: TreeHandle) {
+        self.state().queue.fill(tree);
+        self.work.notify_one();
+    }
+
+    /// Ends the filling of all trees that `keep` does not keep.
+    pub fn retain_fills(&self, keep: impl Fn(dedup::VersionId) -> bool) {
+        let mut state = self.state();
+        let gone: Vec<_> = state.queue.filling().filter(|(v, _)| !keep(*v)).collect();
+        for (version, tree) in gone {
+            state.queue.stop_fill(version, tree);
+        }
+    }
+
+    /// The link came up or went down.
+    pub fn set_connected(&self, connected: bool) {
+        let mut state = self.state();
+        state.connected = connected;
+        if connected {
+            state.refusals.clear();
+        }
+        drop(state);
+        self.changed.notify_all();
+        self.work.notify_one();
+    }
+
+    /// The next request, if one may be sent now.
+    pub fn next_request(&self, fill_flight_bytes: u64) -> Option<Request> {
+        let now_ms = self.now_ms();
+        let mut state = self.state();
+        let cache = &self.cache;
+        let request = state
+            .queue
+            .next_request(now_ms, fill_flight_bytes, &|id| cache.contains(id));
+        drop(state);
+        if request.is_none() {
+            // What was found resident instead of requested may be what someone waits for.
+            self.changed.notify_all();
+        }
+        request
+    }
+
+    /// Returns when [`Self::next_request`] is worth asking again.
+    pub async fn work_arrived(&self) {
+        let idle_ms = self.state().queue.idle_ms(self.now_ms());
+        match idle_ms {
+            Some(ms) => {
+                let _ = tokio::time::timeout(Duration::from_millis(ms), self.work.notified()).await;
+            }
+            None => self.work.notified().await,
+        }
+    }
+
+    /// Caches chunks of a request and wakes who waits for them. Blocks on the disk.
+    pub fn deliver(&self, urgency: Urgency, chunks: &[Chunk]) -> Result<(), CacheError> {
+        let mut result = Ok(());
+        let mut bytes = 0;
+        let mut failed = Vec::new();
+        for chunk in chunks {
+            match self.insert(urgency, chunk) {
+                Ok(()) => bytes += chunk.bytes().len() as u64,
+                Err(error) => {
+                    failed.push((chunk.id(), error.to_string()));
+                    result = Err(error);
+                }
+            }
+        }
+        self.counters.chunk_bytes.fetch_add(bytes, Ordering::Relaxed);
+        if urgency != Urgency::Demand {
+            self.counters
+                .prefetch_chunks
+                .fetch_add(chunks.len() as u64, Ordering::Relaxed);
+        }
+        let mut state = self.state();
+        for chunk in chunks {
+            state.queue.arrived(&chunk.id());
+        }
+        for (id, reason) in failed {
+            remember(&mut state, id, WaitError::Cache { id, reason });
+        }
+        drop(state);
+        self.changed.notify_all();
+        result
+    }
+
+    /// Caches a chunk, making room if the cache is full: the coldest go first, what an assignment wants last and only for a guest
+    /// that waits.
+    fn insert(&self, urgency: Urgency, chunk: &Chunk) -> Result<(), CacheError> {
+        let full = match self.cache.insert(chunk) {
+            Ok(_) => return Ok(()),
+            Err(error @ (CacheError::Full { .. } | CacheError::NoSpace { .. })) => error,
+            Err(error) => return Err(error),
+        };
+        // A percent at a time: an eviction looks at the whole residency map.
+        let room = (self.cache.stats().capacity_bytes / 100).max(EVICT_BYTES_MIN);
+        let pins = self.pins.get().map(|pins| pins()).unwrap_or_default();
+        let mut freed = self.cache.evict(room, &|id| pins.contains(&id))?;
+        if freed == 0 && urgency == Urgency::Demand {
+            freed = self.cache.evict(room, &|_| false)?;
+        }
+        if freed == 0 {
+            return Err(full);
+        }
+        tracing::debug!(freed, "evicted");
+        self.cache.insert(chunk).map(|_| ())
+    }
+
+    /// A request ended, whole or cut: what did not arrive is asked for again.
+    pub fn ended(&self, request: Request) {
+        self.state().queue.ended(request);
+        self.changed.notify_all();
+        self.work.notify_one();
+    }
+
+    /// A request was refused for good: who waits for its chunks is told.
+    pub fn refused(&self, request: Request, reason: &str) {
+        let mut state = self.state();
+        for (id, _) in &request.expected {
+            if state.queue.is_pending(id) {
+                let error = WaitError::Refused {
+                    id: *id,
+                    reason: reason.into(),
+                };
+                remember(&mut state, *id, error);
+                state.queue.arrived(id);
+            }
+        }
+        state.queue.ended(request);
+        drop(state);
+        self.changed.notify_all();
+        self.work.notify_one();
+    }
+}
+
+fn remember(state: &mut State, id: ChunkId, error: WaitError) {
+    if state.refusals.len() >= REFUSALS_MAX {
+        state.refusals.retain(|_, (at, _)| at.elapsed() < REFUSED_FOR);
+    }
+    if state.refusals.len() < REFUSALS_MAX {
+        state.refusals.insert(id, (Instant::now(), error));
+    }
+}

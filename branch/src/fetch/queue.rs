@@ -1,0 +1,398 @@
+//! What to fetch next: one flight per chunk per branch, classes in strict order, fill yielding to guests.
+//!
+//! A pure state machine; time is an argument (milliseconds of a monotonic clock). Its owner feeds wants in, asks for the next request,
+//! and tells what arrived or failed.
+//!
+//! ```text
+//!   absent ──want──► queued(class) ──next_request──► in flight ──arrived──► resident (forgotten here)
+//!                      ▲  ▲ a higher class moves it up    │
+//!                      └──┴────────────── failed ─────────┘
+//! ```
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use dedup::{ChunkId, VersionId};
+use dedup_protocol::records::Tree;
+use dedup_protocol::wire::{CHUNKS_MAX, RUNS_MAX, Run, Urgency};
+
+use crate::content_map::{ChunkPlace, ContentMap};
+
+/// Plain bytes in one request, by class. Demand is small by nature; a boot request is what read-ahead asks at once; a fill
+/// request is one batch on the wire.
+const REQUEST_BYTES_MAX: u64 = 4 << 20;
+
+/// Requests of one class in flight. Demand: as many as guests wait for, up to a bound that a hostile guest cannot pass.
+const DEMAND_FLIGHTS_MAX: usize = 64;
+const BOOT_FLIGHTS_MAX: usize = 16;
+
+/// Fill requests in flight are bounded by bytes instead, so that a demand never waits behind much fill: see [`Queue::next_request`].
+const FILL_FLIGHT_BYTES_MIN: u64 = 2 << 20;
+const FILL_FLIGHT_BYTES_MAX: u64 = 48 << 20;
+
+/// Fill pauses for this long after a guest last waited for a chunk, so that a booting desktop has the link to itself …
+const FILL_YIELD_MS: u64 = 2_000;
+/// … but one request goes out this often all the same, so that a busy branch is filled in the end.
+const FILL_RESERVED_EVERY_MS: u64 = 2_000;
+
+/// Most wants queued for read-ahead; older ones are forgotten first, they are guesses.
+const BOOT_QUEUE_MAX: usize = 16_384;
+
+/// A tree of a version, as wants refer to it.
+#[derive(Debug, Clone)]
+pub struct TreeHandle {
+    /// The version.
+    pub version: VersionId,
+    /// Which of its trees.
+    pub tree: Tree,
+    /// Its extents.
+    pub map: Arc<ContentMap>,
+}
+
+/// One chunk wanted.
+#[derive(Debug, Clone)]
+pub struct Want {
+    /// Where it can be asked for.
+    pub tree: TreeHandle,
+    /// Chunk number in the tree's map.
+    pub index: usize,
+}
+
+impl Want {
+    fn place(&self) -> &ChunkPlace {
+        self.tree.map.chunk(self.index)
+    }
+}
+
+/// A request to put on the wire.
+#[derive(Debug)]
+pub struct Request {
+    /// Names it in [`Queue::arrived`] and [`Queue::failed`].
+    pub number: u64,
+    /// Its class.
+    pub urgency: Urgency,
+    /// The version it names.
+    pub version: VersionId,
+    /// The tree it names.
+    pub tree: Tree,
+    /// Places.
+    pub runs: Vec<Run>,
+    /// The chunks that answer it, in order, with their lengths.
+    pub expected: Vec<(ChunkId, u32)>,
+    wants: Vec<Want>,
+}
+
+/// A tree to be made whole in the background.
+#[derive(Debug)]
+struct Fill {
+    tree: TreeHandle,
+    cursor: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Flight {
+    Queued(Urgency),
+    Flying(Urgency),
+}
+
+/// The queue.
+#[derive(Debug, Default)]
+pub struct Queue {
+    demand: VecDeque<Want>,
+    boot: VecDeque<Want>,
+    fills: VecDeque<Fill>,
+    flights: HashMap<ChunkId, Flight>,
+    flying: [usize; 3],
+    fill_bytes_flying: u64,
+    next_number: u64,
+    last_demand_ms: Option<u64>,
+    last_fill_ms: u64,
+}
+
+fn slot(urgency: Urgency) -> usize {
+    match urgency {
+        Urgency::Demand => 0,
+        Urgency::Boot => 1,
+        Urgency::Fill => 2,
+    }
+}
+
+impl Queue {
+    /// An empty queue.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A guest waits for this chunk. Returns whether this call queued it (false: already on its way as demand).
+    pub fn demand(&mut self, want: Want, now_ms: u64) -> bool {
+        self.last_demand_ms = Some(now_ms);
+        match self.flights.get(&want.place().id) {
+            Some(Flight::Flying(_) | Flight::Queued(Urgency::Demand)) => false,
+            // The entry in the boot queue stays behind and is passed over when it comes up.
+            Some(Flight::Queued(_)) | None => {
+                self.flights
+                    .insert(want.place().id, Flight::Queued(Urgency::Demand));
+                self.demand.push_back(want);
+                true
+            }
+        }
+    }
+
+    /// A guest will probably want this chunk.
+    pub fn read_ahead(&mut self, want: Want) {
+        let id = want.place().id;
+        if self.flights.contains_key(&id) {
+            return;
+        }
+        self.flights.insert(id, Flight::Queued(Urgency::Boot));
+        self.boot.push_back(want);
+        if self.boot.len() > BOOT_QUEUE_MAX
+            && let Some(old) = self.boot.pop_front()
+        {
+            self.forget_queued(old.place().id, Urgency::Boot);
+        }
+    }
+
+    /// Makes a tree whole in the background, after those asked for before. Asked twice, it starts over.
+    pub fn fill(&mut self, tree: TreeHandle) {
+        self.stop_fill(tree.version, tree.tree);
+        self.fills.push_back(Fill { tree, cursor: 0 });
+    }
+
+    /// Ends the filling of a tree.
+    pub fn stop_fill(&mut self, version: VersionId, tree: Tree) {
+        self.fills
+            .retain(|f| (f.tree.version, f.tree.tree) != (version, tree));
+    }
+
+    /// Versions and trees still being filled.
+    pub fn filling(&self) -> impl Iterator<Item = (VersionId, Tree)> + '_ {
+        self.fills.iter().map(|f| (f.tree.version, f.tree.tree))
+    }
+
+    /// The next request to send, if any may be sent now. `resident` says whether a chunk is here already; `fill_flight_bytes` is about
+    /// what the path holds in flight (its bandwidth-delay product, plain bytes).
+    pub fn next_request(
+        &mut self,
+        now_ms: u64,
+        fill_flight_bytes: u64,
+        resident: &dyn Fn(&ChunkId) -> bool,
+    ) -> Option<Request> {
+        for (urgency, limit) in [
+            (Urgency::Demand, DEMAND_FLIGHTS_MAX),
+            (Urgency::Boot, BOOT_FLIGHTS_MAX),
+        ] {
+            while self.flying[slot(urgency)] < limit {
+                let wants = self.take_queued(urgency, resident);
+                if wants.is_empty() {
+                    break;
+                }
+                return Some(self.depart(urgency, wants));
+            }
+        }
+        if !self.fill_allowed(now_ms, fill_flight_bytes) {
+            return None;
+        }
+        let wants = self.take_fill(resident);
+        if wants.is_empty() {
+            return None;
+        }
+        self.last_fill_ms = now_ms;
+        Some(self.depart(Urgency::Fill, wants))
+    }
+
+    /// When to ask again though nothing happens, in milliseconds from now.
+    pub fn idle_ms(&self, now_ms: u64) -> Option<u64> {
+        if self.fills.is_empty() {
+            return None;
+        }
+        let yield_end = self.last_demand_ms.map_or(0, |at| at + FILL_YIELD_MS);
+        let reserved = self.last_fill_ms + FILL_RESERVED_EVERY_MS;
+        Some(yield_end.min(reserved).saturating_sub(now_ms).max(10))
+    }
+
+    fn fill_allowed(&self, now_ms: u64, flight_bytes: u64) -> bool {
+        let yielding = self
+            .last_demand_ms
+            .is_some_and(|at| now_ms < at + FILL_YIELD_MS);
+        if yielding {
+            return self.flying[slot(Urgency::Fill)] == 0
+                && now_ms >= self.last_fill_ms + FILL_RESERVED_EVERY_MS;
+        }
+        let limit = flight_bytes.clamp(FILL_FLIGHT_BYTES_MIN, FILL_FLIGHT_BYTES_MAX);
+        self.fill_bytes_flying < limit
+    }
+
+    /// Takes queued wants of one tree, in order, up to the limits of a request.
+    fn take_queued(&mut self, urgency: Urgency, resident: &dyn Fn(&ChunkId) -> bool) -> Vec<Want> {
+        let mut taken: Vec<Want> = Vec::new();
+        let mut bytes = 0;
+        loop {
+            let queue = if urgency == Urgency::Demand {
+                &mut self.demand
+            } else {
+                &mut self.boot
+            };
+            let Some(want) = queue.front() else { break };
+            let id = want.place().id;
+            if self.flights.get(&id) != Some(&Flight::Queued(urgency)) {
+                queue.pop_front();
+                continue;
+            }
+            if resident(&id) {
+                queue.pop_front();
+                self.flights.remove(&id);
+                continue;
+            }
+            let same_tree = taken.first().is_none_or(|first| {
+                (first.tree.version, first.tree.tree) == (want.tree.version, want.tree.tree)
+            });
+            let full = bytes >= REQUEST_BYTES_MAX || taken.len() >= RUNS_MAX.min(CHUNKS_MAX);
+            if !same_tree || full {
+                break;
+            }
+            bytes += u64::from(want.place().len);
+            // A chunk that is queued twice must not be asked for twice in one request.
+            self.flights.insert(id, Flight::Flying(urgency));
+            taken.extend(queue.pop_front());
+        }
+        taken
+    }
+
+    fn take_fill(&mut self, resident: &dyn Fn(&ChunkId) -> bool) -> Vec<Want> {
+        let mut taken = Vec::new();
+        let mut bytes = 0;
+        while taken.is_empty() {
+            let Some(fill) = self.fills.front_mut() else { break };
+            while bytes < REQUEST_BYTES_MAX && taken.len() < RUNS_MAX.min(CHUNKS_MAX) {
+                let Some(place) = fill.tree.map.chunks().get(fill.cursor) else { break };
+                if !self.flights.contains_key(&place.id) && !resident(&place.id) {
+                    bytes += u64::from(place.len);
+                    self.flights.insert(place.id, Flight::Flying(Urgency::Fill));
+                    taken.push(Want {
+                        tree: fill.tree.clone(),
+                        index: fill.cursor,
+                    });
+                }
+                fill.cursor += 1;
+            }
+            if taken.is_empty() {
+                self.fills.pop_front();
+            }
+        }
+        taken
+    }
+
+    fn depart(&mut self, urgency: Urgency, mut wants: Vec<Want>) -> Request {
+        // In the order of the leaves, so that runs join and the datacenter opens each leaf once.
+        wants.sort_by_key(|w| (w.place().leaf, w.place().extent));
+        let mut runs: Vec<Run> = Vec::new();
+        for want in &wants {
+            let place = want.place();
+            match runs.last_mut() {
+                Some(run)
+                    if run.leaf == place.leaf
+                        && u32::from(run.first) + u32::from(run.count) == u32::from(place.extent) =>
+                {
+                    run.count += 1;
+                }
+                _ => runs.push(Run {
+                    leaf: place.leaf,
+                    first: place.extent,
+                    count: 1,
+                }),
+            }
+        }
+        let number = self.next_number;
+        self.next_number += 1;
+        self.flying[slot(urgency)] += 1;
+        let expected: Vec<(ChunkId, u32)> =
+            wants.iter().map(|w| (w.place().id, w.place().len)).collect();
+        if urgency == Urgency::Fill {
+            self.fill_bytes_flying += request_bytes(&expected);
+        }
+        let first = &wants[0].tree;
+        Request {
+            number,
+            urgency,
+            version: first.version,
+            tree: first.tree,
+            runs,
+            expected,
+            wants,
+        }
+    }
+
+    /// A chunk of a flying request is resident.
+    pub fn arrived(&mut self, id: &ChunkId) {
+        self.flights.remove(id);
+    }
+
+    /// A request ended; those of its chunks that did not arrive go back to the front of their queue (a fill starts over: it will
+    /// pass over what is resident).
+    pub fn ended(&mut self, request: Request) {
+        self.flying[slot(request.urgency)] -= 1;
+        if request.urgency == Urgency::Fill {
+            self.fill_bytes_flying -= request_bytes(&request.expected);
+        }
+        let mut lost_fill = false;
+        for want in request.wants.into_iter().rev() {
+            let id = want.place().id;
+            if self.flights.get(&id) != Some(&Flight::Flying(request.urgency)) {
+                continue;
+            }
+            match request.urgency {
+                Urgency::Demand => {
+                    self.flights.insert(id, Flight::Queued(Urgency::Demand));
+                    self.demand.push_front(want);
+                }
+                Urgency::Boot => {
+                    self.flights.insert(id, Flight::Queued(Urgency::Boot));
+                    self.boot.push_front(want);
+                }
+                Urgency::Fill => {
+                    self.flights.remove(&id);
+                    if !lost_fill {
+                        lost_fill = true;
+                        self.rewind(&want);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Nobody waits for this chunk any more (the guest gave up): it is not asked for again.
+    pub fn give_up(&mut self, id: &ChunkId) {
+        self.forget_queued(*id, Urgency::Demand);
+    }
+
+    fn forget_queued(&mut self, id: ChunkId, urgency: Urgency) {
+        if self.flights.get(&id) == Some(&Flight::Queued(urgency)) {
+            self.flights.remove(&id);
+        }
+    }
+
+    fn rewind(&mut self, want: &Want) {
+        let key = (want.tree.version, want.tree.tree);
+        match self
+            .fills
+            .iter_mut()
+            .find(|f| (f.tree.version, f.tree.tree) == key)
+        {
+            Some(fill) => fill.cursor = 0,
+            None => self.fills.push_front(Fill {
+                tree: want.tree.clone(),
+                cursor: 0,
+            }),
+        }
+    }
+
+    /// Whether a chunk is queued or on its way.
+    pub fn is_pending(&self, id: &ChunkId) -> bool {
+        self.flights.contains_key(id)
+    }
+}
+
+fn request_bytes(expected: &[(ChunkId, u32)]) -> u64 {
+    expected.iter().map(|(_, len)| u64::from(*len)).sum()
+}

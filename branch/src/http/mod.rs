@@ -1,0 +1,143 @@
+//! The branch-local API over a Unix socket: the only place of this crate that knows HTTP.
+//!
+//! Who may open the socket (its file mode is 0600) may do everything. Calls that block on machines or the link run on the blocking
+//! pool.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use axum::extract::{DefaultBodyLimit, Path as UrlPath, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use branch_api::{Desktop, DesktopList, Problem, StartDesktop, StopDesktop};
+use tokio::net::UnixListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::desktop::{DesktopError, error_line};
+use crate::server::Branch;
+
+/// Largest request body: a start request is under 200 bytes.
+const BODY_BYTES_MAX: usize = 64 << 10;
+
+struct ApiError(StatusCode, String);
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        (self.0, Json(Problem { error: self.1 })).into_response()
+    }
+}
+
+impl From<DesktopError> for ApiError {
+    fn from(error: DesktopError) -> Self {
+        let status = match &error {
+            DesktopError::Name(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            DesktopError::NotFound(_) | DesktopError::NoPool { .. } => StatusCode::NOT_FOUND,
+            DesktopError::OtherPool { .. } | DesktopError::Busy { .. } => StatusCode::CONFLICT,
+            DesktopError::AssignmentEnded { .. }
+            | DesktopError::NotHere { .. }
+            | DesktopError::Boot { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            DesktopError::PathTooLong(_)
+            | DesktopError::Volume(_)
+            | DesktopError::Machine(_)
+            | DesktopError::Catalog(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self(status, error_line(&error))
+    }
+}
+
+type Answer<T> = Result<Json<T>, ApiError>;
+
+/// Runs a blocking call against the desktops.
+async fn blocking<T: Send + 'static>(
+    branch: Arc<Branch>,
+    call: impl FnOnce(&Branch) -> Result<T, DesktopError> + Send + 'static,
+) -> Answer<T> {
+    let worker = Arc::clone(&branch);
+    let answer = tokio::task::spawn_blocking(move || call(&worker)).await;
+    branch.link.report_now.notify_one();
+    match answer {
+        Ok(answer) => Ok(Json(answer?)),
+        Err(error) => Err(ApiError(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())),
+    }
+}
+
+/// Binds the socket at `path`; a stale file that nobody listens on is replaced.
+pub fn bind(path: &Path) -> std::io::Result<UnixListener> {
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => {
+            let text = format!("{} is in use: another branch server answers there", path.display());
+            return Err(std::io::Error::new(std::io::ErrorKind::AddrInUse, text));
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)?,
+        Err(_) => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Serves until `cancel`.
+pub async fn serve(
+    branch: Arc<Branch>,
+    listener: UnixListener,
+    cancel: CancellationToken,
+) -> std::io::Result<()> {
+    let router = Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/desktops", get(list).post(start))
+        .route("/v1/desktops/{name}", get(show).delete(delete))
+        .route("/v1/desktops/{name}/stop", post(stop))
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(branch);
+    axum::serve(listener, router)
+        .with_graceful_shutdown(async move { cancel.cancelled().await })
+        .await
+}
+
+async fn status(State(branch): State<Arc<Branch>>) -> Answer<datacenter_api::BranchStatus> {
+    blocking(branch, |branch| Ok(branch.status())).await
+}
+
+async fn list(State(branch): State<Arc<Branch>>) -> Answer<DesktopList> {
+    blocking(branch, |branch| {
+        Ok(DesktopList {
+            desktops: branch.desktops.list()?,
+        })
+    })
+    .await
+}
+
+async fn show(State(branch): State<Arc<Branch>>, UrlPath(name): UrlPath<String>) -> Answer<Desktop> {
+    blocking(branch, move |branch| branch.desktops.show(&name)).await
+}
+
+async fn start(
+    State(branch): State<Arc<Branch>>,
+    Json(request): Json<StartDesktop>,
+) -> Answer<Desktop> {
+    blocking(branch, move |branch| branch.desktops.start(&request.pool, &request.name)).await
+}
+
+async fn stop(
+    State(branch): State<Arc<Branch>>,
+    UrlPath(name): UrlPath<String>,
+    Json(request): Json<StopDesktop>,
+) -> Answer<Desktop> {
+    blocking(branch, move |branch| branch.desktops.stop(&name, request.force)).await
+}
+
+async fn delete(
+    State(branch): State<Arc<Branch>>,
+    UrlPath(name): UrlPath<String>,
+) -> Answer<DesktopList> {
+    blocking(branch, move |branch| {
+        branch.desktops.delete(&name)?;
+        Ok(DesktopList {
+            desktops: branch.desktops.list()?,
+        })
+    })
+    .await
+}

@@ -1,0 +1,135 @@
+//! The control stream: greeting, assignments in, reports out, certificate renewal.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use dedup_protocol::control::{BranchAction, BranchControl};
+use dedup_protocol::wire::{Der, FRAME_BYTES_MAX, Message, StatusReport};
+use dedup_transport::identity::{BranchKey, expires_at};
+use dedup_transport::link::{Class, FrameRecv, FrameSend, Link};
+
+use super::ConnectionEnd;
+use crate::server::Branch;
+
+/// How often a branch reports though nothing changed.
+const REPORT_EVERY: Duration = Duration::from_secs(10);
+/// How soon after a change it reports, at the earliest.
+const REPORT_AT_MOST_EVERY: Duration = Duration::from_secs(1);
+/// A greeting that takes longer is a datacenter that is not well.
+const GREETING_MAX: Duration = Duration::from_secs(30);
+/// The certificate is renewed when less than this is left of it.
+const RENEW_BEFORE_S: u64 = 30 * 24 * 3600;
+
+/// A control stream past its greeting.
+pub struct Greeted {
+    control: BranchControl,
+    send: FrameSend,
+    recv: FrameRecv,
+}
+
+/// Opens the control stream and greets.
+pub async fn greet(branch: &Branch, link: &Link) -> Result<Greeted, ConnectionEnd> {
+    let catalog = branch.versions.catalog();
+    let counter = branch.versions.assignment().map_or(0, |a| a.counter);
+    let mut control = BranchControl::new(
+        branch.identity.branch,
+        branch.identity.anchor.clone(),
+        catalog.endorsements()?,
+        counter,
+    );
+    let (mut send, mut recv) = link.open(Class::Demand).await?;
+    send.send(&control.hello(env!("CARGO_PKG_VERSION")).encode()).await?;
+    let frame = tokio::time::timeout(GREETING_MAX, recv.recv(FRAME_BYTES_MAX))
+        .await
+        .map_err(|_| ConnectionEnd::ControlEnded)??
+        .ok_or(ConnectionEnd::ControlEnded)?;
+    let now = branch.clock.now_unix_s();
+    if let BranchAction::Welcomed(welcome) = control.handle(&frame, now)? {
+        let skew = welcome.now_unix_s.abs_diff(now);
+        if skew > 300 {
+            tracing::warn!(skew_s = skew, "this branch's clock and the datacenter's differ; signed records may be refused");
+        }
+        catalog.set_endorsements(&welcome.endorsements)?;
+    }
+    Ok(Greeted {
+        control,
+        send,
+        recv,
+    })
+}
+
+/// Serves the control stream until the connection ends.
+pub async fn run(branch: &Branch, greeted: Greeted) -> Result<Infallible, ConnectionEnd> {
+    let Greeted {
+        mut control,
+        mut send,
+        mut recv,
+    } = greeted;
+    let mut renewal = request_renewal(branch, &mut send).await?;
+    let reports = async {
+        loop {
+            let status = branch.status_json();
+            let report = Message::Status(StatusReport { json: status });
+            send.send(&report.encode()).await?;
+            tokio::time::sleep(REPORT_AT_MOST_EVERY).await;
+            let _ = tokio::time::timeout(REPORT_EVERY, branch.link.report_now.notified()).await;
+        }
+    };
+    let frames = async {
+        loop {
+            let frame = recv.recv(FRAME_BYTES_MAX).await?.ok_or(ConnectionEnd::ControlEnded)?;
+            follow(branch, &mut control, &frame, &mut renewal)?;
+        }
+    };
+    tokio::select! {
+        ended = reports => ended,
+        ended = frames => ended,
+    }
+}
+
+fn follow(
+    branch: &Branch,
+    control: &mut BranchControl,
+    frame: &[u8],
+    renewal: &mut Option<BranchKey>,
+) -> Result<(), ConnectionEnd> {
+    match control.handle(frame, branch.clock.now_unix_s())? {
+        BranchAction::Follow(assignment, signed) => {
+            branch.versions.catalog().set_assignment(&signed)?;
+            tracing::info!(counter = assignment.counter, pools = assignment.pools.len(), "assignment");
+            branch.versions.set_assignment(*assignment);
+            branch.link.assigned.notify_one();
+            branch.link.report_now.notify_one();
+        }
+        BranchAction::Stale { counter } => tracing::debug!(counter, "assignment is not newer"),
+        BranchAction::Expired { expires_unix_s } => {
+            tracing::warn!(expires_unix_s, "an assignment came that has run out by this branch's clock; not followed");
+        }
+        BranchAction::Certificate(der) => {
+            if let Some(key) = renewal.take() {
+                branch.identity.replace_certificate(&der, &key.key_pem())?;
+                tracing::info!("certificate renewed");
+            }
+        }
+        BranchAction::Welcomed(_) => {}
+    }
+    Ok(())
+}
+
+async fn request_renewal(
+    branch: &Branch,
+    send: &mut FrameSend,
+) -> Result<Option<BranchKey>, ConnectionEnd> {
+    let certificate = branch.identity.certificate()?;
+    let left = expires_at(&certificate.cert_pem)
+        .map_or(0, |end| end.saturating_sub(branch.clock.now_unix_s()));
+    if left > RENEW_BEFORE_S {
+        return Ok(None);
+    }
+    let key = BranchKey::generate();
+    let request = Message::Renew(Der {
+        bytes: key.csr_der().to_vec(),
+    });
+    send.send(&request.encode()).await?;
+    Ok(Some(key))
+}

@@ -1,0 +1,313 @@
+//! `splice-branch`: enrol this machine as a branch, then serve desktops from it.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use branch::cache::{Cache, CacheIdentity, CacheOptions};
+use branch::catalog::Catalog;
+use branch::clock::{Clock, HostClock};
+use branch::desktop::{Desktops, MachineHost, Volumes};
+use branch::exports::Exports;
+use branch::fetch::Fetcher;
+use branch::identity::{self, Identity};
+use branch::link::LinkState;
+use branch::server::Branch;
+use branch::versions::Versions;
+use clap::{Parser, Subcommand};
+use dedup_protocol::join::JoinToken;
+use dedup_store::disk::{Disk, HostDisk};
+use dedup_store::kv::{Kv, RocksKv, RocksOptions};
+use dedup_transport::link::{Congestion, LinkTuning};
+use tokio_util::sync::CancellationToken;
+use vmm_api::HostVirt;
+use vmm_block::nbd::{NbdOptions, NbdServer};
+
+/// How often machines are looked after.
+const TEND_EVERY: Duration = Duration::from_secs(1);
+
+#[derive(Parser)]
+#[command(name = "splice-branch", version, about = "The branch server: desktops run here, from a cache of what the datacenter publishes")]
+#[command(after_help = "Examples:\n  splice-branch join splice-join-1.0a1b… --data /var/lib/splice-branch\n  splice-branch run --data /var/lib/splice-branch --cache-size 200GiB\n\nExit codes: 0 stopped as asked, 1 failed, 2 wrong usage.")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Enrol this machine with a one-time token from `splice branch token NAME`.
+    Join {
+        /// The token.
+        token: JoinToken,
+        /// Where this branch keeps everything.
+        #[arg(long, default_value = "/var/lib/splice-branch")]
+        data: PathBuf,
+        /// The datacenter's link address (host:port), if not the token's.
+        #[arg(long)]
+        address: Option<String>,
+    },
+    /// Serve until SIGTERM or SIGINT. Machines of desktops go on running and find the server again when it is back.
+    Run(Run),
+}
+
+#[derive(clap::Args)]
+struct Run {
+    /// Where this branch keeps everything.
+    #[arg(long, default_value = "/var/lib/splice-branch")]
+    data: PathBuf,
+    /// How much of the disk the cache may use, as 512MiB or 200GiB.
+    #[arg(long, default_value = "20GiB", value_parser = parse_size)]
+    cache_size: u64,
+    /// Congestion control of the link: bbr, cubic or new-reno.
+    #[arg(long, default_value_t = Congestion::Bbr)]
+    congestion: Congestion,
+    /// The datacenter's link address (host:port), if not the one this branch joined at.
+    #[arg(long)]
+    address: Option<String>,
+    /// Unix socket of the branch-local API [default: DATA/branch.sock].
+    #[arg(long)]
+    socket: Option<PathBuf>,
+    /// How long a guest's read may wait for the datacenter before the desktop is paused, in seconds.
+    #[arg(long, default_value_t = 120)]
+    read_wait: u64,
+    /// The QEMU program.
+    #[arg(long, default_value = "qemu-system-x86_64")]
+    qemu: PathBuf,
+    /// Use KVM or TCG without asking `splice-vmm check`.
+    #[arg(long, value_parser = ["kvm", "tcg"])]
+    accelerator: Option<String>,
+}
+
+fn parse_size(text: &str) -> Result<u64, String> {
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let shift = match unit.trim() {
+        "KiB" => 10,
+        "MiB" => 20,
+        "GiB" => 30,
+        "TiB" => 40,
+        "" | "B" => 0,
+        other => return Err(format!("unknown unit {other:?}; use KiB, MiB, GiB or TiB")),
+    };
+    let number: u64 = number.parse().map_err(|_| format!("{text:?} is not a size like 20GiB"))?;
+    number
+        .checked_mul(1 << shift)
+        .filter(|bytes| *bytes >= 64 << 20)
+        .ok_or_else(|| format!("{text:?} is out of range; at least 64MiB"))
+}
+
+fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()),
+        )
+        .with_writer(std::io::stderr)
+        .init();
+    match run(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("splice-branch: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<()> {
+    let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
+    match arguments.command {
+        Command::Join {
+            token,
+            data,
+            address,
+        } => {
+            let tuning = LinkTuning::default();
+            let joined = identity::join(&data, &token, address.as_deref(), &tuning);
+            let identity = runtime.block_on(joined)?;
+            println!(
+                "joined as branch {:?}; start it with `splice-branch run --data {}`",
+                identity.name,
+                data.display()
+            );
+            Ok(())
+        }
+        Command::Run(options) => {
+            let result = runtime.block_on(serve(options));
+            // A guest's read may still sit in the blocking pool, waiting for the link.
+            runtime.shutdown_timeout(Duration::from_secs(2));
+            result
+        }
+    }
+}
+
+/// Keeps two servers off one data directory.
+fn lock(data: &Path) -> Result<std::fs::File> {
+    let path = data.join("lock");
+    let file = std::fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .with_context(|| path.display().to_string())?;
+    if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
+        bail!("{} is in use by another splice-branch; stop that one first", data.display());
+    }
+    Ok(file)
+}
+
+async fn serve(options: Run) -> Result<()> {
+    let data = std::path::absolute(&options.data)?;
+    let mut identity = Identity::load(&data)?;
+    identity.finish_renewal()?;
+    if let Some(address) = &options.address {
+        identity.address.clone_from(address);
+    }
+    let _lock = lock(&data)?;
+    let cancel = CancellationToken::new();
+    let (branch, nbd) = open(&options, &data, identity)?;
+    let socket = options.socket.clone().unwrap_or_else(|| data.join("branch.sock"));
+    let listener = branch::http::bind(&socket)
+        .with_context(|| format!("branch-local API at {}", socket.display()))?;
+    tracing::info!(branch = branch.identity.name, socket = %socket.display(), "serving");
+
+    let tuning = LinkTuning {
+        congestion: options.congestion,
+        ..LinkTuning::default()
+    };
+    let link = tokio::spawn(branch::link::run(Arc::clone(&branch), tuning, cancel.clone()));
+    let http = tokio::spawn(branch::http::serve(Arc::clone(&branch), listener, cancel.clone()));
+    let tending = tokio::spawn(tend(Arc::clone(&branch), cancel.clone()));
+    wait_for_signal().await?;
+    tracing::info!("stopping; machines go on running");
+    cancel.cancel();
+    let _ = tokio::time::timeout(Duration::from_secs(5), link).await;
+    let _ = tokio::time::timeout(Duration::from_secs(5), http).await;
+    let _ = tokio::time::timeout(Duration::from_secs(5), tending).await;
+    tokio::task::spawn_blocking(move || {
+        nbd.shutdown(Duration::from_secs(5));
+        if let Err(error) = branch.fetcher.cache().sync() {
+            tracing::warn!(error = branch::desktop::error_line(&error), "cache not synced");
+        }
+    })
+    .await?;
+    let _ = std::fs::remove_file(&socket);
+    Ok(())
+}
+
+/// Opens everything that lives in the data directory, then the NBD server.
+fn open(options: &Run, data: &Path, identity: Identity) -> Result<(Arc<Branch>, NbdServer)> {
+    let clock: Arc<dyn Clock> = Arc::new(HostClock);
+    let kv: Arc<dyn Kv> = Arc::new(RocksKv::open(&data.join("state"), &RocksOptions::default())?);
+    let disk: Arc<dyn Disk> = Arc::new(HostDisk::new(data.join("disks"))?);
+    let cache_disk: Arc<dyn Disk> = Arc::new(HostDisk::new(data.join("cache"))?);
+    let catalog = Catalog::new(Arc::clone(&kv), identity.anchor.clone());
+    catalog.set_endorsements(&identity.endorsements)?;
+    let versions = Arc::new(Versions::open(catalog)?);
+    let cache = Cache::open(
+        cache_disk,
+        "slabs",
+        kv,
+        CacheIdentity {
+            realm: identity.anchor.realm,
+            key_id: identity.id_key.key_id(),
+        },
+        rand::random(),
+        CacheOptions {
+            capacity_bytes: options.cache_size,
+            ..CacheOptions::default()
+        },
+    )?;
+    let wait_max = Duration::from_secs(options.read_wait);
+    let fetcher = Arc::new(Fetcher::new(Arc::new(cache), wait_max));
+    let pinning = Arc::clone(&versions);
+    fetcher.set_pins(Box::new(move || pinning.pinned_chunks()));
+    let host = MachineHost {
+        kvm: use_kvm(options),
+        qemu: options.qemu.clone(),
+        nbd_socket: data.join("nbd.sock"),
+    };
+    let nbd_socket = host.nbd_socket.clone();
+    let desktops = Arc::new(Desktops::new(
+        data.join("desktops"),
+        Arc::clone(&versions),
+        Arc::clone(&fetcher),
+        Volumes::new(disk),
+        host,
+        Arc::clone(&clock),
+    ));
+    desktops.recover()?;
+    let exports = Exports::new(
+        Arc::clone(&versions),
+        Arc::clone(&fetcher),
+        Arc::clone(&desktops),
+    );
+    let nbd = NbdServer::new(Arc::new(exports), NbdOptions::default())?;
+    nbd.listen_unix(&nbd_socket)?;
+    let branch = Branch {
+        identity,
+        versions,
+        fetcher,
+        desktops,
+        link: LinkState::default(),
+        clock,
+    };
+    Ok((Arc::new(branch), nbd))
+}
+
+/// Whether this host's KVM runs unmodified guests; `splice-vmm check` finds out by running one.
+fn use_kvm(options: &Run) -> bool {
+    if let Some(accelerator) = &options.accelerator {
+        return accelerator == "kvm";
+    }
+    let program = std::env::current_exe()
+        .ok()
+        .and_then(|exe| Some(exe.parent()?.join("splice-vmm")))
+        .filter(|path| path.exists())
+        .unwrap_or_else(|| "splice-vmm".into());
+    let checked = std::process::Command::new(&program)
+        .args(["check", "--json"])
+        .output()
+        .map_err(anyhow::Error::from)
+        .and_then(|output| Ok(serde_json::from_slice::<HostVirt>(&output.stdout)?));
+    match checked {
+        Ok(host) if host.kind.runs_desktops() => true,
+        Ok(host) => {
+            tracing::warn!(
+                kvm = ?host.kind,
+                reasons = host.reasons.join("; "),
+                advice = host.advice.unwrap_or_default(),
+                "this host's KVM cannot run desktops: they run under QEMU's TCG, ten to fifty times slower"
+            );
+            false
+        }
+        Err(error) => {
+            tracing::warn!(program = %program.display(), error = format!("{error:#}"), "splice-vmm check did not run; desktops run under TCG");
+            false
+        }
+    }
+}
+
+async fn tend(branch: Arc<Branch>, cancel: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(TEND_EVERY) => {}
+            () = cancel.cancelled() => return,
+        }
+        let worker = Arc::clone(&branch);
+        let connected = branch.link.is_connected();
+        let _ = tokio::task::spawn_blocking(move || worker.desktops.tend(connected)).await;
+    }
+}
+
+async fn wait_for_signal() -> Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}

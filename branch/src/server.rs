@@ -1,0 +1,82 @@
+//! The branch server: everything at a branch, put together.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use datacenter_api::{BranchStatus, CacheStatus, DesktopStatus, TransferCounters};
+
+use crate::clock::Clock;
+use crate::desktop::Desktops;
+use crate::fetch::Fetcher;
+use crate::identity::Identity;
+use crate::link::LinkState;
+use crate::versions::Versions;
+
+/// Everything at a branch.
+pub struct Branch {
+    /// Who it is.
+    pub identity: Identity,
+    /// Its versions and catalog.
+    pub versions: Arc<Versions>,
+    /// What fetches chunks into its cache.
+    pub fetcher: Arc<Fetcher>,
+    /// Its desktops.
+    pub desktops: Arc<Desktops>,
+    /// Its link.
+    pub link: LinkState,
+    /// Its clock.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Branch {
+    /// What it tells of itself.
+    pub fn status(&self) -> BranchStatus {
+        let cache = self.fetcher.cache();
+        let stats = cache.stats();
+        let counters = &self.fetcher.counters;
+        let mut versions = Vec::new();
+        // A status that lacks a part is better than none; what cannot be read is logged where it is used.
+        for (id, record) in self.versions.catalog().versions().unwrap_or_default() {
+            versions.extend(self.versions.residency(id, &record, cache));
+        }
+        let desktops = self.desktops.list().unwrap_or_default();
+        BranchStatus {
+            link: self.link.report(),
+            cache: CacheStatus {
+                chunks: stats.chunks,
+                bytes: stats.bytes,
+                capacity_bytes: stats.capacity_bytes,
+                hits: stats.hits,
+                misses: stats.misses,
+                quarantined: stats.quarantined,
+            },
+            versions,
+            desktops: desktops
+                .into_iter()
+                .map(|d| DesktopStatus {
+                    state: serde_json::to_value(d.state)
+                        .ok()
+                        .and_then(|v| v.as_str().map(str::to_owned))
+                        .unwrap_or_default(),
+                    id: d.name,
+                    pool: d.pool,
+                    version: d.version,
+                    started_unix_s: d.started_unix_ms.unwrap_or(0) / 1000,
+                })
+                .collect(),
+            counters: TransferCounters {
+                demand_chunks: counters.demand_chunks.load(Ordering::Relaxed),
+                demand_wait_ms: counters.demand_wait_ms.load(Ordering::Relaxed),
+                prefetch_chunks: counters.prefetch_chunks.load(Ordering::Relaxed),
+                received_bytes: self.link.received_bytes(),
+            },
+            reported_unix_s: self.clock.now_unix_s(),
+            software: env!("CARGO_PKG_VERSION").into(),
+        }
+    }
+
+    /// The same, for the wire.
+    pub fn status_json(&self) -> String {
+        serde_json::to_string(&self.status()).expect("a status serialises without failing")
+    }
+}

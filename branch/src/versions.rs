@@ -1,0 +1,165 @@
+//! Versions as the branch uses them: which are wanted, which can boot, how much of each is resident.
+//!
+//! A version *can boot* when the manifests of all its trees are here; its chunks may still be away. Content maps are loaded once and
+//! shared by everything that reads the version.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, RwLock};
+
+use datacenter_api::VersionResidency;
+use dedup::{ChunkId, VersionId};
+use dedup_protocol::records::{Assignment, Tree, VersionRecord};
+
+use crate::cache::Cache;
+use crate::catalog::{Catalog, CatalogError};
+use crate::content_map::ContentMap;
+use crate::fetch::queue::TreeHandle;
+
+/// Every tree a version can have, in the order in which a boot needs them.
+pub const TREES: [Tree; 3] = [Tree::Kernel, Tree::Initrd, Tree::Disk];
+
+/// See the module.
+pub struct Versions {
+    catalog: Catalog,
+    maps: Mutex<HashMap<(VersionId, Tree), Arc<ContentMap>>>,
+    assignment: RwLock<Option<Arc<Assignment>>>,
+}
+
+impl Versions {
+    /// Takes up what the catalog knows.
+    pub fn open(catalog: Catalog) -> Result<Self, CatalogError> {
+        let assignment = catalog.assignment()?.map(Arc::new);
+        Ok(Self {
+            catalog,
+            maps: Mutex::default(),
+            assignment: RwLock::new(assignment),
+        })
+    }
+
+    /// The catalog under it.
+    pub fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+
+    /// The assignment being followed.
+    pub fn assignment(&self) -> Option<Arc<Assignment>> {
+        self.assignment
+            .read()
+            .expect("no panic under this lock")
+            .clone()
+    }
+
+    /// The assignment changed.
+    pub fn set_assignment(&self, assignment: Assignment) {
+        *self.assignment.write().expect("no panic under this lock") = Some(Arc::new(assignment));
+    }
+
+    /// Versions that the assignment names, each once: current ones first. The flag says whether it is to be made whole here.
+    pub fn wanted(&self) -> Vec<(VersionId, bool)> {
+        let Some(assignment) = self.assignment() else {
+            return Vec::new();
+        };
+        let mut wanted: Vec<(VersionId, bool)> = Vec::new();
+        let mut add = |id: VersionId, whole: bool| match wanted.iter_mut().find(|(w, _)| *w == id) {
+            Some((_, was_whole)) => *was_whole |= whole,
+            None => wanted.push((id, whole)),
+        };
+        for pool in &assignment.pools {
+            add(pool.version, pool.prestage);
+        }
+        for pool in &assignment.pools {
+            for pinned in &pool.pinned {
+                add(*pinned, true);
+            }
+        }
+        wanted
+    }
+
+    /// Whether all manifests of `record` are here.
+    pub fn can_boot(&self, record: &VersionRecord) -> Result<bool, CatalogError> {
+        for tree in TREES.iter().filter_map(|t| record.tree(*t)) {
+            if self.catalog.manifest(tree.root)?.is_none() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// A tree of a version that can boot; `None` if the version lacks it or its manifest is not here.
+    pub fn tree(&self, version: VersionId, tree: Tree) -> Result<Option<TreeHandle>, CatalogError> {
+        let handle = |map| TreeHandle { version, tree, map };
+        let mut maps = self.maps.lock().expect("no panic under this lock");
+        if let Some(map) = maps.get(&(version, tree)) {
+            return Ok(Some(handle(Arc::clone(map))));
+        }
+        let Some(record) = self.catalog.version(version)? else {
+            return Ok(None);
+        };
+        let Some(root) = record.tree(tree).map(|t| t.root) else {
+            return Ok(None);
+        };
+        let Some(manifest) = self.catalog.manifest(root)? else {
+            return Ok(None);
+        };
+        let map = ContentMap::load(&manifest, &self.catalog).map_err(|e| CatalogError::Row {
+            key: format!("manifest {root}"),
+            reason: e.to_string(),
+        })?;
+        let map = Arc::new(map);
+        maps.insert((version, tree), Arc::clone(&map));
+        Ok(Some(handle(map)))
+    }
+
+    /// All trees of a version whose manifests are here.
+    pub fn trees(&self, version: VersionId) -> Result<Vec<TreeHandle>, CatalogError> {
+        let mut trees = Vec::new();
+        for tree in TREES {
+            trees.extend(self.tree(version, tree)?);
+        }
+        Ok(trees)
+    }
+
+    /// Chunks of every version that is to be whole here.
+    pub fn pinned_chunks(&self) -> HashSet<ChunkId> {
+        let mut pinned = HashSet::new();
+        for (version, _) in self.wanted().into_iter().filter(|(_, whole)| *whole) {
+            // A version that cannot be read now pins nothing, it is fetched again later.
+            for tree in self.trees(version).unwrap_or_default() {
+                pinned.extend(tree.map.chunks().iter().map(|place| place.id));
+            }
+        }
+        pinned
+    }
+
+    /// How much of a version is resident.
+    pub fn residency(
+        &self,
+        version: VersionId,
+        record: &VersionRecord,
+        cache: &Cache,
+    ) -> Result<VersionResidency, CatalogError> {
+        let mut residency = VersionResidency {
+            version: version.to_string(),
+            image: record.image.clone(),
+            number: record.number,
+            ..VersionResidency::default()
+        };
+        let mut seen: HashSet<ChunkId> = HashSet::new();
+        for handle in self.trees(version)? {
+            for place in handle.map.chunks() {
+                if !seen.insert(place.id) {
+                    continue;
+                }
+                residency.total_chunks += 1;
+                residency.total_bytes += u64::from(place.len);
+                if cache.contains(&place.id) {
+                    residency.resident_chunks += 1;
+                    residency.resident_bytes += u64::from(place.len);
+                }
+            }
+        }
+        residency.complete =
+            residency.resident_chunks == residency.total_chunks && self.can_boot(record)?;
+        Ok(residency)
+    }
+}
