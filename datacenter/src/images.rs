@@ -10,10 +10,11 @@ use datacenter_api::{
     VersionDiff, check_name,
 };
 use dedup::diff::changed_leaves;
+use dedup::manifest::ManifestError;
 use dedup::{ChunkId, ChunkerParams, Leaf, Manifest, NodeSource, VersionId};
 use dedup_protocol::records::{Tree, TreeRef, VersionRecord};
 use dedup_protocol::trust::Signed;
-use dedup_store::StoreError;
+use dedup_store::{RecordName, StoreError};
 
 use crate::assign::resolve;
 use crate::catalog::rows::{ImageRow, NumberKey, VersionNumberRow, VersionRow};
@@ -272,8 +273,8 @@ impl Datacenter {
         })
     }
 
-    /// Reads every chunk of a version back and hashes it. Damage is reported, not repaired: publishing the same file again stores
-    /// anew what is damaged.
+    /// Reads every chunk of a version back and hashes it. Damage is reported and quarantined, so that publishing the same file
+    /// again stores it anew.
     pub fn verify_version(&self, text: &str, meter: &Meter) -> Result<VerifyResult, ManageError> {
         let (version, record) = self.record_named(text)?;
         let trees = [
@@ -323,7 +324,7 @@ impl Datacenter {
             Ok(manifest) => manifest,
             Err(error) => {
                 damaged(tree.root.to_string(), 0, describe(&error));
-                return Ok(());
+                return self.quarantine_node(&error);
             }
         };
         for index in 0..manifest.leaves.len() {
@@ -336,7 +337,10 @@ impl Datacenter {
             let mut at = index as u64 * dedup::LEAF_BYTES;
             let len = Manifest::leaf_len(manifest.size_bytes, index as u64);
             match manifest.leaf(&nodes, index) {
-                Err(error) => damaged(manifest.leaves[index].to_string(), at, describe(&error)),
+                Err(error) => {
+                    damaged(manifest.leaves[index].to_string(), at, describe(&error));
+                    self.quarantine_node(&error)?;
+                }
                 Ok(leaf) => {
                     for extent in &leaf.extents {
                         let offset = at;
@@ -353,6 +357,7 @@ impl Datacenter {
                             }
                             Err(e @ (StoreError::Damaged { .. } | StoreError::NotFound { .. })) => {
                                 damaged(id.to_string(), offset, describe(&e));
+                                self.store().quarantine(RecordName::chunk(id))?;
                             }
                             // The store as a whole does not answer: that says nothing about this version.
                             Err(other) => return Err(other.into()),
@@ -363,6 +368,22 @@ impl Datacenter {
             meter.advance(len);
         }
         Ok(())
+    }
+
+    /// Quarantines the node that could not be read; fails if the store as a whole does not answer.
+    fn quarantine_node(&self, error: &ManifestError<StoreError>) -> Result<(), ManageError> {
+        match error {
+            ManifestError::Node { id, source } => match source {
+                StoreError::Damaged { .. } | StoreError::NotFound { .. } => {
+                    Ok(self.store().quarantine(RecordName::node(*id))?)
+                }
+                other => Err(ManageError::Manifest {
+                    message: describe(other),
+                }),
+            },
+            // Proved by its name and still malformed: written so, and storing it again would change nothing.
+            _ => Ok(()),
+        }
     }
 
     /// How many images and visible versions there are.

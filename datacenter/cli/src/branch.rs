@@ -1,0 +1,314 @@
+//! `splice branch`.
+
+use clap::{ArgAction, Subcommand};
+use datacenter_api::units::{format_duration, format_size, parse_duration, parse_size};
+use datacenter_api::{AssignRequest, Branch, BranchState, Pool, TokenRequest, VersionRef};
+
+use crate::config::Context;
+use crate::failure::Failure;
+use crate::output;
+
+/// What can be done with branches.
+#[derive(Subcommand)]
+pub enum Verb {
+    /// Make a one-time join token for a branch server, and the branch if it is new.
+    ///
+    /// The token goes to standard output, alone. It is a secret until it is used, and cannot be shown again.
+    #[command(
+        after_help = "Example:\n  splice branch token new-york --site '5th Avenue' --expires 24h"
+    )]
+    Token {
+        /// The branch's name.
+        name: String,
+        /// How long it may be used.
+        #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = parse_duration)]
+        expires: std::time::Duration,
+        /// Where the branch is, for people.
+        #[arg(long)]
+        site: Option<String>,
+        /// Allow it for a branch that has joined: the server that joins with it replaces the one that is there.
+        #[arg(long)]
+        replace: bool,
+    },
+    /// List the branches.
+    List,
+    /// Show a branch: pools, cache, desktops.
+    Show {
+        /// The branch's name.
+        name: String,
+    },
+    /// Set what a pool at a branch runs. Options left out keep what the pool has.
+    #[command(after_help = "Examples:
+  splice branch assign new-york --pool office --image debian
+  splice branch assign new-york --pool office --image debian@3 --pin debian@2 --memory 2GiB --cpus 2")]
+    Assign {
+        /// The branch's name.
+        name: String,
+        /// The pool; it is made if it is not there.
+        #[arg(long)]
+        pool: String,
+        /// The version that new desktops boot: IMAGE (its latest) or IMAGE@NUMBER.
+        #[arg(long, value_name = "IMAGE[@N]")]
+        image: VersionRef,
+        /// Memory of a desktop [default: 1GiB].
+        #[arg(long, value_name = "SIZE", value_parser = parse_memory)]
+        memory: Option<u32>,
+        /// Virtual CPUs of a desktop [default: 1].
+        #[arg(long, value_name = "COUNT")]
+        cpus: Option<u32>,
+        /// Keep this version whole at the branch too, so that going back needs no WAN; may be repeated.
+        #[arg(long, value_name = "IMAGE[@N]")]
+        pin: Vec<VersionRef>,
+        /// Keep no other versions.
+        #[arg(long, conflicts_with = "pin")]
+        no_pin: bool,
+        /// Fetch the whole version ahead of use (the default).
+        #[arg(long, action = ArgAction::SetTrue, conflicts_with = "no_prestage")]
+        prestage: bool,
+        /// Fetch only what desktops read.
+        #[arg(long)]
+        no_prestage: bool,
+    },
+    /// Remove a pool from a branch. Desktops that run go on.
+    Unassign {
+        /// The branch's name.
+        name: String,
+        /// The pool.
+        #[arg(long)]
+        pool: String,
+    },
+    /// Refuse a branch from now on: its certificate is no longer accepted.
+    Revoke {
+        /// The branch's name.
+        name: String,
+    },
+}
+
+/// A size in whole MiB.
+fn parse_memory(text: &str) -> Result<u32, String> {
+    let bytes = parse_size(text).map_err(|e| e.to_string())?;
+    if bytes == 0 || bytes % (1 << 20) != 0 {
+        return Err(format!(
+            "{text:?} is not a whole number of MiB; write it like 1024MiB or 2GiB"
+        ));
+    }
+    u32::try_from(bytes >> 20).map_err(|_| format!("{text:?} is too much"))
+}
+
+/// Does it.
+pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
+    let client = context.client()?;
+    match verb {
+        Verb::Token {
+            name,
+            expires,
+            site,
+            replace,
+        } => {
+            let request = TokenRequest {
+                expires_s: Some(expires.as_secs()),
+                site,
+                replace,
+            };
+            let token = client.join_token(&name, &request).await?;
+            if context.json {
+                return output::json(&token);
+            }
+            eprintln!(
+                "for one server, until {}; at the branch: splice-branch join TOKEN",
+                output::time(token.expires_unix_s)
+            );
+            output::text(&format!("{}\n", token.token))
+        }
+        Verb::List => {
+            let branches = client.branches().await?;
+            if context.json {
+                return output::json(&branches);
+            }
+            let rows: Vec<_> = branches.iter().map(row).collect();
+            output::table(
+                &[
+                    "NAME", "STATE", "LINK", "POOLS", "DESKTOPS", "CACHE", "SITE",
+                ],
+                &rows,
+                "no branches yet; invite one with `splice branch token NAME`",
+            )
+        }
+        Verb::Show { name } => {
+            let branch = client.branch(&name).await?;
+            if context.json {
+                return output::json(&branch);
+            }
+            show(&branch)
+        }
+        Verb::Assign {
+            name,
+            pool,
+            image,
+            memory,
+            cpus,
+            pin,
+            no_pin,
+            prestage,
+            no_prestage,
+        } => {
+            let pins =
+                (no_pin || !pin.is_empty()).then(|| pin.iter().map(ToString::to_string).collect());
+            let request = AssignRequest {
+                version: image.to_string(),
+                pinned: pins,
+                memory_mib: memory,
+                vcpus: cpus,
+                prestage: (prestage || no_prestage).then_some(prestage),
+            };
+            let pool = client.assign(&name, &pool, &request).await?;
+            if context.json {
+                return output::json(&pool);
+            }
+            output::text(&format!(
+                "pool {} at {name} runs {} from now on\n",
+                pool.name, pool.version
+            ))
+        }
+        Verb::Unassign { name, pool } => {
+            client.remove_pool(&name, &pool).await?;
+            if context.json {
+                return output::json(&serde_json::json!({ "removed": pool }));
+            }
+            output::text(&format!("pool {pool} is removed from {name}\n"))
+        }
+        Verb::Revoke { name } => {
+            let branch = client.revoke(&name).await?;
+            if context.json {
+                return output::json(&branch);
+            }
+            output::text(&format!("branch {name} is revoked\n"))
+        }
+    }
+}
+
+fn state(branch: &Branch) -> &'static str {
+    match branch.state {
+        BranchState::Invited => "invited",
+        BranchState::Joined => "joined",
+        BranchState::Revoked => "revoked",
+    }
+}
+
+fn link(branch: &Branch) -> &'static str {
+    match (branch.state, branch.online) {
+        (_, true) => "up",
+        (BranchState::Joined, false) => "down",
+        _ => "-",
+    }
+}
+
+fn row(branch: &Branch) -> Vec<String> {
+    let status = branch.status.as_ref();
+    vec![
+        branch.name.clone(),
+        state(branch).into(),
+        link(branch).into(),
+        branch.pools.len().to_string(),
+        status.map_or("-".into(), |s| s.desktops.len().to_string()),
+        status.map_or("-".into(), |s| format_size(s.cache.bytes)),
+        branch.site.clone().unwrap_or_default(),
+    ]
+}
+
+fn pool_row(pool: &Pool) -> Vec<String> {
+    vec![
+        pool.name.clone(),
+        pool.version.clone(),
+        format_size(u64::from(pool.memory_mib) << 20),
+        pool.vcpus.to_string(),
+        if pool.prestage { "ahead" } else { "on demand" }.into(),
+        pool.pinned.join(" "),
+    ]
+}
+
+fn show(branch: &Branch) -> Result<(), Failure> {
+    let status = branch.status.as_ref();
+    let rtt = status.and_then(|s| s.link.rtt_ms);
+    output::facts(&[
+        ("branch", Some(branch.name.clone())),
+        ("id", Some(branch.id.clone())),
+        ("site", branch.site.clone()),
+        ("state", Some(state(branch).into())),
+        ("joined", branch.joined_unix_s.map(output::time)),
+        ("revoked", branch.revoked_unix_s.map(output::time)),
+        (
+            "certificate until",
+            branch.certificate_expires_unix_s.map(output::time),
+        ),
+        (
+            "link",
+            Some(match &branch.remote_address {
+                Some(remote) => format!("up, from {remote}"),
+                None => link(branch).into(),
+            }),
+        ),
+        ("round trip", rtt.map(|ms| format!("{ms:.1} ms"))),
+        ("assignment", Some(branch.assignment_counter.to_string())),
+        (
+            "cache",
+            status.map(|s| {
+                format!(
+                    "{} of {}, {} chunks",
+                    format_size(s.cache.bytes),
+                    format_size(s.cache.capacity_bytes),
+                    output::count(s.cache.chunks)
+                )
+            }),
+        ),
+        (
+            "received",
+            status.map(|s| format_size(s.counters.received_bytes)),
+        ),
+        ("reported", status.map(|s| output::time(s.reported_unix_s))),
+    ])?;
+    output::text("\n")?;
+    let pools: Vec<_> = branch.pools.iter().map(pool_row).collect();
+    output::table(
+        &["POOL", "VERSION", "MEMORY", "CPUS", "FETCH", "PINNED"],
+        &pools,
+        "no pools; assign one with `splice branch assign`",
+    )?;
+    let Some(status) = status else { return Ok(()) };
+    let versions: Vec<_> = status
+        .versions
+        .iter()
+        .map(|v| {
+            vec![
+                v.version.chars().take(12).collect(),
+                format!(
+                    "{} of {}",
+                    format_size(v.resident_bytes),
+                    format_size(v.total_bytes)
+                ),
+                if v.complete { "yes" } else { "no" }.into(),
+            ]
+        })
+        .collect();
+    if !versions.is_empty() {
+        output::text("\n")?;
+        output::table(&["VERSION ID", "HELD", "WHOLE"], &versions, "")?;
+    }
+    let desktops: Vec<_> = status
+        .desktops
+        .iter()
+        .map(|d| {
+            vec![
+                d.id.clone(),
+                d.pool.clone(),
+                d.state.clone(),
+                format_duration(status.reported_unix_s.saturating_sub(d.started_unix_s)),
+            ]
+        })
+        .collect();
+    if !desktops.is_empty() {
+        output::text("\n")?;
+        output::table(&["DESKTOP", "POOL", "STATE", "UP"], &desktops, "")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,115 @@
+//! `splice`: what central IT does, as nouns and verbs.
+//!
+//! One file per noun. Results go to standard output (as a table, or with `--json` as the API's JSON), everything else to standard
+//! error. Failures are one line: what, where, way out. Exit codes are documented in [`failure`].
+
+mod branch;
+mod config;
+mod failure;
+mod image;
+mod operation;
+mod output;
+mod progress;
+mod status;
+mod version;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use config::Context;
+use failure::Failure;
+
+const HELP: &str = "Examples:
+  splice image create debian
+  splice version publish debian /srv/images/debian-12.qcow2 --note 'January updates'
+  splice branch token new-york --expires 24h
+  splice branch assign new-york --pool office --image debian@3
+  splice status --json
+
+The configuration is the first of: --config, $SPLICE_CONFIG, ~/.config/splice/cli.toml, /etc/splice/cli.toml.
+`splice-datacenter init` writes one into its data folder.
+
+Exit codes: 0 success, 1 failure, 2 wrong usage or configuration, 3 not found, 4 conflict with what is there,
+5 datacenter unreachable.";
+
+/// Manage a Splice realm: images, versions, branches.
+#[derive(Parser)]
+#[command(name = "splice", version, about, after_help = HELP, propagate_version = true)]
+struct Arguments {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    noun: Noun,
+}
+
+/// Flags of every command.
+#[derive(Args)]
+struct Global {
+    /// Print results as JSON.
+    #[arg(long, global = true)]
+    json: bool,
+    /// Configuration file.
+    #[arg(long, global = true, value_name = "FILE", env = "SPLICE_CONFIG")]
+    config: Option<PathBuf>,
+    /// The datacenter's API, instead of the configured one.
+    #[arg(long, global = true, value_name = "URL", env = "SPLICE_URL")]
+    url: Option<String>,
+    /// The API token, instead of the configured one. Other users of this machine can see it: prefer the environment.
+    #[arg(
+        long,
+        global = true,
+        value_name = "TOKEN",
+        env = "SPLICE_TOKEN",
+        hide_env_values = true
+    )]
+    token: Option<String>,
+    /// The realm's CA certificate (PEM), instead of the configured one.
+    #[arg(long, global = true, value_name = "FILE", env = "SPLICE_CA")]
+    ca: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Noun {
+    /// Named lineages of golden disks.
+    #[command(subcommand)]
+    Image(image::Verb),
+    /// Published revisions of images.
+    #[command(subcommand)]
+    Version(version::Verb),
+    /// Sites with a branch server.
+    #[command(subcommand)]
+    Branch(branch::Verb),
+    /// Long work: publishes and verifies.
+    #[command(subcommand)]
+    Operation(operation::Verb),
+    /// The datacenter as a whole.
+    Status(status::Arguments),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let context = Context::new(arguments.global);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let result = match runtime {
+        Ok(runtime) => runtime.block_on(run(&context, arguments.noun)),
+        Err(error) => Err(Failure::failed(format!("cannot start: {error}"))),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(context.json),
+    }
+}
+
+async fn run(context: &Context, noun: Noun) -> Result<(), Failure> {
+    match noun {
+        Noun::Image(verb) => image::run(context, verb).await,
+        Noun::Version(verb) => version::run(context, verb).await,
+        Noun::Branch(verb) => branch::run(context, verb).await,
+        Noun::Operation(verb) => operation::run(context, verb).await,
+        Noun::Status(arguments) => status::run(context, arguments).await,
+    }
+}
