@@ -1,1 +1,0 @@
-//! What ./x runs: demo, checks of the tree, benchmarks
