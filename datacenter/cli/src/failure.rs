@@ -39,6 +39,30 @@ impl Failure {
         }
     }
 
+    /// There is no such thing.
+    pub fn not_found(message: impl Into<String>) -> Self {
+        Self {
+            code: 3,
+            ..Self::failed(message)
+        }
+    }
+
+    /// It contradicts what is there.
+    pub fn conflict(message: impl Into<String>) -> Self {
+        Self {
+            code: 4,
+            ..Self::failed(message)
+        }
+    }
+
+    /// Nobody answers.
+    pub fn unreachable(message: impl Into<String>) -> Self {
+        Self {
+            code: 5,
+            ..Self::failed(message)
+        }
+    }
+
     /// The way out.
     pub fn help(mut self, help: impl Into<String>) -> Self {
         self.help = Some(help.into());

@@ -5,6 +5,7 @@
 
 mod branch;
 mod config;
+mod desktop;
 mod failure;
 mod image;
 mod operation;
@@ -84,6 +85,10 @@ enum Noun {
     /// Long work: publishes and verifies.
     #[command(subcommand)]
     Operation(operation::Verb),
+    /// Desktops at a branch (over the branch server's socket).
+    Desktop(desktop::Arguments),
+    /// A branch as it sees itself (over the branch server's socket).
+    BranchStatus(desktop::StatusArguments),
     /// The datacenter as a whole.
     Status(status::Arguments),
 }
@@ -110,6 +115,8 @@ async fn run(context: &Context, noun: Noun) -> Result<(), Failure> {
         Noun::Version(verb) => version::run(context, verb).await,
         Noun::Branch(verb) => branch::run(context, verb).await,
         Noun::Operation(verb) => operation::run(context, verb).await,
+        Noun::Desktop(arguments) => desktop::run(context, arguments).await,
+        Noun::BranchStatus(arguments) => desktop::status(context, arguments).await,
         Noun::Status(arguments) => status::run(context, arguments).await,
     }
 }

@@ -153,9 +153,8 @@ async fn stream_task(
         Ok(Message::Hello(_)) => {
             let ended = control::serve(&shared.dc, branch, link, &frame, send, recv).await;
             // Without its control stream a connection is of no use: the branch starts over.
-            if let Err(error) = ended {
-                tracing::warn!(%branch, error = error_line(&error), "control stream ended");
-            }
+            let Err(error) = ended;
+            tracing::warn!(%branch, error = error_line(&error), "control stream ended");
             link.close("control stream ended");
             Ok(())
         }

@@ -1,0 +1,252 @@
+//! `splice desktop` and `splice branch-status`: what an operator does at a branch, over the branch server's own socket.
+
+use std::io::{IsTerminal, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+
+use branch_api::{Client, ClientError, Desktop, StartDesktop, StopDesktop};
+use clap::{Args, Subcommand};
+use datacenter_api::units::format_size;
+
+use crate::config::Context;
+use crate::failure::Failure;
+use crate::output;
+
+/// Which branch server is meant.
+#[derive(Args)]
+pub struct Socket {
+    /// The branch server's Unix socket.
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        env = "SPLICE_BRANCH_SOCKET",
+        default_value = "/var/lib/splice-branch/branch.sock"
+    )]
+    branch_socket: PathBuf,
+}
+
+/// `splice desktop …`
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  splice desktop start office --name alice\n  splice desktop console alice\n  splice desktop stop alice"
+)]
+pub struct Arguments {
+    #[command(flatten)]
+    socket: Socket,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Start a desktop: a fresh one on the pool's version, or a stopped one with what was written to it.
+    Start {
+        /// Its pool.
+        pool: String,
+        /// Its name (a-z, 0-9, -).
+        #[arg(long)]
+        name: String,
+    },
+    /// List the desktops of this branch.
+    List,
+    /// Show a desktop.
+    Show {
+        /// Its name.
+        name: String,
+    },
+    /// Stop a desktop by its power button; what was written to it is kept.
+    Stop {
+        /// Its name.
+        name: String,
+        /// End the machine at once.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Delete a stopped desktop and all that was written to it.
+    Delete {
+        /// Its name.
+        name: String,
+    },
+    /// Attach to a desktop's serial console; Ctrl-] detaches.
+    Console {
+        /// Its name.
+        name: String,
+    },
+}
+
+/// `splice branch-status`
+#[derive(Args)]
+#[command(after_help = "Example:\n  splice branch-status --branch-socket /var/lib/splice-branch/branch.sock --json")]
+pub struct StatusArguments {
+    #[command(flatten)]
+    socket: Socket,
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        match &error {
+            ClientError::Unreachable { .. } => Self::unreachable(error.to_string()),
+            ClientError::Problem { status: 404, .. } => Self::not_found(error.to_string()),
+            ClientError::Problem { status: 409, .. } => Self::conflict(error.to_string()),
+            _ => Self::failed(error.to_string()),
+        }
+    }
+}
+
+fn state(desktop: &Desktop) -> String {
+    serde_json::to_value(desktop.state)
+        .ok()
+        .and_then(|v| v.as_str().map(str::to_owned))
+        .unwrap_or_default()
+}
+
+fn show(context: &Context, desktop: &Desktop) -> Result<(), Failure> {
+    if context.json {
+        return output::json(desktop);
+    }
+    output::facts(&[
+        ("desktop", Some(desktop.name.clone())),
+        ("pool", Some(desktop.pool.clone())),
+        ("version", Some(format!("{}@{} ({})", desktop.image, desktop.version_number, desktop.version))),
+        ("state", Some(state(desktop))),
+        ("error", desktop.error.clone()),
+        ("machine", desktop.machine.clone()),
+        ("process", desktop.pid.map(|pid| pid.to_string())),
+        ("started", desktop.started_unix_ms.map(|ms| output::time(ms / 1000))),
+        ("serial log", Some(desktop.serial_log.clone())),
+        ("nbd export", Some(desktop.nbd_export.clone())),
+        ("waited for", Some(format!("{} chunks", output::count(desktop.demand_chunks)))),
+        ("written", Some(format_size(desktop.overlay_bytes))),
+    ])
+}
+
+/// Does it.
+pub async fn run(context: &Context, arguments: Arguments) -> Result<(), Failure> {
+    let client = Client::new(&arguments.socket.branch_socket)?;
+    match arguments.verb {
+        Verb::Start { pool, name } => {
+            let request = StartDesktop { pool, name };
+            show(context, &client.start(&request).await?)
+        }
+        Verb::List => list(context, &client.desktops().await?),
+        Verb::Show { name } => show(context, &client.desktop(&name).await?),
+        Verb::Stop { name, force } => show(context, &client.stop(&name, StopDesktop { force }).await?),
+        Verb::Delete { name } => list(context, &client.delete(&name).await?),
+        Verb::Console { name } => console(&client.desktop(&name).await?),
+    }
+}
+
+fn list(context: &Context, list: &branch_api::DesktopList) -> Result<(), Failure> {
+    if context.json {
+        return output::json(list);
+    }
+    let rows: Vec<Vec<String>> = list
+        .desktops
+        .iter()
+        .map(|d| {
+            vec![
+                d.name.clone(),
+                d.pool.clone(),
+                format!("{}@{}", d.image, d.version_number),
+                state(d),
+                d.machine.clone().unwrap_or_else(|| "-".into()),
+                d.error.clone().unwrap_or_default(),
+            ]
+        })
+        .collect();
+    output::table(&["DESKTOP", "POOL", "VERSION", "STATE", "MACHINE", ""], &rows, "no desktops")
+}
+
+/// Shows what a branch reports about itself.
+pub async fn status(context: &Context, arguments: StatusArguments) -> Result<(), Failure> {
+    let status = Client::new(&arguments.socket.branch_socket)?.status().await?;
+    if context.json {
+        return output::json(&status);
+    }
+    let link = match (status.link.connected, status.link.rtt_ms) {
+        (true, Some(rtt)) => format!("up, {} ({rtt:.0} ms)", status.link.address),
+        (true, None) => format!("up, {}", status.link.address),
+        (false, _) => format!("down, {}", status.link.address),
+    };
+    let cache = &status.cache;
+    output::facts(&[
+        ("link", Some(link)),
+        (
+            "cache",
+            Some(format!(
+                "{} chunks, {} of {}",
+                output::count(cache.chunks),
+                format_size(cache.bytes),
+                format_size(cache.capacity_bytes)
+            )),
+        ),
+        ("received", Some(format_size(status.counters.received_bytes))),
+        ("software", Some(status.software.clone())),
+    ])?;
+    let rows: Vec<Vec<String>> = status
+        .versions
+        .iter()
+        .map(|v| {
+            vec![
+                format!("{}@{}", v.image, v.number),
+                format!("{} of {}", format_size(v.resident_bytes), format_size(v.total_bytes)),
+                if v.complete { "whole" } else { "partly here" }.into(),
+            ]
+        })
+        .collect();
+    output::table(&["VERSION", "RESIDENT", ""], &rows, "no versions")
+}
+
+/// Restores the terminal when dropped.
+struct RawTerminal(Option<rustix::termios::Termios>);
+
+impl RawTerminal {
+    fn enter() -> Self {
+        let stdin = std::io::stdin();
+        if !stdin.is_terminal() {
+            return Self(None);
+        }
+        let Ok(before) = rustix::termios::tcgetattr(&stdin) else {
+            return Self(None);
+        };
+        let mut raw = before.clone();
+        raw.make_raw();
+        let _ = rustix::termios::tcsetattr(&stdin, rustix::termios::OptionalActions::Now, &raw);
+        Self(Some(before))
+    }
+}
+
+impl Drop for RawTerminal {
+    fn drop(&mut self) {
+        if let Some(before) = &self.0 {
+            let _ = rustix::termios::tcsetattr(
+                std::io::stdin(),
+                rustix::termios::OptionalActions::Now,
+                before,
+            );
+        }
+    }
+}
+
+/// Ctrl-].
+const DETACH: u8 = 0x1D;
+
+fn console(desktop: &Desktop) -> Result<(), Failure> {
+    let failed = |e: std::io::Error| Failure::failed(format!("serial console of {}: {e}", desktop.name));
+    let mut stream = UnixStream::connect(&desktop.serial_socket).map_err(failed)?;
+    let mut reader = stream.try_clone().map_err(failed)?;
+    eprintln!("attached to {}; Ctrl-] detaches", desktop.name);
+    let _terminal = RawTerminal::enter();
+    let printer = std::thread::spawn(move || std::io::copy(&mut reader, &mut std::io::stdout()));
+    let mut buf = [0; 256];
+    loop {
+        let read = std::io::stdin().read(&mut buf).map_err(failed)?;
+        let typed = &buf[..read];
+        let end = typed.iter().position(|b| *b == DETACH);
+        stream.write_all(&typed[..end.unwrap_or(read)]).map_err(failed)?;
+        if read == 0 || end.is_some() || printer.is_finished() {
+            return Ok(());
+        }
+    }
+}
