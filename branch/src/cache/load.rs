@@ -49,11 +49,16 @@ impl Cache {
             );
             sweep(&*kv, &keys.chunks())?;
             sweep(&*kv, &keys.all_bad())?;
-            let mut batch = Batch::new();
-            batch.put(keys.instance(), meta.instance);
-            kv.commit(batch, Durability::Synced)?;
         }
+        // Also where nothing changes: what a process that died had committed becomes durable with it, so that no chunk which it
+        // forgot comes back over slots that we reuse.
+        let mut batch = Batch::new();
+        batch.put(keys.instance(), meta.instance);
+        kv.commit(batch, Durability::Synced)?;
         let (slabs, slots) = load_slabs(&*disk, dir, &meta, &options)?;
+        // A process that died between creating a file and syncing its name left a file that we found but a power cut would
+        // not leave us.
+        disk.sync_dir(dir).map_err(error("sync the directory"))?;
         let mut cache = Self {
             disk,
             dir: dir.to_owned(),

@@ -97,6 +97,10 @@ impl Overlay {
         check_identity(dir, identity)?;
         let mut meta = read_meta(&*disk, dir)?;
         check_same(dir, identity, &meta)?;
+        // A process that died while replacing the header file may have left us one that a power cut would take back; nothing
+        // is removed on the word of that.
+        disk.sync_dir(dir)
+            .map_err(|e| io_error(dir, dir, "sync the directory", e))?;
         let found = find_segments(&*disk, dir, &meta)?;
         let mut replayed = replay(&meta, &found, dir)?;
         settle_tail(&*disk, dir, &found, &mut replayed)?;
@@ -168,34 +172,33 @@ fn settle_tail(
             replayed.map.segments.remove(&cut.segment);
         }
     }
-    // A failed write-back in an earlier process may have left pages that read well, count as clean and are not on the disk:
-    // syncing them does nothing. Written again they are dirty, and the sync covers them.
     let mut from: BTreeMap<u32, u64> = BTreeMap::new();
     for &(_, segment, position) in &replayed.unproven {
         from.entry(segment).or_insert(position);
     }
-    for (number, segment) in &replayed.map.segments {
-        let Some(&start) = from.get(number) else {
-            continue;
+    let segments = &replayed.map.segments;
+    let last = segments.keys().next_back().copied().unwrap_or(0);
+    let first_unproven = from.keys().next().copied().unwrap_or(last);
+    // One more: the segment before may end in the remains of an append that a full disk refused.
+    let first = segments
+        .range(..first_unproven)
+        .next_back()
+        .map_or(first_unproven, |(&number, _)| number);
+    for (number, segment) in segments.range(first..) {
+        let start = match from.get(number) {
+            // The header of a segment is as unproven as its first record.
+            Some(&start) if start == SEGMENT_HEADER_BYTES as u64 => 0,
+            Some(&start) => start,
+            None => segment.len,
         };
-        // The header of a segment is as unproven as its first record.
-        let start = if start == SEGMENT_HEADER_BYTES as u64 {
-            0
-        } else {
-            start
-        };
-        rewrite(&*segment.file, start, segment.len)
-            .map_err(|e| io_error(dir, &segment.name, "rewrite its tail", e))?;
+        // A failed write-back in an earlier process may have left pages that read well, count as clean and are not on the disk:
+        // syncing them does nothing. Written again they are dirty, and the sync covers them.
         segment
             .file
-            .sync()
-            .map_err(|e| io_error(dir, &segment.name, "sync", e))?;
-    }
-    // An empty last segment has no record to be listed, and a later cut must not find that its name was lost.
-    if let Some((_, last)) = replayed.map.segments.iter().next_back() {
-        last.file
-            .sync()
-            .map_err(|e| io_error(dir, &last.name, "sync", e))?;
+            .truncate(segment.len)
+            .and_then(|()| rewrite(&*segment.file, start, segment.len))
+            .and_then(|()| segment.file.sync())
+            .map_err(|e| io_error(dir, &segment.name, "make its tail durable", e))?;
     }
     disk.sync_dir(dir)
         .map_err(|e| io_error(dir, dir, "sync the directory", e))

@@ -188,12 +188,16 @@ impl Overlay {
     }
 
     /// A full disk takes the record back; any other error closes the overlay.
-    fn undo(&self, writer: &Writer, position: u64, error: std::io::Error) -> OverlayError {
+    fn undo(&self, writer: &mut Writer, position: u64, error: std::io::Error) -> OverlayError {
         if !is_full(&error) {
             return self.fail(OverlayError::io(&writer.name, "append", error));
         }
         match writer.file.truncate(position) {
-            Ok(()) => self.no_space(),
+            Ok(()) => {
+                // Else a power cut could bring the remains back behind the last record of a segment that was flushed.
+                writer.mark_unsynced();
+                self.no_space()
+            }
             Err(e) => self.fail(OverlayError::io(
                 &writer.name,
                 "take back an append on a full disk",
