@@ -4,13 +4,18 @@
 mod support;
 
 use std::fs::OpenOptions;
+use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use datacenter::operations::Meter;
 use datacenter::publish::{self, PublishError};
 use datacenter_api::{Problem, ProblemCode, VerifyMode};
 use dedup::{ExtentSource, Manifest, NodeSource, VersionId};
 use dedup_protocol::trust::Trust;
+use dedup_store::disk::{Disk, DiskFile, HostDisk, Open};
+use dedup_store::kv::MemKv;
 use dedup_store::{RecordName, StoreError};
 use support::{Bench, request, sparse_disk, write_runs};
 
@@ -276,6 +281,68 @@ fn a_cancelled_publish_leaves_no_version() {
     let ended = publish::publish(&turn, &request("deb", &path), &meter).unwrap_err();
     assert!(matches!(ended, PublishError::Cancelled), "{ended}");
     assert_eq!(bench.dc.image("deb").unwrap().latest, None);
+}
+
+/// A disk with a limit to what it holds, as seen when a pack is begun.
+struct SmallDisk {
+    disk: HostDisk,
+    full: AtomicBool,
+}
+
+impl Disk for SmallDisk {
+    fn open(&self, name: &str, how: Open) -> io::Result<Arc<dyn DiskFile>> {
+        self.disk.open(name, how)
+    }
+    fn list(&self, dir: &str) -> io::Result<Vec<String>> {
+        self.disk.list(dir)
+    }
+    fn create_dir(&self, dir: &str) -> io::Result<()> {
+        self.disk.create_dir(dir)
+    }
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.disk.remove(name)
+    }
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.disk.rename(from, to)
+    }
+    fn sync_dir(&self, dir: &str) -> io::Result<()> {
+        self.disk.sync_dir(dir)
+    }
+    fn available_bytes(&self) -> io::Result<u64> {
+        let packs = self.disk.list("packs")?.len();
+        Ok(if self.full.load(Ordering::SeqCst) && packs >= 2 {
+            0
+        } else {
+            1 << 40
+        })
+    }
+}
+
+#[test]
+fn a_full_disk_ends_the_publish_and_what_was_stored_is_reused_when_there_is_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = Arc::new(SmallDisk {
+        disk: HostDisk::new(dir.path().join("store")).unwrap(),
+        full: true.into(),
+    });
+    let bench = Bench::on_disk(
+        dir,
+        disk.clone(),
+        Arc::new(MemKv::new()),
+        Arc::new(MemKv::new()),
+    );
+    bench.dc.create_image("deb", None).unwrap();
+    let path = bench.path("disk.raw");
+    sparse_disk(&path, 256 << 20, &[(0, 200 * MIB)], 1);
+    let full = bench.publish("deb", &path).unwrap_err();
+    let problem = Problem::from(&full);
+    assert_eq!(problem.error, ProblemCode::Unavailable, "{full}");
+    assert!(problem.message.contains("no space left"), "{problem:?}");
+    assert_eq!(bench.dc.image("deb").unwrap().latest, None);
+    disk.full.store(false, Ordering::SeqCst);
+    let done = bench.publish("deb", &path).unwrap();
+    assert!(done.known_chunks > 5000, "{done:?}");
+    assert_eq!(done.verified_bytes, 256 << 20);
 }
 
 #[test]

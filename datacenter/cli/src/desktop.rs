@@ -77,7 +77,9 @@ enum Verb {
 
 /// `splice branch-status`
 #[derive(Args)]
-#[command(after_help = "Example:\n  splice branch-status --branch-socket /var/lib/splice-branch/branch.sock --json")]
+#[command(
+    after_help = "Example:\n  splice branch-status --branch-socket /var/lib/splice-branch/branch.sock --json"
+)]
 pub struct StatusArguments {
     #[command(flatten)]
     socket: Socket,
@@ -108,15 +110,27 @@ fn show(context: &Context, desktop: &Desktop) -> Result<(), Failure> {
     output::facts(&[
         ("desktop", Some(desktop.name.clone())),
         ("pool", Some(desktop.pool.clone())),
-        ("version", Some(format!("{}@{} ({})", desktop.image, desktop.version_number, desktop.version))),
+        (
+            "version",
+            Some(format!(
+                "{}@{} ({})",
+                desktop.image, desktop.version_number, desktop.version
+            )),
+        ),
         ("state", Some(state(desktop))),
         ("error", desktop.error.clone()),
         ("machine", desktop.machine.clone()),
         ("process", desktop.pid.map(|pid| pid.to_string())),
-        ("started", desktop.started_unix_ms.map(|ms| output::time(ms / 1000))),
+        (
+            "started",
+            desktop.started_unix_ms.map(|ms| output::time(ms / 1000)),
+        ),
         ("serial log", Some(desktop.serial_log.clone())),
         ("nbd export", Some(desktop.nbd_export.clone())),
-        ("waited for", Some(format!("{} chunks", output::count(desktop.demand_chunks)))),
+        (
+            "waited for",
+            Some(format!("{} chunks", output::count(desktop.demand_chunks))),
+        ),
         ("written", Some(format_size(desktop.overlay_bytes))),
     ])
 }
@@ -131,7 +145,9 @@ pub async fn run(context: &Context, arguments: Arguments) -> Result<(), Failure>
         }
         Verb::List => list(context, &client.desktops().await?),
         Verb::Show { name } => show(context, &client.desktop(&name).await?),
-        Verb::Stop { name, force } => show(context, &client.stop(&name, StopDesktop { force }).await?),
+        Verb::Stop { name, force } => {
+            show(context, &client.stop(&name, StopDesktop { force }).await?)
+        }
         Verb::Delete { name } => list(context, &client.delete(&name).await?),
         Verb::Console { name } => console(&client.desktop(&name).await?),
     }
@@ -155,12 +171,18 @@ fn list(context: &Context, list: &branch_api::DesktopList) -> Result<(), Failure
             ]
         })
         .collect();
-    output::table(&["DESKTOP", "POOL", "VERSION", "STATE", "MACHINE", ""], &rows, "no desktops")
+    output::table(
+        &["DESKTOP", "POOL", "VERSION", "STATE", "MACHINE", ""],
+        &rows,
+        "no desktops",
+    )
 }
 
 /// Shows what a branch reports about itself.
 pub async fn status(context: &Context, arguments: StatusArguments) -> Result<(), Failure> {
-    let status = Client::new(&arguments.socket.branch_socket)?.status().await?;
+    let status = Client::new(&arguments.socket.branch_socket)?
+        .status()
+        .await?;
     if context.json {
         return output::json(&status);
     }
@@ -181,7 +203,10 @@ pub async fn status(context: &Context, arguments: StatusArguments) -> Result<(),
                 format_size(cache.capacity_bytes)
             )),
         ),
-        ("received", Some(format_size(status.counters.received_bytes))),
+        (
+            "received",
+            Some(format_size(status.counters.received_bytes)),
+        ),
         ("software", Some(status.software.clone())),
     ])?;
     let rows: Vec<Vec<String>> = status
@@ -190,7 +215,11 @@ pub async fn status(context: &Context, arguments: StatusArguments) -> Result<(),
         .map(|v| {
             vec![
                 format!("{}@{}", v.image, v.number),
-                format!("{} of {}", format_size(v.resident_bytes), format_size(v.total_bytes)),
+                format!(
+                    "{} of {}",
+                    format_size(v.resident_bytes),
+                    format_size(v.total_bytes)
+                ),
                 if v.complete { "whole" } else { "partly here" }.into(),
             ]
         })
@@ -233,7 +262,8 @@ impl Drop for RawTerminal {
 const DETACH: u8 = 0x1D;
 
 fn console(desktop: &Desktop) -> Result<(), Failure> {
-    let failed = |e: std::io::Error| Failure::failed(format!("serial console of {}: {e}", desktop.name));
+    let failed =
+        |e: std::io::Error| Failure::failed(format!("serial console of {}: {e}", desktop.name));
     let mut stream = UnixStream::connect(&desktop.serial_socket).map_err(failed)?;
     let mut reader = stream.try_clone().map_err(failed)?;
     eprintln!("attached to {}; Ctrl-] detaches", desktop.name);
@@ -244,7 +274,9 @@ fn console(desktop: &Desktop) -> Result<(), Failure> {
         let read = std::io::stdin().read(&mut buf).map_err(failed)?;
         let typed = &buf[..read];
         let end = typed.iter().position(|b| *b == DETACH);
-        stream.write_all(&typed[..end.unwrap_or(read)]).map_err(failed)?;
+        stream
+            .write_all(&typed[..end.unwrap_or(read)])
+            .map_err(failed)?;
         if read == 0 || end.is_some() || printer.is_finished() {
             return Ok(());
         }

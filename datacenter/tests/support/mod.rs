@@ -18,7 +18,7 @@ use datacenter::publish::{self, Publish, PublishError};
 use datacenter::realm::Realm;
 use datacenter::realm::files::DataDir;
 use datacenter_api::{PublishResult, VerifyMode};
-use dedup_store::disk::HostDisk;
+use dedup_store::disk::{Disk, HostDisk};
 use dedup_store::kv::{Kv, MemKv, RocksKv, RocksOptions};
 use dedup_store::{ChunkStore, StoreOptions};
 use rand::{RngCore, SeedableRng};
@@ -53,11 +53,22 @@ impl Bench {
     }
 
     fn inside(dir: tempfile::TempDir, catalog: Arc<dyn Kv>, index: Arc<dyn Kv>) -> Self {
+        let disk = Arc::new(HostDisk::new(DataDir::new(dir.path()).store()).unwrap());
+        Self::on_disk(dir, disk, catalog, index)
+    }
+
+    /// With packs on any disk.
+    pub fn on_disk(
+        dir: tempfile::TempDir,
+        disk: Arc<dyn Disk>,
+        catalog: Arc<dyn Kv>,
+        index: Arc<dyn Kv>,
+    ) -> Self {
         let data = DataDir::new(dir.path());
         let clock = Arc::new(SetClock::new(START));
         let realm = Realm::init(&data, &data.passphrase(), "test", START).unwrap();
         let store = ChunkStore::open(
-            Arc::new(HostDisk::new(data.store()).unwrap()),
+            disk,
             index,
             realm.id_key.clone(),
             realm.id,

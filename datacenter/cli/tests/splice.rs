@@ -1,0 +1,332 @@
+//! The `splice` command as its users run it: a process of its own against a datacenter on real ports.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::mpsc;
+
+use datacenter::daemon::{self, InitOptions, RunOptions};
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+/// A datacenter in this process, on free ports of loopback.
+struct Site {
+    url: String,
+    config: PathBuf,
+    dir: tempfile::TempDir,
+    cancel: CancellationToken,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Site {
+    fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("data");
+        let any = "127.0.0.1:0".parse().unwrap();
+        let options = InitOptions {
+            address: Some("127.0.0.1:7443".into()),
+            link: Some(any),
+            api: Some(any),
+            ..InitOptions::default()
+        };
+        daemon::init(&data, &options).unwrap();
+        let config = data.join("cli.toml");
+        let cancel = CancellationToken::new();
+        let stop = cancel.clone();
+        let (ready_in, ready) = mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let (datacenter, _lock) = daemon::open(&data, &RunOptions::default()).unwrap();
+            let runtime = tokio::runtime::Runtime::new().unwrap();
+            let run = daemon::run(datacenter, stop, |_, api| ready_in.send(api).unwrap());
+            runtime.block_on(run).unwrap();
+        });
+        let api = ready.recv().unwrap();
+        Self {
+            url: format!("https://{api}"),
+            config,
+            dir,
+            cancel,
+            thread: Some(thread),
+        }
+    }
+
+    fn command(&self) -> Command {
+        let mut command = bare();
+        command
+            .env("SPLICE_CONFIG", &self.config)
+            .env("SPLICE_URL", &self.url);
+        command
+    }
+
+    fn run(&self, line: &str) -> Output {
+        self.command()
+            .args(line.split_whitespace())
+            .output()
+            .unwrap()
+    }
+
+    fn ok(&self, line: &str) -> String {
+        let output = self.run(line);
+        assert!(output.status.success(), "{line}: {}", err(&output));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn json(&self, line: &str) -> Value {
+        serde_json::from_str(&self.ok(&format!("{line} --json"))).unwrap()
+    }
+
+    fn disk(&self, name: &str, fill: u8) -> PathBuf {
+        let path = self.dir.path().join(name);
+        let mut bytes: Vec<u8> = (0..3_000_000u32)
+            .map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8)
+            .collect();
+        bytes[1_000_000..1_000_500].fill(fill);
+        std::fs::write(&path, bytes).unwrap();
+        path
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        self.cancel.cancel();
+        let ended = self.thread.take().unwrap().join();
+        assert!(ended.is_ok() || std::thread::panicking());
+    }
+}
+
+/// The command without any configuration of the machine it runs on.
+fn bare() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_splice"));
+    for variable in [
+        "SPLICE_CONFIG",
+        "SPLICE_URL",
+        "SPLICE_TOKEN",
+        "SPLICE_CA",
+        "XDG_CONFIG_HOME",
+    ] {
+        command.env_remove(variable);
+    }
+    command.env("HOME", "/nonexistent");
+    command
+}
+
+fn err(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).trim().to_owned()
+}
+
+fn fails(output: &Output, code: i32, words: &str) {
+    let text = err(output);
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    assert!(text.contains(words), "{text:?} lacks {words:?}");
+    assert!(output.stdout.is_empty());
+}
+
+fn show(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn an_image_is_created_published_compared_and_verified() {
+    let site = Site::start();
+    assert!(site.ok("image list").contains("no images yet"));
+    site.ok("image create debian --chunk-avg 8KiB");
+    assert!(site.ok("version list debian").contains("no versions yet"));
+    let disk = site.disk("disk.raw", 1);
+    let published = site.ok(&format!(
+        "version publish debian {} --note first",
+        show(&disk)
+    ));
+    assert!(published.contains("debian@1"), "{published}");
+    site.disk("disk.raw", 2);
+    // A relative path is one of the caller's folder.
+    let relative = site
+        .command()
+        .current_dir(site.dir.path())
+        .args(["version", "publish", "debian", "disk.raw", "--json"])
+        .output()
+        .unwrap();
+    assert!(relative.status.success(), "{}", err(&relative));
+    assert!(
+        relative.stderr.is_empty(),
+        "--json is quiet: {}",
+        err(&relative)
+    );
+    let operation: Value = serde_json::from_slice(&relative.stdout).unwrap();
+    assert_eq!(operation["result"]["publish"]["number"], 2);
+
+    let versions = site.json("version list debian");
+    assert_eq!(
+        (&versions[0]["number"], &versions[1]["number"]),
+        (&2.into(), &1.into())
+    );
+    assert_eq!(versions[1]["note"], "first");
+    assert!(site.ok("version list debian").contains("debian@2"));
+    assert_eq!(site.json("version show debian")["number"], 2);
+    assert!(site.ok("version show debian@1").contains("first"));
+    let diff = site.json("version diff debian@1 debian@2");
+    assert!(diff["new_chunks"].as_u64().unwrap() >= 1);
+    assert!(
+        site.ok("version verify debian")
+            .contains("debian@2 is intact")
+    );
+    assert_eq!(site.json("image list")[0]["latest"], 2);
+    let status = site.json("status");
+    assert_eq!(
+        (&status["images"], &status["versions"]),
+        (&1.into(), &2.into())
+    );
+    assert!(site.ok("operation list").contains("succeeded"));
+}
+
+#[test]
+fn work_that_is_not_waited_for_can_be_followed() {
+    let site = Site::start();
+    site.ok("image create debian");
+    let disk = site.disk("disk.raw", 1);
+    let started = site.json(&format!("version publish debian {} --no-wait", show(&disk)));
+    let id = started["id"].as_u64().unwrap();
+    let done = site.json(&format!("operation wait {id}"));
+    assert_eq!(done["state"], "succeeded");
+    assert_eq!(site.json(&format!("operation show {id}"))["id"], id);
+    let again = site.json(&format!("version publish debian {} --no-wait", show(&disk)));
+    let failed = site.run(&format!("operation wait {}", again["id"]));
+    fails(&failed, 4, "--allow-same");
+}
+
+#[test]
+fn a_branch_is_invited_assigned_and_revoked() {
+    let site = Site::start();
+    site.ok("image create debian");
+    let disk = site.disk("disk.raw", 1);
+    site.ok(&format!("version publish debian {}", show(&disk)));
+    site.ok(&format!(
+        "version publish debian {} --allow-same",
+        show(&disk)
+    ));
+    let token = site.ok("branch token new-york --site Manhattan --expires 2h");
+    assert!(
+        token.starts_with("splice-join-1.") && token.lines().count() == 1,
+        "{token}"
+    );
+    let assigned = site.ok("branch assign new-york --pool office --image debian@1 --memory 2GiB --cpus 2 --pin debian@2 --no-prestage");
+    assert!(assigned.contains("debian@1"), "{assigned}");
+    let branch = site.json("branch show new-york");
+    assert_eq!(
+        (&branch["state"], &branch["site"]),
+        (&"invited".into(), &"Manhattan".into())
+    );
+    let pool = &branch["pools"][0];
+    assert_eq!(
+        (&pool["memory_mib"], &pool["vcpus"], &pool["prestage"]),
+        (&2048.into(), &2.into(), &false.into())
+    );
+    assert_eq!(pool["pinned"][0], "debian@2");
+    // What is not said stays.
+    site.ok("branch assign new-york --pool office --image debian");
+    let pool = &site.json("branch show new-york")["pools"][0];
+    assert_eq!(
+        (&pool["version"], &pool["memory_mib"]),
+        (&"debian@2".into(), &2048.into())
+    );
+    assert!(site.ok("branch list").contains("new-york"));
+    assert!(site.ok("branch show new-york").contains("on demand"));
+    site.ok("branch unassign new-york --pool office");
+    site.ok("branch revoke new-york");
+    assert!(site.ok("branch list").contains("revoked"));
+    let refused = site.run("branch assign new-york --pool office --image debian");
+    fails(&refused, 4, "is revoked");
+}
+
+#[test]
+fn failures_are_one_line_with_a_way_out_and_their_exit_code() {
+    let site = Site::start();
+    site.ok("image create debian");
+    fails(&site.run("version show nothing"), 3, "splice image list");
+    fails(&site.run("version show debian@7"), 3, "debian@7");
+    fails(&site.run("branch show nowhere"), 3, "splice branch list");
+    fails(&site.run("image create debian"), 4, "already");
+    fails(&site.run("version publish debian /nowhere"), 1, "/nowhere");
+    fails(&site.run("operation show 99"), 3, "99");
+    for line in [
+        "image",
+        "image create",
+        "image create x --chunk-avg big",
+        "version show debian@x",
+        "branch token ny --expires 5",
+        "branch assign ny --pool p --image debian --memory 100KiB",
+    ] {
+        let refused = site.run(line);
+        assert_eq!(refused.status.code(), Some(2), "{line}: {}", err(&refused));
+    }
+    let json = site.run("version show nothing --json");
+    let value: Value = serde_json::from_slice(&json.stderr).unwrap();
+    assert_eq!(value["exit_code"], 3);
+
+    let wrong_token = site
+        .command()
+        .env("SPLICE_TOKEN", "x")
+        .arg("status")
+        .output()
+        .unwrap();
+    fails(&wrong_token, 1, "token is not known");
+    assert_eq!(err(&wrong_token).lines().count(), 1);
+    let nobody = site
+        .command()
+        .args(["--url", "https://127.0.0.1:1", "status"])
+        .output()
+        .unwrap();
+    fails(&nobody, 5, "https://127.0.0.1:1");
+    let other = Site::start();
+    let foreign = site
+        .command()
+        .env("SPLICE_CA", other.dir.path().join("data/ca.pem"))
+        .arg("status")
+        .output()
+        .unwrap();
+    fails(&foreign, 5, "cannot reach");
+}
+
+#[test]
+fn without_a_configuration_it_says_where_to_get_one() {
+    let refused = bare().arg("status").output().unwrap();
+    fails(&refused, 2, "splice-datacenter init");
+    let refused = bare()
+        .args(["--config", "/nowhere.toml", "status"])
+        .output()
+        .unwrap();
+    fails(&refused, 2, "/nowhere.toml");
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("cli.toml");
+    std::fs::write(&config, "uri = 'x'").unwrap();
+    let refused = bare()
+        .args(["--config", show(&config), "status"])
+        .output()
+        .unwrap();
+    fails(&refused, 2, "url, token and ca");
+}
+
+#[test]
+fn every_command_has_help() {
+    for line in [
+        "",
+        "image",
+        "image create",
+        "version",
+        "version publish",
+        "branch",
+        "branch assign",
+        "operation",
+        "status",
+    ] {
+        let help = bare()
+            .args(line.split_whitespace())
+            .arg("--help")
+            .output()
+            .unwrap();
+        assert!(help.status.success(), "{line}");
+        assert!(
+            String::from_utf8_lossy(&help.stdout).contains("Usage:"),
+            "{line}"
+        );
+    }
+}
