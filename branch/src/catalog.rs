@@ -22,7 +22,9 @@ pub enum CatalogError {
     #[error(transparent)]
     Kv(#[from] KvError),
     /// A row that this program cannot read.
-    #[error("branch catalog row {key:?} is malformed ({reason}); it was written by a newer version or damaged")]
+    #[error(
+        "branch catalog row {key:?} is malformed ({reason}); it was written by a newer version or damaged"
+    )]
     Row {
         /// Which row.
         key: String,
@@ -95,7 +97,9 @@ impl Catalog {
         // Endorsements are added, not replaced: a version signed under an older key must stay readable.
         let mut kept = self.endorsements()?;
         for new in endorsements {
-            kept.retain(|old| old.publisher != new.publisher || old.until_unix_s > new.until_unix_s);
+            kept.retain(|old| {
+                old.publisher != new.publisher || old.until_unix_s > new.until_unix_s
+            });
             if !kept.iter().any(|old| old.publisher == new.publisher) {
                 kept.push(new.clone());
             }
@@ -109,7 +113,11 @@ impl Catalog {
         match self.kv.get(b"a")? {
             Some(row) => {
                 let signed = Signed::<Assignment>::from_bytes(&row)?;
-                Ok(Some(signed.open(&self.anchor, &self.endorsements()?, Trust::Kept)?))
+                Ok(Some(signed.open(
+                    &self.anchor,
+                    &self.endorsements()?,
+                    Trust::Kept,
+                )?))
             }
             None => Ok(None),
         }
@@ -125,7 +133,11 @@ impl Catalog {
         match self.kv.get(&key(b'v', id.as_bytes()))? {
             Some(row) => {
                 let signed = Signed::<VersionRecord>::from_bytes(&row)?;
-                Ok(Some(signed.open(&self.anchor, &self.endorsements()?, Trust::Kept)?))
+                Ok(Some(signed.open(
+                    &self.anchor,
+                    &self.endorsements()?,
+                    Trust::Kept,
+                )?))
             }
             None => Ok(None),
         }

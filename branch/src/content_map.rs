@@ -3,7 +3,9 @@
 //! Built once from the leaves, then only read. A lookup is one binary search; nothing here waits or does I/O. A chunk also knows
 //! the place (leaf, extent) by which it is asked for on the wire.
 
-use dedup::{ChunkId, ExtentSource, LEAF_BYTES, Leaf, Manifest, NodeSource, manifest::ManifestError};
+use dedup::{
+    ChunkId, ExtentSource, LEAF_BYTES, Leaf, Manifest, NodeSource, manifest::ManifestError,
+};
 
 /// Extents of a tree in disk order.
 #[derive(Debug, Default)]
@@ -141,7 +143,11 @@ impl ContentMap {
             }
             let start = *self.starts.get(index)?;
             let source = self.sources[index];
-            let extent_end = self.starts.get(index + 1).copied().unwrap_or(self.size_bytes);
+            let extent_end = self
+                .starts
+                .get(index + 1)
+                .copied()
+                .unwrap_or(self.size_bytes);
             let len = extent_end.min(end) - at;
             let piece = if source.chunk == ZERO {
                 Piece::Zero { len }
@@ -213,7 +219,10 @@ mod tests {
                     Piece::Chunk { index, offset, len } => {
                         let id = map.chunk(index).id;
                         assert_eq!(expected[at], Some((id, offset)));
-                        assert_eq!(expected[at + len as usize - 1], Some((id, offset + len as u32 - 1)));
+                        assert_eq!(
+                            expected[at + len as usize - 1],
+                            Some((id, offset + len as u32 - 1))
+                        );
                         at += len as usize;
                     }
                 }

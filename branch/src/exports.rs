@@ -57,7 +57,11 @@ impl ExportSource for Exports {
 
     fn list(&self, client: &Client) -> Vec<Arc<Export>> {
         let mut exports = self.desktops.volumes().exports();
-        let pools = self.versions.assignment().map(|a| a.pools.clone()).unwrap_or_default();
+        let pools = self
+            .versions
+            .assignment()
+            .map(|a| a.pools.clone())
+            .unwrap_or_default();
         for pool in pools {
             exports.extend(self.find(&format!("pool/{}", pool.pool), client));
         }

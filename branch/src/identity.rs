@@ -149,9 +149,10 @@ impl Identity {
             secret.ok_or_else(|| malformed(&key_path, "not 64 hexadecimal digits".into()))?;
         Ok(Self {
             dir: dir.into(),
-            branch: file.branch.parse().map_err(|e: dedup::id::ParseIdError| {
-                malformed(&path, e.to_string())
-            })?,
+            branch: file
+                .branch
+                .parse()
+                .map_err(|e: dedup::id::ParseIdError| malformed(&path, e.to_string()))?,
             name: file.name,
             address: file.address,
             anchor: file.anchor,
@@ -183,9 +184,17 @@ impl Identity {
         let Ok(pair) = std::fs::read_to_string(&pair_path) else {
             return Ok(());
         };
-        let split = pair.find("-----BEGIN PRIVATE KEY-----").unwrap_or(pair.len());
-        write_secret(&self.dir.join("identity/branch.key"), &pair.as_bytes()[split..])?;
-        write_secret(&self.dir.join("identity/branch.crt"), &pair.as_bytes()[..split])?;
+        let split = pair
+            .find("-----BEGIN PRIVATE KEY-----")
+            .unwrap_or(pair.len());
+        write_secret(
+            &self.dir.join("identity/branch.key"),
+            &pair.as_bytes()[split..],
+        )?;
+        write_secret(
+            &self.dir.join("identity/branch.crt"),
+            &pair.as_bytes()[..split],
+        )?;
         std::fs::remove_file(&pair_path).map_err(io(&pair_path))
     }
 }
@@ -222,7 +231,12 @@ pub async fn join(
     let answer = match Message::decode(&frame) {
         Ok(Message::Joined(answer)) => answer,
         Ok(Message::Refuse(refuse)) => return Err(IdentityError::Refused(refuse.message)),
-        Ok(other) => return Err(IdentityError::Answer(format!("unexpected {}", other.name()))),
+        Ok(other) => {
+            return Err(IdentityError::Answer(format!(
+                "unexpected {}",
+                other.name()
+            )));
+        }
         Err(error) => return Err(IdentityError::Answer(error.to_string())),
     };
     link.close("joined");
@@ -238,13 +252,19 @@ fn keep(
     answer: JoinAnswer,
 ) -> Result<(), IdentityError> {
     if answer.anchor.realm != token.realm {
-        let text = format!("is of realm {}, the token's is {}", answer.anchor.realm, token.realm);
+        let text = format!(
+            "is of realm {}, the token's is {}",
+            answer.anchor.realm, token.realm
+        );
         return Err(IdentityError::Answer(text));
     }
     let certificate = dedup_transport::identity::cert_pem(&answer.certificate_der);
     write_secret(&identity_dir.join("branch.crt"), certificate.as_bytes())?;
     write_secret(&identity_dir.join("ca.crt"), answer.ca_pem.as_bytes())?;
-    write_secret(&identity_dir.join("id.key"), hex::encode(answer.id_key).as_bytes())?;
+    write_secret(
+        &identity_dir.join("id.key"),
+        hex::encode(answer.id_key).as_bytes(),
+    )?;
     let realm = RealmFile {
         branch: answer.branch.to_string(),
         name: answer.name,

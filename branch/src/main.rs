@@ -29,8 +29,14 @@ use vmm_block::nbd::{NbdOptions, NbdServer};
 const TEND_EVERY: Duration = Duration::from_secs(1);
 
 #[derive(Parser)]
-#[command(name = "splice-branch", version, about = "The branch server: desktops run here, from a cache of what the datacenter publishes")]
-#[command(after_help = "Examples:\n  splice-branch join splice-join-1.0a1b… --data /var/lib/splice-branch\n  splice-branch run --data /var/lib/splice-branch --cache-size 200GiB\n\nExit codes: 0 stopped as asked, 1 failed, 2 wrong usage.")]
+#[command(
+    name = "splice-branch",
+    version,
+    about = "The branch server: desktops run here, from a cache of what the datacenter publishes"
+)]
+#[command(
+    after_help = "Examples:\n  splice-branch join splice-join-1.0a1b… --data /var/lib/splice-branch\n  splice-branch run --data /var/lib/splice-branch --cache-size 200GiB\n\nExit codes: 0 stopped as asked, 1 failed, 2 wrong usage."
+)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -82,7 +88,9 @@ struct Run {
 }
 
 fn parse_size(text: &str) -> Result<u64, String> {
-    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let split = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
     let shift = match unit.trim() {
         "KiB" => 10,
@@ -92,7 +100,9 @@ fn parse_size(text: &str) -> Result<u64, String> {
         "" | "B" => 0,
         other => return Err(format!("unknown unit {other:?}; use KiB, MiB, GiB or TiB")),
     };
-    let number: u64 = number.parse().map_err(|_| format!("{text:?} is not a size like 20GiB"))?;
+    let number: u64 = number
+        .parse()
+        .map_err(|_| format!("{text:?} is not a size like 20GiB"))?;
     number
         .checked_mul(1 << shift)
         .filter(|bytes| *bytes >= 64 << 20)
@@ -152,7 +162,10 @@ fn lock(data: &Path) -> Result<std::fs::File> {
         .open(&path)
         .with_context(|| path.display().to_string())?;
     if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
-        bail!("{} is in use by another splice-branch; stop that one first", data.display());
+        bail!(
+            "{} is in use by another splice-branch; stop that one first",
+            data.display()
+        );
     }
     Ok(file)
 }
@@ -167,7 +180,10 @@ async fn serve(options: Run) -> Result<()> {
     let _lock = lock(&data)?;
     let cancel = CancellationToken::new();
     let (branch, nbd) = open(&options, &data, identity)?;
-    let socket = options.socket.clone().unwrap_or_else(|| data.join("branch.sock"));
+    let socket = options
+        .socket
+        .clone()
+        .unwrap_or_else(|| data.join("branch.sock"));
     let listener = branch::http::bind(&socket)
         .with_context(|| format!("branch-local API at {}", socket.display()))?;
     tracing::info!(branch = branch.identity.name, socket = %socket.display(), "serving");
@@ -176,8 +192,16 @@ async fn serve(options: Run) -> Result<()> {
         congestion: options.congestion,
         ..LinkTuning::default()
     };
-    let link = tokio::spawn(branch::link::run(Arc::clone(&branch), tuning, cancel.clone()));
-    let http = tokio::spawn(branch::http::serve(Arc::clone(&branch), listener, cancel.clone()));
+    let link = tokio::spawn(branch::link::run(
+        Arc::clone(&branch),
+        tuning,
+        cancel.clone(),
+    ));
+    let http = tokio::spawn(branch::http::serve(
+        Arc::clone(&branch),
+        listener,
+        cancel.clone(),
+    ));
     let tending = tokio::spawn(tend(Arc::clone(&branch), cancel.clone()));
     wait_for_signal().await?;
     tracing::info!("stopping; machines go on running");
@@ -188,7 +212,10 @@ async fn serve(options: Run) -> Result<()> {
     tokio::task::spawn_blocking(move || {
         nbd.shutdown(Duration::from_secs(5));
         if let Err(error) = branch.fetcher.cache().sync() {
-            tracing::warn!(error = branch::desktop::error_line(&error), "cache not synced");
+            tracing::warn!(
+                error = branch::desktop::error_line(&error),
+                "cache not synced"
+            );
         }
     })
     .await?;
@@ -199,7 +226,10 @@ async fn serve(options: Run) -> Result<()> {
 /// Opens everything that lives in the data directory, then the NBD server.
 fn open(options: &Run, data: &Path, identity: Identity) -> Result<(Arc<Branch>, NbdServer)> {
     let clock: Arc<dyn Clock> = Arc::new(HostClock);
-    let kv: Arc<dyn Kv> = Arc::new(RocksKv::open(&data.join("state"), &RocksOptions::default())?);
+    let kv: Arc<dyn Kv> = Arc::new(RocksKv::open(
+        &data.join("state"),
+        &RocksOptions::default(),
+    )?);
     let disk: Arc<dyn Disk> = Arc::new(HostDisk::new(data.join("disks"))?);
     let cache_disk: Arc<dyn Disk> = Arc::new(HostDisk::new(data.join("cache"))?);
     let catalog = Catalog::new(Arc::clone(&kv), identity.anchor.clone());

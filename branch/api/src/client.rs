@@ -43,6 +43,9 @@ pub struct Client {
 impl Client {
     /// Talks to the branch server at the Unix socket `path`.
     pub fn new(path: &Path) -> Result<Self, ClientError> {
+        // The HTTP library was built without a provider of its own (one for the whole program: ring) and wants one even for a socket
+        // without TLS. That it is set already is fine.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder()
             .unix_socket(path)
             // A start waits for kernel and initrd, which may cross a slow link.
@@ -88,12 +91,14 @@ impl Client {
 
     /// What the branch reports about itself.
     pub async fn status(&self) -> Result<BranchStatus, ClientError> {
-        self.call(reqwest::Method::GET, "/v1/status", None::<&()>).await
+        self.call(reqwest::Method::GET, "/v1/status", None::<&()>)
+            .await
     }
 
     /// All desktops.
     pub async fn desktops(&self) -> Result<DesktopList, ClientError> {
-        self.call(reqwest::Method::GET, "/v1/desktops", None::<&()>).await
+        self.call(reqwest::Method::GET, "/v1/desktops", None::<&()>)
+            .await
     }
 
     /// One desktop.
@@ -104,13 +109,15 @@ impl Client {
 
     /// Starts a desktop; returns when its machine runs.
     pub async fn start(&self, request: &StartDesktop) -> Result<Desktop, ClientError> {
-        self.call(reqwest::Method::POST, "/v1/desktops", Some(request)).await
+        self.call(reqwest::Method::POST, "/v1/desktops", Some(request))
+            .await
     }
 
     /// Stops a desktop; returns when its machine has ended.
     pub async fn stop(&self, name: &str, request: StopDesktop) -> Result<Desktop, ClientError> {
         let path = format!("/v1/desktops/{name}/stop");
-        self.call(reqwest::Method::POST, &path, Some(&request)).await
+        self.call(reqwest::Method::POST, &path, Some(&request))
+            .await
     }
 
     /// Deletes a stopped desktop and all that was written to it.

@@ -132,7 +132,10 @@ impl MachineSpec {
         arg("-serial", "chardev:serial0".into());
         arg(
             "-qmp",
-            format!("unix:{},server=on,wait=off", path(&Self::qmp_socket(&self.dir))),
+            format!(
+                "unix:{},server=on,wait=off",
+                path(&Self::qmp_socket(&self.dir))
+            ),
         );
         arg("-display", "none".into());
         arg("-vga", "std".into());
@@ -257,7 +260,9 @@ pub fn is_paused_by_io_error(dir: &Path) -> bool {
 pub fn stop(machine: &MachineRecord, dir: &Path, grace: Duration) {
     let socket = MachineSpec::qmp_socket(dir);
     let begun = Instant::now();
-    if !grace.is_zero() && Qmp::connect(&socket).is_ok_and(|mut q| q.run("system_powerdown").is_ok()) {
+    if !grace.is_zero()
+        && Qmp::connect(&socket).is_ok_and(|mut q| q.run("system_powerdown").is_ok())
+    {
         while begun.elapsed() < grace && is_alive(machine) {
             std::thread::sleep(Duration::from_millis(100));
         }

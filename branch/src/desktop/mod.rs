@@ -86,7 +86,9 @@ pub enum DesktopError {
         since_s: u64,
     },
     /// The version's manifest is not here yet.
-    #[error("version {version} has not reached this branch yet: its manifest is still to come; try again when the link is up")]
+    #[error(
+        "version {version} has not reached this branch yet: its manifest is still to come; try again when the link is up"
+    )]
     NotHere {
         /// The version.
         version: String,
@@ -192,7 +194,12 @@ impl Desktops {
     }
 
     fn record(&self, name: &str) -> Result<Option<DesktopRecord>, DesktopError> {
-        Ok(self.versions.catalog().desktops()?.into_iter().find(|d| d.name == name))
+        Ok(self
+            .versions
+            .catalog()
+            .desktops()?
+            .into_iter()
+            .find(|d| d.name == name))
     }
 
     /// The exports, for the NBD server.
@@ -208,17 +215,28 @@ impl Desktops {
                 continue;
             };
             if !machine::is_alive(machine) {
-                tracing::warn!(desktop = desktop.name, "the machine ended while the branch server was down");
+                tracing::warn!(
+                    desktop = desktop.name,
+                    "the machine ended while the branch server was down"
+                );
                 desktop.machine = None;
                 desktop.error = Some("the machine ended while the branch server was down".into());
                 self.versions.catalog().put_desktop(&desktop)?;
                 continue;
             }
             match self.open_volume(&desktop) {
-                Ok(()) => tracing::info!(desktop = desktop.name, pid = machine.pid, "the machine goes on"),
+                Ok(()) => tracing::info!(
+                    desktop = desktop.name,
+                    pid = machine.pid,
+                    "the machine goes on"
+                ),
                 Err(error) => {
                     // Its guest waits at the export; others must not wait with it.
-                    tracing::error!(desktop = desktop.name, error = &error as &dyn std::error::Error, "volume does not open");
+                    tracing::error!(
+                        desktop = desktop.name,
+                        error = &error as &dyn std::error::Error,
+                        "volume does not open"
+                    );
                     desktop.error = Some(error_line(&error));
                     self.versions.catalog().put_desktop(&desktop)?;
                 }
@@ -227,7 +245,10 @@ impl Desktops {
         Ok(())
     }
 
-    fn version_of(&self, desktop: &DesktopRecord) -> Result<(VersionId, VersionRecord), DesktopError> {
+    fn version_of(
+        &self,
+        desktop: &DesktopRecord,
+    ) -> Result<(VersionId, VersionRecord), DesktopError> {
         let not_here = || DesktopError::NotHere {
             version: desktop.version.clone(),
         };
@@ -331,16 +352,25 @@ impl Desktops {
     /// earlier version of the image that can boot.
     pub fn pool_version(&self, pool: &str) -> Result<(PoolAssignment, VersionId), DesktopError> {
         let assignment = self.versions.assignment();
-        let pools = assignment.as_ref().map(|a| a.pools.as_slice()).unwrap_or_default();
+        let pools = assignment
+            .as_ref()
+            .map(|a| a.pools.as_slice())
+            .unwrap_or_default();
         let assigned = pools.iter().find(|p| p.pool == pool).ok_or_else(|| {
             let known: Vec<&str> = pools.iter().map(|p| p.pool.as_str()).collect();
             DesktopError::NoPool {
                 pool: pool.into(),
-                known: if known.is_empty() { "none".into() } else { known.join(", ") },
+                known: if known.is_empty() {
+                    "none".into()
+                } else {
+                    known.join(", ")
+                },
             }
         })?;
         if let Some(assignment) = &assignment {
-            let end = assignment.expires_unix_s.saturating_add(assignment.offline_grace_s);
+            let end = assignment
+                .expires_unix_s
+                .saturating_add(assignment.offline_grace_s);
             let now = self.clock.now_unix_s();
             if now > end {
                 return Err(DesktopError::AssignmentEnded { since_s: now - end });
@@ -380,7 +410,10 @@ impl Desktops {
             let Some(handle) = self.versions.tree(version, tree)? else {
                 return Ok(None);
             };
-            let root = record.tree(tree).map(|t| t.root).expect("the version has this tree");
+            let root = record
+                .tree(tree)
+                .map(|t| t.root)
+                .expect("the version has this tree");
             let path = dir.join(root.to_string());
             volumes::materialise(&path, &CachedBase::new(handle, Arc::clone(&self.fetcher)))
                 .map_err(|source| DesktopError::Boot {
@@ -394,14 +427,19 @@ impl Desktops {
             version: version.to_string(),
         })?;
         let initrd = file(Tree::Initrd, "the initrd")?;
-        let command_line = format!("{} ro console=tty0 console=ttyS0,115200", boot.root_argument);
+        let command_line = format!(
+            "{} ro console=tty0 console=ttyS0,115200",
+            boot.root_argument
+        );
         Ok(Some((kernel, initrd, command_line)))
     }
 
     /// Stops a desktop. Blocks until its machine has ended.
     pub fn stop(&self, name: &str, force: bool) -> Result<Desktop, DesktopError> {
         let _turn = self.turn(name)?;
-        let mut desktop = self.record(name)?.ok_or_else(|| DesktopError::NotFound(name.into()))?;
+        let mut desktop = self
+            .record(name)?
+            .ok_or_else(|| DesktopError::NotFound(name.into()))?;
         if let Some(machine) = desktop.machine.take() {
             let grace = if force { Duration::ZERO } else { STOP_GRACE };
             machine::stop(&machine, &self.dir.join(name), grace);
@@ -416,7 +454,9 @@ impl Desktops {
     /// Deletes a stopped desktop with its overlay.
     pub fn delete(&self, name: &str) -> Result<(), DesktopError> {
         let _turn = self.turn(name)?;
-        let desktop = self.record(name)?.ok_or_else(|| DesktopError::NotFound(name.into()))?;
+        let desktop = self
+            .record(name)?
+            .ok_or_else(|| DesktopError::NotFound(name.into()))?;
         if desktop.machine.as_ref().is_some_and(machine::is_alive) {
             return Err(DesktopError::Busy {
                 name: name.into(),
@@ -446,7 +486,9 @@ impl Desktops {
 
     /// One desktop.
     pub fn show(&self, name: &str) -> Result<Desktop, DesktopError> {
-        let desktop = self.record(name)?.ok_or_else(|| DesktopError::NotFound(name.into()))?;
+        let desktop = self
+            .record(name)?
+            .ok_or_else(|| DesktopError::NotFound(name.into()))?;
         Ok(self.describe(&desktop, true))
     }
 
@@ -456,7 +498,10 @@ impl Desktops {
         let desktops = match self.versions.catalog().desktops() {
             Ok(desktops) => desktops,
             Err(error) => {
-                tracing::error!(error = &error as &dyn std::error::Error, "desktops cannot be read");
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "desktops cannot be read"
+                );
                 return;
             }
         };
@@ -470,7 +515,10 @@ impl Desktops {
             let dir = self.dir.join(&desktop.name);
             if machine::is_alive(&machine) {
                 if connected && machine::resume_after_io_error(&dir) {
-                    tracing::info!(desktop = desktop.name, "goes on after a failed read or write");
+                    tracing::info!(
+                        desktop = desktop.name,
+                        "goes on after a failed read or write"
+                    );
                 }
                 continue;
             }
@@ -480,7 +528,11 @@ impl Desktops {
                 desktop.error = Some(error.to_string());
             }
             if let Err(error) = self.versions.catalog().put_desktop(&desktop) {
-                tracing::error!(desktop = desktop.name, error = &error as &dyn std::error::Error, "state not kept");
+                tracing::error!(
+                    desktop = desktop.name,
+                    error = &error as &dyn std::error::Error,
+                    "state not kept"
+                );
             }
         }
     }
@@ -490,7 +542,8 @@ impl Desktops {
         let alive = desktop.machine.as_ref().filter(|m| machine::is_alive(m));
         let volume = self.volumes.find(&desktop.name);
         let failed = volume.as_ref().and_then(|v| v.failure());
-        let starting = alive.is_none() && self.busy().contains(&desktop.name);
+        // Who works on it knows its state; only a look from outside can meet it half way.
+        let starting = look && alive.is_none() && self.busy().contains(&desktop.name);
         let state = match alive {
             _ if failed.is_some() => DesktopState::Failed,
             Some(_) if look && machine::is_paused_by_io_error(&dir) => DesktopState::Paused,
@@ -504,7 +557,10 @@ impl Desktops {
             name: desktop.name.clone(),
             pool: desktop.pool.clone(),
             version: desktop.version.clone(),
-            image: version.as_ref().map(|(_, r)| r.image.clone()).unwrap_or_default(),
+            image: version
+                .as_ref()
+                .map(|(_, r)| r.image.clone())
+                .unwrap_or_default(),
             version_number: version.map_or(0, |(_, r)| r.number),
             state,
             error: failed.or_else(|| desktop.error.clone()),

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use dedup::VersionId;
 use dedup_store::disk::Disk;
-use vmm_block::nbd::Export;
 use vmm_block::BlockError;
+use vmm_block::nbd::Export;
 
 use super::OpenVolumes;
 use super::record::DesktopRecord;
@@ -129,7 +129,10 @@ impl Volumes {
 
     /// All exports.
     pub fn exports(&self) -> Vec<Arc<Export>> {
-        self.lock().values().map(|v| Arc::clone(&v.export)).collect()
+        self.lock()
+            .values()
+            .map(|v| Arc::clone(&v.export))
+            .collect()
     }
 
     /// Opens a desktop's volume, or makes it; nothing happens if it is open.
@@ -227,7 +230,11 @@ pub fn materialise(
     let dir = path.parent().expect("boot files are in a directory");
     std::fs::create_dir_all(dir)?;
     // Several desktops may start at once; each writes a part file of its own.
-    let part = path.with_extension(format!("{}.{:?}.part", std::process::id(), std::thread::current().id()));
+    let part = path.with_extension(format!(
+        "{}.{:?}.part",
+        std::process::id(),
+        std::thread::current().id()
+    ));
     let written = write_tree(&part, tree).and_then(|()| Ok(std::fs::rename(&part, path)?));
     if written.is_err() {
         let _ = std::fs::remove_file(&part);

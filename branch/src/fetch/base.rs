@@ -58,10 +58,13 @@ impl Streams {
             None => AHEAD_BYTES_MIN,
         };
         self.recent.truncate(STREAMS - 1);
-        self.recent.insert(0, Stream {
-            end: end + window,
-            window,
-        });
+        self.recent.insert(
+            0,
+            Stream {
+                end: end + window,
+                window,
+            },
+        );
         window
     }
 }

@@ -148,7 +148,9 @@ impl Fetcher {
                 queued += u64::from(state.queue.demand(want, now_ms));
             }
         }
-        self.counters.demand_chunks.fetch_add(queued, Ordering::Relaxed);
+        self.counters
+            .demand_chunks
+            .fetch_add(queued, Ordering::Relaxed);
         for want in ahead {
             if !self.cache.contains(&want.tree.map.chunk(want.index).id) {
                 state.queue.read_ahead(want);
@@ -186,7 +188,9 @@ impl Fetcher {
         };
         drop(state);
         let waited = begun.elapsed().as_millis() as u64;
-        self.counters.demand_wait_ms.fetch_add(waited, Ordering::Relaxed);
+        self.counters
+            .demand_wait_ms
+            .fetch_add(waited, Ordering::Relaxed);
         result
     }
 
@@ -258,7 +262,9 @@ impl Fetcher {
                 }
             }
         }
-        self.counters.chunk_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.counters
+            .chunk_bytes
+            .fetch_add(bytes, Ordering::Relaxed);
         if urgency != Urgency::Demand {
             self.counters
                 .prefetch_chunks
@@ -327,7 +333,9 @@ impl Fetcher {
 
 fn remember(state: &mut State, id: ChunkId, error: WaitError) {
     if state.refusals.len() >= REFUSALS_MAX {
-        state.refusals.retain(|_, (at, _)| at.elapsed() < REFUSED_FOR);
+        state
+            .refusals
+            .retain(|_, (at, _)| at.elapsed() < REFUSED_FOR);
     }
     if state.refusals.len() < REFUSALS_MAX {
         state.refusals.insert(id, (Instant::now(), error));

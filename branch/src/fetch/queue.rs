@@ -8,6 +8,13 @@
 //!                      ▲  ▲ a higher class moves it up    │
 //!                      └──┴────────────── failed ─────────┘
 //! ```
+//!
+//! Invariant: a chunk is in at most one flight. Each flight knows its request, so that the end of a request never touches a later
+//! flight of the same chunk (which came, was evicted and is wanted again).
+
+mod fill;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -17,10 +24,18 @@ use dedup_protocol::records::Tree;
 use dedup_protocol::wire::{CHUNKS_MAX, RUNS_MAX, Run, Urgency};
 
 use crate::content_map::{ChunkPlace, ContentMap};
+use fill::Fill;
 
 /// Plain bytes in one request, by class. Demand is small by nature; a boot request is what read-ahead asks at once; a fill
 /// request is one batch on the wire.
 const REQUEST_BYTES_MAX: u64 = 4 << 20;
+
+/// Most chunks in one request: each may need a run of its own.
+const CHUNKS_PER_REQUEST_MAX: usize = if RUNS_MAX < CHUNKS_MAX {
+    RUNS_MAX
+} else {
+    CHUNKS_MAX
+};
 
 /// Requests of one class in flight. Demand: as many as guests wait for, up to a bound that a hostile guest cannot pass.
 const DEMAND_FLIGHTS_MAX: usize = 64;
@@ -80,19 +95,15 @@ pub struct Request {
     /// The chunks that answer it, in order, with their lengths.
     pub expected: Vec<(ChunkId, u32)>,
     wants: Vec<Want>,
-}
-
-/// A tree to be made whole in the background.
-#[derive(Debug)]
-struct Fill {
-    tree: TreeHandle,
-    cursor: usize,
+    /// The fill that made it.
+    fill: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Flight {
     Queued(Urgency),
-    Flying(Urgency),
+    /// In the request of this number.
+    Flying(u64),
 }
 
 /// The queue.
@@ -105,6 +116,7 @@ pub struct Queue {
     flying: [usize; 3],
     fill_bytes_flying: u64,
     next_number: u64,
+    next_fill: u64,
     last_demand_ms: Option<u64>,
     last_fill_ms: u64,
 }
@@ -156,10 +168,11 @@ impl Queue {
     /// Makes a tree whole in the background, after those asked for before. Asked twice, it starts over.
     pub fn fill(&mut self, tree: TreeHandle) {
         self.stop_fill(tree.version, tree.tree);
-        self.fills.push_back(Fill { tree, cursor: 0 });
+        self.fills.push_back(Fill::new(self.next_fill, tree));
+        self.next_fill += 1;
     }
 
-    /// Ends the filling of a tree.
+    /// Ends the filling of a tree; what is in flight for it still arrives.
     pub fn stop_fill(&mut self, version: VersionId, tree: Tree) {
         self.fills
             .retain(|f| (f.tree.version, f.tree.tree) != (version, tree));
@@ -187,28 +200,31 @@ impl Queue {
                 if wants.is_empty() {
                     break;
                 }
-                return Some(self.depart(urgency, wants));
+                return Some(self.depart(urgency, wants, None));
             }
         }
         if !self.fill_allowed(now_ms, fill_flight_bytes) {
             return None;
         }
-        let wants = self.take_fill(resident);
-        if wants.is_empty() {
-            return None;
-        }
+        let (fill, wants) = self.take_fill(resident)?;
         self.last_fill_ms = now_ms;
-        Some(self.depart(Urgency::Fill, wants))
+        Some(self.depart(Urgency::Fill, wants, Some(fill)))
     }
 
-    /// When to ask again though nothing happens, in milliseconds from now.
+    /// When to ask again though nothing happens, in milliseconds from now. `None`: only an event can make a difference.
     pub fn idle_ms(&self, now_ms: u64) -> Option<u64> {
-        if self.fills.is_empty() {
+        let yield_end = self.last_demand_ms? + FILL_YIELD_MS;
+        if self.fills.is_empty() || now_ms >= yield_end {
             return None;
         }
-        let yield_end = self.last_demand_ms.map_or(0, |at| at + FILL_YIELD_MS);
         let reserved = self.last_fill_ms + FILL_RESERVED_EVERY_MS;
-        Some(yield_end.min(reserved).saturating_sub(now_ms).max(10))
+        // A reserved request waits for the end of the one before, which is an event.
+        let next = if self.flying[slot(Urgency::Fill)] == 0 {
+            yield_end.min(reserved)
+        } else {
+            yield_end
+        };
+        Some(next.saturating_sub(now_ms).max(10))
     }
 
     fn fill_allowed(&self, now_ms: u64, flight_bytes: u64) -> bool {
@@ -227,6 +243,7 @@ impl Queue {
     fn take_queued(&mut self, urgency: Urgency, resident: &dyn Fn(&ChunkId) -> bool) -> Vec<Want> {
         let mut taken: Vec<Want> = Vec::new();
         let mut bytes = 0;
+        let number = self.next_number;
         loop {
             let queue = if urgency == Urgency::Demand {
                 &mut self.demand
@@ -247,43 +264,36 @@ impl Queue {
             let same_tree = taken.first().is_none_or(|first| {
                 (first.tree.version, first.tree.tree) == (want.tree.version, want.tree.tree)
             });
-            let full = bytes >= REQUEST_BYTES_MAX || taken.len() >= RUNS_MAX.min(CHUNKS_MAX);
+            let full = bytes >= REQUEST_BYTES_MAX || taken.len() >= CHUNKS_PER_REQUEST_MAX;
             if !same_tree || full {
                 break;
             }
             bytes += u64::from(want.place().len);
             // A chunk that is queued twice must not be asked for twice in one request.
-            self.flights.insert(id, Flight::Flying(urgency));
+            self.flights.insert(id, Flight::Flying(number));
             taken.extend(queue.pop_front());
         }
         taken
     }
 
-    fn take_fill(&mut self, resident: &dyn Fn(&ChunkId) -> bool) -> Vec<Want> {
-        let mut taken = Vec::new();
-        let mut bytes = 0;
-        while taken.is_empty() {
-            let Some(fill) = self.fills.front_mut() else { break };
-            while bytes < REQUEST_BYTES_MAX && taken.len() < RUNS_MAX.min(CHUNKS_MAX) {
-                let Some(place) = fill.tree.map.chunks().get(fill.cursor) else { break };
-                if !self.flights.contains_key(&place.id) && !resident(&place.id) {
-                    bytes += u64::from(place.len);
-                    self.flights.insert(place.id, Flight::Flying(Urgency::Fill));
-                    taken.push(Want {
-                        tree: fill.tree.clone(),
-                        index: fill.cursor,
-                    });
-                }
-                fill.cursor += 1;
+    /// Takes what the first fill that has anything to ask for asks for.
+    fn take_fill(&mut self, resident: &dyn Fn(&ChunkId) -> bool) -> Option<(u64, Vec<Want>)> {
+        let mut at = 0;
+        while let Some(fill) = self.fills.get_mut(at) {
+            let wants = fill.take(self.next_number, &mut self.flights, resident);
+            if !wants.is_empty() {
+                return Some((fill.number, wants));
             }
-            if taken.is_empty() {
-                self.fills.pop_front();
+            if fill.is_done() {
+                self.fills.remove(at);
+            } else {
+                at += 1;
             }
         }
-        taken
+        None
     }
 
-    fn depart(&mut self, urgency: Urgency, mut wants: Vec<Want>) -> Request {
+    fn depart(&mut self, urgency: Urgency, mut wants: Vec<Want>, fill: Option<u64>) -> Request {
         // In the order of the leaves, so that runs join and the datacenter opens each leaf once.
         wants.sort_by_key(|w| (w.place().leaf, w.place().extent));
         let mut runs: Vec<Run> = Vec::new();
@@ -292,7 +302,8 @@ impl Queue {
             match runs.last_mut() {
                 Some(run)
                     if run.leaf == place.leaf
-                        && u32::from(run.first) + u32::from(run.count) == u32::from(place.extent) =>
+                        && u32::from(run.first) + u32::from(run.count)
+                            == u32::from(place.extent) =>
                 {
                     run.count += 1;
                 }
@@ -306,8 +317,10 @@ impl Queue {
         let number = self.next_number;
         self.next_number += 1;
         self.flying[slot(urgency)] += 1;
-        let expected: Vec<(ChunkId, u32)> =
-            wants.iter().map(|w| (w.place().id, w.place().len)).collect();
+        let expected: Vec<(ChunkId, u32)> = wants
+            .iter()
+            .map(|w| (w.place().id, w.place().len))
+            .collect();
         if urgency == Urgency::Fill {
             self.fill_bytes_flying += request_bytes(&expected);
         }
@@ -320,6 +333,7 @@ impl Queue {
             runs,
             expected,
             wants,
+            fill,
         }
     }
 
@@ -328,63 +342,47 @@ impl Queue {
         self.flights.remove(id);
     }
 
-    /// A request ended; those of its chunks that did not arrive go back to the front of their queue (a fill starts over: it will
-    /// pass over what is resident).
+    /// A request ended; those of its chunks that did not arrive go back to the front of their queue, or to the fill that asked.
     pub fn ended(&mut self, request: Request) {
         self.flying[slot(request.urgency)] -= 1;
-        if request.urgency == Urgency::Fill {
-            self.fill_bytes_flying -= request_bytes(&request.expected);
-        }
-        let mut lost_fill = false;
-        for want in request.wants.into_iter().rev() {
-            let id = want.place().id;
-            if self.flights.get(&id) != Some(&Flight::Flying(request.urgency)) {
-                continue;
+        let mut lost = request.wants;
+        lost.retain(|want| self.flights.get(&want.place().id) == Some(&Flight::Flying(request.number)));
+        let (queue, urgency) = match request.urgency {
+            Urgency::Demand => (&mut self.demand, Urgency::Demand),
+            Urgency::Boot => (&mut self.boot, Urgency::Boot),
+            Urgency::Fill => {
+                self.fill_bytes_flying -= request_bytes(&request.expected);
+                for want in &lost {
+                    self.flights.remove(&want.place().id);
+                }
+                // A fill that was stopped meanwhile stays stopped.
+                let asked = self.fills.iter_mut().find(|f| Some(f.number) == request.fill);
+                if let Some(fill) = asked {
+                    fill.ended(lost.iter().map(|want| want.index));
+                }
+                return;
             }
-            match request.urgency {
-                Urgency::Demand => {
-                    self.flights.insert(id, Flight::Queued(Urgency::Demand));
-                    self.demand.push_front(want);
-                }
-                Urgency::Boot => {
-                    self.flights.insert(id, Flight::Queued(Urgency::Boot));
-                    self.boot.push_front(want);
-                }
-                Urgency::Fill => {
-                    self.flights.remove(&id);
-                    if !lost_fill {
-                        lost_fill = true;
-                        self.rewind(&want);
-                    }
-                }
-            }
+        };
+        for want in lost.into_iter().rev() {
+            self.flights.insert(want.place().id, Flight::Queued(urgency));
+            queue.push_front(want);
         }
     }
 
     /// Nobody waits for this chunk any more (the guest gave up): it is not asked for again.
     pub fn give_up(&mut self, id: &ChunkId) {
-        self.forget_queued(*id, Urgency::Demand);
+        if self.forget_queued(*id, Urgency::Demand) {
+            // While the link is down nobody takes from the queue: what is left in it would pile up with every read that times out.
+            self.demand.retain(|want| want.place().id != *id);
+        }
     }
 
-    fn forget_queued(&mut self, id: ChunkId, urgency: Urgency) {
-        if self.flights.get(&id) == Some(&Flight::Queued(urgency)) {
+    fn forget_queued(&mut self, id: ChunkId, urgency: Urgency) -> bool {
+        let queued = self.flights.get(&id) == Some(&Flight::Queued(urgency));
+        if queued {
             self.flights.remove(&id);
         }
-    }
-
-    fn rewind(&mut self, want: &Want) {
-        let key = (want.tree.version, want.tree.tree);
-        match self
-            .fills
-            .iter_mut()
-            .find(|f| (f.tree.version, f.tree.tree) == key)
-        {
-            Some(fill) => fill.cursor = 0,
-            None => self.fills.push_front(Fill {
-                tree: want.tree.clone(),
-                cursor: 0,
-            }),
-        }
+        queued
     }
 
     /// Whether a chunk is queued or on its way.

@@ -60,7 +60,10 @@ async fn blocking<T: Send + 'static>(
     branch.link.report_now.notify_one();
     match answer {
         Ok(answer) => Ok(Json(answer?)),
-        Err(error) => Err(ApiError(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())),
+        Err(error) => Err(ApiError(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            error.to_string(),
+        )),
     }
 }
 
@@ -68,7 +71,10 @@ async fn blocking<T: Send + 'static>(
 pub fn bind(path: &Path) -> std::io::Result<UnixListener> {
     match std::os::unix::net::UnixStream::connect(path) {
         Ok(_) => {
-            let text = format!("{} is in use: another branch server answers there", path.display());
+            let text = format!(
+                "{} is in use: another branch server answers there",
+                path.display()
+            );
             return Err(std::io::Error::new(std::io::ErrorKind::AddrInUse, text));
         }
         Err(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)?,
@@ -110,7 +116,10 @@ async fn list(State(branch): State<Arc<Branch>>) -> Answer<DesktopList> {
     .await
 }
 
-async fn show(State(branch): State<Arc<Branch>>, UrlPath(name): UrlPath<String>) -> Answer<Desktop> {
+async fn show(
+    State(branch): State<Arc<Branch>>,
+    UrlPath(name): UrlPath<String>,
+) -> Answer<Desktop> {
     blocking(branch, move |branch| branch.desktops.show(&name)).await
 }
 
@@ -118,7 +127,10 @@ async fn start(
     State(branch): State<Arc<Branch>>,
     Json(request): Json<StartDesktop>,
 ) -> Answer<Desktop> {
-    blocking(branch, move |branch| branch.desktops.start(&request.pool, &request.name)).await
+    blocking(branch, move |branch| {
+        branch.desktops.start(&request.pool, &request.name)
+    })
+    .await
 }
 
 async fn stop(
@@ -126,7 +138,10 @@ async fn stop(
     UrlPath(name): UrlPath<String>,
     Json(request): Json<StopDesktop>,
 ) -> Answer<Desktop> {
-    blocking(branch, move |branch| branch.desktops.stop(&name, request.force)).await
+    blocking(branch, move |branch| {
+        branch.desktops.stop(&name, request.force)
+    })
+    .await
 }
 
 async fn delete(

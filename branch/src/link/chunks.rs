@@ -83,7 +83,11 @@ impl Rate {
         if took >= 1.0 {
             let now = self.bytes as f64 / took;
             // Idle seconds say nothing about the path, so the rate falls slowly and rises fast.
-            let gain = if now > self.bytes_per_s { 1.0 } else { RATE_GAIN };
+            let gain = if now > self.bytes_per_s {
+                1.0
+            } else {
+                RATE_GAIN
+            };
             self.bytes_per_s += (now - self.bytes_per_s) * gain;
             self.since = Instant::now();
             self.bytes = 0;
@@ -93,8 +97,15 @@ impl Rate {
 
 async fn fly(link: Link, mut flight: Flight) -> Result<(u64, Duration), ConnectionEnd> {
     let begun = Instant::now();
-    let request = flight.request.as_ref().expect("a flight begins with its request");
-    let bytes = request.expected.iter().map(|(_, len)| u64::from(*len)).sum();
+    let request = flight
+        .request
+        .as_ref()
+        .expect("a flight begins with its request");
+    let bytes = request
+        .expected
+        .iter()
+        .map(|(_, len)| u64::from(*len))
+        .sum();
     let outcome = fetch(&link, &flight.branch, request).await?;
     let request = flight.request.take().expect("only this function takes it");
     match outcome {
@@ -104,7 +115,11 @@ async fn fly(link: Link, mut flight: Flight) -> Result<(u64, Duration), Connecti
     Ok((bytes, begun.elapsed()))
 }
 
-async fn fetch(link: &Link, branch: &Arc<Branch>, request: &Request) -> Result<Outcome, ConnectionEnd> {
+async fn fetch(
+    link: &Link,
+    branch: &Arc<Branch>,
+    request: &Request,
+) -> Result<Outcome, ConnectionEnd> {
     let class = match request.urgency {
         Urgency::Demand => Class::Demand,
         Urgency::Boot => Class::Boot,
@@ -149,7 +164,10 @@ async fn fetch(link: &Link, branch: &Arc<Branch>, request: &Request) -> Result<O
         exchange = tokio::task::spawn_blocking(move || {
             let chunks = exchange.batch(&batch)?;
             if let Err(error) = worker.fetcher.deliver(urgency, &chunks) {
-                tracing::error!(error = crate::desktop::error_line(&error), "chunks could not be cached");
+                tracing::error!(
+                    error = crate::desktop::error_line(&error),
+                    "chunks could not be cached"
+                );
             }
             Ok::<_, ConnectionEnd>(exchange)
         })

@@ -38,7 +38,8 @@ pub async fn greet(branch: &Branch, link: &Link) -> Result<Greeted, ConnectionEn
         counter,
     );
     let (mut send, mut recv) = link.open(Class::Demand).await?;
-    send.send(&control.hello(env!("CARGO_PKG_VERSION")).encode()).await?;
+    send.send(&control.hello(env!("CARGO_PKG_VERSION")).encode())
+        .await?;
     let frame = tokio::time::timeout(GREETING_MAX, recv.recv(FRAME_BYTES_MAX))
         .await
         .map_err(|_| ConnectionEnd::ControlEnded)??
@@ -47,7 +48,10 @@ pub async fn greet(branch: &Branch, link: &Link) -> Result<Greeted, ConnectionEn
     if let BranchAction::Welcomed(welcome) = control.handle(&frame, now)? {
         let skew = welcome.now_unix_s.abs_diff(now);
         if skew > 300 {
-            tracing::warn!(skew_s = skew, "this branch's clock and the datacenter's differ; signed records may be refused");
+            tracing::warn!(
+                skew_s = skew,
+                "this branch's clock and the datacenter's differ; signed records may be refused"
+            );
         }
         catalog.set_endorsements(&welcome.endorsements)?;
     }
@@ -77,7 +81,10 @@ pub async fn run(branch: &Branch, greeted: Greeted) -> Result<Infallible, Connec
     };
     let frames = async {
         loop {
-            let frame = recv.recv(FRAME_BYTES_MAX).await?.ok_or(ConnectionEnd::ControlEnded)?;
+            let frame = recv
+                .recv(FRAME_BYTES_MAX)
+                .await?
+                .ok_or(ConnectionEnd::ControlEnded)?;
             follow(branch, &mut control, &frame, &mut renewal)?;
         }
     };
@@ -96,14 +103,21 @@ fn follow(
     match control.handle(frame, branch.clock.now_unix_s())? {
         BranchAction::Follow(assignment, signed) => {
             branch.versions.catalog().set_assignment(&signed)?;
-            tracing::info!(counter = assignment.counter, pools = assignment.pools.len(), "assignment");
+            tracing::info!(
+                counter = assignment.counter,
+                pools = assignment.pools.len(),
+                "assignment"
+            );
             branch.versions.set_assignment(*assignment);
             branch.link.assigned.notify_one();
             branch.link.report_now.notify_one();
         }
         BranchAction::Stale { counter } => tracing::debug!(counter, "assignment is not newer"),
         BranchAction::Expired { expires_unix_s } => {
-            tracing::warn!(expires_unix_s, "an assignment came that has run out by this branch's clock; not followed");
+            tracing::warn!(
+                expires_unix_s,
+                "an assignment came that has run out by this branch's clock; not followed"
+            );
         }
         BranchAction::Certificate(der) => {
             if let Some(key) = renewal.take() {

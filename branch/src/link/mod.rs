@@ -65,7 +65,11 @@ pub struct LinkState {
 impl LinkState {
     /// For status reports.
     pub fn report(&self) -> LinkReport {
-        let mut report = self.report.read().expect("no panic under this lock").clone();
+        let mut report = self
+            .report
+            .read()
+            .expect("no panic under this lock")
+            .clone();
         if let Some(link) = &*self.link.read().expect("no panic under this lock") {
             report.rtt_ms = Some(link.stats().rtt.as_secs_f64() * 1e3);
         }
@@ -74,7 +78,10 @@ impl LinkState {
 
     /// Whether it is up.
     pub fn is_connected(&self) -> bool {
-        self.report.read().expect("no panic under this lock").connected
+        self.report
+            .read()
+            .expect("no panic under this lock")
+            .connected
     }
 
     /// Bytes received since the process started, as the transport counts them.
@@ -122,17 +129,29 @@ pub async fn run(branch: Arc<Branch>, tuning: LinkTuning, cancel: CancellationTo
         }
         pause = (pause * 2).min(PAUSE_MAX);
     }
-    if let Some(link) = branch.link.link.write().expect("no panic under this lock").take() {
+    if let Some(link) = branch
+        .link
+        .link
+        .write()
+        .expect("no panic under this lock")
+        .take()
+    {
         link.close("the branch server stops");
     }
 }
 
-async fn connect_once(branch: &Arc<Branch>, tuning: &LinkTuning, pause: &mut Duration) -> ConnectionEnd {
+async fn connect_once(
+    branch: &Arc<Branch>,
+    tuning: &LinkTuning,
+    pause: &mut Duration,
+) -> ConnectionEnd {
     match connect(branch, tuning).await {
         Ok((link, greeted)) => {
             *pause = PAUSE_MIN;
             let now = branch.clock.now_unix_s();
-            branch.link.set(Some(link.clone()), &branch.identity.address, now);
+            branch
+                .link
+                .set(Some(link.clone()), &branch.identity.address, now);
             branch.fetcher.set_connected(true);
             tracing::info!(datacenter = branch.identity.address, "link up");
             let end = serve(branch, &link, greeted).await;
@@ -143,7 +162,9 @@ async fn connect_once(branch: &Arc<Branch>, tuning: &LinkTuning, pause: &mut Dur
             end
         }
         Err(error) => {
-            branch.link.set(None, &branch.identity.address, branch.clock.now_unix_s());
+            branch
+                .link
+                .set(None, &branch.identity.address, branch.clock.now_unix_s());
             error
         }
     }

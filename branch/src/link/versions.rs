@@ -22,7 +22,9 @@ const RETRY: Duration = Duration::from_secs(10);
 pub async fn run(branch: &Arc<Branch>, link: &Link) -> Result<Infallible, ConnectionEnd> {
     loop {
         let wanted = branch.versions.wanted();
-        branch.fetcher.retain_fills(|id| wanted.iter().any(|(w, _)| *w == id));
+        branch
+            .fetcher
+            .retain_fills(|id| wanted.iter().any(|(w, _)| *w == id));
         let mut refused = false;
         for (version, whole) in wanted {
             if !sync_version(branch, link, version).await? {
@@ -51,7 +53,11 @@ pub async fn run(branch: &Arc<Branch>, link: &Link) -> Result<Infallible, Connec
 }
 
 /// Brings one version's record and manifests here. False: the datacenter refused.
-async fn sync_version(branch: &Arc<Branch>, link: &Link, id: VersionId) -> Result<bool, ConnectionEnd> {
+async fn sync_version(
+    branch: &Arc<Branch>,
+    link: &Link,
+    id: VersionId,
+) -> Result<bool, ConnectionEnd> {
     let Some(record) = version_record(branch, link, id).await? else {
         return Ok(false);
     };
@@ -100,7 +106,11 @@ async fn version_record(
     let signed = Signed::<VersionRecord>::from_bytes(&bytes.bytes).map_err(trust)?;
     let now_unix_s = branch.clock.now_unix_s();
     let record = signed
-        .open(catalog.anchor(), &catalog.endorsements()?, Trust::New { now_unix_s })
+        .open(
+            catalog.anchor(),
+            &catalog.endorsements()?,
+            Trust::New { now_unix_s },
+        )
         .map_err(trust)?;
     if signed.id() != id {
         return Err(unexpected(&Message::Version(bytes), "another Version"));

@@ -1,0 +1,99 @@
+//! One tree that is being made whole in the background.
+//!
+//! Invariant: a fill ends only when each of its chunks was found resident, or was answered by the datacenter, or was asked for by
+//! somebody else and came to such an end. What a cut took away and what others gave up is asked for again. It is not asked for
+//! again when it came and could not be cached, or was refused: that would go on for ever.
+
+use std::collections::HashMap;
+
+use dedup::ChunkId;
+
+use super::{CHUNKS_PER_REQUEST_MAX, Flight, REQUEST_BYTES_MAX, TreeHandle, Want};
+
+/// Most chunks that are looked at again later. Beyond it the fill waits for them before it goes on, so that a disk of equal chunks
+/// does not make a list as long as itself.
+const LEFT_MAX: usize = 16_384;
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Fill {
+    /// Tells it from an earlier fill of the same tree, whose requests may still be in flight.
+    pub(super) number: u64,
+    pub(super) tree: TreeHandle,
+    /// Requests in flight.
+    flying: usize,
+    /// Next chunk to look at, in disk order.
+    cursor: usize,
+    /// Chunks behind the cursor that others had asked for, or that a cut took away.
+    left: Vec<usize>,
+}
+
+impl Fill {
+    pub(super) fn new(number: u64, tree: TreeHandle) -> Self {
+        Self {
+            number,
+            tree,
+            flying: 0,
+            cursor: 0,
+            left: Vec::new(),
+        }
+    }
+
+    /// Takes chunks to ask for in request `request`, up to the limits of one. None taken: nothing can be asked for now.
+    pub(super) fn take(
+        &mut self,
+        request: u64,
+        flights: &mut HashMap<ChunkId, Flight>,
+        resident: &dyn Fn(&ChunkId) -> bool,
+    ) -> Vec<Want> {
+        let tree = self.tree.clone();
+        let chunks = tree.map.chunks();
+        let mut taken: Vec<Want> = Vec::new();
+        let mut bytes = 0;
+        let mut take = |flights: &mut HashMap<ChunkId, Flight>, index: usize| {
+            let place = &chunks[index];
+            bytes += u64::from(place.len);
+            flights.insert(place.id, Flight::Flying(request));
+            taken.push(Want {
+                tree: tree.clone(),
+                index,
+            });
+            bytes >= REQUEST_BYTES_MAX || taken.len() >= CHUNKS_PER_REQUEST_MAX
+        };
+        let mut full = false;
+        if self.cursor == chunks.len() || self.left.len() >= LEFT_MAX {
+            self.left.retain(|&index| {
+                let id = &chunks[index].id;
+                if full || flights.contains_key(id) {
+                    return true;
+                }
+                if !resident(id) {
+                    full = take(flights, index);
+                }
+                false
+            });
+        }
+        while !full && self.cursor < chunks.len() && self.left.len() < LEFT_MAX {
+            let id = &chunks[self.cursor].id;
+            if flights.contains_key(id) {
+                self.left.push(self.cursor);
+            } else if !resident(id) {
+                full = take(flights, self.cursor);
+            }
+            self.cursor += 1;
+        }
+        self.flying += usize::from(!taken.is_empty());
+        taken
+    }
+
+    /// One of its requests ended without these chunks.
+    pub(super) fn ended(&mut self, lost: impl Iterator<Item = usize>) {
+        self.flying -= 1;
+        self.left.extend(lost);
+    }
+
+    /// Whether there is nothing left to do.
+    pub(super) fn is_done(&self) -> bool {
+        self.cursor == self.tree.map.chunks().len() && self.left.is_empty() && self.flying == 0
+    }
+}
