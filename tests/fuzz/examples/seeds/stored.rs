@@ -1,0 +1,63 @@
+//! What lies on our own disks: packs, overlay logs, cache indexes.
+
+use splice_fuzz::script::piece;
+
+use crate::Seeds;
+
+/// The pack that every release must read.
+const GOLDEN_PACK: &str = include_str!("../../../../dedup/store/tests/golden/pack-v1.hex");
+
+pub fn write(seeds: &Seeds) {
+    let digits: String = GOLDEN_PACK
+        .chars()
+        .filter(char::is_ascii_hexdigit)
+        .collect();
+    seeds.write("pack", "golden", &hex::decode(digits).unwrap());
+    overlays(seeds);
+    caches(seeds);
+}
+
+/// Fields of records whose checksums the target makes right: kind at 4, disk at 6, offset at 24, length at 32.
+fn overlays(seeds: &Seeds) {
+    for choice in 0..4u8 {
+        let mut log = vec![choice];
+        for (kind, disk, offset, len) in [
+            (1, 0, 2, 2),
+            (1, 1, 16, 8),
+            (2, 0, 0, 16),
+            (3, 0, 4, 2),
+            (1, 0, 0, 4),
+        ] {
+            let mut record = [0u8; 96];
+            (record[4], record[6], record[25], record[33]) = (kind, disk, offset, len);
+            log.extend_from_slice(&record);
+        }
+        seeds.write("overlay", &format!("records-{choice}"), &log);
+    }
+}
+
+fn caches(seeds: &Seeds) {
+    let value = |slab: u32, slot: u32, len: u32, quarantined: bool| {
+        let head = [1, if quarantined { 2 } else { 1 }];
+        let words = [slab, slot, len, 9].map(u32::to_le_bytes).concat();
+        piece(&[&head[..], &words].concat())
+    };
+    let values = [
+        value(0, 0, 4096, false),
+        value(0, 1, 9000, false),
+        value(1, 0, 262_144, true),
+        value(0, 1, 1, false),
+        value(1, 1000, 0, false),
+    ];
+    seeds.write(
+        "cache",
+        "index",
+        &[&1023u16.to_le_bytes()[..], &values.concat()].concat(),
+    );
+    for magic in [b"SPLCACHE", b"SPLCSLAB"] {
+        let mut header = [0u8; 80];
+        header[..8].copy_from_slice(magic);
+        (header[8], header[64]) = (1, 8);
+        seeds.write("cache", std::str::from_utf8(magic).unwrap(), &header);
+    }
+}

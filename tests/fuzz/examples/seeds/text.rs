@@ -1,0 +1,80 @@
+//! What people and programs write as text: JSON bodies, profiles, names.
+
+use crate::Seeds;
+
+const PROFILES: &str = include_str!("../../../../sim-wan/profiles.toml");
+
+/// A profile with every key there is.
+const EVERY_KEY: &str = "[x]\nsummary = \"s\"\ndown_mbit = 10\nup_mbit = 2.5\nrtt_ms = 250\njitter_ms = 80\nloss_percent = 2\n\
+    loss_burst_packets = 4\nqueue_ms = 200\nreorder_percent = 1\nreorder_delay_ms = 10\nduplicate_percent = 0.5\n\
+    outage_every_s = 60\noutage_for_s = 10\n";
+
+const TREE: &str = r#"{"root":"00","size_bytes":1}"#;
+
+pub fn write(seeds: &Seeds) {
+    seeds.write("sim_wan", "built-in", PROFILES.as_bytes());
+    seeds.write("sim_wan", "every-key", EVERY_KEY.as_bytes());
+    for (name, line) in [
+        ("cut", r#"{"cmd":"cut","link":"branch-a"}"#),
+        ("profile", r#"{"cmd":"profile","profile":"dsl"}"#),
+        ("list", r#"{"cmd":"list"}"#),
+        ("answer", r#"{"ok":false,"error":"x","links":[]}"#),
+    ] {
+        seeds.write("sim_wan", name, line.as_bytes());
+    }
+    for (index, name) in [
+        "desktop@3",
+        "debian-12.desktop",
+        "a@latest",
+        "16KiB",
+        "1.5 GiB",
+        "24h",
+        "30min",
+        "7d",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        seeds.write("names", &index.to_string(), name.as_bytes());
+    }
+    seeds.write("names", "id", "0f".repeat(32).as_bytes());
+    let version = format!(
+        r#"{{"versions":[{{"id":"00","image":"i","number":1,"parent":null,"created_unix_s":1,"disk":{TREE},"data_bytes":1,"chunk_sizes":{{"min":1,"avg":2,"max":3}},"boot":{{"kernel_path":"/k","kernel":{TREE},"initrd":null,"root_argument":"root=/"}},"os":"x","note":null,"new_chunks":1,"stored_bytes":1}}],"next":2}}"#
+    );
+    // The index is that of the type in the target.
+    for (index, body) in [
+        (
+            0,
+            r#"{"link":{"connected":true,"since_unix_s":1,"address":"a","rtt_ms":1.5},"versions":[{"version":"00","complete":true}],"desktops":[{"id":"d"}],"software":"s"}"#,
+        ),
+        (2, r#"{"expires_s":60,"site":"x","replace":true}"#),
+        (
+            4,
+            r#"{"version":"a@1","pinned":["a@2"],"memory_mib":1,"vcpus":1,"prestage":false}"#,
+        ),
+        (
+            5,
+            r#"{"pools":[{"name":"p","version":"a@1","version_id":"00","pinned":[],"memory_mib":1,"vcpus":1,"prestage":true}]}"#,
+        ),
+        (6, r#"{"name":"a","chunk_avg_bytes":16384}"#),
+        (
+            7,
+            r#"{"images":[{"name":"a","chunk_sizes":{"min":1,"avg":2,"max":3},"created_unix_s":1,"latest":1}],"next":"b"}"#,
+        ),
+        (
+            8,
+            r#"{"path":"/x","format":"raw","note":"n","allow_same":true,"verify":"changed"}"#,
+        ),
+        (9, version.as_str()),
+        (19, r#"{"pool":"p","name":"n"}"#),
+        (20, r#"{"force":true}"#),
+        (
+            22,
+            r#"{"desktops":[{"name":"n","pool":"p","version":"00","image":"i","version_number":1,"state":"running","error":null,"machine":"kvm","pid":1,"serial_log":"/l","serial_socket":"/s","nbd_export":"e","started_unix_ms":1,"demand_chunks":1,"overlay_bytes":1}]}"#,
+        ),
+        (23, r#"{"error":"e"}"#),
+    ] {
+        let seed = [&[index][..], body.as_bytes()].concat();
+        seeds.write("api_json", &index.to_string(), &seed);
+    }
+}
