@@ -34,7 +34,7 @@ if [ $# -gt 0 ]; then
 fi
 RUSTFLAGS=$flags cargo build --quiet --locked --target "$host" --example seeds "${build[@]}"
 
-# Each file of ours that a target reads is at most this long, in bytes: long enough for what it starts from.
+# The longest input of a target, in bytes: long enough for every seed of it.
 longest() {
     case $1 in
     partition_table | inspect) echo 140000 ;;
@@ -54,6 +54,8 @@ mkdir -p artifacts
 passed=0 failed=0
 for target in "${targets[@]}"; do
     mkdir -p "corpus/$target" "$seeds/$target"
+    # What failed before is tried first.
+    cp "artifacts/$target"-* "$seeds/$target/" 2>/dev/null || true
     log=$CARGO_TARGET_DIR/$target.log
     status=0
     "$out/$target" -max_total_time="$seconds" -rss_limit_mb=1024 -timeout=10 -max_len="$(longest "$target")" \
