@@ -8,7 +8,10 @@
 //! Invariant: the work folder is ours (it carries our mark) before anything in it is deleted, and only one run uses it.
 
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -160,11 +163,53 @@ impl WorkFolder {
     }
 }
 
+/// Ends every process in our namespaces once standard input ends: desktops outlive their branch server on purpose, and
+/// would outlive a demo that was killed. Namespaces are told apart by their inodes, which the arguments are.
+const KEEPER: &str = r#"trap '' INT TERM HUP; ours=" $* "; cat >/dev/null
+each() { for p in /proc/[0-9]*; do case "$ours" in *" $(stat -Lc %i "$p/ns/net" 2>/dev/null) "*)
+    kill "-$1" "${p#/proc/}" 2>/dev/null && left=1;; esac; done; }
+for try in 1 2 3 4 5 6 7 8 9 10; do left=; each TERM; [ "$left" ] || exit 0; sleep 0.5; done; each KILL"#;
+
+/// See [`KEEPER`]. Dropping it ends what is left in the namespaces.
+struct Keeper {
+    shell: Child,
+}
+
+impl Keeper {
+    fn start(namespaces: &[String]) -> anyhow::Result<Self> {
+        let inodes = namespaces.iter().map(|name| {
+            let path = Path::new("/run/netns").join(name);
+            Ok(std::fs::metadata(&path)
+                .with_context(|| path.display().to_string())?
+                .ino()
+                .to_string())
+        });
+        let shell = Command::new("sh")
+            .args(["-c", KEEPER, "splice-demo-keeper"])
+            .args(inodes.collect::<anyhow::Result<Vec<_>>>()?)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .context("starting the shell that ends what is left")?;
+        Ok(Self { shell })
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        drop(self.shell.stdin.take());
+        // It ends by itself, within seconds, once its input has ended.
+        let _ = self.shell.wait();
+    }
+}
+
 /// Everything that runs.
 pub(crate) struct Lab {
     pub(crate) wan: Wan,
     pub(crate) processes: Processes,
-    namespaces: Option<Namespaces>,
+    namespaces: Option<(Keeper, Namespaces)>,
     pub(crate) programs: Programs,
     pub(crate) work: Rc<WorkFolder>,
     /// Where time begins.
@@ -190,6 +235,7 @@ impl Lab {
             }
             other => other.into(),
         })?;
+        let keeper = Keeper::start(&names)?;
         let socket = work.join("wan.sock");
         let emulator = programs.path("sim-wan");
         let mut program = Program::new(&emulator)
@@ -224,7 +270,7 @@ impl Lab {
         Ok(Self {
             wan,
             processes,
-            namespaces: Some(namespaces),
+            namespaces: Some((keeper, namespaces)),
             programs,
             work,
             epoch,
@@ -240,8 +286,11 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         self.processes.end_all();
-        // Before the last of the processes are swept up, among which their keeper would be.
-        drop(self.namespaces.take());
+        // Before the last of the processes are swept up, among which these two shells would be.
+        if let Some((keeper, namespaces)) = self.namespaces.take() {
+            drop(keeper);
+            drop(namespaces);
+        }
     }
 }
 

@@ -63,6 +63,8 @@ impl<'a> Program<'a> {
 
     fn command(&self) -> Command {
         let mut command = Command::new("setpriv");
+        // Logs are read as text, here and by people.
+        command.env("NO_COLOR", "1");
         command.args(["--pdeathsig", "TERM", "--"]);
         if let Some(namespace) = self.namespace {
             command.args(["ip", "netns", "exec", namespace]);

@@ -21,6 +21,9 @@ const QUICK: Duration = Duration::from_secs(30);
 /// Reading and compressing a disk, and reading it back. A gigabyte takes seconds; a user's own disk may be large.
 const PUBLISH: Duration = Duration::from_secs(3600);
 
+/// Until a machine runs.
+const START: Duration = Duration::from_secs(600);
+
 /// Until a daemon answers.
 const READY: Duration = Duration::from_secs(30);
 
@@ -184,14 +187,29 @@ impl Branch {
             socket: data.join("branch.sock"),
             log,
         };
-        Limit::new(&format!("{} is connected", site.name), READY)
-            .with_log(&this.log)
+        this.connected(lab)?;
+        Ok(this)
+    }
+
+    /// Waits until its line to the datacenter is up.
+    ///
+    /// # Errors
+    /// It does not come up in time.
+    pub(crate) fn connected(&self, lab: &mut Lab) -> anyhow::Result<()> {
+        let mut refusal = String::new();
+        let wait = Limit::new(&format!("{} is connected", self.site.name), READY)
+            .with_log(&self.log)
             .wait(|| {
                 lab.processes.check()?;
-                let connected = this.status(lab).is_ok_and(|status| status.link.connected);
-                Ok(connected.then_some(()))
-            })?;
-        Ok(this)
+                match self.status(lab) {
+                    Ok(status) if status.link.connected => return Ok(Some(())),
+                    Ok(_) => refusal = "it says that its line is down".to_owned(),
+                    // Before its socket is there, this is what is to be expected.
+                    Err(error) => refusal = format!("{error:#}"),
+                }
+                Ok(None)
+            });
+        wait.map_err(|error| error.context(refusal))
     }
 
     /// Runs `splice` as somebody at the branch does.
@@ -205,8 +223,8 @@ impl Branch {
         limit: Duration,
     ) -> anyhow::Result<String> {
         let program = Program::inside(self.site.namespace, &self.splice)
-            .args(["--branch-socket".into(), self.socket.clone()])
-            .args(arguments);
+            .args(arguments)
+            .args(["--branch-socket".into(), self.socket.clone()]);
         lab.processes.run(&program, limit)
     }
 
@@ -237,20 +255,33 @@ impl Branch {
             .find(|version| version.number == number))
     }
 
-    /// Starts a desktop.
+    /// Starts a desktop. A version that was assigned a moment ago cannot be started until its manifest is there, so that
+    /// a refusal is taken for an answer only after `patience`.
     ///
     /// # Errors
-    /// The branch cannot.
+    /// The branch cannot; its own words.
     pub(crate) fn start_desktop(
         &self,
         lab: &mut Lab,
         pool: &str,
         name: &str,
+        patience: Duration,
     ) -> anyhow::Result<()> {
-        // Kernel and initrd cross the line before the machine starts, and a slow line takes its time.
-        let limit = Duration::from_secs(600);
-        self.splice(lab, &["desktop", "start", pool, "--name", name], limit)
-            .map(drop)
+        let mut refusal = String::new();
+        let started = Limit::new(&format!("desktop {name} starts"), patience)
+            .with_log(&self.log)
+            .wait(|| {
+                // Kernel and initrd cross the line before the machine starts, and a slow line takes its time.
+                match self.splice(lab, &["desktop", "start", pool, "--name", name], START) {
+                    Ok(_) => Ok(Some(())),
+                    Err(error) => {
+                        refusal = format!("{error:#}");
+                        lab.processes.check()?;
+                        Ok(None)
+                    }
+                }
+            });
+        started.map_err(|error| error.context(refusal))
     }
 
     /// A desktop as the branch sees it.

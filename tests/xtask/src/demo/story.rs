@@ -221,13 +221,7 @@ impl<'a> Story<'a> {
         })?;
         self.lab.wan.restore(BRANCH_A.name)?;
         self.step("reconnect", Kind::Between, |story, _| {
-            let Self { lab, branches, .. } = story;
-            Limit::new("branch A is connected again", NEWS)
-                .with_log(&branches[0].log)
-                .wait(|| {
-                    lab.processes.check()?;
-                    Ok(branches[0].status(lab)?.link.connected.then_some(()))
-                })
+            story.branches[0].connected(&mut story.lab)
         })
     }
 
@@ -299,7 +293,7 @@ impl<'a> Story<'a> {
         let branch = &branches[branch];
         let before = branch.status(lab)?.counters;
         let ordered = Instant::now();
-        branch.start_desktop(lab, POOL, name)?;
+        branch.start_desktop(lab, POOL, name, NEWS)?;
         let machine_seconds = ordered.elapsed().as_secs_f64();
         let desktop = branch.desktop(lab, name)?;
         if desktop.version_number != number {
@@ -364,6 +358,7 @@ impl<'a> Story<'a> {
         step.seconds = self.lab.now() - step.begun_seconds;
         let used = self.lab.wan.wire()?.since(wire);
         (step.wire_bytes, step.down_bytes, step.up_bytes) = (used.total(), used.down, used.up);
+        step.refused_bytes = used.refused();
         step.limit_seconds = used.limit_seconds(&self.profile);
         if let Err(error) = &outcome {
             step.ok = false;
@@ -375,7 +370,7 @@ impl<'a> Story<'a> {
         }
         let verdict = if step.ok { "ok" } else { "FAILED" };
         self.progress(&format!(
-            "{name}: {verdict}, {:.1} s, {} on the line (which needs {:.1} s for them)",
+            "{name}: {verdict}, {:.1} s, {} sent (the line needs {:.1} s for what it carried of them)",
             step.seconds,
             mb(step.wire_bytes),
             step.limit_seconds
@@ -440,7 +435,7 @@ impl<'a> Story<'a> {
             let socket = self.lab.work.join(branch.site.name).join("branch.sock");
             println!("  # at {} ({})", branch.site.name, branch.site.address);
             println!(
-                "  {} {splice} --branch-socket {} desktop list",
+                "  {} {splice} desktop list --branch-socket {}",
                 inside(branch.site.namespace),
                 socket.display()
             );

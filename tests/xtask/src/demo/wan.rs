@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use sim_wan::Profile;
 use sim_wan::control::Client;
+use sim_wan::model::DirectionStats;
 
 use crate::report::{LinkSample, LinkTrace};
 
@@ -24,6 +25,10 @@ pub(crate) struct Wire {
     pub(crate) down: u64,
     /// Branches → datacenter.
     pub(crate) up: u64,
+    /// Of `down`, what no line carried: its queue was full, or it was cut.
+    pub(crate) refused_down: u64,
+    /// The same of `up`.
+    pub(crate) refused_up: u64,
 }
 
 impl Wire {
@@ -37,14 +42,22 @@ impl Wire {
         Self {
             down: self.down - earlier.down,
             up: self.up - earlier.up,
+            refused_down: self.refused_down - earlier.refused_down,
+            refused_up: self.refused_up - earlier.refused_up,
         }
     }
 
-    /// The physical limit: no sender can move these bytes over one link of this profile in less time.
+    /// What no line carried.
+    pub(crate) fn refused(self) -> u64 {
+        self.refused_down + self.refused_up
+    }
+
+    /// The physical limit: one link of this profile cannot carry what it did carry in less time.
     pub(crate) fn limit_seconds(self, profile: &Profile) -> f64 {
         let seconds =
             |bytes: u64, bits_per_second: u64| bytes as f64 * 8.0 / bits_per_second as f64;
-        seconds(self.down, profile.down.rate_bps).max(seconds(self.up, profile.up.rate_bps))
+        seconds(self.down - self.refused_down, profile.down.rate_bps)
+            .max(seconds(self.up - self.refused_up, profile.up.rate_bps))
             + profile.rtt().as_secs_f64()
     }
 }
@@ -90,6 +103,8 @@ impl Wan {
         for link in self.client.list().context("reading the link's counters")? {
             wire.down += link.down.offered_bytes;
             wire.up += link.up.offered_bytes;
+            wire.refused_down += refused(&link.down);
+            wire.refused_up += refused(&link.up);
         }
         Ok(wire)
     }
@@ -130,6 +145,11 @@ impl Drop for Wan {
             let _ = sampler.join();
         }
     }
+}
+
+/// Bytes that never got onto the line. What is lost after the rate limiter used the line all the same.
+fn refused(way: &DirectionStats) -> u64 {
+    way.dropped_queue.bytes + way.dropped_outage.bytes
 }
 
 /// Reads all counters at a steady beat. Ends when told to, or with the emulator.
@@ -174,23 +194,51 @@ mod tests {
     fn the_limit_is_the_slower_direction_and_a_round_trip() {
         // 50 Mbit/s down, 10 up, 30 ms.
         let dsl = Profile::named("dsl").unwrap();
-        let down = Wire {
+        let second_down = Wire {
             down: 50_000_000 / 8,
             up: 1000,
-        }
-        .limit_seconds(&dsl);
-        assert!((down - 1.03).abs() < 1e-9, "{down}");
-        let up = Wire {
+            ..Wire::default()
+        };
+        assert!((second_down.limit_seconds(&dsl) - 1.03).abs() < 1e-9);
+        let second_up = Wire {
             down: 1000,
-            up: 10_000_000 / 8 * 2,
-        }
-        .limit_seconds(&dsl);
-        assert!((up - 2.03).abs() < 1e-9, "{up}");
+            up: 10_000_000 / 8,
+            ..Wire::default()
+        };
+        assert!((second_up.limit_seconds(&dsl) - 1.03).abs() < 1e-9);
+        // What a full queue refused was sent, but took none of the line's time.
+        let crowded = Wire {
+            down: 3 * 50_000_000 / 8,
+            refused_down: 2 * 50_000_000 / 8,
+            ..Wire::default()
+        };
+        assert!((crowded.limit_seconds(&dsl) - 1.03).abs() < 1e-9);
     }
 
     #[test]
     fn a_step_costs_what_was_added_in_both_directions() {
-        let cost = Wire { down: 10, up: 7 }.since(Wire { down: 4, up: 2 });
-        assert_eq!((cost, cost.total()), (Wire { down: 6, up: 5 }, 11));
+        let earlier = Wire {
+            down: 4,
+            up: 2,
+            refused_down: 1,
+            refused_up: 0,
+        };
+        let cost = Wire {
+            down: 10,
+            up: 7,
+            refused_down: 3,
+            refused_up: 1,
+        }
+        .since(earlier);
+        assert_eq!(
+            cost,
+            Wire {
+                down: 6,
+                up: 5,
+                refused_down: 2,
+                refused_up: 1
+            }
+        );
+        assert_eq!((cost.total(), cost.refused()), (11, 3));
     }
 }

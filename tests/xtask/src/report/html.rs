@@ -98,7 +98,8 @@ of a branch server; bytes do.</p>
 <div class="facts">{facts}</div>
 {error}
 <h2>Steps</h2>
-<p>“Limit” is the least time in which the line can carry the bytes. “Demand” chunks were waited for by a guest; “prefetch”
+<p>“Wire” is what the senders put on the line; “refused” is the part of it that met a full queue or a cut line and was sent
+again. “Limit” is the least time in which the line can carry the rest. “Demand” chunks were waited for by a guest; “prefetch”
 chunks came before they were asked for.</p>
 <div class="scroll">{table}</div>
 <h2>Traffic</h2>
@@ -121,7 +122,7 @@ chunks came before they were asked for.</p>
 
 fn table(steps: &[&Step]) -> String {
     let head = [
-        "", "step", "", "seconds", "limit", "wire", "demand", "prefetch", "login",
+        "", "step", "", "seconds", "limit", "wire", "refused", "demand", "prefetch", "login",
     ];
     let mut rows: String = head.iter().map(|name| format!("<th>{name}</th>")).collect();
     for (number, step) in (1..).zip(steps) {
@@ -131,7 +132,7 @@ fn table(steps: &[&Step]) -> String {
             ("bad", "failed")
         };
         rows += &format!(
-            r#"</tr><tr{noted}><td>{number}</td><td>{name}</td><td class="{class}">{verdict}</td><td>{:.1}</td><td>{:.1}</td><td>{wire}</td><td>{}</td><td>{}</td><td>{login}</td>"#,
+            r#"</tr><tr{noted}><td>{number}</td><td>{name}</td><td class="{class}">{verdict}</td><td>{:.1}</td><td>{:.1}</td><td>{wire}</td><td>{refused}</td><td>{}</td><td>{}</td><td>{login}</td>"#,
             step.seconds,
             step.limit_seconds,
             step.demand_chunks,
@@ -143,11 +144,12 @@ fn table(steps: &[&Step]) -> String {
             },
             name = escape(&step.name),
             wire = mb(step.wire_bytes),
+            refused = mb(step.refused_bytes),
             login = if step.login_seen { "seen" } else { "" },
         );
         if !step.note.is_empty() {
             rows += &format!(
-                r#"</tr><tr><td></td><td class="note" colspan="8">{}</td>"#,
+                r#"</tr><tr><td></td><td class="note" colspan="9">{}</td>"#,
                 escape(&step.note)
             );
         }

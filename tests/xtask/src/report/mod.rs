@@ -33,7 +33,7 @@ pub(crate) struct Step {
     pub(crate) seconds: f64,
     /// Bytes that both senders put on the emulated links meanwhile, both directions.
     pub(crate) wire_bytes: u64,
-    /// The least time in which the link can carry them: bytes over rate, and a round trip.
+    /// The least time in which the link can carry what it carried of them: bytes over rate, and a round trip.
     pub(crate) limit_seconds: f64,
     /// Chunks that a guest waited for.
     pub(crate) demand_chunks: u64,
@@ -47,6 +47,8 @@ pub(crate) struct Step {
     pub(crate) down_bytes: u64,
     /// Branches → datacenter, of `wire_bytes`.
     pub(crate) up_bytes: u64,
+    /// Of `wire_bytes`, what no line carried, because its queue was full or it was cut: senders sent it again.
+    pub(crate) refused_bytes: u64,
     /// What there is to say about it.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(crate) note: String,

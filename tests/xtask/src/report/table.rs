@@ -44,8 +44,8 @@ pub(super) fn render(report: &Report) -> String {
     put(
         &mut text,
         format_args!(
-            "{:15} {:6} {:>9} {:>9} {:>11} {:>8} {:>10}  login",
-            "step", "", "seconds", "limit", "wire", "demand", "prefetch"
+            "{:15} {:6} {:>9} {:>9} {:>11} {:>11} {:>8} {:>10}  login",
+            "step", "", "seconds", "limit", "wire", "refused", "demand", "prefetch"
         ),
     );
     for step in in_order(report) {
@@ -53,12 +53,13 @@ pub(super) fn render(report: &Report) -> String {
         put(
             &mut text,
             format_args!(
-                "{:15} {:6} {:9.1} {:9.1} {:>11} {:8} {:10}  {login}",
+                "{:15} {:6} {:9.1} {:9.1} {:>11} {:>11} {:8} {:10}  {login}",
                 step.name,
                 if step.ok { "ok" } else { "FAILED" },
                 step.seconds,
                 step.limit_seconds,
                 mb(step.wire_bytes),
+                mb(step.refused_bytes),
                 step.demand_chunks,
                 step.prefetch_chunks
             ),
@@ -87,7 +88,13 @@ pub(super) fn render(report: &Report) -> String {
         );
     }
     if let Some(error) = &report.error {
-        put(&mut text, format_args!("\nended early: {error}"));
+        put(
+            &mut text,
+            format_args!(
+                "\nended early: {}",
+                error.lines().next().unwrap_or_default()
+            ),
+        );
     }
     text
 }
@@ -116,7 +123,7 @@ mod tests {
         let text = render(&report);
         assert!(
             text.contains(
-                "boot-v1         ok          27.5       5.0     31.4 MB        0          0  seen"
+                "boot-v1         ok          27.5       5.0     31.4 MB     0.00 MB        0          0  seen"
             ),
             "{text}"
         );
