@@ -254,8 +254,8 @@ impl Config {
         let link = socket("link", link, defaults.link)?;
         let address = address.unwrap_or_else(|| format!("{}:{}", host_name(), link.port()));
         check_address(&address).map_err(bad("address"))?;
-        if publish.workers > 256 {
-            return Err(bad("publish.workers")("at most 256".into()));
+        if publish.workers > 64 {
+            return Err(bad("publish.workers")("at most 64".into()));
         }
         let window_bytes = transport
             .window

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use dedup::RealmId;
 use dedup_store::disk::{Disk, HostDisk};
 use dedup_store::kv::Kv;
 use dedup_store::kv::{RocksKv, RocksOptions};
@@ -80,8 +81,8 @@ pub fn init(data: &Path, options: &InitOptions) -> anyhow::Result<Vec<String>> {
         _ => {}
     }
     let token = http::new_api_token();
-    let catalog = open_catalog(&dir, &realm)?;
-    http::add_api_token(&catalog, "init", &token, now)?;
+    let catalog = open_catalog(&dir, realm.id)?;
+    http::replace_api_tokens(&catalog, "init", &token, now)?;
     drop(catalog);
 
     write(&dir.config(), 0o644, &config_text)?;
@@ -148,7 +149,7 @@ pub fn open(data: &Path, options: &RunOptions) -> anyhow::Result<(Arc<Datacenter
         .or(config.passphrase_file.clone())
         .unwrap_or(dir.passphrase());
     let realm = Realm::open(&dir, &passphrase_file)?;
-    let catalog = open_catalog(&dir, &realm)?;
+    let catalog = open_catalog(&dir, realm.id)?;
     let store = open_store(&dir, &realm)?;
     let clock = Arc::new(SystemClock);
     let datacenter = Datacenter::new(realm, catalog, Arc::new(store), clock, config, dir)?;
@@ -266,6 +267,23 @@ pub fn endorse(data: &Path, root_key: Option<&Path>, days: u64) -> anyhow::Resul
     ))
 }
 
+/// Replaces all API tokens by a new one and writes it to the CLI's configuration; answers a line for the operator. The daemon must
+/// not be running.
+pub fn reset_token(data: &Path) -> anyhow::Result<String> {
+    let dir = absolute(data)?;
+    let config = Config::load(&dir.config())?.config;
+    let realm = realm::read_id(&dir)?;
+    let _lock = DataLock::take(&dir)?;
+    let token = http::new_api_token();
+    let catalog = open_catalog(&dir, realm)?;
+    http::replace_api_tokens(&catalog, "reset", &token, SystemClock.unix_s())?;
+    write(&dir.cli(), 0o600, &cli_text(&dir, config.api, &token))?;
+    Ok(format!(
+        "all former API tokens are refused from now on; the new one is in {}",
+        dir.cli().display()
+    ))
+}
+
 fn tuning(config: &Config) -> anyhow::Result<LinkTuning> {
     let mut tuning = LinkTuning::default();
     if let Some(name) = &config.congestion {
@@ -295,9 +313,9 @@ fn issue(datacenter: &Datacenter, config: &Config) -> anyhow::Result<CertAndKey>
         .with_context(|| format!("the datacenter's certificate for {}", names.join(", ")))
 }
 
-fn open_catalog(dir: &DataDir, realm: &Realm) -> anyhow::Result<Catalog> {
+fn open_catalog(dir: &DataDir, realm: RealmId) -> anyhow::Result<Catalog> {
     let kv = RocksKv::open(dir.catalog(), &RocksOptions::default())?;
-    Ok(Catalog::open(Arc::new(kv), realm.id)?)
+    Ok(Catalog::open(Arc::new(kv), realm)?)
 }
 
 fn open_store(dir: &DataDir, realm: &Realm) -> anyhow::Result<ChunkStore> {

@@ -79,6 +79,12 @@ enum Command {
         #[arg(long, default_value_t = 365)]
         days: u64,
     },
+    /// Replace all API tokens by a new one, in cli.toml. The daemon must not be running.
+    ResetToken {
+        /// The data folder.
+        #[arg(long, value_name = "DIR")]
+        data: PathBuf,
+    },
     /// Print the management API's OpenAPI document.
     Openapi,
 }
@@ -143,6 +149,10 @@ fn execute(command: Command) -> anyhow::Result<()> {
             days,
         } => {
             println!("{}", daemon::endorse(&data, root_key.as_deref(), days)?);
+            Ok(())
+        }
+        Command::ResetToken { data } => {
+            println!("{}", daemon::reset_token(&data)?);
             Ok(())
         }
         Command::Openapi => {

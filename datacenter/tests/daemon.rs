@@ -376,3 +376,66 @@ fn a_lost_index_is_rebuilt_at_the_next_start() {
     assert!(matches!(done.result, Some(OperationResult::Verify(v)) if v.damaged_count == 0));
     assert!(token(&data).starts_with("splice-api-1."));
 }
+
+#[test]
+fn files_outside_the_import_folders_are_refused_links_included() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, allowed) = (dir.path().join("data"), dir.path().join("allowed"));
+    init(&data);
+    std::fs::create_dir(&allowed).unwrap();
+    let config = data.join("datacenter.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let dirs = format!("import_dirs = [{:?}]\n", allowed.to_str().unwrap());
+    std::fs::write(&config, dirs + &text).unwrap();
+    let (inside, outside, link) = (
+        allowed.join("a.raw"),
+        dir.path().join("b.raw"),
+        allowed.join("c.raw"),
+    );
+    sparse_disk(&inside, 1 << 20, &[(0, 4096)], 1);
+    sparse_disk(&outside, 1 << 20, &[(0, 4096)], 2);
+    std::os::unix::fs::symlink(&outside, &link).unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let running = Daemon::start(&data);
+    let client = running.client();
+    let image = CreateImage {
+        name: "deb".into(),
+        chunk_avg_bytes: None,
+    };
+    runtime.block_on(client.create_image(&image)).unwrap();
+    let dotted = allowed.join("../b.raw");
+    for path in [&outside, &link, &dotted] {
+        let refused = runtime
+            .block_on(client.publish("deb", &publish_request(path)))
+            .unwrap_err();
+        assert!(refused.to_string().contains("import_dirs"), "{refused}");
+    }
+    runtime
+        .block_on(client.publish("deb", &publish_request(&inside)))
+        .unwrap();
+}
+
+#[test]
+fn a_reset_token_ends_the_former_one() {
+    let dir = tempfile::tempdir().unwrap();
+    init(dir.path());
+    let data = dir.path().to_str().unwrap();
+    let old = token(dir.path());
+    let running = Daemon::start(dir.path());
+    let refused = daemon(&["reset-token", "--data", data]);
+    assert!(
+        stderr(&refused).contains("in use by another"),
+        "{}",
+        stderr(&refused)
+    );
+    running.stop();
+    let done = daemon(&["reset-token", "--data", data]);
+    assert!(done.status.success(), "{}", stderr(&done));
+    assert_ne!(token(dir.path()), old);
+    let running = Daemon::start(dir.path());
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(running.client().status()).unwrap();
+    runtime
+        .block_on(running.client_with(&old).status())
+        .unwrap_err();
+}

@@ -40,21 +40,26 @@ fn rebuild(bench: &Bench, id: &str) -> Vec<u8> {
     let record = signed
         .open(&bench.dc.anchor(), &bench.dc.endorsements(), trust)
         .unwrap();
-    let manifest = Manifest::load(&Nodes(bench), record.disk.root).unwrap();
-    let mut disk = Vec::new();
+    rebuild_tree(bench, &record.disk.root.to_string())
+}
+
+/// A tree's bytes, put together from the store.
+fn rebuild_tree(bench: &Bench, root: &str) -> Vec<u8> {
+    let manifest = Manifest::load(&Nodes(bench), root.parse().unwrap()).unwrap();
+    let mut bytes = Vec::new();
     for index in 0..manifest.leaves.len() {
         for extent in manifest.leaf(&Nodes(bench), index).unwrap().extents {
             match extent.source {
-                ExtentSource::Zero => disk.resize(disk.len() + extent.len as usize, 0),
+                ExtentSource::Zero => bytes.resize(bytes.len() + extent.len as usize, 0),
                 ExtentSource::Chunk { id, offset, .. } => {
                     let chunk = bench.dc.store().chunk(id).unwrap();
                     let start = offset as usize;
-                    disk.extend_from_slice(&chunk.bytes()[start..start + extent.len as usize]);
+                    bytes.extend_from_slice(&chunk.bytes()[start..start + extent.len as usize]);
                 }
             }
         }
     }
-    disk
+    bytes
 }
 
 #[test]
@@ -365,4 +370,98 @@ fn chunk_sizes_are_the_images_and_bad_ones_are_refused() {
         fine.new_chunks > 8 * coarse.new_chunks,
         "{fine:?} {coarse:?}"
     );
+}
+
+/// A Linux system as far as publish looks at it.
+fn linux_disk(bench: &Bench, initrd: Option<&[u8]>) -> std::path::PathBuf {
+    let tree = bench.path("tree");
+    std::fs::remove_dir_all(&tree).ok();
+    let write = |name: &str, bytes: &[u8]| {
+        let path = tree.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, bytes).unwrap();
+    };
+    write(
+        "etc/os-release",
+        b"PRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\nID=debian\n",
+    );
+    write(
+        "etc/fstab",
+        b"UUID=6f2b0a5e-3a54-4d3b-9a6e-0d7b3a1c9f01 / ext4 defaults 0 1\n",
+    );
+    write("sbin/init", b"#!/bin/sh\n");
+    write("boot/vmlinuz-6.1.0-1", &kernel());
+    if let Some(initrd) = initrd {
+        write("boot/initrd.img-6.1.0-1", initrd);
+    }
+    let disk = bench.path("linux.raw");
+    std::fs::remove_file(&disk).ok();
+    let made = std::process::Command::new("mke2fs")
+        .args([
+            "-q",
+            "-t",
+            "ext4",
+            "-U",
+            "6f2b0a5e-3a54-4d3b-9a6e-0d7b3a1c9f01",
+            "-d",
+        ])
+        .args([&tree, &disk])
+        .arg("48M")
+        .status()
+        .unwrap();
+    assert!(made.success());
+    disk
+}
+
+/// A kernel as far as its header goes.
+fn kernel() -> Vec<u8> {
+    let mut kernel: Vec<u8> = (0..300_001u32)
+        .map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8)
+        .collect();
+    kernel[0x202..0x206].copy_from_slice(b"HdrS");
+    kernel[0x20e..0x210].copy_from_slice(&0x1000u16.to_le_bytes());
+    let text = b"6.1.0-1 (builder@host) #1 SMP\0";
+    kernel[0x1200..0x1200 + text.len()].copy_from_slice(text);
+    kernel
+}
+
+#[test]
+fn kernel_and_initial_ram_disk_become_trees_of_their_own() {
+    let bench = Bench::new();
+    bench.dc.create_image("deb", None).unwrap();
+    // Not a whole number of sectors, and long enough for several leaves.
+    let initrd: Vec<u8> = (0..9_000_003u32)
+        .map(|i| (i.wrapping_mul(2_246_822_519) >> 23) as u8)
+        .collect();
+    let disk = linux_disk(&bench, Some(&initrd));
+    let published = bench.publish("deb", &disk).unwrap();
+    assert_eq!(
+        published.kernel_path.as_deref(),
+        Some("/boot/vmlinuz-6.1.0-1")
+    );
+    assert_eq!(
+        published.os.as_deref(),
+        Some("Debian GNU/Linux 12 (bookworm)")
+    );
+    let boot = bench.dc.version_named("deb").unwrap().boot.unwrap();
+    assert_eq!(boot.kernel.size_bytes, 300_001);
+    assert!(rebuild_tree(&bench, &boot.kernel.root) == kernel());
+    let tree = boot.initrd.unwrap();
+    assert_eq!(tree.size_bytes, initrd.len() as u64);
+    assert!(rebuild_tree(&bench, &tree.root) == initrd);
+    assert!(
+        boot.root_argument.starts_with("root=UUID=6f2b0a5e"),
+        "{}",
+        boot.root_argument
+    );
+    assert_eq!(
+        published.verified_bytes,
+        (48 << 20) + 300_001 + initrd.len() as u64
+    );
+
+    let disk = linux_disk(&bench, None);
+    bench.publish("deb", &disk).unwrap();
+    let boot = bench.dc.version_named("deb").unwrap().boot.unwrap();
+    assert_eq!(boot.initrd, None);
+    assert!(rebuild_tree(&bench, &boot.kernel.root) == kernel());
 }

@@ -22,8 +22,8 @@ pub fn new_api_token() -> String {
     format!("{PREFIX}{}", hex::encode(random::<32>()))
 }
 
-/// Lets the bearer of `token` in from now on; only its hash is kept.
-pub fn add_api_token(
+/// Lets the bearer of `token` in from now on, and nobody else; only its hash is kept.
+pub fn replace_api_tokens(
     catalog: &Catalog,
     name: &str,
     token: &str,
@@ -34,6 +34,9 @@ pub fn add_api_token(
         created_unix_s: now_unix_s,
     };
     catalog.transact(|tx| {
+        for (key, _) in tx.list::<ApiTokenRow>(&[], None, usize::MAX / 2)? {
+            tx.delete::<ApiTokenRow>(&key);
+        }
         tx.put(&SecretHash::of(token.as_bytes()), &row);
         Ok(())
     })

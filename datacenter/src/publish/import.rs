@@ -30,9 +30,13 @@ const BATCH_BYTES: usize = 2 << 20;
 const BATCH_PIECES: usize = 4096;
 /// Batches that wait for a worker.
 const QUEUE_BATCHES: usize = 32;
-/// Most disk bytes in memory, in the queue and with up to 64 workers: a publish must not starve the machine's page cache.
+/// Most workers; the store takes one writer's bytes at a time, so more would only hold memory.
+pub(super) const WORKERS_MAX: usize = 64;
+/// Most disk bytes in memory, about 220 MiB: a publish must not starve the machine's page cache. One batch is with the reader, one
+/// with each worker.
 pub const IN_FLIGHT_BYTES_MAX: usize =
-    (QUEUE_BATCHES + 64 + 2) * (BATCH_BYTES + dedup::CHUNK_BYTES_MAX);
+    (QUEUE_BATCHES + WORKERS_MAX + 1) * (BATCH_BYTES + dedup::CHUNK_BYTES_MAX);
+const _: () = assert!(IN_FLIGHT_BYTES_MAX <= 256 << 20);
 
 /// A disk or file that is in the store now, though not committed.
 #[derive(Debug, Clone, PartialEq, Eq)]

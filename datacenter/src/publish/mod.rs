@@ -25,7 +25,7 @@ use crate::catalog::rows::{ImageRow, NumberKey, VersionNumberRow, VersionRow, Ve
 use crate::datacenter::Datacenter;
 use crate::operations::Meter;
 use crate::problem::{ManageError, catalog_problem, describe, problem, store_problem};
-use import::{Imported, MemoryFile};
+use import::MemoryFile;
 
 /// Why nothing was published.
 #[derive(Debug, thiserror::Error)]
@@ -375,12 +375,9 @@ fn make_visible(
 
 /// Threads that hash, compress and compare.
 pub(crate) fn worker_count(datacenter: &Datacenter) -> usize {
-    match datacenter.config().publish_workers {
+    let count = match datacenter.config().publish_workers {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         count => count,
-    }
+    };
+    count.min(import::WORKERS_MAX)
 }
-
-pub use import::Imported as ImportedTree;
-
-const _: fn(&Imported) -> TreeRef = |imported| imported.tree;

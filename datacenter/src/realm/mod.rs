@@ -287,6 +287,11 @@ pub fn refuse_existing(dir: &DataDir) -> Result<(), RealmError> {
     }
 }
 
+/// Whose data folder it is.
+pub fn read_id(dir: &DataDir) -> Result<RealmId, RealmError> {
+    Ok(read_realm_file(dir)?.1)
+}
+
 /// The endorsements now in `realm.json`, for a daemon that runs while they are renewed.
 pub fn read_endorsements(dir: &DataDir) -> Result<Vec<Endorsement>, RealmError> {
     Ok(read_realm_file(dir)?.3)
