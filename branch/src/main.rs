@@ -67,8 +67,8 @@ struct Run {
     /// How much of the disk the cache may use, as 512MiB or 200GiB.
     #[arg(long, default_value = "20GiB", value_parser = parse_size)]
     cache_size: u64,
-    /// Congestion control of the link: bbr, cubic or new-reno.
-    #[arg(long, default_value_t = Congestion::Bbr)]
+    /// Congestion control of the link: delivery, bbr, cubic or newreno.
+    #[arg(long, default_value_t = Congestion::default())]
     congestion: Congestion,
     /// The datacenter's link address (host:port), if not the one this branch joined at.
     #[arg(long)]

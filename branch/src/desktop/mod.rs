@@ -301,6 +301,7 @@ impl Desktops {
             source,
         })?;
         let (version, record) = self.version_of(&desktop)?;
+        self.fetcher.boot_begins();
         let boot = self.boot_files(version, &record)?;
         self.versions.catalog().put_desktop(&desktop)?;
         self.open_volume(&desktop)?;

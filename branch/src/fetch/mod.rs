@@ -194,6 +194,12 @@ impl Fetcher {
         result
     }
 
+    /// A desktop is being started: it has the link to itself until it has settled.
+    pub fn boot_begins(&self) {
+        let now_ms = self.now_ms();
+        self.state().queue.boot_begins(now_ms);
+    }
+
     /// Makes a tree whole in the background.
     pub fn fill(&self, tree: TreeHandle) {
         self.state().queue.fill(tree);

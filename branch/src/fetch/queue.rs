@@ -45,10 +45,15 @@ const BOOT_FLIGHTS_MAX: usize = 16;
 const FILL_FLIGHT_BYTES_MIN: u64 = 2 << 20;
 const FILL_FLIGHT_BYTES_MAX: u64 = 48 << 20;
 
-/// Fill pauses for this long after a guest last waited for a chunk, so that a booting desktop has the link to itself …
+/// Fill pauses for this long after a guest last waited for a chunk …
 const FILL_YIELD_MS: u64 = 2_000;
-/// … but one request goes out this often all the same, so that a busy branch is filled in the end.
-const FILL_RESERVED_EVERY_MS: u64 = 2_000;
+/// … and for this long while a desktop boots: a boot reads in bursts with seconds of computing between them, and has the link to
+/// itself until it has settled …
+const FILL_YIELD_BOOT_MS: u64 = 15_000;
+/// … but at most for so long after it was started, …
+const BOOT_MS_MAX: u64 = 300_000;
+/// … and one request goes out this often all the same, so that a busy branch is filled in the end.
+const FILL_RESERVED_EVERY_MS: u64 = 5_000;
 
 /// Most wants queued for read-ahead; older ones are forgotten first, they are guesses.
 const BOOT_QUEUE_MAX: usize = 16_384;
@@ -102,8 +107,21 @@ pub struct Request {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Flight {
     Queued(Urgency),
-    /// In the request of this number.
-    Flying(u64),
+    Flying {
+        /// Number of the request.
+        request: u64,
+        /// Whether a guest asked for it since: after a cut it is asked for again as demand.
+        demanded: bool,
+    },
+}
+
+impl Flight {
+    fn flying(request: u64) -> Self {
+        Self::Flying {
+            request,
+            demanded: false,
+        }
+    }
 }
 
 /// The queue.
@@ -118,6 +136,8 @@ pub struct Queue {
     next_number: u64,
     next_fill: u64,
     last_demand_ms: Option<u64>,
+    /// Until when a desktop counts as booting, if guests go on waiting for chunks.
+    boot_until_ms: u64,
     last_fill_ms: u64,
 }
 
@@ -135,11 +155,34 @@ impl Queue {
         Self::default()
     }
 
+    /// A desktop is being started.
+    pub fn boot_begins(&mut self, now_ms: u64) {
+        self.last_demand_ms = Some(now_ms);
+        self.boot_until_ms = now_ms + BOOT_MS_MAX;
+    }
+
+    /// Until when fill yields, if no guest waits again.
+    fn yield_until_ms(&self) -> u64 {
+        let Some(last) = self.last_demand_ms else {
+            return 0;
+        };
+        let settled = last + FILL_YIELD_BOOT_MS;
+        if settled <= self.boot_until_ms {
+            settled
+        } else {
+            last + FILL_YIELD_MS
+        }
+    }
+
     /// A guest waits for this chunk. Returns whether this call queued it (false: already on its way as demand).
     pub fn demand(&mut self, want: Want, now_ms: u64) -> bool {
         self.last_demand_ms = Some(now_ms);
-        match self.flights.get(&want.place().id) {
-            Some(Flight::Flying(_) | Flight::Queued(Urgency::Demand)) => false,
+        match self.flights.get_mut(&want.place().id) {
+            Some(Flight::Flying { demanded, .. }) => {
+                *demanded = true;
+                false
+            }
+            Some(Flight::Queued(Urgency::Demand)) => false,
             // The entry in the boot queue stays behind and is passed over when it comes up.
             Some(Flight::Queued(_)) | None => {
                 self.flights
@@ -213,7 +256,7 @@ impl Queue {
 
     /// When to ask again though nothing happens, in milliseconds from now. `None`: only an event can make a difference.
     pub fn idle_ms(&self, now_ms: u64) -> Option<u64> {
-        let yield_end = self.last_demand_ms? + FILL_YIELD_MS;
+        let yield_end = self.yield_until_ms();
         if self.fills.is_empty() || now_ms >= yield_end {
             return None;
         }
@@ -228,10 +271,7 @@ impl Queue {
     }
 
     fn fill_allowed(&self, now_ms: u64, flight_bytes: u64) -> bool {
-        let yielding = self
-            .last_demand_ms
-            .is_some_and(|at| now_ms < at + FILL_YIELD_MS);
-        if yielding {
+        if now_ms < self.yield_until_ms() {
             return self.flying[slot(Urgency::Fill)] == 0
                 && now_ms >= self.last_fill_ms + FILL_RESERVED_EVERY_MS;
         }
@@ -270,7 +310,7 @@ impl Queue {
             }
             bytes += u64::from(want.place().len);
             // A chunk that is queued twice must not be asked for twice in one request.
-            self.flights.insert(id, Flight::Flying(number));
+            self.flights.insert(id, Flight::flying(number));
             taken.extend(queue.pop_front());
         }
         taken
@@ -342,30 +382,43 @@ impl Queue {
         self.flights.remove(id);
     }
 
-    /// A request ended; those of its chunks that did not arrive go back to the front of their queue, or to the fill that asked.
+    /// A request ended. Those of its chunks that did not arrive go back to the front of their queue, to the queue of demands if a
+    /// guest asked for them meanwhile, or to the fill that asked.
     pub fn ended(&mut self, request: Request) {
         self.flying[slot(request.urgency)] -= 1;
-        let mut lost = request.wants;
-        lost.retain(|want| self.flights.get(&want.place().id) == Some(&Flight::Flying(request.number)));
-        let (queue, urgency) = match request.urgency {
-            Urgency::Demand => (&mut self.demand, Urgency::Demand),
-            Urgency::Boot => (&mut self.boot, Urgency::Boot),
-            Urgency::Fill => {
-                self.fill_bytes_flying -= request_bytes(&request.expected);
-                for want in &lost {
-                    self.flights.remove(&want.place().id);
-                }
-                // A fill that was stopped meanwhile stays stopped.
-                let asked = self.fills.iter_mut().find(|f| Some(f.number) == request.fill);
-                if let Some(fill) = asked {
-                    fill.ended(lost.iter().map(|want| want.index));
-                }
-                return;
+        if request.urgency == Urgency::Fill {
+            self.fill_bytes_flying -= request_bytes(&request.expected);
+        }
+        let mut lost_fill = Vec::new();
+        for want in request.wants.into_iter().rev() {
+            let id = want.place().id;
+            let demanded = match self.flights.get(&id) {
+                Some(Flight::Flying {
+                    request: r,
+                    demanded,
+                }) if *r == request.number => *demanded,
+                _ => continue,
+            };
+            if request.urgency == Urgency::Fill {
+                lost_fill.push(want.index);
             }
-        };
-        for want in lost.into_iter().rev() {
-            self.flights.insert(want.place().id, Flight::Queued(urgency));
-            queue.push_front(want);
+            if demanded || request.urgency == Urgency::Demand {
+                self.flights.insert(id, Flight::Queued(Urgency::Demand));
+                self.demand.push_front(want);
+            } else if request.urgency == Urgency::Boot {
+                self.flights.insert(id, Flight::Queued(Urgency::Boot));
+                self.boot.push_front(want);
+            } else {
+                self.flights.remove(&id);
+            }
+        }
+        // A fill that was stopped meanwhile stays stopped.
+        let asked = self
+            .fills
+            .iter_mut()
+            .find(|f| Some(f.number) == request.fill);
+        if let Some(fill) = asked {
+            fill.ended(&lost_fill);
         }
     }
 

@@ -53,7 +53,7 @@ impl Fill {
         let mut take = |flights: &mut HashMap<ChunkId, Flight>, index: usize| {
             let place = &chunks[index];
             bytes += u64::from(place.len);
-            flights.insert(place.id, Flight::Flying(request));
+            flights.insert(place.id, Flight::flying(request));
             taken.push(Want {
                 tree: tree.clone(),
                 index,
@@ -87,9 +87,9 @@ impl Fill {
     }
 
     /// One of its requests ended without these chunks.
-    pub(super) fn ended(&mut self, lost: impl Iterator<Item = usize>) {
+    pub(super) fn ended(&mut self, lost: &[usize]) {
         self.flying -= 1;
-        self.left.extend(lost);
+        self.left.extend_from_slice(lost);
     }
 
     /// Whether there is nothing left to do.

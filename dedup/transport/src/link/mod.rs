@@ -7,6 +7,7 @@
 
 mod client;
 mod connection;
+mod delivery;
 mod error;
 mod frame;
 mod gate;

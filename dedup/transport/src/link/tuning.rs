@@ -14,6 +14,7 @@ use quinn::congestion::{BbrConfig, ControllerFactory, CubicConfig, NewRenoConfig
 use quinn::{MtuDiscoveryConfig, TransportConfig, VarInt};
 
 use super::LinkError;
+use super::delivery::DeliveryConfig;
 
 /// Smallest window accepted, in bytes: below, not even a frame of ordinary size fits.
 const WINDOW_BYTES_MIN: u64 = 1 << 20;
@@ -48,8 +49,11 @@ const MTU_PROBED_MAX: u16 = 1452;
 /// Which congestion control the sending end runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Congestion {
-    /// Models bandwidth and round trip; a lost packet alone does not halve the rate. For WANs with random loss.
+    /// Ours: keeps in flight what the path was measured to deliver in a round trip. For WANs with random loss; see
+    /// [`super::delivery`].
     #[default]
+    Delivery,
+    /// quinn's BBR. As fast under random loss, but it sends up to twice the payload.
     Bbr,
     /// RFC 9438. Fair beside TCP, slow to recover from loss on long paths.
     Cubic,
@@ -59,7 +63,7 @@ pub enum Congestion {
 
 /// A name that is not a congestion control.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is not a congestion control: use bbr, cubic or newreno")]
+#[error("{text:?} is not a congestion control: use delivery, bbr, cubic or newreno")]
 pub struct ParseCongestionError {
     text: String,
 }
@@ -69,6 +73,7 @@ impl FromStr for Congestion {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text {
+            "delivery" => Ok(Self::Delivery),
             "bbr" => Ok(Self::Bbr),
             "cubic" => Ok(Self::Cubic),
             "newreno" => Ok(Self::NewReno),
@@ -82,6 +87,7 @@ impl FromStr for Congestion {
 impl fmt::Display for Congestion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Delivery => "delivery",
             Self::Bbr => "bbr",
             Self::Cubic => "cubic",
             Self::NewReno => "newreno",
@@ -140,6 +146,7 @@ impl LinkTuning {
         }
         let window = |bytes: u64| VarInt::from_u64(bytes).expect("1 GiB is below 2^62");
         let controller: Arc<dyn ControllerFactory + Send + Sync> = match congestion {
+            Congestion::Delivery => Arc::new(DeliveryConfig),
             Congestion::Bbr => Arc::new(BbrConfig::default()),
             Congestion::Cubic => Arc::new(CubicConfig::default()),
             Congestion::NewReno => Arc::new(NewRenoConfig::default()),
@@ -176,12 +183,12 @@ mod tests {
 
     #[test]
     fn congestion_names_round_trip() {
-        for congestion in [Congestion::Bbr, Congestion::Cubic, Congestion::NewReno] {
+        for congestion in [Congestion::Delivery, Congestion::Bbr, Congestion::Cubic, Congestion::NewReno] {
             assert_eq!(congestion.to_string().parse(), Ok(congestion));
         }
         assert_eq!(
             "vegas".parse::<Congestion>().unwrap_err().to_string(),
-            "\"vegas\" is not a congestion control: use bbr, cubic or newreno"
+            "\"vegas\" is not a congestion control: use delivery, bbr, cubic or newreno"
         );
     }
 
