@@ -11,7 +11,7 @@ use crate::extent::Extent;
 use crate::id::NodeId;
 use crate::manifest::{
     FANOUT, LEAF_EXTENTS_MAX, Leaf, LeafError, Manifest, ManifestError, NodeSource, Root,
-    decode_extents, load_interior,
+    children_of, decode_extents, level_nodes, load_interior,
 };
 
 /// A leaf of the new manifest that the old one does not have at that place.
@@ -44,48 +44,42 @@ pub fn changed_leaves<S: NodeSource>(
         collect(&old, &new, 0, &mut changes);
         return Ok(changes);
     }
-    descend(
-        source,
-        &old_root.children,
-        &new_root.children,
-        u32::from(new_root.depth),
-        0,
-        &mut changes,
-    )?;
+    let sizes = (old_root.size_bytes, new_root.size_bytes);
+    let depth = u32::from(new_root.depth);
+    let (old, new) = (&old_root.children, &new_root.children);
+    descend(source, sizes, old, new, depth, 0, &mut changes)?;
     Ok(changes)
 }
 
+/// Compares nodes `first..` of one level, and opens what differs. `sizes` are those of the old and the new disk, in bytes.
 fn descend<S: NodeSource>(
     source: &S,
+    sizes: (u64, u64),
     old: &[NodeId],
     new: &[NodeId],
     depth: u32,
-    first_leaf: u64,
+    first: u64,
     changes: &mut Vec<LeafChange>,
 ) -> Result<(), ManifestError<S::Error>> {
-    if depth == 0 {
-        collect(old, new, first_leaf, changes);
+    let Some(below) = depth.checked_sub(1) else {
+        collect(old, new, first, changes);
         return Ok(());
-    }
-    let span = (FANOUT as u64).pow(depth);
+    };
+    let open = |id: NodeId, size: u64, index: u64| {
+        load_interior(source, id, children_of(level_nodes(size, below), index))
+    };
     for (i, id) in new.iter().enumerate() {
         if old.get(i) == Some(id) {
             continue;
         }
+        let index = first + i as u64;
         let old_children = match old.get(i) {
-            Some(old) => load_interior(source, *old)?,
+            Some(old) => open(*old, sizes.0, index)?,
             None => Vec::new(),
         };
-        let new_children = load_interior(source, *id)?;
-        let first = first_leaf + i as u64 * span;
-        descend(
-            source,
-            &old_children,
-            &new_children,
-            depth - 1,
-            first,
-            changes,
-        )?;
+        let new_children = open(*id, sizes.1, index)?;
+        let first_child = index * FANOUT as u64;
+        descend(source, sizes, &old_children, &new_children, below, first_child, changes)?;
     }
     Ok(())
 }

@@ -38,8 +38,8 @@ pub enum ExtentError {
     /// Not an encoded extent.
     #[error(transparent)]
     Codec(#[from] CodecError),
-    /// Unknown kind of extent.
-    #[error("unknown extent kind {0}")]
+    /// Unknown kind of extent, or the wrong one for what it shows.
+    #[error("extent kind {0} is unknown or not the one to use here")]
     Kind(u64),
     /// A length of zero or above the limit.
     #[error("extent of {0} bytes")]
@@ -127,7 +127,12 @@ impl Extent {
         let (offset, chunk_len) = if kind == KIND_WHOLE {
             (0, len)
         } else {
-            (reader.varint()?, reader.varint()?)
+            let (offset, chunk_len) = (reader.varint()?, reader.varint()?);
+            // A whole chunk spelt as a slice would be a second name for the same leaf.
+            if offset == 0 && chunk_len == len {
+                return Err(ExtentError::Kind(kind));
+            }
+            (offset, chunk_len)
         };
         let fits = offset.checked_add(len).is_some_and(|end| end <= chunk_len);
         if !fits || chunk_len > CHUNK_BYTES_MAX as u64 {

@@ -239,22 +239,13 @@ impl Manifest {
     pub fn load<S: NodeSource>(source: &S, root: NodeId) -> Result<Self, ManifestError<S::Error>> {
         let header = Root::load(source, root)?;
         let mut level = header.children;
-        for _ in 0..header.depth {
-            let mut next = Vec::with_capacity(level.len() * FANOUT);
-            for id in level {
-                next.extend(load_interior(source, id)?);
+        for depth in (0..u32::from(header.depth)).rev() {
+            let nodes = level_nodes(header.size_bytes, depth);
+            let mut next = Vec::with_capacity(nodes as usize);
+            for (index, id) in (0..).zip(level) {
+                next.extend(load_interior(source, id, children_of(nodes, index))?);
             }
             level = next;
-        }
-        if level.len() as u64 != Self::leaf_count(header.size_bytes) {
-            return Err(ManifestError::Malformed {
-                id: root,
-                reason: format!(
-                    "{} leaves for a disk of {} bytes",
-                    level.len(),
-                    header.size_bytes
-                ),
-            });
         }
         Ok(Self {
             size_bytes: header.size_bytes,
@@ -328,18 +319,45 @@ impl Root {
                 root.size_bytes
             ));
         }
-        // FANOUT³ leaves cover 64 TiB; a deeper tree only serves to exhaust a reader.
-        if root.depth > 2 {
-            return Err(format!("{} interior levels, at most 2", root.depth));
+        // The size alone decides the tree's shape: checked here and at each interior node, before anything grows by what they claim.
+        let depth = depth_of(root.size_bytes);
+        let children = level_nodes(root.size_bytes, depth);
+        if u32::from(root.depth) != depth || root.children.len() as u64 != children {
+            return Err(format!(
+                "{} children over {} levels for a disk of {} bytes, which has {children} over {depth}",
+                root.children.len(),
+                root.depth,
+                root.size_bytes
+            ));
         }
         Ok(root)
     }
 }
 
-/// Children of the interior node `id`.
+/// Interior levels between root and leaves of a disk of `size_bytes`.
+fn depth_of(size_bytes: u64) -> u32 {
+    let mut depth = 0;
+    while level_nodes(size_bytes, depth) > FANOUT as u64 {
+        depth += 1;
+    }
+    depth
+}
+
+/// Nodes at `level` of the tree of a disk of `size_bytes`; level 0 are the leaves.
+pub(crate) fn level_nodes(size_bytes: u64, level: u32) -> u64 {
+    Manifest::leaf_count(size_bytes).div_ceil((FANOUT as u64).pow(level))
+}
+
+/// Children of node `index` over a level of `nodes`: all nodes are full but the last.
+pub(crate) fn children_of(nodes: u64, index: u64) -> usize {
+    nodes.saturating_sub(index * FANOUT as u64).min(FANOUT as u64) as usize
+}
+
+/// Children of the interior node `id`, which must have as many as `expected`.
 pub(crate) fn load_interior<S: NodeSource>(
     source: &S,
     id: NodeId,
+    expected: usize,
 ) -> Result<Vec<NodeId>, ManifestError<S::Error>> {
     let bytes = source
         .node(id)
@@ -351,7 +369,11 @@ pub(crate) fn load_interior<S: NodeSource>(
         )));
     }
     let mut reader = Reader::new(&bytes[2..]);
-    read_children(&mut reader).map_err(|e| malformed(e.to_string()))
+    let children = read_children(&mut reader).map_err(|e| malformed(e.to_string()))?;
+    if children.len() != expected {
+        return Err(malformed(format!("{} children, {expected} are due", children.len())));
+    }
+    Ok(children)
 }
 
 fn write_children(out: &mut Vec<u8>, children: &[NodeId]) {

@@ -281,6 +281,10 @@ fn leaves<C: Content>(
             request.leaves.len()
         )));
     }
+    if !request.leaves.is_sorted_by(|a, b| a < b) {
+        let error = "leaf indexes must be ascending, each once".into();
+        return Err(AnswerError::BadRequest(error));
+    }
     check_leaf_indexes(&manifest, request.leaves.iter().copied())?;
     let parent = parent.map(|p| load(content, version, p)).transpose()?;
     Ok(Work::Leaves {
@@ -378,7 +382,13 @@ pub fn expand<E: From<AnswerError>>(
     }
     let mut wanted: Vec<(ChunkId, u32)> = Vec::new();
     let mut open: Option<(u32, Leaf)> = None;
+    // Ascending runs open each leaf once; anything else would make the datacenter work far more than the asker.
+    let mut next = (0, 0);
     for run in runs {
+        if run.count == 0 || (run.leaf, u32::from(run.first)) < next {
+            return Err(bad("runs must be ascending, without overlap, and not empty".into()));
+        }
+        next = (run.leaf, u32::from(run.first) + u32::from(run.count));
         if open.as_ref().is_none_or(|(index, _)| *index != run.leaf) {
             open = Some((run.leaf, leaf(run.leaf)?));
         }
