@@ -12,7 +12,8 @@ use dedup::{Chunk, ChunkId, ChunkMismatch, IdKey, Leaf, Manifest, NodeId, Versio
 
 use crate::records::{Tree, TreeRef};
 use crate::wire::{
-    BATCH_RAW_BYTES, Batch, BatchEncoding, GetLeaves, GetOutline, Leaves, Message, Outline,
+    BATCH_RAW_BYTES, Batch, BatchEncoding, GetLeaves, GetOutline, LEAVES_MAX, Leaves, Message,
+    Outline,
 };
 
 /// Leaves asked for in one request: about 2.5 MB of new leaves, so that a cut repeats little.
@@ -81,6 +82,8 @@ enum State {
     Outline {
         leaves: Vec<Option<NodeId>>,
         params: Option<dedup::ChunkerParams>,
+        /// Highest index told so far.
+        last: Option<u32>,
     },
     /// The root is verified.
     Leaves { manifest: Manifest, asked: Vec<u32> },
@@ -110,6 +113,7 @@ impl TreeSync {
             state: State::Outline {
                 leaves: Vec::new(),
                 params: None,
+                last: None,
             },
         };
         sync.restart_outline();
@@ -118,8 +122,14 @@ impl TreeSync {
 
     /// Forgets a half-received outline, after a cut.
     pub fn restart_outline(&mut self) {
-        if let State::Outline { leaves, params } = &mut self.state {
+        if let State::Outline {
+            leaves,
+            params,
+            last,
+        } = &mut self.state
+        {
             *params = None;
+            *last = None;
             leaves.clear();
             if let Some((_, parent)) = &self.parent {
                 leaves.extend(parent.leaves.iter().map(|id| Some(*id)));
@@ -166,9 +176,21 @@ impl TreeSync {
             tree: self.which,
             reason,
         };
-        let State::Outline { leaves, params } = &mut self.state else {
+        let State::Outline {
+            leaves,
+            params,
+            last,
+        } = &mut self.state
+        else {
             return Err(refuse("came twice".into()));
         };
+        // Ascending, and none empty but an only one: so an outline ends, whatever the other end is.
+        if part.changed.len() > LEAVES_MAX || (part.changed.is_empty() && params.is_some()) {
+            return Err(refuse(format!(
+                "{} leaves in one frame",
+                part.changed.len()
+            )));
+        }
         if part.size_bytes != self.tree.size_bytes {
             return Err(refuse(format!(
                 "{} bytes where the signed record says {}",
@@ -180,6 +202,10 @@ impl TreeSync {
             let Some(slot) = leaves.get_mut(*index as usize) else {
                 return Err(refuse(format!("leaf {index} is beyond the end")));
             };
+            if last.is_some_and(|last| *index <= last) {
+                return Err(refuse(format!("leaf {index} is out of order")));
+            }
+            *last = Some(*index);
             *slot = Some(*id);
         }
         Ok(())
@@ -191,7 +217,7 @@ impl TreeSync {
             tree: self.which,
             reason: reason.into(),
         };
-        let State::Outline { leaves, params } = &mut self.state else {
+        let State::Outline { leaves, params, .. } = &mut self.state else {
             return Err(refuse("ended twice"));
         };
         let params = params.ok_or_else(|| refuse("is empty"))?;
@@ -342,6 +368,9 @@ impl ChunkExchange {
                         stored.to_vec()
                     };
                     chunks.push(Chunk::verify(&self.key, id, bytes.into())?);
+                }
+                if !rest.is_empty() {
+                    return Err(refuse(format!("{} bytes after the last", rest.len())));
                 }
                 Ok(chunks)
             }

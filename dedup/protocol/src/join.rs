@@ -73,7 +73,10 @@ impl FromStr for JoinToken {
         if blake3::hash(body).as_bytes()[..4] != *check {
             return Err(TokenError::Damaged);
         }
-        postcard::from_bytes(body).map_err(|_| TokenError::Damaged)
+        match postcard::take_from_bytes(body) {
+            Ok((token, [])) => Ok(token),
+            _ => Err(TokenError::Damaged),
+        }
     }
 }
 

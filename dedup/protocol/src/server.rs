@@ -386,7 +386,9 @@ pub fn expand<E: From<AnswerError>>(
     let mut next = (0, 0);
     for run in runs {
         if run.count == 0 || (run.leaf, u32::from(run.first)) < next {
-            return Err(bad("runs must be ascending, without overlap, and not empty".into()));
+            return Err(bad(
+                "runs must be ascending, without overlap, and not empty".into(),
+            ));
         }
         next = (run.leaf, u32::from(run.first) + u32::from(run.count));
         if open.as_ref().is_none_or(|(index, _)| *index != run.leaf) {

@@ -143,6 +143,15 @@ fn message(name: &str, payload: &[u8]) -> Vec<u8> {
     message
 }
 
+/// Parses all of `bytes`. What this program would pass over might be a restriction that a later one wrote.
+fn whole<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+    match postcard::take_from_bytes(bytes) {
+        Ok((value, [])) => Ok(value),
+        Ok((_, rest)) => Err(format!("{} bytes behind its end", rest.len())),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
 fn holds(key: &PublicKey, message: &[u8], signature: &[u8]) -> bool {
     UnparsedPublicKey::new(&ED25519, key)
         .verify(message, signature)
@@ -259,7 +268,7 @@ impl<T: Record> Signed<T> {
         if self.payload.len() > RECORD_BYTES_MAX {
             return Err(malformed(format!("{} bytes long", self.payload.len())));
         }
-        postcard::from_bytes(&self.payload).map_err(|e| malformed(e.to_string()))
+        whole(&self.payload).map_err(malformed)
     }
 
     /// Encoded record and signature, for the disk and the wire.
@@ -269,9 +278,9 @@ impl<T: Record> Signed<T> {
 
     /// Parses the envelope; nothing is trusted yet.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, TrustError> {
-        postcard::from_bytes(bytes).map_err(|e| TrustError::Malformed {
+        whole(bytes).map_err(|reason| TrustError::Malformed {
             what: T::NAME,
-            reason: e.to_string(),
+            reason,
         })
     }
 
