@@ -1,0 +1,231 @@
+//! The control stream: which assignments a branch follows, and what ends the stream.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod common;
+
+use common::{BRANCH, REALM, anchor, endorsement, publisher_key, root_key};
+use dedup::{BranchId, RealmId};
+use dedup_protocol::control::{
+    BranchAction, BranchControl, ControlError, DatacenterAction, DatacenterControl,
+};
+use dedup_protocol::records::Assignment;
+use dedup_protocol::trust::{Endorsement, SigningKey, TrustError};
+use dedup_protocol::wire::{
+    Der, Hello, Message, PROTOCOL_MINOR, Refuse, RefuseCode, SignedBytes, StatusReport, Welcome,
+    WireError,
+};
+
+const NOW: u64 = 1_700_000_000;
+
+fn assignment(counter: u64) -> Assignment {
+    Assignment {
+        realm: REALM,
+        branch: BRANCH,
+        counter,
+        issued_unix_s: NOW,
+        expires_unix_s: NOW + 100,
+        offline_grace_s: 1000,
+        pools: vec![],
+    }
+}
+
+fn frame(key: &SigningKey, assignment: &Assignment) -> Vec<u8> {
+    let bytes = key.sign(assignment).to_bytes();
+    Message::Assign(SignedBytes { bytes }).encode()
+}
+
+fn welcome(minor: u16, endorsements: Vec<Endorsement>) -> Vec<u8> {
+    Message::Welcome(Welcome {
+        minor,
+        software: "9.9".into(),
+        now_unix_s: NOW,
+        endorsements,
+    })
+    .encode()
+}
+
+/// A branch past its greeting, that follows assignment `counter`.
+fn greeted(counter: u64) -> BranchControl {
+    let mut control = BranchControl::new(BRANCH, anchor(), vec![], counter);
+    let action = control.handle(&welcome(PROTOCOL_MINOR, vec![endorsement()]), NOW);
+    assert!(matches!(action, Ok(BranchAction::Welcomed(_))));
+    control
+}
+
+#[test]
+fn counters_only_go_up() {
+    let key = publisher_key();
+    let mut control = greeted(5);
+    let Ok(BranchAction::Follow(followed, signed)) =
+        control.handle(&frame(&key, &assignment(6)), NOW)
+    else {
+        panic!("a newer assignment is followed");
+    };
+    assert_eq!(
+        (*followed, signed.open_own()),
+        (assignment(6), Ok(assignment(6)))
+    );
+    for stale in [6, 5, 1, 0] {
+        let action = control
+            .handle(&frame(&key, &assignment(stale)), NOW)
+            .unwrap();
+        assert!(matches!(action, BranchAction::Stale { counter } if counter == stale));
+    }
+    // The hello of the next connection tells how far it is.
+    let Message::Hello(hello) = control.hello("0.1") else {
+        panic!()
+    };
+    assert_eq!(hello.assignment_counter, 6);
+}
+
+#[test]
+fn an_assignment_that_ran_out_is_not_followed_and_does_not_block_the_next() {
+    let key = publisher_key();
+    let mut control = greeted(0);
+    let mut late = assignment(9);
+    late.expires_unix_s = NOW - 1;
+    let action = control.handle(&frame(&key, &late), NOW).unwrap();
+    assert!(
+        matches!(action, BranchAction::Expired { expires_unix_s } if expires_unix_s == NOW - 1)
+    );
+    // At its last second it still counts.
+    late.expires_unix_s = NOW;
+    let action = control.handle(&frame(&key, &late), NOW).unwrap();
+    assert!(matches!(action, BranchAction::Follow(..)));
+}
+
+#[test]
+fn foreign_forged_and_bent_assignments_end_the_stream() {
+    let key = publisher_key();
+    let mut other_branch = assignment(6);
+    other_branch.branch = BranchId([9; 16]);
+    let refused = greeted(0).handle(&frame(&key, &other_branch), NOW);
+    assert!(matches!(refused, Err(ControlError::WrongBranch(id)) if id == BranchId([9; 16])));
+
+    let mut other_realm = assignment(6);
+    other_realm.realm = RealmId([9; 16]);
+    let refused = greeted(0).handle(&frame(&key, &other_realm), NOW);
+    assert!(matches!(
+        refused,
+        Err(ControlError::Trust(TrustError::Realm { .. }))
+    ));
+
+    // By a stranger, and by the root, which endorses and never signs records.
+    for signer in [SigningKey::generate().0, root_key()] {
+        let refused = greeted(0).handle(&frame(&signer, &assignment(6)), NOW);
+        assert!(matches!(
+            refused,
+            Err(ControlError::Trust(TrustError::Signature { .. }))
+        ));
+    }
+    // A stranger who brings an endorsement of his own in the greeting.
+    let (stranger, _) = SigningKey::generate();
+    let forged = stranger.endorse(REALM, stranger.public(), u64::MAX);
+    let mut control = BranchControl::new(BRANCH, anchor(), vec![], 0);
+    control.handle(&welcome(1, vec![forged]), NOW).unwrap();
+    assert!(
+        control
+            .handle(&frame(&stranger, &assignment(6)), NOW)
+            .is_err()
+    );
+
+    let bent = {
+        let mut bytes = frame(&key, &assignment(6));
+        *bytes.last_mut().unwrap() ^= 1;
+        bytes
+    };
+    assert!(greeted(0).handle(&bent, NOW).is_err());
+    assert!(
+        greeted(0).handle(&[1, 0x03, 0], NOW).is_err(),
+        "an empty envelope"
+    );
+}
+
+#[test]
+fn an_endorsement_that_ended_gives_no_new_trust() {
+    let until = 2_000_000_000;
+    let mut far = assignment(6);
+    far.expires_unix_s = u64::MAX;
+    let frame = frame(&publisher_key(), &far);
+    assert!(matches!(
+        greeted(0).handle(&frame, until),
+        Ok(BranchAction::Follow(..))
+    ));
+    let refused = greeted(0).handle(&frame, until + 1);
+    assert!(matches!(
+        refused,
+        Err(ControlError::Trust(TrustError::EndorsementExpired { .. }))
+    ));
+}
+
+/// Within a major version the older end must be able to talk to the newer.
+#[test]
+fn a_newer_minor_is_greeted_and_its_unknown_messages_are_named() {
+    let mut control = BranchControl::new(BRANCH, anchor(), vec![], 0);
+    let action = control
+        .handle(&welcome(PROTOCOL_MINOR + 7, vec![endorsement()]), NOW)
+        .unwrap();
+    assert!(matches!(action, BranchAction::Welcomed(w) if w.minor == PROTOCOL_MINOR + 7));
+    let error = control.handle(&[1, 0x7F, 0], NOW).unwrap_err();
+    assert!(matches!(error, ControlError::Wire(WireError::Tag(0x7F))));
+    assert!(
+        error.to_string().contains("upgrade the older end"),
+        "{error}"
+    );
+
+    let mut datacenter = DatacenterControl::new();
+    let hello = Message::Hello(Hello {
+        minor: PROTOCOL_MINOR + 7,
+        software: "9.9".into(),
+        assignment_counter: 3,
+    });
+    let action = datacenter.handle(&hello.encode()).unwrap();
+    assert!(matches!(
+        action,
+        DatacenterAction::Greeted {
+            assignment_counter: 3,
+            ..
+        }
+    ));
+}
+
+#[test]
+fn frames_that_are_not_due_end_the_stream() {
+    let assign = frame(&publisher_key(), &assignment(6));
+    let renewed = Message::Renewed(Der { bytes: vec![1] }).encode();
+    let status = Message::Status(StatusReport { json: "{}".into() }).encode();
+    let mut control = BranchControl::new(BRANCH, anchor(), vec![endorsement()], 0);
+    for early in [&assign, &renewed, &status] {
+        let error = control.handle(early, NOW).unwrap_err();
+        assert!(
+            error.to_string().ends_with("where Welcome was due"),
+            "{error}"
+        );
+    }
+    let mut control = greeted(0);
+    let again = control.handle(&welcome(1, vec![]), NOW).unwrap_err();
+    assert!(matches!(
+        again,
+        ControlError::Wire(WireError::Unexpected { got: "Welcome", .. })
+    ));
+    assert!(
+        matches!(control.handle(&renewed, NOW), Ok(BranchAction::Certificate(der)) if der == [1])
+    );
+
+    let mut datacenter = DatacenterControl::new();
+    assert!(datacenter.handle(&status).is_err());
+    datacenter.handle(&control.hello("0.1").encode()).unwrap();
+    assert!(datacenter.handle(&control.hello("0.1").encode()).is_err());
+    assert!(datacenter.handle(&assign).is_err());
+    assert!(matches!(
+        datacenter.handle(&status),
+        Ok(DatacenterAction::Report(_))
+    ));
+
+    let no = Message::Refuse(Refuse {
+        code: RefuseCode::Revoked,
+        message: "certificate revoked".into(),
+    });
+    let error = greeted(0).handle(&no.encode(), NOW).unwrap_err();
+    assert!(error.to_string().contains("certificate revoked"), "{error}");
+}
