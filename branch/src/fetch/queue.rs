@@ -238,12 +238,11 @@ impl Queue {
             (Urgency::Demand, DEMAND_FLIGHTS_MAX),
             (Urgency::Boot, BOOT_FLIGHTS_MAX),
         ] {
-            while self.flying[slot(urgency)] < limit {
+            if self.flying[slot(urgency)] < limit {
                 let wants = self.take_queued(urgency, resident);
-                if wants.is_empty() {
-                    break;
+                if !wants.is_empty() {
+                    return Some(self.depart(urgency, wants, None));
                 }
-                return Some(self.depart(urgency, wants, None));
             }
         }
         if !self.fill_allowed(now_ms, fill_flight_bytes) {
