@@ -81,8 +81,13 @@ pub(crate) fn direction(tree: &Tree) -> Vec<Finding> {
                 continue;
             };
             let dev = dependency.kind.as_deref() == Some("dev");
-            // A crate's own tests may use the emulated link and the test disks.
-            let for_tests = dev && (is_test(used) || used.name == "sim-wan");
+            // A crate's own tests may use the emulated link and the test disks, and the command line's run a real
+            // datacenter.
+            let pair = (package.name.as_str(), used.name.as_str());
+            let for_tests = dev
+                && (is_test(used)
+                    || used.name == "sim-wan"
+                    || pair == ("datacenter-cli", "datacenter"));
             if !allowed.contains(&used.name.as_str()) && !for_tests {
                 findings.push(format!(
                     "{}/Cargo.toml: {} may not depend on {}: move what is shared below both, or pass it in as a trait",
@@ -152,6 +157,11 @@ mod tests {
             ),
             package("datacenter-api", "datacenter/api", &["serde"]),
             package("sim-wan", "sim-wan", &["dev:quinn"]),
+            package(
+                "datacenter-cli",
+                "datacenter/cli",
+                &["datacenter-api", "dev:datacenter"],
+            ),
             package("crash", "tests/crash", &["dedup-store"]),
             package(
                 "scenarios",
@@ -176,6 +186,7 @@ mod tests {
             // The emulator is for tests: not even the branch may carry it.
             ("datacenter/api", "datacenter-api", "sim-wan"),
             ("datacenter/cli", "datacenter-cli", "crash"),
+            ("datacenter/cli", "datacenter-cli", "datacenter"),
         ] {
             let mut packages = vec![package(name, folder, &[edge])];
             let used = edge.trim_start_matches("dev:");
