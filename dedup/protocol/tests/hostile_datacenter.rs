@@ -361,12 +361,15 @@ fn another_chunk_and_another_order_are_refused() {
         first,
         count: 1,
     };
-    let (_, back) = exchange(&site, vec![run(4), run(3)], Urgency::Demand);
+    let (_, third) = exchange(&site, vec![run(3)], Urgency::Demand);
+    let (_, fourth) = exchange(&site, vec![run(4)], Urgency::Demand);
+    let back = Batch {
+        count: 2,
+        encoding: BatchEncoding::Each,
+        packed: [fourth[0].packed.clone(), third[0].packed.clone()].concat(),
+    };
     let (mut forth, _) = exchange(&site, vec![run(3), run(4)], Urgency::Demand);
-    assert!(matches!(
-        forth.batch(&back[0]),
-        Err(AnswerRefused::Chunk(_))
-    ));
+    assert!(matches!(forth.batch(&back), Err(AnswerRefused::Chunk(_))));
 }
 
 #[test]
@@ -479,7 +482,7 @@ fn without_a_parent_there_is_no_delta() {
         version: site.second,
         tree: Tree::Disk,
         parent: None,
-        leaves: vec![2, 0],
+        leaves: vec![0, 2],
     });
     let Message::Leaves(leaves) = site.dc.answer(&request).unwrap().remove(0) else {
         panic!("leaves were asked for");
@@ -489,6 +492,6 @@ fn without_a_parent_there_is_no_delta() {
     let total: u32 = leaves.entries.iter().map(|(_, len)| len).sum();
     let plain = zstd::bulk::decompress(&leaves.packed, total as usize).unwrap();
     let (first, second) = plain.split_at(leaves.entries[0].1 as usize);
-    assert_eq!(id_key().node_id(first), manifest.leaves[2]);
-    assert_eq!(id_key().node_id(second), manifest.leaves[0]);
+    assert_eq!(id_key().node_id(first), manifest.leaves[0]);
+    assert_eq!(id_key().node_id(second), manifest.leaves[2]);
 }

@@ -259,6 +259,10 @@ impl Site<'_> {
         let mut runs: Vec<Run> = Vec::new();
         let mut seen = HashSet::new();
         for leaf in (first_leaf..leaves).chain(0..first_leaf) {
+            if leaf == 0 && !runs.is_empty() {
+                // Runs ascend; what is before the first leaf is for another request.
+                return runs;
+            }
             let extents = manifest.leaf(&&self.held, leaf).unwrap().extents;
             for (index, extent) in extents.iter().enumerate() {
                 let ExtentSource::Chunk { id, .. } = extent.source else {
