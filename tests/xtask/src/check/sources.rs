@@ -117,6 +117,10 @@ mod tests {
                 "//! The link.\n\nfn f(r: axum::Router) {}\n",
             ),
             (
+                "tests/scenarios/src/server.rs",
+                "//! A stand-in.\nuse axum::Router;\n",
+            ),
+            (
                 "branch/src/https.rs",
                 "//! TLS.\nuse axum_server::tls_rustls;\n",
             ),
