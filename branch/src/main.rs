@@ -28,6 +28,10 @@ use vmm_block::nbd::{NbdOptions, NbdServer};
 /// How often machines are looked after.
 const TEND_EVERY: Duration = Duration::from_secs(1);
 
+/// How often fetched chunks are made durable, so that a version that was complete is still complete after a crash while the line is
+/// down. A fill at line speed writes less than this many seconds' worth between two syncs, whatever the cache's own byte limit says.
+const SYNC_EVERY: Duration = Duration::from_secs(5);
+
 #[derive(Parser)]
 #[command(
     name = "splice-branch",
@@ -203,12 +207,14 @@ async fn serve(options: Run) -> Result<()> {
         cancel.clone(),
     ));
     let tending = tokio::spawn(tend(Arc::clone(&branch), cancel.clone()));
+    let keeping = tokio::spawn(keep_cache(Arc::clone(&branch), cancel.clone()));
     wait_for_signal().await?;
     tracing::info!("stopping; machines go on running");
     cancel.cancel();
     let _ = tokio::time::timeout(Duration::from_secs(5), link).await;
     let _ = tokio::time::timeout(Duration::from_secs(5), http).await;
     let _ = tokio::time::timeout(Duration::from_secs(5), tending).await;
+    let _ = tokio::time::timeout(Duration::from_secs(5), keeping).await;
     tokio::task::spawn_blocking(move || {
         nbd.shutdown(Duration::from_secs(5));
         if let Err(error) = branch.fetcher.cache().sync() {
@@ -226,10 +232,7 @@ async fn serve(options: Run) -> Result<()> {
 /// Opens everything that lives in the data directory, then the NBD server.
 fn open(options: &Run, data: &Path, identity: Identity) -> Result<(Arc<Branch>, NbdServer)> {
     let clock: Arc<dyn Clock> = Arc::new(HostClock);
-    let kv: Arc<dyn Kv> = Arc::new(RocksKv::open(
-        &data.join("state"),
-        &RocksOptions::default(),
-    )?);
+    let kv: Arc<dyn Kv> = Arc::new(RocksKv::open(data.join("state"), &RocksOptions::default())?);
     let disk: Arc<dyn Disk> = Arc::new(HostDisk::new(data.join("disks"))?);
     let cache_disk: Arc<dyn Disk> = Arc::new(HostDisk::new(data.join("cache"))?);
     let catalog = Catalog::new(Arc::clone(&kv), identity.anchor.clone());
@@ -316,6 +319,28 @@ fn use_kvm(options: &Run) -> bool {
             tracing::warn!(program = %program.display(), error = format!("{error:#}"), "splice-vmm check did not run; desktops run under TCG");
             false
         }
+    }
+}
+
+/// Makes fetched chunks durable; nothing happens if all are.
+async fn keep_cache(branch: Arc<Branch>, cancel: CancellationToken) {
+    let mut told = String::new();
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(SYNC_EVERY) => {}
+            () = cancel.cancelled() => return,
+        }
+        let worker = Arc::clone(&branch);
+        let synced = tokio::task::spawn_blocking(move || worker.fetcher.cache().sync()).await;
+        let trouble = match synced {
+            Ok(Err(error)) => branch::desktop::error_line(&error),
+            _ => String::new(),
+        };
+        // A disk that stays full is told once.
+        if trouble != told && !trouble.is_empty() {
+            tracing::warn!(error = trouble, "cache not synced");
+        }
+        told = trouble;
     }
 }
 

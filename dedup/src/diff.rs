@@ -79,7 +79,15 @@ fn descend<S: NodeSource>(
         };
         let new_children = open(*id, sizes.1, index)?;
         let first_child = index * FANOUT as u64;
-        descend(source, sizes, &old_children, &new_children, below, first_child, changes)?;
+        descend(
+            source,
+            sizes,
+            &old_children,
+            &new_children,
+            below,
+            first_child,
+            changes,
+        )?;
     }
     Ok(())
 }

@@ -350,7 +350,9 @@ pub(crate) fn level_nodes(size_bytes: u64, level: u32) -> u64 {
 
 /// Children of node `index` over a level of `nodes`: all nodes are full but the last.
 pub(crate) fn children_of(nodes: u64, index: u64) -> usize {
-    nodes.saturating_sub(index * FANOUT as u64).min(FANOUT as u64) as usize
+    nodes
+        .saturating_sub(index * FANOUT as u64)
+        .min(FANOUT as u64) as usize
 }
 
 /// Children of the interior node `id`, which must have as many as `expected`.
@@ -371,7 +373,10 @@ pub(crate) fn load_interior<S: NodeSource>(
     let mut reader = Reader::new(&bytes[2..]);
     let children = read_children(&mut reader).map_err(|e| malformed(e.to_string()))?;
     if children.len() != expected {
-        return Err(malformed(format!("{} children, {expected} are due", children.len())));
+        return Err(malformed(format!(
+            "{} children, {expected} are due",
+            children.len()
+        )));
     }
     Ok(children)
 }

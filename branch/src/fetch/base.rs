@@ -16,8 +16,8 @@ use crate::volume::Base;
 
 /// Read-ahead after a first miss, in bytes: guests' file systems read files in pieces of 128 KiB.
 const AHEAD_BYTES_MIN: u64 = 128 << 10;
-/// Read-ahead of a long sequential run: a round trip of 600 ms at 20 Mbit/s.
-const AHEAD_BYTES_MAX: u64 = 4 << 20;
+/// Read-ahead of a long sequential run: what 100 Mbit/s carry in 600 ms and then some, so that a copy of a whole disk seldom waits.
+const AHEAD_BYTES_MAX: u64 = 16 << 20;
 /// Sequential runs followed at once: a booting guest reads several files in turn.
 const STREAMS: usize = 8;
 

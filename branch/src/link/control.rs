@@ -125,6 +125,13 @@ fn follow(
                 tracing::info!("certificate renewed");
             }
         }
+        BranchAction::NotNow(refuse) => {
+            *renewal = None;
+            tracing::warn!(
+                reason = refuse.message,
+                "the certificate was not renewed; asked again on the next connection"
+            );
+        }
         BranchAction::Welcomed(_) => {}
     }
     Ok(())

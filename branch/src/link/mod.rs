@@ -1,7 +1,7 @@
 //! The link to the datacenter: kept up for ever, through any cut.
 //!
 //! ```text
-//!   Down ──connect──► Greeting ──Welcome──► Up ──connection lost──► Down (again after a pause that doubles to 30 s)
+//!   Down ──connect──► Greeting ──Welcome──► Up ──connection lost──► Down (again after a pause that doubles to 15 s)
 //! ```
 //!
 //! While it is up, four tasks share it: the control stream, the syncing of versions, the fetching of chunks, and reports. When it is

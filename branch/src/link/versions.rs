@@ -68,9 +68,23 @@ async fn sync_version(
     let mut leaves = 0;
     for which in TREES {
         if let Some(tree) = record.tree(which) {
+            let key = &branch.identity.id_key;
             let parent = parent_manifest(branch, &record, which)?;
-            let sync = TreeSync::new(branch.identity.id_key.clone(), id, which, tree, parent)?;
-            let Some(fetched) = sync_tree(branch, link, sync, tree.root).await? else {
+            let with_parent = parent.is_some();
+            let sync = TreeSync::new(key.clone(), id, which, tree, parent)?;
+            let fetched = match sync_tree(branch, link, sync, tree.root).await {
+                // Perhaps our own copy of the parent is damaged: without it nothing depends on what is here.
+                Err(ConnectionEnd::Answer(error)) if with_parent => {
+                    tracing::warn!(
+                        error = crate::desktop::error_line(&error),
+                        "manifest is fetched whole instead of as a change"
+                    );
+                    let sync = TreeSync::new(key.clone(), id, which, tree, None)?;
+                    sync_tree(branch, link, sync, tree.root).await?
+                }
+                other => other?,
+            };
+            let Some(fetched) = fetched else {
                 return Ok(false);
             };
             leaves += fetched;

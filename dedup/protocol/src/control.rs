@@ -12,7 +12,9 @@ use dedup::BranchId;
 
 use crate::records::Assignment;
 use crate::trust::{Endorsement, Signed, Trust, TrustAnchor, TrustError};
-use crate::wire::{Hello, Message, PROTOCOL_MINOR, Refuse, SignedBytes, Welcome, WireError};
+use crate::wire::{
+    Hello, Message, PROTOCOL_MINOR, Refuse, RefuseCode, SignedBytes, Welcome, WireError,
+};
 
 /// Why the control stream ends.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +52,8 @@ pub enum BranchAction {
     },
     /// Use this certificate (DER) from the next connection on.
     Certificate(Vec<u8>),
+    /// A renewal cannot be had now; ask again on the next connection.
+    NotNow(Refuse),
 }
 
 /// The branch's end.
@@ -92,6 +96,10 @@ impl BranchControl {
     pub fn handle(&mut self, frame: &[u8], now_unix_s: u64) -> Result<BranchAction, ControlError> {
         let message = Message::decode(frame)?;
         match message {
+            // What was asked for cannot be done now; the link itself is well.
+            Message::Refuse(refuse) if self.greeted && refuse.code == RefuseCode::Busy => {
+                Ok(BranchAction::NotNow(refuse))
+            }
             Message::Refuse(refuse) => Err(ControlError::Refused(refuse)),
             Message::Welcome(welcome) if !self.greeted => {
                 self.greeted = true;

@@ -273,6 +273,7 @@ pub struct Leaves {
     /// For each, whether it is a delta against the parent's leaf, and its length in `packed` once unpacked, in bytes.
     pub entries: Vec<(bool, u32)>,
     /// One zstd frame over them all.
+    #[serde(with = "serde_bytes")]
     pub packed: Vec<u8>,
 }
 
@@ -297,6 +298,7 @@ pub struct Batch {
     /// How they are packed.
     pub encoding: BatchEncoding,
     /// Packed bytes.
+    #[serde(with = "serde_bytes")]
     pub packed: Vec<u8>,
 }
 

@@ -175,8 +175,20 @@ async fn a_line_that_loses_a_third_slows_a_link_but_does_not_end_it() {
 #[ignore = "takes minutes and is a measurement"]
 async fn throughput_by_congestion_control() {
     let _alone = alone();
-    for name in ["lan", "dsl", "lte", "intercontinental", "vsat-geo", "bad-day"] {
-        for congestion in [Congestion::Delivery, Congestion::Bbr, Congestion::Cubic, Congestion::NewReno] {
+    for name in [
+        "lan",
+        "dsl",
+        "lte",
+        "intercontinental",
+        "vsat-geo",
+        "bad-day",
+    ] {
+        for congestion in [
+            Congestion::Delivery,
+            Congestion::Bbr,
+            Congestion::Cubic,
+            Congestion::NewReno,
+        ] {
             let profile = Profile::named(name).unwrap();
             let tuning = LinkTuning {
                 congestion,

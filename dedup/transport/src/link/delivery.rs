@@ -140,12 +140,16 @@ impl Delivery {
     }
 
     fn slack_bytes(&self) -> f64 {
-        let spread = (4.0 * self.rtt_spread).clamp(SLACK_MIN.as_secs_f64(), SLACK_MAX.as_secs_f64());
+        let spread =
+            (4.0 * self.rtt_spread).clamp(SLACK_MIN.as_secs_f64(), SLACK_MAX.as_secs_f64());
         self.rate() * spread * self.slack_share
     }
 
     fn sample_rtt(&mut self, now: Instant, sample: Duration) {
-        if self.min_rtt.is_none_or(|(least, at)| sample <= least || now - at > MIN_RTT_MAX_AGE) {
+        if self
+            .min_rtt
+            .is_none_or(|(least, at)| sample <= least || now - at > MIN_RTT_MAX_AGE)
+        {
             self.min_rtt = Some((sample, now));
         }
         let sample = sample.as_secs_f64();
@@ -175,7 +179,11 @@ impl Delivery {
         if app_limited && rate <= self.rate() {
             return;
         }
-        while self.rates.front().is_some_and(|(round, _)| round + RATE_ROUNDS < self.round) {
+        while self
+            .rates
+            .front()
+            .is_some_and(|(round, _)| round + RATE_ROUNDS < self.round)
+        {
             self.rates.pop_front();
         }
         while self.rates.back().is_some_and(|(_, old)| *old <= rate) {

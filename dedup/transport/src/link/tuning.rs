@@ -183,7 +183,12 @@ mod tests {
 
     #[test]
     fn congestion_names_round_trip() {
-        for congestion in [Congestion::Delivery, Congestion::Bbr, Congestion::Cubic, Congestion::NewReno] {
+        for congestion in [
+            Congestion::Delivery,
+            Congestion::Bbr,
+            Congestion::Cubic,
+            Congestion::NewReno,
+        ] {
             assert_eq!(congestion.to_string().parse(), Ok(congestion));
         }
         assert_eq!(
