@@ -1,5 +1,5 @@
-#![allow(clippy::unwrap_used, missing_docs)]
 //! The cache on a real directory: damage, lost parts, eviction, readers against evictions.
+#![allow(clippy::unwrap_used, missing_docs)]
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;

@@ -1,5 +1,5 @@
-#![allow(clippy::unwrap_used, missing_docs)]
 //! Volumes against a byte array, and overlays against damage and full disks, on a real directory.
+#![allow(clippy::unwrap_used, missing_docs)]
 
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
