@@ -166,8 +166,16 @@ pub async fn run(
     tls::install_provider();
     let certificate = issue(&datacenter, &config)?;
     let tuning = tuning(&config)?;
-    let links = LinkServer::bind(config.link, &certificate, &datacenter.ca().cert_pem(), &tuning)
-        .with_context(|| {
+    // The certificate's key is new at each start, the authority's is not.
+    let authority = datacenter.ca();
+    let links = LinkServer::bind_with_resets(
+        config.link,
+        &certificate,
+        &authority.cert_pem(),
+        &tuning,
+        authority.key_pem().as_bytes(),
+    )
+    .with_context(|| {
             format!("cannot listen for branches on UDP {}; is another program using that port? choose another with --link", config.link)
         })?;
     let listener = TcpListener::bind(config.api).with_context(|| {

@@ -184,3 +184,43 @@ fn overlap_gap_and_disorder_are_refused() {
         Err("extents cover 4193792 bytes of a range of 4194304".into())
     );
 }
+
+/// A tree whose shape does not follow from its size would make two readers see different disks, or one of them allocate
+/// what no disk needs.
+#[test]
+fn trees_of_another_shape_are_refused() {
+    let key = IdKey::new([7; 32]);
+    let leaf = key.node_id(b"leaf");
+    let node = |kind: u8, fields: &[u8], children: &[NodeId]| {
+        let mut bytes = vec![1, kind];
+        bytes.extend_from_slice(fields);
+        dedup::codec::write_varint(&mut bytes, children.len() as u64);
+        for child in children {
+            bytes.extend_from_slice(child.as_bytes());
+        }
+        (key.node_id(&bytes), bytes)
+    };
+    let root = |size: u64, depth: u8, children: &[NodeId]| {
+        let mut fields = Vec::new();
+        for field in [size, 4 << 10, 16 << 10, 64 << 10] {
+            dedup::codec::write_varint(&mut fields, field);
+        }
+        fields.push(depth);
+        node(3, &fields, children)
+    };
+    let refused = |nodes: Vec<(NodeId, Vec<u8>)>, root: NodeId| {
+        let mut source = Nodes::default();
+        source.map.extend(nodes);
+        Manifest::load(&source, root).unwrap_err().to_string()
+    };
+    // Two interior nodes of one child each, where one of two would do.
+    let inner = node(2, &[], &[leaf]);
+    let thin = root(2 * LEAF_BYTES, 1, &[inner.0, inner.0]);
+    assert!(refused(vec![inner, thin.clone()], thin.0).contains("which has 2 over 0"));
+    // 257 leaves, cut 1 + 256 instead of 256 + 1.
+    let (first, rest) = (node(2, &[], &[leaf]), node(2, &[], &[leaf; 256]));
+    let skewed = root(257 * LEAF_BYTES, 1, &[first.0, rest.0]);
+    assert!(
+        refused(vec![first, rest, skewed.clone()], skewed.0).contains("1 children, 256 are due")
+    );
+}

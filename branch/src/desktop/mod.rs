@@ -19,8 +19,8 @@ mod volumes;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use branch_api::{Desktop, DesktopState};
 use dedup::VersionId;
@@ -37,6 +37,9 @@ pub use volumes::{OpenVolume, VolumeError, Volumes};
 
 /// How long a guest gets to shut down when it is asked to.
 const STOP_GRACE: Duration = Duration::from_secs(60);
+
+/// How long a call waits for another that works on the same desktop.
+const TURN_WAIT: Duration = Duration::from_secs(15);
 
 /// Longest Unix socket path that Linux takes.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
@@ -140,6 +143,7 @@ pub struct Desktops {
     clock: Arc<dyn Clock>,
     /// Names of desktops that a call is working on.
     busy: Mutex<HashSet<String>>,
+    turn_over: Condvar,
 }
 
 /// Keeps a desktop's name busy until dropped.
@@ -151,6 +155,7 @@ struct Turn<'a> {
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         self.desktops.busy().remove(&self.name);
+        self.desktops.turn_over.notify_all();
     }
 }
 
@@ -172,6 +177,7 @@ impl Desktops {
             host,
             clock,
             busy: Mutex::default(),
+            turn_over: Condvar::new(),
         }
     }
 
@@ -179,15 +185,35 @@ impl Desktops {
         self.busy.lock().expect("no panic under this lock")
     }
 
+    /// Takes the desktop for one call. Another call, or [`Self::tend`], may have it for a moment: that is waited for.
     fn turn(&self, name: &str) -> Result<Turn<'_>, DesktopError> {
-        if !self.busy().insert(name.to_owned()) {
-            return Err(DesktopError::Busy {
-                name: name.into(),
-                state: "being worked on",
-                way_out: "wait until that is done",
-            });
+        let begun = Instant::now();
+        let mut busy = self.busy();
+        while busy.contains(name) {
+            let waited = begun.elapsed();
+            if waited >= TURN_WAIT {
+                return Err(DesktopError::Busy {
+                    name: name.into(),
+                    state: "being worked on",
+                    way_out: "wait until that is done",
+                });
+            }
+            busy = self
+                .turn_over
+                .wait_timeout(busy, TURN_WAIT - waited)
+                .expect("no panic under this lock")
+                .0;
         }
+        busy.insert(name.to_owned());
         Ok(Turn {
+            desktops: self,
+            name: name.into(),
+        })
+    }
+
+    /// Takes the desktop only if nobody has it.
+    fn try_turn(&self, name: &str) -> Option<Turn<'_>> {
+        self.busy().insert(name.to_owned()).then(|| Turn {
             desktops: self,
             name: name.into(),
         })
@@ -506,11 +532,18 @@ impl Desktops {
                 return;
             }
         };
-        for mut desktop in desktops {
-            let Some(machine) = desktop.machine.clone() else {
+        for listed in desktops {
+            if listed.machine.is_none() {
+                continue;
+            }
+            let Some(_turn) = self.try_turn(&listed.name) else {
                 continue;
             };
-            let Ok(_turn) = self.turn(&desktop.name) else {
+            // As it is now that nobody else changes it.
+            let Ok(Some(mut desktop)) = self.record(&listed.name) else {
+                continue;
+            };
+            let Some(machine) = desktop.machine.clone() else {
                 continue;
             };
             let dir = self.dir.join(&desktop.name);

@@ -193,7 +193,7 @@ pub struct CacheStatus {
     pub hits: u64,
     /// Reads that waited for the link.
     pub misses: u64,
-    /// Chunks that did not match their checksum and were fetched again.
+    /// Chunks that were found damaged and have not been fetched again yet.
     pub quarantined: u64,
 }
 

@@ -79,25 +79,64 @@ impl LinkServer {
         ca_cert_pem: &str,
         tuning: &LinkTuning,
     ) -> Result<Self, LinkError> {
+        let key = identity.key_der()?;
+        Self::bind_with_resets(addr, identity, ca_cert_pem, tuning, key.secret_der())
+    }
+
+    /// As [`LinkServer::bind`], for a datacenter that has a new certificate key at each start: `reset_secret` is a secret that it
+    /// keeps. With it, a restarted datacenter tells branches at once that their links are gone; they would else wait for
+    /// their idle timeouts.
+    ///
+    /// # Errors
+    /// As [`LinkServer::bind`].
+    pub fn bind_with_resets(
+        addr: SocketAddr,
+        identity: &CertAndKey,
+        ca_cert_pem: &str,
+        tuning: &LinkTuning,
+        reset_secret: &[u8],
+    ) -> Result<Self, LinkError> {
         let authority_der = certificate_from_pem(ca_cert_pem, "authority certificate")?;
         let authority = Authority::new(&authority_der)?;
         must_be_datacenter(identity, &authority)?;
-        Self::bind_unchecked(
+        Self::open(
             addr,
             identity,
             authority_der,
             tuning,
             vec![LINK_PROTOCOL_NAME, JOIN_PROTOCOL_NAME],
+            reset_secret,
         )
     }
 
     /// Listens without asking whether the identity makes sense; tests present wrong ones.
+    #[cfg(test)]
     pub(crate) fn bind_unchecked(
         addr: SocketAddr,
         identity: &CertAndKey,
         authority_der: CertificateDer<'static>,
         tuning: &LinkTuning,
         protocols: Vec<&'static str>,
+    ) -> Result<Self, LinkError> {
+        let key = identity.key_der()?;
+        let reset_secret = key.secret_der();
+        Self::open(
+            addr,
+            identity,
+            authority_der,
+            tuning,
+            protocols,
+            reset_secret,
+        )
+    }
+
+    fn open(
+        addr: SocketAddr,
+        identity: &CertAndKey,
+        authority_der: CertificateDer<'static>,
+        tuning: &LinkTuning,
+        protocols: Vec<&'static str>,
+        reset_secret: &[u8],
     ) -> Result<Self, LinkError> {
         let authority = Authority::new(&authority_der)?;
         let key = Arc::new(tls::certified_key(
@@ -119,7 +158,7 @@ impl LinkServer {
             .incoming_buffer_size_total(INCOMING_BYTES_MAX_TOTAL);
         let socket = socket::bind(addr)?;
         let endpoint = Endpoint::new(
-            endpoint_config(identity)?,
+            endpoint_config(reset_secret),
             Some(base.clone()),
             socket,
             Arc::new(TokioRuntime),
@@ -297,16 +336,16 @@ async fn greet(connection: &Connection) -> Result<(), quinn::WriteError> {
     Ok(())
 }
 
-/// A reset key that survives a restart, derived from the certificate's private key: with it a restarted datacenter can
+/// A reset key that survives a restart, derived from a secret that does: with it a restarted datacenter can
 /// tell branches that their links are gone (RFC 9000 section 10.3). Otherwise they would wait for their idle timeouts.
-fn endpoint_config(identity: &CertAndKey) -> Result<EndpointConfig, IdentityError> {
-    let secret = hmac::Key::new(hmac::HMAC_SHA256, identity.key_der()?.secret_der());
+fn endpoint_config(reset_secret: &[u8]) -> EndpointConfig {
+    let secret = hmac::Key::new(hmac::HMAC_SHA256, reset_secret);
     let reset = hmac::sign(&secret, b"splice link stateless reset v1");
     let reset = hmac::Key::new(hmac::HMAC_SHA256, reset.as_ref());
     let mut config = EndpointConfig::new(Arc::new(reset));
     // quinn's own generator signs ids with a key of the process, and stays silent towards ids of an earlier one.
     config.cid_generator(|| Box::new(RandomIds));
-    Ok(config)
+    config
 }
 
 /// Eight random bytes per connection id.
