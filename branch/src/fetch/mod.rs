@@ -319,8 +319,15 @@ impl Fetcher {
 
     /// A request was refused for good: who waits for its chunks is told.
     pub fn refused(&self, request: Request, reason: &str) {
+        let ids: Vec<ChunkId> = request.expected.iter().map(|(id, _)| *id).collect();
+        self.unreadable(&ids, reason);
+        self.ended(request);
+    }
+
+    /// Chunks in flight that the datacenter cannot give: who waits for them is told.
+    pub fn unreadable(&self, ids: &[ChunkId], reason: &str) {
         let mut state = self.state();
-        for (id, _) in &request.expected {
+        for id in ids {
             if state.queue.is_pending(id) {
                 let error = WaitError::Refused {
                     id: *id,
@@ -330,10 +337,8 @@ impl Fetcher {
                 state.queue.arrived(id);
             }
         }
-        state.queue.ended(request);
         drop(state);
         self.changed.notify_all();
-        self.work.notify_one();
     }
 }
 

@@ -143,6 +143,12 @@ async fn fetch(
         };
         let batch = match Message::decode(&frame)? {
             Message::Batch(batch) => batch,
+            Message::Unreadable(part) => {
+                let ids = exchange.unreadable(part.count)?;
+                tracing::warn!(count = ids.len(), reason = part.message, "chunks refused");
+                branch.fetcher.unreadable(&ids, &part.message);
+                continue;
+            }
             Message::Refuse(refuse) if refuse.code == RefuseCode::Busy => {
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 return Ok(Outcome::Whole);

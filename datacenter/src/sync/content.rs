@@ -107,14 +107,21 @@ impl Content for SharedContent {
     }
 
     fn chunk(&self, id: ChunkId) -> Result<Bytes, ContentError> {
-        Ok(self.dc.store().chunk(id)?.bytes().clone())
+        let chunk = self.dc.store().chunk(id).map_err(alarmed)?;
+        Ok(chunk.bytes().clone())
     }
 
     fn stored_chunk(&self, id: ChunkId) -> Result<StoredBytes, ContentError> {
-        let stored = self.dc.store().chunk_compressed(id)?;
+        let stored = self.dc.store().chunk_compressed(id).map_err(alarmed)?;
         Ok(StoredBytes {
             zstd: stored.encoding == Encoding::Zstd,
             bytes: stored.bytes,
         })
     }
+}
+
+/// A published chunk that cannot be read is for IT to know, whoever asked for it.
+fn alarmed(error: StoreError) -> ContentError {
+    tracing::error!(error = %error, "a published chunk cannot be read; run `splice version verify`, and publish its disk again");
+    error.into()
 }

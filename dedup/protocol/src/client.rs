@@ -324,6 +324,20 @@ impl ChunkExchange {
         self.expected.len()
     }
 
+    /// Takes word of chunks that the datacenter cannot read; returns which.
+    pub fn unreadable(&mut self, count: u32) -> Result<Vec<ChunkId>, AnswerRefused> {
+        let due = self.expected.len();
+        if count == 0 || count as usize > due {
+            let reason = format!("called unreadable, {due} chunks are due");
+            return Err(AnswerRefused::Batch { count, reason });
+        }
+        Ok(self
+            .expected
+            .drain(..count as usize)
+            .map(|(id, _)| id)
+            .collect())
+    }
+
     /// Takes one batch; returns its chunks, verified, in the order asked.
     pub fn batch(&mut self, batch: &Batch) -> Result<Vec<Chunk>, AnswerRefused> {
         let refuse = |reason: String| AnswerRefused::Batch {

@@ -13,7 +13,8 @@ use dedup::{ChunkId, Leaf, Manifest, NodeId, NodeSource, VersionId};
 use crate::records::{Tree, TreeRef, VersionRecord};
 use crate::wire::{
     BATCH_RAW_BYTES, Batch, BatchEncoding, CHUNKS_MAX, GetChunks, GetLeaves, GetOutline,
-    LEAVES_MAX, Leaves, Message, Outline, RUNS_MAX, Refuse, RefuseCode, Run, SignedBytes, Urgency,
+    LEAVES_MAX, Leaves, Message, Outline, RUNS_MAX, Refuse, RefuseCode, Run, SignedBytes,
+    Unreadable, Urgency,
 };
 
 /// zstd level for batches made while a branch waits: two cores make 500 MB/s of it.
@@ -32,7 +33,7 @@ pub struct StoredBytes {
 pub trait Content: NodeSource {
     /// A published version: its envelope and its record.
     fn version(&self, id: VersionId) -> Result<Option<PublishedVersion>, Self::Error>;
-    /// A chunk, verified, plain.
+    /// A chunk, verified, plain. Who implements this tells IT of what cannot be read; the branch is told only that it cannot.
     fn chunk(&self, id: ChunkId) -> Result<Bytes, Self::Error>;
     /// A chunk as stored, its checksum verified.
     fn stored_chunk(&self, id: ChunkId) -> Result<StoredBytes, Self::Error>;
@@ -145,7 +146,6 @@ impl<C: Content> Responder<C> {
 
     /// The next frame; `None` when the answer is whole.
     pub fn next_frame(&mut self) -> Result<Option<Message>, AnswerError> {
-        let unreadable = content_error::<C>(self.version);
         match &mut self.work {
             Work::Version(signed) => Ok(signed.take().map(|bytes| {
                 Message::Version(SignedBytes {
@@ -182,7 +182,14 @@ impl<C: Content> Responder<C> {
                     Urgency::Demand => each_batch(&self.content, wanted),
                     Urgency::Boot | Urgency::Fill => solid_batch(&self.content, wanted),
                 };
-                Ok(Some(Message::Batch(batch.map_err(unreadable)?)))
+                Ok(Some(match batch {
+                    Ok(batch) => Message::Batch(batch),
+                    // One damaged chunk must not keep the others from a guest.
+                    Err(_) => Message::Unreadable(Unreadable {
+                        count: 1,
+                        message: format!("a chunk of version {} is damaged", self.version),
+                    }),
+                }))
             }
         }
     }
@@ -418,6 +425,8 @@ pub fn expand<E: From<AnswerError>>(
     Ok(wanted)
 }
 
+/// The next of `wanted` as one frame. A chunk that cannot be read ends a batch before it, and is taken off the list when it is
+/// the first.
 fn solid_batch<C: Content>(
     content: &C,
     wanted: &mut std::vec::IntoIter<(ChunkId, u32)>,
@@ -425,8 +434,10 @@ fn solid_batch<C: Content>(
     let mut plain = Vec::with_capacity(BATCH_RAW_BYTES + dedup::CHUNK_BYTES_MAX);
     let mut count = 0;
     while plain.len() < BATCH_RAW_BYTES {
-        let Some((id, _)) = wanted.next() else { break };
-        plain.extend_from_slice(&content.chunk(id)?);
+        match next_readable(wanted, count, |id| content.chunk(id))? {
+            Some(chunk) => plain.extend_from_slice(&chunk),
+            None => break,
+        }
         count += 1;
     }
     Ok(Batch {
@@ -444,8 +455,9 @@ fn each_batch<C: Content>(
     let mut packed = Vec::new();
     let mut count = 0;
     while packed.len() < 256 << 10 {
-        let Some((id, _)) = wanted.next() else { break };
-        let stored = content.stored_chunk(id)?;
+        let Some(stored) = next_readable(wanted, count, |id| content.stored_chunk(id))? else {
+            break;
+        };
         let head = (stored.bytes.len() as u32) << 1 | u32::from(stored.zstd);
         packed.extend_from_slice(&head.to_le_bytes());
         packed.extend_from_slice(&stored.bytes);
@@ -456,6 +468,22 @@ fn each_batch<C: Content>(
         encoding: BatchEncoding::Each,
         packed,
     })
+}
+
+fn next_readable<T, E>(
+    wanted: &mut std::vec::IntoIter<(ChunkId, u32)>,
+    count: u32,
+    read: impl FnOnce(ChunkId) -> Result<T, E>,
+) -> Result<Option<T>, E> {
+    let Some((id, _)) = wanted.as_slice().first().copied() else {
+        return Ok(None);
+    };
+    let read = read(id);
+    if read.is_err() && count > 0 {
+        return Ok(None);
+    }
+    wanted.next();
+    read.map(Some)
 }
 
 fn pack(plain: &[u8]) -> Vec<u8> {

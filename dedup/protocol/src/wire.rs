@@ -164,6 +164,8 @@ messages! {
     0x16 => GetChunks(GetChunks),
     /// Datacenter → branch: the next of them, in the order asked.
     0x17 => Batch(Batch),
+    /// Datacenter → branch: the next of them are damaged here; the answer goes on behind them.
+    0x18 => Unreadable(Unreadable),
 
     /// Branch → datacenter, on a join connection.
     0x20 => Join(JoinRequest),
@@ -300,6 +302,15 @@ pub struct Batch {
     /// Packed bytes.
     #[serde(with = "serde_bytes")]
     pub packed: Vec<u8>,
+}
+
+/// The next `count` chunks of those asked for cannot be read at the datacenter, where IT is alarmed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unreadable {
+    /// How many chunks.
+    pub count: u32,
+    /// For people.
+    pub message: String,
 }
 
 /// Why a frame was refused.

@@ -21,8 +21,8 @@ use dedup_protocol::records::{
 use dedup_protocol::trust::{Signed, Trust};
 use dedup_protocol::wire::{
     Batch, BatchEncoding, Der, GetChunks, GetLeaves, GetOutline, GetVersion, Hello, Leaves,
-    Message, Outline, Refuse, RefuseCode, Run, SignedBytes, StatusReport, Urgency, Welcome,
-    WireError,
+    Message, Outline, Refuse, RefuseCode, Run, SignedBytes, StatusReport, Unreadable, Urgency,
+    Welcome, WireError,
 };
 
 const VERSION: VersionId = VersionId([0x44; 32]);
@@ -139,6 +139,10 @@ fn messages() -> Vec<Message> {
             count: 2,
             encoding: BatchEncoding::Each,
             packed: vec![6, 0, 0, 0, 7, 8, 9],
+        }),
+        Message::Unreadable(Unreadable {
+            count: 3,
+            message: "damaged".into(),
         }),
         Message::Join(JoinRequest {
             secret: [0x99; 32],
