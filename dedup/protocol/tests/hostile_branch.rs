@@ -232,10 +232,7 @@ fn damage_is_told_apart_from_refusal() {
         }
         let all = leaf.extents[..4096].iter().filter_map(|e| e.chunk());
         let lost = all.clone().filter(|id| *id == lost).count();
-        assert_eq!(
-            (came as usize, unreadable as usize),
-            (all.count() - lost, lost)
-        );
+        assert_eq!((came, unreadable as usize), (all.count() - lost, lost));
         assert_eq!(lost, 1);
     }
     let manifest = site.dc.manifest(site.version, Tree::Disk);
