@@ -8,6 +8,8 @@
 pub mod boot;
 pub mod check;
 pub mod import;
+mod queue;
+mod strips;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -373,10 +375,11 @@ fn make_visible(
     Ok(id)
 }
 
-/// Threads that hash, compress and compare.
+/// Threads that hash, compress and compare. Unless the configuration says otherwise, one more than there are cores: the one that
+/// filled a pack waits for the disk.
 pub(crate) fn worker_count(datacenter: &Datacenter) -> usize {
     let count = match datacenter.config().publish_workers {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        0 => std::thread::available_parallelism().map_or(1, usize::from) + 1,
         count => count,
     };
     count.min(import::WORKERS_MAX)
