@@ -14,5 +14,6 @@ pub mod http;
 pub mod identity;
 pub mod link;
 pub mod server;
+pub mod tally;
 pub mod versions;
 pub mod volume;

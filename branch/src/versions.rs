@@ -14,6 +14,7 @@ use crate::cache::Cache;
 use crate::catalog::{Catalog, CatalogError};
 use crate::content_map::ContentMap;
 use crate::fetch::queue::TreeHandle;
+use crate::tally::Tally;
 
 /// Every tree a version can have, in the order in which a boot needs them.
 pub const TREES: [Tree; 3] = [Tree::Kernel, Tree::Initrd, Tree::Disk];
@@ -23,6 +24,7 @@ pub struct Versions {
     catalog: Catalog,
     maps: Mutex<HashMap<(VersionId, Tree), Arc<ContentMap>>>,
     assignment: RwLock<Option<Arc<Assignment>>>,
+    tallies: Mutex<HashMap<VersionId, Tally>>,
 }
 
 impl Versions {
@@ -33,6 +35,7 @@ impl Versions {
             catalog,
             maps: Mutex::default(),
             assignment: RwLock::new(assignment),
+            tallies: Mutex::default(),
         })
     }
 
@@ -144,20 +147,15 @@ impl Versions {
             number: record.number,
             ..VersionResidency::default()
         };
-        let mut seen: HashSet<ChunkId> = HashSet::new();
-        for handle in self.trees(version)? {
-            for place in handle.map.chunks() {
-                if !seen.insert(place.id) {
-                    continue;
-                }
-                residency.total_chunks += 1;
-                residency.total_bytes += u64::from(place.len);
-                if cache.contains(&place.id) {
-                    residency.resident_chunks += 1;
-                    residency.resident_bytes += u64::from(place.len);
-                }
-            }
-        }
+        let trees = self.trees(version)?;
+        let figures = {
+            let mut tallies = self.tallies.lock().expect("no panic under this lock");
+            tallies.entry(version).or_default().update(&trees, cache)
+        };
+        residency.total_chunks = figures.total_chunks;
+        residency.total_bytes = figures.total_bytes;
+        residency.resident_chunks = figures.resident_chunks;
+        residency.resident_bytes = figures.resident_bytes;
         residency.complete =
             residency.resident_chunks == residency.total_chunks && self.can_boot(record)?;
         Ok(residency)

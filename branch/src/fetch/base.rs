@@ -1,16 +1,17 @@
 //! A version's tree as a volume base: read from the cache, waited for over the link.
 //!
-//! A hit is one lookup in the content map and one read from the slab for each extent. A miss asks for all missing chunks of the read at
+//! A hit is one lookup in the content map and one read from the slab for all extents that lie side by side there. A miss asks for all missing chunks of the read at
 //! once, and for what sequential readers will read next.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use dedup::ChunkId;
 use vmm_block::{BlockError, BlockErrorKind, RangeStatus};
 
 use super::queue::{TreeHandle, Want};
 use super::{Fetcher, WaitError};
-use crate::cache::ReadOutcome;
+use crate::cache::{ReadOutcome, Wanted};
 use crate::content_map::Piece;
 use crate::volume::Base;
 
@@ -24,6 +25,12 @@ const STREAMS: usize = 8;
 /// How often a read tries again when what it waited for is gone again (evicted or damaged): more means the cache is too small to
 /// hold even one read.
 const ATTEMPTS: usize = 8;
+
+/// Slices looked for at once: as many as the cache reads by one system call.
+const SLICES_FEW: usize = 32;
+
+/// Stands where no slice was put yet.
+static NO_CHUNK: ChunkId = ChunkId([0; 32]);
 
 /// See the module.
 pub struct CachedBase {
@@ -85,41 +92,69 @@ impl CachedBase {
         self.demand_chunks.load(Ordering::Relaxed)
     }
 
-    /// Fills `buf` as far as the cache can; returns the chunks that are missing.
-    fn read_cached(&self, offset: u64, buf: &mut [u8], all: bool) -> Result<Vec<Want>, BlockError> {
-        let mut missing = Vec::new();
-        let mut at = 0;
-        for piece in self.tree.map.pieces(offset, buf.len() as u64) {
-            match piece {
-                Piece::Zero { len } => {
-                    buf[at..at + len as usize].fill(0);
-                    at += len as usize;
-                }
-                Piece::Chunk { index, offset, len } => {
-                    let part = &mut buf[at..at + len as usize];
-                    at += len as usize;
-                    let place = self.tree.map.chunk(index);
-                    let outcome = self.fetcher.cache().read(&place.id, offset, part);
-                    match outcome.map_err(cache_error)? {
-                        ReadOutcome::Hit => {}
-                        ReadOutcome::Absent | ReadOutcome::Quarantined => {
-                            missing.push(Want {
-                                tree: self.tree.clone(),
-                                index,
-                            });
-                            if !all {
-                                return Ok(missing);
-                            }
-                        }
+    /// Fills `buf` as far as the cache can; adds the chunks that are missing to `missing`. Unless it `may_wait`, it neither asks the
+    /// disk nor looks further than the first slice that cannot be had. Returns whether `buf` is full.
+    fn read_cached(
+        &self,
+        offset: u64,
+        buf: &mut [u8],
+        may_wait: bool,
+        missing: &mut Vec<Want>,
+    ) -> Result<bool, BlockError> {
+        let (len, mut filled, mut full) = (buf.len(), 0, true);
+        let mut rest = buf;
+        let map = &self.tree.map;
+        let mut pieces = map.pieces(offset, len as u64);
+        // Small reads have one or two slices: their list is on the stack.
+        let mut few: [Wanted<'_>; SLICES_FEW] =
+            std::array::from_fn(|_| Wanted::new(&NO_CHUNK, 0, &mut []));
+        let mut indexes = [0; SLICES_FEW];
+        loop {
+            let mut count = 0;
+            for piece in pieces.by_ref() {
+                let (Piece::Zero { len } | Piece::Chunk { len, .. }) = piece;
+                let (part, behind) = std::mem::take(&mut rest).split_at_mut(len as usize);
+                rest = behind;
+                filled += part.len();
+                match piece {
+                    Piece::Zero { .. } => part.fill(0),
+                    Piece::Chunk { index, offset, .. } => {
+                        few[count] = Wanted::new(&map.chunk(index).id, offset, part);
+                        indexes[count] = index;
+                        count += 1;
                     }
+                }
+                if count == SLICES_FEW {
+                    break;
+                }
+            }
+            if count == 0 {
+                break;
+            }
+            self.fetcher
+                .cache()
+                .read_slices(&mut few[..count], may_wait)
+                .map_err(cache_error)?;
+            for (wanted, &index) in few[..count].iter().zip(&indexes) {
+                match wanted.outcome {
+                    ReadOutcome::Hit => continue,
+                    ReadOutcome::WouldWait => {}
+                    ReadOutcome::Absent | ReadOutcome::Quarantined => missing.push(Want {
+                        tree: self.tree.clone(),
+                        index,
+                    }),
+                }
+                full = false;
+                if !may_wait {
+                    return Ok(false);
                 }
             }
         }
-        if at < buf.len() {
-            let context = format!("read of {} bytes at {offset} is beyond the end", buf.len());
+        if filled < len {
+            let context = format!("read of {len} bytes at {offset} is beyond the end");
             return Err(BlockError::new(BlockErrorKind::OutOfRange, context));
         }
-        Ok(missing)
+        Ok(full)
     }
 
     fn read_ahead(&self, offset: u64, end: u64) -> Vec<Want> {
@@ -160,8 +195,8 @@ impl Base for CachedBase {
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), BlockError> {
         for _ in 0..ATTEMPTS {
-            let missing = self.read_cached(offset, buf, true)?;
-            if missing.is_empty() {
+            let mut missing = Vec::new();
+            if self.read_cached(offset, buf, true, &mut missing)? {
                 return Ok(());
             }
             self.demand_chunks
@@ -177,7 +212,8 @@ impl Base for CachedBase {
     }
 
     fn try_read(&self, offset: u64, buf: &mut [u8]) -> Result<bool, BlockError> {
-        Ok(self.read_cached(offset, buf, false)?.is_empty())
+        // What is missing is found again by the `read` that follows.
+        self.read_cached(offset, buf, false, &mut Vec::new())
     }
 
     fn status(&self, offset: u64, len: u64) -> Vec<RangeStatus> {

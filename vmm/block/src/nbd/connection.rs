@@ -11,8 +11,9 @@ use super::counters::is_known;
 use super::exchange::Exchange;
 use super::export::Seat;
 use super::intake::{Intake, IntakeError};
-use super::limits::{COALESCE_BYTES_MAX, INLINE_BYTES_MAX, PAYLOAD_BYTES_MAX, STATUS_EXTENTS_MAX};
+use super::limits::{COALESCE_BYTES_MAX, INLINE_ALONE_BYTES_MAX, INLINE_BYTES_MAX, PAYLOAD_BYTES_MAX, STATUS_EXTENTS_MAX};
 use super::outbox::Outbox;
+use super::patience::Patience;
 use super::pool::Job;
 use super::socket::Socket;
 use super::wire::{
@@ -89,11 +90,12 @@ impl Connection {
     }
 
     fn receive_requests(self: &Arc<Self>, intake: &mut Intake) -> Result<(), TransmissionError> {
+        let mut patience = Patience::default();
         loop {
             while intake.buffered().len() < REQUEST_BYTES {
                 // Nothing more is at hand, so nothing is gained by holding replies back.
                 self.outbox.flush();
-                match intake.fill() {
+                match intake.fill_patiently(&mut patience) {
                     Ok(()) => {}
                     Err(IntakeError::Stalled) if intake.buffered().is_empty() => {}
                     Err(error) => return Err(error.into()),
@@ -154,6 +156,16 @@ impl Connection {
         }
     }
 
+    /// Up to which length a read is answered right here: a large one too where nothing that came after it has to wait for it, for
+    /// then a change of thread costs more than it gains.
+    fn inline_bytes_max(&self, intake: &Intake) -> u32 {
+        if intake.buffered().is_empty() {
+            INLINE_ALONE_BYTES_MAX
+        } else {
+            INLINE_BYTES_MAX
+        }
+    }
+
     /// Takes a request's payload and answers the request if that needs no waiting. `Ok(false)`: a worker must.
     fn receive_one(
         &self,
@@ -173,7 +185,7 @@ impl Connection {
             return Ok(true);
         }
         match request.command {
-            CMD_READ if request.len <= INLINE_BYTES_MAX => {
+            CMD_READ if request.len <= self.inline_bytes_max(intake) => {
                 match self
                     .device()
                     .try_read(request.offset, exchange.payload_mut(len))

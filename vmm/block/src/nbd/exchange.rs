@@ -7,7 +7,7 @@
 use std::ops::Range;
 use std::time::Instant;
 
-use super::limits::{ERROR_TEXT_BYTES_MAX, KEPT_BUFFER_BYTES_MAX};
+use super::limits::ERROR_TEXT_BYTES_MAX;
 use super::wire::{
     ALLOCATION_CONTEXT_ID, CHUNK_HEADER_BYTES, REPLY_BLOCK_STATUS, REPLY_ERROR, REPLY_FLAG_DONE,
     REPLY_NONE, REPLY_OFFSET_DATA, REPLY_OFFSET_HOLE, Request, SIMPLE_REPLY_BYTES,
@@ -60,12 +60,16 @@ impl Exchange {
         }
     }
 
-    /// Makes the exchange ready for the next request; false if its buffers are too large to keep.
-    pub(crate) fn recycle(&mut self) -> bool {
+    /// Makes the exchange ready for the next request.
+    pub(crate) fn recycle(&mut self) {
         self.payload_len = 0;
         self.heads.clear();
         self.parts.clear();
-        self.buffer.capacity() + self.heads.capacity() <= KEPT_BUFFER_BYTES_MAX
+    }
+
+    /// Bytes of memory that it holds while it is idle.
+    pub(crate) fn kept_bytes(&self) -> usize {
+        self.buffer.capacity() + self.heads.capacity()
     }
 
     /// Room for `len` bytes of payload, which hold anything.

@@ -10,7 +10,9 @@ use std::io::{self, IoSlice};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::exchange::Exchange;
-use super::limits::{BYTES_IN_FLIGHT_MAX, KEPT_EXCHANGES_MAX, REQUESTS_IN_FLIGHT_MAX};
+use super::limits::{
+    BYTES_IN_FLIGHT_MAX, KEPT_BYTES_MAX, KEPT_EXCHANGES_MAX, REQUESTS_IN_FLIGHT_MAX,
+};
 use super::socket::{Sink, Socket};
 
 /// Slices given to one system call.
@@ -30,6 +32,8 @@ struct State {
         reason = "an exchange moves as one pointer between queue, batch and here"
     )]
     free: Vec<Box<Exchange>>,
+    /// Bytes that the buffers of `free` take.
+    free_bytes: usize,
 }
 
 struct Writer {
@@ -60,6 +64,7 @@ impl Outbox {
                 in_flight: 0,
                 bytes_in_flight: 0,
                 free: Vec::new(),
+                free_bytes: 0,
             }),
             room: Condvar::new(),
             writer: Mutex::new(Writer {
@@ -102,10 +107,13 @@ impl Outbox {
         }
         state.in_flight += 1;
         state.bytes_in_flight += bytes;
-        let mut exchange = state
-            .free
-            .pop()
-            .unwrap_or_else(|| Box::new(Exchange::new()));
+        let mut exchange = match state.free.pop() {
+            Some(kept) => {
+                state.free_bytes -= kept.kept_bytes();
+                kept
+            }
+            None => Box::new(Exchange::new()),
+        };
         exchange.charged = bytes;
         Some(exchange)
     }
@@ -113,7 +121,10 @@ impl Outbox {
     fn end(state: &mut State, mut exchange: Box<Exchange>) {
         state.in_flight -= 1;
         state.bytes_in_flight -= exchange.charged;
-        if exchange.recycle() && state.free.len() < KEPT_EXCHANGES_MAX {
+        exchange.recycle();
+        let free_bytes = state.free_bytes + exchange.kept_bytes();
+        if free_bytes <= KEPT_BYTES_MAX && state.free.len() < KEPT_EXCHANGES_MAX {
+            state.free_bytes = free_bytes;
             state.free.push(exchange);
         }
     }
