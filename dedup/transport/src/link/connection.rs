@@ -11,7 +11,9 @@ use rustls::pki_types::CertificateDer;
 
 use super::error::{CODE_CLOSED, CODE_REFUSED, REASON_BYTES_MAX};
 use super::gate::Gate;
+use super::watch::{Remembering, Watch};
 use super::{Class, FrameRecv, FrameSend, LinkError, Party};
+use crate::congestion::PathCell;
 use crate::identity::{PeerIdentity, cert_pem};
 
 /// How long a closing link waits for its goodbye to leave.
@@ -34,6 +36,8 @@ pub(super) struct Shared {
     /// The dialling end owns a socket per link and waits for it when closing.
     endpoint: Option<Endpoint>,
     pub(super) gate: Gate,
+    /// Where the congestion control shows what it measures.
+    path: Arc<PathCell>,
 }
 
 /// Figures of a link since it was made, and of its path now.
@@ -60,6 +64,10 @@ pub(super) struct LinkParts {
     pub(super) identity: Option<PeerIdentity>,
     pub(super) authority: Option<CertificateDer<'static>>,
     pub(super) endpoint: Option<Endpoint>,
+    pub(super) path: Arc<PathCell>,
+    pub(super) memory: Option<Remembering>,
+    /// Bytes that may wait for acknowledgement at most.
+    pub(super) window_bytes_max: u64,
 }
 
 impl Link {
@@ -70,18 +78,23 @@ impl Link {
             identity,
             authority,
             endpoint,
+            path,
+            memory,
+            window_bytes_max,
         } = parts;
-        Self {
-            shared: Arc::new(Shared {
-                remote: connection.remote_address(),
-                connection,
-                here,
-                identity,
-                authority,
-                endpoint,
-                gate: Gate::default(),
-            }),
-        }
+        let shared = Arc::new(Shared {
+            remote: connection.remote_address(),
+            connection,
+            here,
+            identity,
+            authority,
+            endpoint,
+            gate: Gate::default(),
+            path: Arc::clone(&path),
+        });
+        let watch = Watch::new(path, memory, window_bytes_max);
+        tokio::spawn(watch.run(Arc::downgrade(&shared)));
+        Self { shared }
     }
 
     /// Opens a stream for one request. Waits while the peer's limit of open requests is reached.
@@ -220,6 +233,12 @@ impl Link {
         self.shared.connection.remote_address()
     }
 
+    /// What this end's sending has measured of the path: delivery rate and round trip. Zero under a congestion control other than
+    /// `delivery`, and before the first megabytes.
+    pub fn path(&self) -> &PathCell {
+        &self.shared.path
+    }
+
     /// The connection below, for tests that play a peer which does not keep to the framing.
     #[cfg(test)]
     pub(crate) fn connection(&self) -> &Connection {
@@ -245,6 +264,10 @@ impl fmt::Debug for Link {
 }
 
 impl Shared {
+    pub(super) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
     fn error(&self, error: quinn::ConnectionError) -> LinkError {
         LinkError::from_connection(error, self.here, &self.remote.to_string())
     }

@@ -7,13 +7,13 @@
 
 mod client;
 mod connection;
-mod delivery;
 mod error;
 mod frame;
 mod gate;
 mod server;
 mod socket;
 mod tuning;
+mod watch;
 
 pub use client::LinkClient;
 pub use connection::{Link, LinkStats};
