@@ -2,10 +2,11 @@
 //!
 //! The trace is of version 1 of the desktop. So that a previous version can be held, version 2's disk is published first and version
 //! 1's behind it: an update backwards, whose chunks are as alike as those of one forwards. Every case is replayed with the
-//! guest's thinking scaled to a local boot of 15 s, and (`-nothink`) without any.
+//! guest's thinking scaled to a local boot of 15 s, and (`-nothink`) without any. Peers and the raw file are read from the boot loader
+//! on; a branch brings kernel and initrd itself, inside the time, and its guest reads from there on.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
@@ -55,7 +56,7 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
     let trace = trace(session)?;
     let scratch = session.scratch("boot")?;
     let stage = Stage::build(PREPARING, &scratch)?;
-    let bench = Bench { trace, stage, scratch, disk: images.version(1) };
+    let bench = Bench { guest: trace.without_loader(), trace, stage, scratch, disk: images.version(1) };
     eprintln!(
         "==> trace: {} reads, {:.0} MB of distinct blocks",
         bench.trace.reads.len(),
@@ -100,6 +101,8 @@ fn prepare(session: &Session, images: &Images) -> Result<Datacenter> {
 
 struct Bench {
     trace: Trace,
+    /// Without what a branch reads for its machine by itself.
+    guest: Trace,
     stage: Stage,
     scratch: PathBuf,
     disk: PathBuf,
@@ -127,23 +130,33 @@ impl Bench {
         Ok(())
     }
 
-    /// One boot of a fresh desktop at a branch, from the moment when it is asked for: a profile is streamed from then on.
+    /// One boot of a fresh desktop, from the moment when it is asked for: kernel and initrd cross first, and a profile is streamed
+    /// from then on.
     fn desktop(&self, recorder: &mut Recorder, case: &str, branch: &Branch, think: Think) -> Result<()> {
-        let name = format!("d-{case}");
-        // Kernel and initrd are not in the trace's reads alone; both cross before the line under test is set.
-        branch.start_desktop(&name)?;
-        branch.stop_desktop(&name)?;
         self.stage.set(OFFICE);
         let wire = self.stage.wire_bytes();
-        let export = branch.start_desktop(&name)?;
-        let socket = branch.nbd_socket();
-        let outcome = replay(&self.trace, Disk::Nbd { socket: &socket, export: &export }, think, REPLAY);
+        let outcome = boot_desktop(branch, &format!("d-{case}"), &self.guest, think);
         let wire = (self.stage.wire_bytes() - wire) as f64;
         self.stage.set(PREPARING);
         self.put(recorder, case, &outcome?, wire, think);
+        // What the boot taught is noted when it ends.
         pause(Duration::from_secs(1))?;
-        branch.stop_desktop(&name)
+        branch.stop_desktop(&format!("d-{case}"))
     }
+}
+
+/// Asks for a desktop and is its guest. The seconds are from the asking on.
+///
+/// # Errors
+/// It does not start, or a read fails.
+pub(crate) fn boot_desktop(branch: &Branch, name: &str, guest: &Trace, think: Think) -> Result<Outcome> {
+    let begun = Instant::now();
+    let export = branch.start_desktop(name)?;
+    let started = begun.elapsed().as_secs_f64();
+    let socket = branch.nbd_socket();
+    let mut outcome = replay(guest, Disk::Nbd { socket: &socket, export: &export }, think, REPLAY)?;
+    outcome.seconds += started;
+    Ok(outcome)
 }
 
 /// Cold, cold behind the previous version, with the boot's profile, and warm; each on a branch that holds just that.

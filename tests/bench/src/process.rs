@@ -1,8 +1,8 @@
 //! Programs that are measured: commands with what they used, and daemons.
 //!
 //! Invariant: nothing that is started here outlives us. Every program is a process group of its own which is killed when
-//! its handle is dropped or its limit passed, and the kernel kills it when we die (`setpriv --pdeathsig`). Programs are started from the
-//! main thread only, because that signal follows the thread.
+//! its handle is dropped or its limit passed, and the kernel kills it when we die (`setpriv --pdeathsig`). That signal
+//! follows the thread, so a daemon is started from the main thread only, and a command's thread waits for it.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};
@@ -10,7 +10,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -306,7 +306,9 @@ fn status_ok(status: i32) -> bool {
 
 /// A file without a name for what a program prints: a pipe would block it when nobody reads.
 fn spool(scratch: &Path, kind: &str) -> Result<File> {
-    let path = scratch.join(format!(".{kind}-{}", std::process::id()));
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let path = scratch.join(format!(".{kind}-{}-{number}", std::process::id()));
     let file = OpenOptions::new()
         .read(true)
         .write(true)

@@ -178,7 +178,7 @@ mod tests {
 
     fn trace(in_flight: u32, think_us: u64) -> Trace {
         let reads = (0..40).map(|n| ReadOp { offset: n * 8192, len: 4096, think_us, in_flight: if n == 0 { 0 } else { in_flight } });
-        Trace { reads: reads.collect() }
+        Trace::new(reads.collect())
     }
 
     #[test]

@@ -128,7 +128,13 @@ pub(crate) struct Results {
     pub(crate) missing: Vec<Missing>,
 }
 
-/// Rows in the order in which their first samples came.
+/// Order of systems in every table; a system that is not here comes last.
+const SYSTEMS: [&str; 15] = [
+    "splice", "desync", "casync", "borg", "restic", "rdedup", "rsync", "zstd-patch", "xdelta3", "qemu-nbd", "nbdkit", "raw", "quinn",
+    "tcp-cubic", "tcp-bbr",
+];
+
+/// Rows by metric, case (in the order of their first samples) and system.
 pub(crate) fn rows(bench: &str, samples: &[Sample]) -> Vec<Row> {
     let mut groups: Vec<(&Sample, Vec<f64>)> = Vec::new();
     for sample in samples {
@@ -141,6 +147,10 @@ pub(crate) fn rows(bench: &str, samples: &[Sample]) -> Vec<Row> {
             None => groups.push((sample, vec![sample.value])),
         }
     }
+    let cases: Vec<&str> = samples.iter().map(|sample| sample.case.as_str()).collect();
+    let case = |name: &str| cases.iter().position(|case| *case == name);
+    let system = |name: &str| SYSTEMS.iter().position(|known| *known == name).unwrap_or(SYSTEMS.len());
+    groups.sort_by_key(|(first, _)| (first.metric, case(&first.case), system(&first.system)));
     groups
         .into_iter()
         .map(|(first, mut values)| {

@@ -14,7 +14,7 @@ use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use crate::process::{interrupted, is_installed};
-use crate::row::{Host, Metric, Missing, Row, Sample, rows};
+use crate::row::{Host, Metric, Missing, Sample};
 
 /// Ours, in every table.
 pub(crate) const SPLICE: &str = "splice";
@@ -69,6 +69,7 @@ impl Recorder {
     }
 
     /// What was recorded.
+    #[cfg(test)]
     pub(crate) fn samples(&self) -> &[Sample] {
         &self.samples
     }
@@ -268,11 +269,6 @@ impl Session {
         self.state.done.get(bench)?.get(key)
     }
 
-    /// The rows of this bench.
-    pub(crate) fn rows(&self) -> Vec<Row> {
-        rows(&self.bench, &self.samples())
-    }
-
     /// What could not be measured so far.
     pub(crate) fn missing(&self) -> &[Missing] {
         &self.missing
@@ -384,7 +380,7 @@ mod tests {
             session.begin("read", 1.0).unwrap();
             assert!(session.is_done("a/0") && !session.is_done("b/0"));
             session.measure("a/0", "raw", 1.0, |_| panic!("it is done")).unwrap();
-            assert_eq!(session.rows()[0].median, 5.0);
+            assert_eq!(session.samples()[0].value, 5.0);
         }
         std::fs::write(folder.path().join("splice"), "another build").unwrap();
         let mut session = open();

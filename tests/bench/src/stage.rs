@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use sim_wan::model::{Loss, Shape};
 use sim_wan::tun::{self, LinkSpec, Namespaces, TunLink};
-use sim_wan::{LinkStats, Profile};
+use sim_wan::Profile;
 
 use crate::process::Program;
 
@@ -130,11 +130,6 @@ impl Stage {
 
     pub(crate) fn restore(&self) {
         self.link.controlled().restore();
-    }
-
-    /// Counters now.
-    pub(crate) fn stats(&self) -> LinkStats {
-        self.link.stats()
     }
 
     /// Bytes offered so far, both ways.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::images::{Images, folder_bytes};
-use crate::process::{Daemon, Program, Usage};
+use crate::process::{Program, Usage};
 use crate::session::{SPLICE, Session};
 use crate::splice::{Datacenter, Place};
 
@@ -160,11 +160,6 @@ impl Store {
                 Ok(folder_bytes(&self.folder.join("repo"))? + indexes as f64)
             }
         }
-    }
-
-    /// Our own daemon, to be looked at.
-    pub(crate) fn daemon(&self) -> Option<&Daemon> {
-        self.splice.as_ref().map(|datacenter| &datacenter.daemon)
     }
 }
 

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::boot;
 use crate::images::Images;
-use crate::replay::{Disk, LOCAL_BOOT_S, Outcome, Think, replay};
+use crate::replay::{LOCAL_BOOT_S, Outcome, Think};
 use crate::row::{Metric, quantile};
 use crate::session::{Recorder, SPLICE, Session};
 use crate::splice::{Branch, Datacenter, Place};
@@ -18,8 +18,6 @@ use crate::trace::Trace;
 /// How many at once.
 const SIZES: [usize; 3] = [1, 10, 50];
 
-/// 50 boots read 20 GB through one server; on a busy machine at 100 MB/s.
-const REPLAY: Duration = Duration::from_secs(900);
 const FILL: Duration = Duration::from_secs(1800);
 
 /// Runs the bench.
@@ -30,7 +28,7 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
     let rounds = if session.settings.quick { 1 } else { 3 };
     session.begin("storm", 60.0 + (rounds * SIZES.len()) as f64 * 100.0)?;
     let images = Images::ready(session, 1)?;
-    let trace = boot::trace(session)?;
+    let guest = boot::trace(session)?.without_loader();
     let scratch = session.scratch("storm")?;
     let key = |size: usize, round: usize| format!("{size}/{round}");
     let keys: Vec<String> = (0..rounds).flat_map(|round| SIZES.map(|size| key(size, round))).collect();
@@ -52,27 +50,22 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
             session.discard("br");
             let prepared = Branch::join(session, &datacenter, "br").and_then(|branch| {
                 datacenter.assign("br", "desktop@1", false)?;
-                branch.wait_known(1)?;
-                let exports = (0..size).map(|n| branch.start_desktop(&format!("d{n}"))).collect::<Result<Vec<_>>>()?;
-                Ok((branch, exports))
+                branch.wait_known(1).map(|_| branch)
             });
-            let (branch, exports) = match prepared {
-                Ok(prepared) => prepared,
+            let branch = match prepared {
+                Ok(branch) => branch,
                 Err(error) => {
                     session.miss(&key, SPLICE, &format!("{error:#}"));
                     continue;
                 }
             };
             session.measure(&key, SPLICE, 100.0, |recorder| {
-                once(recorder, &format!("cold-{size}"), &stage, &branch, &exports, &trace)?;
+                once(recorder, &format!("cold-{size}"), &stage, &branch, size, &guest)?;
                 stage.set(PREPARING);
                 datacenter.assign("br", "desktop@1", true)?;
                 branch.wait_complete(1, FILL)?;
-                once(recorder, &format!("warm-{size}"), &stage, &branch, &exports, &trace)
+                once(recorder, &format!("warm-{size}"), &stage, &branch, size, &guest)
             })?;
-            for desktop in 0..size {
-                branch.stop_desktop(&format!("d{desktop}"))?;
-            }
             drop(branch);
             session.discard("br");
         }
@@ -85,24 +78,22 @@ fn once(
     case: &str,
     stage: &Stage,
     branch: &Branch,
-    exports: &[String],
-    trace: &Trace,
+    size: usize,
+    guest: &Trace,
 ) -> Result<()> {
     stage.set(OFFICE);
     let (wire, disk, cpu) = (stage.wire_bytes(), branch.daemon()?.disk_read_bytes()?, branch.daemon()?.cpu_s()?);
-    let socket = branch.nbd_socket();
     let outcomes: Vec<Result<Outcome>> = std::thread::scope(|scope| {
-        let guests: Vec<_> = exports
-            .iter()
-            .map(|export| {
-                let disk = Disk::Nbd { socket: &socket, export };
-                scope.spawn(move || replay(trace, disk, Think::Scaled, REPLAY))
-            })
-            .collect();
+        let name = |desktop| format!("{case}-{desktop}");
+        let boot = |desktop| move || boot::boot_desktop(branch, &name(desktop), guest, Think::Scaled);
+        let guests: Vec<_> = (0..size).map(|desktop| scope.spawn(boot(desktop))).collect();
         guests.into_iter().map(|guest| guest.join().expect("a replay returns its errors")).collect()
     });
     let wire = (stage.wire_bytes() - wire) as f64;
     let outcomes = outcomes.into_iter().collect::<Result<Vec<_>>>().context("one of the boots")?;
+    for desktop in 0..size {
+        branch.stop_desktop(&format!("{case}-{desktop}"))?;
+    }
     let mut seconds: Vec<f64> = outcomes.iter().map(|outcome| outcome.seconds).collect();
     seconds.sort_by(f64::total_cmp);
     let Some(last) = seconds.last() else { bail!("no desktops") };
