@@ -38,9 +38,20 @@ impl Way {
 /// What serves the disk.
 enum Server {
     Raw(PathBuf),
-    Splice { branch: Branch, _datacenter: Datacenter, export: String },
+    Splice {
+        branch: Branch,
+        _datacenter: Datacenter,
+        export: String,
+    },
     /// Of a raw file, at a Unix socket.
-    Peer { name: &'static str, disk: PathBuf, socket: PathBuf, log: PathBuf, read_only: bool, daemon: Option<Daemon> },
+    Peer {
+        name: &'static str,
+        disk: PathBuf,
+        socket: PathBuf,
+        log: PathBuf,
+        read_only: bool,
+        daemon: Option<Daemon>,
+    },
 }
 
 impl Server {
@@ -51,15 +62,27 @@ impl Server {
                 branch.restart()?;
                 let probe = Program::new("nbdinfo").args(["--size", &branch.uri(export)]);
                 let scratch = std::env::temp_dir();
-                wait_for("the export", FILL, TICK * 5, || Ok(probe.run(&scratch, FILL).ok())).map(drop)
+                wait_for("the export", FILL, TICK * 5, || {
+                    Ok(probe.run(&scratch, FILL).ok())
+                })
+                .map(drop)
             }
-            Self::Peer { name, disk, socket, log, read_only, daemon } => {
+            Self::Peer {
+                name,
+                disk,
+                socket,
+                log,
+                read_only,
+                daemon,
+            } => {
                 if let Some(daemon) = daemon.take() {
                     daemon.stop();
                 }
                 let _ = std::fs::remove_file(&*socket);
                 *daemon = Some(peer(name, disk, socket, *read_only).start(log)?);
-                wait_for(name, Duration::from_secs(30), TICK, || Ok(socket.exists().then_some(())))
+                wait_for(name, Duration::from_secs(30), TICK, || {
+                    Ok(socket.exists().then_some(()))
+                })
             }
         }
     }
@@ -67,7 +90,9 @@ impl Server {
     fn run(&self, job: &Job, seconds: f64, scratch: &Path) -> Result<Figures> {
         match self {
             Self::Raw(path) => job.run(&Target::File(path), seconds, scratch),
-            Self::Splice { branch, export, .. } => job.run(&Target::Nbd(&branch.uri(export)), seconds, scratch),
+            Self::Splice { branch, export, .. } => {
+                job.run(&Target::Nbd(&branch.uri(export)), seconds, scratch)
+            }
             Self::Peer { socket, .. } => {
                 let uri = format!("nbd+unix:///?socket={}", socket.display());
                 job.run(&Target::Nbd(&uri), seconds, scratch)
@@ -86,7 +111,12 @@ fn peer(name: &str, disk: &Path, socket: &Path, read_only: bool) -> Program {
             .args(only)
             .arg(disk)
     } else {
-        Program::new(name).args(["-f", "-U"]).arg(socket).args(only).arg("file").arg(disk)
+        Program::new(name)
+            .args(["-f", "-U"])
+            .arg(socket)
+            .args(only)
+            .arg("file")
+            .arg(disk)
     }
 }
 
@@ -99,7 +129,11 @@ pub(crate) fn run(session: &mut Session, way: Way) -> Result<()> {
         Way::Read => ("read", way.jobs()),
         Way::Write => ("write", way.jobs()),
     };
-    let (rounds, seconds) = if session.settings.quick { (1, 3.0) } else { (3, 10.0) };
+    let (rounds, seconds) = if session.settings.quick {
+        (1, 3.0)
+    } else {
+        (3, 10.0)
+    };
     let per_job = seconds + 1.5;
     let jobs_all = (jobs.len() * 2 * SYSTEMS.len() * rounds) as f64;
     session.begin(name, 60.0 + jobs_all * per_job)?;
@@ -115,7 +149,9 @@ pub(crate) fn run(session: &mut Session, way: Way) -> Result<()> {
         if !session.any_left(&keys) && system != "raw" {
             continue;
         }
-        if matches!(system, "qemu-nbd" | "nbdkit") && !session.has(system, system, "install its Debian package") {
+        if matches!(system, "qemu-nbd" | "nbdkit")
+            && !session.has(system, system, "install its Debian package")
+        {
             continue;
         }
         eprintln!("==> preparing {system}");
@@ -152,7 +188,10 @@ fn keys_of(job: &Job, system: &str, round: usize) -> [String; 2] {
 
 /// The raw file's figures of the same round, once they are there.
 fn raw_of(session: &Session, job: &Job, round: usize) -> Option<Figures> {
-    let samples = session.samples_of(if is_write(job) { "write" } else { "read" }, &keys_of(job, "raw", round)[0])?;
+    let samples = session.samples_of(
+        if is_write(job) { "write" } else { "read" },
+        &keys_of(job, "raw", round)[0],
+    )?;
     Figures::of(samples)
 }
 
@@ -174,7 +213,11 @@ fn prepare(session: &Session, images: &Images, way: Way, system: &'static str) -
             Way::Read => format!("pool/{POOL}"),
             Way::Write => branch.start_desktop("bench")?,
         };
-        return Ok(Server::Splice { branch, _datacenter: datacenter, export });
+        return Ok(Server::Splice {
+            branch,
+            _datacenter: datacenter,
+            export,
+        });
     }
     let disk = match way {
         Way::Read => v1,
@@ -208,7 +251,10 @@ fn copy(session: &Session, disk: &Path) -> Result<PathBuf> {
         return Ok(to);
     }
     let limit = Duration::from_secs(600);
-    let copy = Program::new("cp").args(["--sparse=always", "--"]).arg(disk).arg(&to);
+    let copy = Program::new("cp")
+        .args(["--sparse=always", "--"])
+        .arg(disk)
+        .arg(&to);
     copy.run(&folder, limit).context("copying the disk")?;
     Program::new("sync").arg(&to).run(&folder, limit)?;
     Ok(to)
@@ -218,7 +264,9 @@ fn copy(session: &Session, disk: &Path) -> Result<PathBuf> {
 fn warm(session: &Session, disk: &Path) -> Result<()> {
     let folder = session.scratch("raw")?;
     let limit = Duration::from_secs(600);
-    Program::new("dd").args(["bs=1M", "count=3500", "of=/dev/null", "status=none"]).arg(format!("if={}", disk.display()))
+    Program::new("dd")
+        .args(["bs=1M", "count=3500", "of=/dev/null", "status=none"])
+        .arg(format!("if={}", disk.display()))
         .run(&folder, limit)
         .map(drop)
 }

@@ -56,14 +56,24 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
     let trace = trace(session)?;
     let scratch = session.scratch("boot")?;
     let stage = Stage::build(PREPARING, &scratch)?;
-    let bench = Bench { guest: trace.without_loader(), trace, stage, scratch, disk: images.version(1) };
+    let bench = Bench {
+        guest: trace.without_loader(),
+        trace,
+        stage,
+        scratch,
+        disk: images.version(1),
+    };
     eprintln!(
         "==> trace: {} reads, {:.0} MB of distinct blocks",
         bench.trace.reads.len(),
         bench.trace.distinct_bytes() as f64 / 1e6
     );
     let keys: Vec<String> = (0..rounds).flat_map(all_keys).collect();
-    let datacenter = if session.any_left(&keys) { Some(prepare(session, &images)?) } else { None };
+    let datacenter = if session.any_left(&keys) {
+        Some(prepare(session, &images)?)
+    } else {
+        None
+    };
     for round in 0..rounds {
         for (think, suffix) in THINKS {
             let key = format!("local/raw/{round}{suffix}");
@@ -78,16 +88,36 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
             qemu_nbd(session, &bench, round, think, suffix)?;
         }
     }
-    session.miss("all cases", "casync", "`casync mkdev` needs the kernel's nbd driver, and `casync mount` mounts no disk images");
-    if session.has("desync", "desync", "it is not in Debian 12 and needs a newer Go than Debian's") {
-        session.miss("all cases", "desync", "its mount-index was not set up here; docs/performance.md says what it did elsewhere");
+    session.miss(
+        "all cases",
+        "casync",
+        "`casync mkdev` needs the kernel's nbd driver, and `casync mount` mounts no disk images",
+    );
+    if session.has(
+        "desync",
+        "desync",
+        "it is not in Debian 12 and needs a newer Go than Debian's",
+    ) {
+        session.miss(
+            "all cases",
+            "desync",
+            "its mount-index was not set up here; docs/performance.md says what it did elsewhere",
+        );
     }
     Ok(())
 }
 
 fn all_keys(round: usize) -> Vec<String> {
-    let systems = ["local/raw", "cold/splice", "cold-previous/splice", "cold/qemu-nbd"];
-    systems.iter().flat_map(|system| THINKS.map(|(_, suffix)| format!("{system}/{round}{suffix}"))).collect()
+    let systems = [
+        "local/raw",
+        "cold/splice",
+        "cold-previous/splice",
+        "cold/qemu-nbd",
+    ];
+    systems
+        .iter()
+        .flat_map(|system| THINKS.map(|(_, suffix)| format!("{system}/{round}{suffix}")))
+        .collect()
 }
 
 fn prepare(session: &Session, images: &Images) -> Result<Datacenter> {
@@ -110,9 +140,17 @@ struct Bench {
 
 impl Bench {
     fn put(&self, recorder: &mut Recorder, case: &str, outcome: &Outcome, wire: f64, think: Think) {
-        let thought = if think == Think::Scaled { LOCAL_BOOT_S } else { 0.0 };
+        let thought = if think == Think::Scaled {
+            LOCAL_BOOT_S
+        } else {
+            0.0
+        };
         // Whatever crossed the line took its time there, and the guest thinks all the same; at best both at once.
-        let limit = if wire > 0.0 { OFFICE.seconds_for(wire).max(thought) } else { thought };
+        let limit = if wire > 0.0 {
+            OFFICE.seconds_for(wire).max(thought)
+        } else {
+            thought
+        };
         recorder.put(case, Metric::Seconds, outcome.seconds, Some(limit));
         recorder.put(case, Metric::WireBytes, wire, None);
         recorder.put(case, Metric::P50Us, outcome.p50_us, None);
@@ -120,7 +158,13 @@ impl Bench {
     }
 
     /// Replays over the line and counts what crosses it.
-    fn over_line(&self, recorder: &mut Recorder, case: &str, disk: Disk<'_>, think: Think) -> Result<()> {
+    fn over_line(
+        &self,
+        recorder: &mut Recorder,
+        case: &str,
+        disk: Disk<'_>,
+        think: Think,
+    ) -> Result<()> {
         self.stage.set(OFFICE);
         let wire = self.stage.wire_bytes();
         let outcome = replay(&self.trace, disk, think, REPLAY);
@@ -132,7 +176,13 @@ impl Bench {
 
     /// One boot of a fresh desktop, from the moment when it is asked for: kernel and initrd cross first, and a profile is streamed
     /// from then on.
-    fn desktop(&self, recorder: &mut Recorder, case: &str, branch: &Branch, think: Think) -> Result<()> {
+    fn desktop(
+        &self,
+        recorder: &mut Recorder,
+        case: &str,
+        branch: &Branch,
+        think: Think,
+    ) -> Result<()> {
         self.stage.set(OFFICE);
         let wire = self.stage.wire_bytes();
         let outcome = boot_desktop(branch, &format!("d-{case}"), &self.guest, think);
@@ -149,12 +199,25 @@ impl Bench {
 ///
 /// # Errors
 /// It does not start, or a read fails.
-pub(crate) fn boot_desktop(branch: &Branch, name: &str, guest: &Trace, think: Think) -> Result<Outcome> {
+pub(crate) fn boot_desktop(
+    branch: &Branch,
+    name: &str,
+    guest: &Trace,
+    think: Think,
+) -> Result<Outcome> {
     let begun = Instant::now();
     let export = branch.start_desktop(name)?;
     let started = begun.elapsed().as_secs_f64();
     let socket = branch.nbd_socket();
-    let mut outcome = replay(guest, Disk::Nbd { socket: &socket, export: &export }, think, REPLAY)?;
+    let mut outcome = replay(
+        guest,
+        Disk::Nbd {
+            socket: &socket,
+            export: &export,
+        },
+        think,
+        REPLAY,
+    )?;
     outcome.seconds += started;
     Ok(outcome)
 }
@@ -194,7 +257,11 @@ fn ours(
             pause(LEARN)?;
         }
         if !has_profile(datacenter)? {
-            session.miss("cold-profile", SPLICE, "this version records no boot profile");
+            session.miss(
+                "cold-profile",
+                SPLICE,
+                "this version records no boot profile",
+            );
             return Ok(());
         }
         let joined = with_version(session, bench, datacenter, "br-profile", TRACED, false);
@@ -208,7 +275,10 @@ fn ours(
 /// Whether the traced version has a boot profile of its own boots.
 fn has_profile(datacenter: &Datacenter) -> Result<bool> {
     let version = datacenter.splice(&["version", "show", TRACED.1], Duration::from_secs(60))?;
-    let profile = ["boot_profile", "profile"].iter().map(|name| &version[name]).find(|found| found.is_object());
+    let profile = ["boot_profile", "profile"]
+        .iter()
+        .map(|name| &version[name])
+        .find(|found| found.is_object());
     Ok(profile.is_some_and(|profile| profile["boots"].as_u64().unwrap_or(0) > 0))
 }
 
@@ -248,14 +318,31 @@ fn measure(
 }
 
 /// qemu-nbd at the branch with copy-on-read over an NBD server at the datacenter: what one can build of QEMU's parts.
-fn qemu_nbd(session: &mut Session, bench: &Bench, round: usize, think: Think, suffix: &str) -> Result<()> {
+fn qemu_nbd(
+    session: &mut Session,
+    bench: &Bench,
+    round: usize,
+    think: Think,
+    suffix: &str,
+) -> Result<()> {
     let key = format!("cold/qemu-nbd/{round}{suffix}");
     session.measure(&key, "qemu-nbd", 300.0, |recorder| {
         bench.stage.set(PREPARING);
         let log = bench.scratch.join("qemu-nbd.log");
         let address = format!("{}:{NBD_PORT}", stage::DATACENTER_ADDRESS);
         let server = Program::new("qemu-nbd")
-            .args(["-r", "-t", "-f", "raw", "-e", "8", "-b", stage::DATACENTER_ADDRESS, "-p", &NBD_PORT.to_string()])
+            .args([
+                "-r",
+                "-t",
+                "-f",
+                "raw",
+                "-e",
+                "8",
+                "-b",
+                stage::DATACENTER_ADDRESS,
+                "-p",
+                &NBD_PORT.to_string(),
+            ])
             .arg(&bench.disk)
             .inside(stage::DATACENTER)
             .start(&log)?;
@@ -275,16 +362,30 @@ fn qemu_nbd(session: &mut Session, bench: &Bench, round: usize, think: Think, su
             front.check()?;
             Ok(socket.exists().then_some(()))
         })?;
-        let disk = Disk::Nbd { socket: &socket, export: "" };
+        let disk = Disk::Nbd {
+            socket: &socket,
+            export: "",
+        };
         for case in ["cold", "warm"] {
-            bench.over_line(recorder, &format!("{case}{suffix}"), disk, think).with_context(|| case.to_owned())?;
+            bench
+                .over_line(recorder, &format!("{case}{suffix}"), disk, think)
+                .with_context(|| case.to_owned())?;
         }
         drop((front, server));
-        std::fs::remove_file(&cache).and_then(|()| std::fs::remove_file(&socket)).context("the peer's cache")
+        std::fs::remove_file(&cache)
+            .and_then(|()| std::fs::remove_file(&socket))
+            .context("the peer's cache")
     })
 }
 
 fn front(cache: &Path, socket: &Path) -> Program {
-    let options = format!("driver=copy-on-read,file.driver=qcow2,file.file.driver=file,file.file.filename={}", cache.display());
-    Program::new("qemu-nbd").args(["-t", "-e", "8", "-k"]).arg(socket).args(["--image-opts", &options]).inside(stage::BRANCH)
+    let options = format!(
+        "driver=copy-on-read,file.driver=qcow2,file.file.driver=file,file.file.filename={}",
+        cache.display()
+    );
+    Program::new("qemu-nbd")
+        .args(["-t", "-e", "8", "-k"])
+        .arg(socket)
+        .args(["--image-opts", &options])
+        .inside(stage::BRANCH)
 }

@@ -56,7 +56,9 @@ impl FromStr for Transport {
             "quinn" => Ok(Self::Quinn),
             "tcp-cubic" => Ok(Self::Tcp("cubic")),
             "tcp-bbr" => Ok(Self::Tcp("bbr")),
-            _ => Err(format!("{text:?} is none of splice, quinn, tcp-cubic, tcp-bbr")),
+            _ => Err(format!(
+                "{text:?} is none of splice, quinn, tcp-cubic, tcp-bbr"
+            )),
         }
     }
 }
@@ -97,7 +99,10 @@ pub(crate) struct Record {
 
 /// CLOCK_MONOTONIC in nanoseconds.
 pub(crate) fn monotonic_ns() -> u64 {
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: the pointer is to a live local of the right type; this clock is always there.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
@@ -112,7 +117,8 @@ const REALM: RealmId = RealmId([7; 16]);
 pub(crate) fn make_keys(folder: &Path) -> Result<()> {
     let ca = RealmCa::create(REALM)?;
     let key = BranchKey::generate();
-    let branch = key.with_certificate(&ca.issue_branch(BranchId([8; 16]), key.csr_der(), DAY)?)?;
+    let branch =
+        key.with_certificate(&ca.issue_branch(BranchId([8; 16]), key.csr_der(), DAY)?)?;
     let datacenter = ca.issue_datacenter(&[], DAY)?;
     let quinn = rcgen::generate_simple_self_signed(["bench".to_owned()])?;
     for (name, text) in [
@@ -125,12 +131,16 @@ pub(crate) fn make_keys(folder: &Path) -> Result<()> {
         std::fs::write(folder.join(name), text).with_context(|| name.to_owned())?;
     }
     std::fs::write(folder.join("quinn.cert"), quinn.cert.der()).context("quinn's certificate")?;
-    std::fs::write(folder.join("quinn.key"), quinn.signing_key.serialize_der()).context("quinn's key")
+    std::fs::write(folder.join("quinn.key"), quinn.signing_key.serialize_der())
+        .context("quinn's key")
 }
 
 fn identity(folder: &Path, name: &str) -> Result<(CertAndKey, String)> {
     let text = |file: String| std::fs::read_to_string(folder.join(&file)).context(file);
-    let own = CertAndKey { cert_pem: text(format!("{name}.cert"))?, key_pem: text(format!("{name}.key"))?.into() };
+    let own = CertAndKey {
+        cert_pem: text(format!("{name}.cert"))?,
+        key_pem: text(format!("{name}.key"))?.into(),
+    };
     Ok((own, text("ca".to_owned())?))
 }
 
@@ -158,7 +168,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
 fn parse(request: &[u8]) -> Result<(u8, u64)> {
     let (class, length) = request.split_first().context("an empty request")?;
-    Ok((*class, u64::from_le_bytes(length.try_into().context("a request of another length")?)))
+    Ok((
+        *class,
+        u64::from_le_bytes(length.try_into().context("a request of another length")?),
+    ))
 }
 
 fn request(class: u8, bytes: u64) -> [u8; 9] {
@@ -181,11 +194,14 @@ async fn serve(options: &Options) -> Result<()> {
         Transport::Quinn => {
             let read = |name: &str| std::fs::read(options.keys.join(name)).context(name.to_owned());
             let key = rustls::pki_types::PrivateKeyDer::Pkcs8(read("quinn.key")?.into());
-            let config = quinn::ServerConfig::with_single_cert(vec![read("quinn.cert")?.into()], key)?;
+            let config =
+                quinn::ServerConfig::with_single_cert(vec![read("quinn.cert")?.into()], key)?;
             let endpoint = quinn::Endpoint::server(config, options.address)?;
             while let Some(incoming) = endpoint.accept().await {
                 tokio::spawn(async move {
-                    let Ok(connection) = incoming.await else { return };
+                    let Ok(connection) = incoming.await else {
+                        return;
+                    };
                     while let Ok((mut send, mut recv)) = connection.accept_bi().await {
                         tokio::spawn(async move {
                             let request = recv.read_to_end(9).await?;
@@ -234,7 +250,11 @@ async fn serve_link(link: Link) -> Result<()> {
         tokio::spawn(async move {
             let asked = recv.recv(9).await?.context("a request")?;
             let (class, mut left) = parse(&asked)?;
-            send.set_class(if class == DEMAND { Class::Demand } else { Class::Fill });
+            send.set_class(if class == DEMAND {
+                Class::Demand
+            } else {
+                Class::Fill
+            });
             let frame = vec![0x5a; FRAME_BYTES];
             while left > 0 {
                 let bytes = left.min(FRAME_BYTES as u64) as usize;
@@ -261,7 +281,10 @@ fn set_congestion(stream: &TcpStream, name: &str) -> Result<()> {
         )
     };
     if done != 0 {
-        bail!("the kernel has no congestion control {name}: {}", std::io::Error::last_os_error());
+        bail!(
+            "the kernel has no congestion control {name}: {}",
+            std::io::Error::last_os_error()
+        );
     }
     Ok(())
 }
@@ -269,7 +292,10 @@ fn set_congestion(stream: &TcpStream, name: &str) -> Result<()> {
 /// The asking end's connection. TCP's two are fill and demand: it has no streams.
 enum Connection {
     Splice(Link),
-    Quinn(quinn::Connection, #[expect(dead_code, reason = "it must live as long as its connection")] quinn::Endpoint),
+    Quinn(
+        quinn::Connection,
+        #[expect(dead_code, reason = "it must live as long as its connection")] quinn::Endpoint,
+    ),
     Tcp(SocketAddr),
 }
 
@@ -282,9 +308,15 @@ async fn connect(options: &Options) -> Result<Connection> {
         }
         Transport::Quinn => {
             let mut roots = rustls::RootCertStore::empty();
-            roots.add(std::fs::read(options.keys.join("quinn.cert")).context("quinn.cert")?.into())?;
+            roots.add(
+                std::fs::read(options.keys.join("quinn.cert"))
+                    .context("quinn.cert")?
+                    .into(),
+            )?;
             let mut endpoint = quinn::Endpoint::client(SocketAddr::from(([0, 0, 0, 0], 0)))?;
-            endpoint.set_default_client_config(quinn::ClientConfig::with_root_certificates(Arc::new(roots))?);
+            endpoint.set_default_client_config(quinn::ClientConfig::with_root_certificates(
+                Arc::new(roots),
+            )?);
             Connection::Quinn(endpoint.connect(options.address, "bench")?.await?, endpoint)
         }
         Transport::Tcp(_) => Connection::Tcp(options.address),
@@ -293,10 +325,22 @@ async fn connect(options: &Options) -> Result<Connection> {
 
 impl Connection {
     /// Asks for bytes and says of each piece that came. TCP keeps `stream` from request to request.
-    async fn ask(&self, class: u8, bytes: u64, stream: &mut Option<TcpStream>, mut came: impl FnMut(usize)) -> Result<()> {
+    async fn ask(
+        &self,
+        class: u8,
+        bytes: u64,
+        stream: &mut Option<TcpStream>,
+        mut came: impl FnMut(usize),
+    ) -> Result<()> {
         match self {
             Self::Splice(link) => {
-                let (mut send, mut recv) = link.open(if class == DEMAND { Class::Demand } else { Class::Fill }).await?;
+                let (mut send, mut recv) = link
+                    .open(if class == DEMAND {
+                        Class::Demand
+                    } else {
+                        Class::Fill
+                    })
+                    .await?;
                 send.send(&request(class, bytes)).await?;
                 send.finish()?;
                 while let Some(frame) = recv.recv(FRAME_BYTES).await? {
@@ -334,10 +378,15 @@ impl Connection {
 }
 
 async fn fetch(options: &Options, time: Duration) -> Result<Record> {
-    let connection = tokio::time::timeout(DIAL, connect(options)).await.context("connecting")??;
+    let connection = tokio::time::timeout(DIAL, connect(options))
+        .await
+        .context("connecting")??;
     let connection = Arc::new(connection);
     let begun = tokio::time::Instant::now();
-    let record = Arc::new(Mutex::new(Record { begun_ns: monotonic_ns(), ..Record::default() }));
+    let record = Arc::new(Mutex::new(Record {
+        begun_ns: monotonic_ns(),
+        ..Record::default()
+    }));
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..options.flights {
         let (connection, record) = (connection.clone(), record.clone());
@@ -345,10 +394,16 @@ async fn fetch(options: &Options, time: Duration) -> Result<Record> {
             let mut stream = None;
             loop {
                 // One endless request would do for TCP; with requests a gap of a round trip would come between two.
-                let bytes = if matches!(*connection, Connection::Tcp(_)) { u64::MAX } else { REQUEST_BYTES };
+                let bytes = if matches!(*connection, Connection::Tcp(_)) {
+                    u64::MAX
+                } else {
+                    REQUEST_BYTES
+                };
                 let note = |bytes: usize| {
                     let bin = (begun.elapsed().as_nanos() / BIN.as_nanos()) as usize;
-                    let mut record = record.lock().expect("nothing panics while it holds the record");
+                    let mut record = record
+                        .lock()
+                        .expect("nothing panics while it holds the record");
                     if record.bins.len() <= bin {
                         record.bins.resize(bin + 1, 0);
                     }
@@ -368,9 +423,15 @@ async fn fetch(options: &Options, time: Duration) -> Result<Record> {
             loop {
                 beat.tick().await;
                 let asked = tokio::time::Instant::now();
-                connection.ask(DEMAND, DEMAND_BYTES, &mut stream, |_| ()).await?;
+                connection
+                    .ask(DEMAND, DEMAND_BYTES, &mut stream, |_| ())
+                    .await?;
                 let waited = asked.elapsed().as_secs_f64() * 1e6;
-                record.lock().expect("nothing panics while it holds the record").demand_us.push(waited);
+                record
+                    .lock()
+                    .expect("nothing panics while it holds the record")
+                    .demand_us
+                    .push(waited);
             }
         });
     }
@@ -382,8 +443,14 @@ async fn fetch(options: &Options, time: Duration) -> Result<Record> {
         }
     }
     tasks.shutdown().await;
-    let mut record = std::mem::take(&mut *record.lock().expect("nothing panics while it holds the record"));
+    let mut record = std::mem::take(
+        &mut *record
+            .lock()
+            .expect("nothing panics while it holds the record"),
+    );
     // A connection that brought nothing at the end has bins of nothing, not none.
-    record.bins.resize((time.as_nanos() / BIN.as_nanos()) as usize, 0);
+    record
+        .bins
+        .resize((time.as_nanos() / BIN.as_nanos()) as usize, 0);
     Ok(record)
 }

@@ -24,17 +24,59 @@ pub(crate) struct Job {
 
 /// Of `read`.
 pub(crate) const READS: [Job; 3] = [
-    Job { case: "rand4k-qd1", rw: "randread", block: "4k", depth: 1, flush: false },
-    Job { case: "rand4k-qd32", rw: "randread", block: "4k", depth: 32, flush: false },
-    Job { case: "seq1m", rw: "read", block: "1m", depth: 4, flush: false },
+    Job {
+        case: "rand4k-qd1",
+        rw: "randread",
+        block: "4k",
+        depth: 1,
+        flush: false,
+    },
+    Job {
+        case: "rand4k-qd32",
+        rw: "randread",
+        block: "4k",
+        depth: 32,
+        flush: false,
+    },
+    Job {
+        case: "seq1m",
+        rw: "read",
+        block: "1m",
+        depth: 4,
+        flush: false,
+    },
 ];
 
 /// Of `write`.
 pub(crate) const WRITES: [Job; 4] = [
-    Job { case: "rand4k-qd1", rw: "randwrite", block: "4k", depth: 1, flush: false },
-    Job { case: "rand4k-qd32", rw: "randwrite", block: "4k", depth: 32, flush: false },
-    Job { case: "seq1m", rw: "write", block: "1m", depth: 4, flush: false },
-    Job { case: "write4k-flush", rw: "randwrite", block: "4k", depth: 1, flush: true },
+    Job {
+        case: "rand4k-qd1",
+        rw: "randwrite",
+        block: "4k",
+        depth: 1,
+        flush: false,
+    },
+    Job {
+        case: "rand4k-qd32",
+        rw: "randwrite",
+        block: "4k",
+        depth: 32,
+        flush: false,
+    },
+    Job {
+        case: "seq1m",
+        rw: "write",
+        block: "1m",
+        depth: 4,
+        flush: false,
+    },
+    Job {
+        case: "write4k-flush",
+        rw: "randwrite",
+        block: "4k",
+        depth: 1,
+        flush: true,
+    },
 ];
 
 /// What is read or written.
@@ -55,17 +97,29 @@ impl Job {
     /// fio fails.
     pub(crate) fn run(&self, target: &Target<'_>, seconds: f64, scratch: &Path) -> Result<Figures> {
         let fio = Program::new("fio")
-            .args(["--name=bench", "--output-format=json", "--time_based", "--randrepeat=0", "--thread"])
+            .args([
+                "--name=bench",
+                "--output-format=json",
+                "--time_based",
+                "--randrepeat=0",
+                "--thread",
+            ])
             .arg(format!("--rw={}", self.rw))
             .arg(format!("--bs={}", self.block))
             .arg(format!("--size={SPAN_MIB}m"))
-            .arg(format!("--runtime={seconds}"));
+            // Without a unit fio takes whole seconds only.
+            .arg(format!("--runtime={:.0}ms", seconds * 1000.0));
         // fio's psync knows no depth; io_uring is what a program with many requests would use on a file.
         let fio = match target {
-            Target::Nbd(uri) => fio.args(["--ioengine=nbd", &format!("--uri={uri}"), &format!("--iodepth={}", self.depth)]),
-            Target::File(path) if self.depth == 1 => {
-                fio.args(["--ioengine=psync".to_owned(), format!("--filename={}", path.display())])
-            }
+            Target::Nbd(uri) => fio.args([
+                "--ioengine=nbd",
+                &format!("--uri={uri}"),
+                &format!("--iodepth={}", self.depth),
+            ]),
+            Target::File(path) if self.depth == 1 => fio.args([
+                "--ioengine=psync".to_owned(),
+                format!("--filename={}", path.display()),
+            ]),
             Target::File(path) => fio.args([
                 "--ioengine=io_uring".to_owned(),
                 format!("--iodepth={}", self.depth),
@@ -101,12 +155,16 @@ impl Figures {
         let job = &json["jobs"][0];
         let side = &job[if reads { "read" } else { "write" }];
         let number = |pointer: &str| {
-            side.pointer(pointer).and_then(Value::as_f64).with_context(|| format!("{pointer} in fio's answer"))
+            side.pointer(pointer)
+                .and_then(Value::as_f64)
+                .with_context(|| format!("{pointer} in fio's answer"))
         };
         // A flushed write's wait is that of its flush and of the write before it.
         let percentile = |q: &str| {
             let ns = number(&format!("/clat_ns/percentile/{q}"));
-            let flush_ns = job.pointer(&format!("/sync/lat_ns/percentile/{q}")).and_then(Value::as_f64);
+            let flush_ns = job
+                .pointer(&format!("/sync/lat_ns/percentile/{q}"))
+                .and_then(Value::as_f64);
             Ok::<f64, anyhow::Error>((ns? + flush_ns.filter(|_| flush).unwrap_or(0.0)) / 1e3)
         };
         Ok(Self {
@@ -153,7 +211,15 @@ mod tests {
             "sync": {"lat_ns": {"percentile": {"50.000000": 2_000_000, "99.000000": 9_000_000}}},
         }]});
         let figures = Figures::read(&json, false, true).unwrap();
-        assert_eq!(figures, Figures { iops: 400.0, mb_per_s: 1.6384, p50_us: 2010.0, p99_us: 9050.0 });
+        assert_eq!(
+            figures,
+            Figures {
+                iops: 400.0,
+                mb_per_s: 1.6384,
+                p50_us: 2010.0,
+                p99_us: 9050.0
+            }
+        );
         assert_eq!(Figures::read(&json, false, false).unwrap().p50_us, 10.0);
         assert!(Figures::read(&json, true, false).is_err());
     }
@@ -163,7 +229,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("disk");
         std::fs::write(&file, vec![1; 1 << 20]).unwrap();
-        std::fs::File::options().write(true).open(&file).unwrap().set_len(u64::from(SPAN_MIB) << 20).unwrap();
+        std::fs::File::options()
+            .write(true)
+            .open(&file)
+            .unwrap()
+            .set_len(u64::from(SPAN_MIB) << 20)
+            .unwrap();
         for job in READS {
             let figures = job.run(&Target::File(&file), 0.3, folder.path()).unwrap();
             assert!(figures.iops > 10.0 && figures.p50_us > 0.0, "{figures:?}");

@@ -1,6 +1,7 @@
 //! The desktop disks in three versions, made by the project's own image maker and kept.
 
 use std::fs::File;
+use std::io::{BufWriter, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -38,6 +39,10 @@ impl Images {
             .args((1..=last).map(|version| format!("v{version}")))
             .run(&scratch, MAKING)
             .context("making the desktop disks")?;
+        // Some tools keep a symbolic link as what it is.
+        let folder = folder
+            .canonicalize()
+            .with_context(|| folder.display().to_string())?;
         Ok(Self { folder })
     }
 
@@ -64,12 +69,16 @@ impl Images {
     /// # Errors
     /// It cannot be read or written.
     pub(crate) fn sample(&self, number: u32, bytes_max: usize, to: &Path) -> Result<()> {
-        let mut sample = Vec::with_capacity(bytes_max);
+        // Not through memory: what we have held ourselves is the least that a program started by us seems to have used.
+        let at = || to.display().to_string();
+        let mut sample = BufWriter::new(File::create(to).with_context(at)?);
+        let mut bytes = 0;
         each_data(&self.version(number), |block, _| {
-            sample.extend_from_slice(block);
-            Ok(sample.len() < bytes_max)
+            sample.write_all(block).with_context(at)?;
+            bytes += block.len();
+            Ok(bytes < bytes_max)
         })?;
-        std::fs::write(to, sample).with_context(|| to.display().to_string())
+        sample.flush().with_context(at)
     }
 }
 
@@ -117,7 +126,9 @@ pub(crate) fn folder_bytes(folder: &Path) -> Result<f64> {
     for entry in std::fs::read_dir(folder).with_context(|| folder.display().to_string())? {
         let entry = entry.context("a folder's entry")?;
         // A store may delete a file of its own while it is looked at.
-        let Ok(metadata) = entry.metadata() else { continue };
+        let Ok(metadata) = entry.metadata() else {
+            continue;
+        };
         if metadata.is_dir() {
             bytes += folder_bytes(&entry.path())?;
         } else if metadata.is_file() {
@@ -135,7 +146,9 @@ mod tests {
     #[test]
     fn only_blocks_with_data_are_counted() {
         let folder = tempfile::tempdir().unwrap();
-        let images = Images { folder: folder.path().to_owned() };
+        let images = Images {
+            folder: folder.path().to_owned(),
+        };
         let file = File::create(images.version(1)).unwrap();
         file.set_len(64 << 20).unwrap();
         file.write_all_at(&[7; 5000], 8192).unwrap();

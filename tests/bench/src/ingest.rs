@@ -1,6 +1,7 @@
 //! `ingest`: a whole desktop disk into an empty store, and its upgrade behind it.
 
-use std::time::Duration;
+use std::io::Read;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
@@ -44,7 +45,10 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
         *mb = images.data_mb(index as u32 + 1)?;
     }
     let limits = limits(session, &images)?;
-    let systems: Vec<_> = SYSTEMS.into_iter().filter(|(system, _)| is_there(session, system)).collect();
+    let systems: Vec<_> = SYSTEMS
+        .into_iter()
+        .filter(|(system, _)| is_there(session, system))
+        .collect();
     for round in 0..rounds {
         for (system, seconds) in &systems {
             let key = key(system, round);
@@ -78,8 +82,17 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
 
 fn record(recorder: &mut Recorder, case: &str, filled: &Filled, data_mb: f64, limits: &Limits) {
     // A first version is all new, so nobody stores it faster than the compressor runs; a later one must at least be read.
-    let limit = if case == "v1" { limits.zstd } else { limits.read };
-    recorder.put(case, Metric::MbPerS, data_mb / filled.usage.seconds, Some(limit));
+    let limit = if case == "v1" {
+        limits.zstd
+    } else {
+        limits.read
+    };
+    recorder.put(
+        case,
+        Metric::MbPerS,
+        data_mb / filled.usage.seconds,
+        Some(limit),
+    );
     recorder.put(case, Metric::CpuS, filled.usage.cpu_s, None);
     recorder.put(case, Metric::RssMb, filled.usage.rss_mb, None);
     recorder.put(case, Metric::StoredBytes, filled.grown_bytes, None);
@@ -97,9 +110,16 @@ fn limits(session: &Session, images: &Images) -> Result<Limits> {
         .args(["-b3", "-i3", &format!("-T{threads}")])
         .arg(&sample)
         .run(&folder, Duration::from_secs(120))?;
-    let zstd = zstd_rate(&bench.stdout).with_context(|| format!("zstd -b said {:?}", bench.stdout))?;
-    let begun = std::time::Instant::now();
-    let bytes = std::fs::read(&sample).context("the sample")?.len();
+    let zstd =
+        zstd_rate(&bench.stdout).with_context(|| format!("zstd -b said {:?}", bench.stdout))?;
+    let mut file = std::fs::File::open(&sample).context("the sample")?;
+    let (mut bytes, mut piece, begun) = (0, vec![0; 1 << 20], Instant::now());
+    loop {
+        match file.read(&mut piece).context("the sample")? {
+            0 => break,
+            read => bytes += read,
+        }
+    }
     let read = bytes as f64 / 1e6 / begun.elapsed().as_secs_f64();
     Ok(Limits { zstd, read })
 }
@@ -107,9 +127,16 @@ fn limits(session: &Session, images: &Images) -> Result<Limits> {
 /// Of ` 3#data  : 268435456 ->  93000000 (x2.886),  525.1 MB/s, 1100.2 MB/s`, the first rate. Progress is overwritten by
 /// carriage returns; the last state counts.
 fn zstd_rate(said: &str) -> Option<f64> {
-    let line = said.split(['\r', '\n']).rfind(|line| line.contains("MB/s"))?;
+    let line = said
+        .split(['\r', '\n'])
+        .rfind(|line| line.contains("MB/s"))?;
     let before = line.split("MB/s").next()?;
-    before.split_whitespace().last()?.trim_start_matches(',').parse().ok()
+    before
+        .split_whitespace()
+        .last()?
+        .trim_start_matches(',')
+        .parse()
+        .ok()
 }
 
 #[cfg(test)]

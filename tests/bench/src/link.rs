@@ -33,7 +33,12 @@ const RECOVERED_BINS: usize = 5;
 const PORT: u16 = 28_700;
 
 fn line(mbit: f64, rtt_ms: f64, loss_percent: f64, burst_packets: f64) -> Line {
-    Line { mbit, rtt_ms, loss_percent, burst_packets }
+    Line {
+        mbit,
+        rtt_ms,
+        loss_percent,
+        burst_packets,
+    }
 }
 
 /// Lines whose goodput is measured.
@@ -43,7 +48,10 @@ fn lines(quick: bool) -> Vec<Line> {
         for rtt in [100.0, 300.0, 600.0] {
             for loss in [0.0, 0.1, 1.0, 5.0] {
                 // The quick look: the corner cases and one series of losses.
-                if !quick || (mbit, rtt) == (100.0, 100.0) || (mbit, rtt, loss) == (20.0, 600.0, 1.0) {
+                if !quick
+                    || (mbit, rtt) == (100.0, 100.0)
+                    || (mbit, rtt, loss) == (20.0, 600.0, 1.0)
+                {
                     lines.push(line(mbit, rtt, loss, 1.0));
                 }
             }
@@ -84,13 +92,22 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
     ends::make_keys(&scratch)?;
     let stage = Stage::build(stage::PREPARING, &scratch)?;
     let programs = session.settings.programs.clone();
-    let systems: Vec<&str> = SYSTEMS.into_iter().filter(|system| can_run(session, system)).collect();
-    let lab = Lab { stage, scratch, bench: programs.join("bench") };
+    let systems: Vec<&str> = SYSTEMS
+        .into_iter()
+        .filter(|system| can_run(session, system))
+        .collect();
+    let lab = Lab {
+        stage,
+        scratch,
+        bench: programs.join("bench"),
+    };
     for round in 0..rounds {
         for line in &lines {
             for system in &systems {
                 let key = format!("{}/{system}/{round}", line.name());
-                session.measure(&key, system, about(line), |recorder| lab.goodput(recorder, system, line, quick))?;
+                session.measure(&key, system, about(line), |recorder| {
+                    lab.goodput(recorder, system, line, quick)
+                })?;
             }
         }
         for line in &demands {
@@ -107,7 +124,9 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
         for line in &outages {
             for system in &systems {
                 let key = format!("outage-{}/{system}/{round}", line.name());
-                session.measure(&key, system, 50.0, |recorder| lab.outage(recorder, system, line))?;
+                session.measure(&key, system, 50.0, |recorder| {
+                    lab.outage(recorder, system, line)
+                })?;
             }
         }
     }
@@ -119,9 +138,16 @@ fn can_run(session: &mut Session, system: &str) -> bool {
     let Some(congestion) = system.strip_prefix("tcp-") else {
         return true;
     };
-    let known = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_available_congestion_control").unwrap_or_default();
+    let known = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_available_congestion_control")
+        .unwrap_or_default();
     if !known.split_whitespace().any(|name| name == congestion) {
-        session.miss("all cases", system, &format!("the kernel has no congestion control {congestion} (modprobe tcp_{congestion})"));
+        session.miss(
+            "all cases",
+            system,
+            &format!(
+                "the kernel has no congestion control {congestion} (modprobe tcp_{congestion})"
+            ),
+        );
         return false;
     }
     session.has(system, "iperf3", "install its Debian package")
@@ -134,14 +160,21 @@ struct Lab {
 }
 
 impl Lab {
-    fn goodput(&self, recorder: &mut Recorder, system: &str, line: &Line, quick: bool) -> Result<()> {
+    fn goodput(
+        &self,
+        recorder: &mut Recorder,
+        system: &str,
+        line: &Line,
+        quick: bool,
+    ) -> Result<()> {
         self.stage.set(*line);
         let drops = self.stage.ring_drops();
         let (start_up, measured) = times(line, quick);
         let rate = match system.strip_prefix("tcp-") {
             Some(congestion) => iperf3(congestion, start_up, measured, &self.scratch)?,
             None => {
-                let record = self.ends(system, line, start_up + measured, true, false, || Ok(()))?;
+                let record =
+                    self.ends(system, line, start_up + measured, true, false, || Ok(()))?;
                 rate(&record, start_up, start_up + measured)
             }
         };
@@ -149,11 +182,24 @@ impl Lab {
         if drops > 0 {
             bail!("{drops} packets overran the emulator: the machine is too busy for this line");
         }
-        recorder.put(&line.name(), Metric::GoodputShare, rate / line.bytes_per_s(), Some(1.0));
+        recorder.put(
+            &line.name(),
+            Metric::GoodputShare,
+            rate / line.bytes_per_s(),
+            Some(1.0),
+        );
         Ok(())
     }
 
-    fn demand(&self, recorder: &mut Recorder, system: &str, line: &Line, case: &str, fill: bool, quick: bool) -> Result<()> {
+    fn demand(
+        &self,
+        recorder: &mut Recorder,
+        system: &str,
+        line: &Line,
+        case: &str,
+        fill: bool,
+        quick: bool,
+    ) -> Result<()> {
         self.stage.set(*line);
         let (start_up, measured) = times(line, quick);
         let record = self.ends(system, line, start_up + measured, fill, true, || Ok(()))?;
@@ -188,8 +234,12 @@ impl Lab {
         let seconds_at = |ns: u64| ns.saturating_sub(record.begun_ns) as f64 / 1e9;
         let (cut, restored) = (seconds_at(cut_ns), seconds_at(restored_ns));
         let usual = rate(&record, (cut - 3.0).max(0.0), cut);
-        let after = recovery(&record, restored, usual * RECOVERED)
-            .with_context(|| format!("not back at {:.0} % of its rate {RECOVERY_S} s after the outage", RECOVERED * 100.0))?;
+        let after = recovery(&record, restored, usual * RECOVERED).with_context(|| {
+            format!(
+                "not back at {:.0} % of its rate {RECOVERY_S} s after the outage",
+                RECOVERED * 100.0
+            )
+        })?;
         let case = format!("outage-{}", line.name());
         recorder.put(&case, Metric::Seconds, after, Some(line.rtt_ms / 1000.0));
         Ok(())
@@ -207,7 +257,14 @@ impl Lab {
     ) -> Result<Record> {
         let address = format!("{}:{PORT}", stage::DATACENTER_ADDRESS);
         let end = |namespace: &str| {
-            let end = Program::new(&self.bench).args(["end", "--transport", system, "--address", &address, "--keys"]);
+            let end = Program::new(&self.bench).args([
+                "end",
+                "--transport",
+                system,
+                "--address",
+                &address,
+                "--keys",
+            ]);
             end.arg(&self.scratch).inside(namespace)
         };
         let log = self.scratch.join("end.log");
@@ -224,7 +281,12 @@ impl Lab {
         };
         let seconds_text = format!("{seconds}");
         let client = end(stage::BRANCH)
-            .args(["--fetch-seconds", &seconds_text, "--flights", &flights.to_string()])
+            .args([
+                "--fetch-seconds",
+                &seconds_text,
+                "--flights",
+                &flights.to_string(),
+            ])
             .args(demand.then_some("--demand"));
         let output = self.scratch.join("record.json");
         let _ = std::fs::remove_file(&output);
@@ -235,7 +297,9 @@ impl Lab {
             // It prints one line at its end, and nothing else unless it fails.
             let text = std::fs::read_to_string(&output).unwrap_or_default();
             if text.ends_with("}\n") {
-                return Ok(Some(serde_json::from_str(text.trim()).context("the asking end's record")?));
+                return Ok(Some(
+                    serde_json::from_str(text.trim()).context("the asking end's record")?,
+                ));
             }
             running.check().map(|()| None)
         })?;
@@ -256,19 +320,35 @@ fn recovery(record: &Record, restored: f64, enough: f64) -> Option<f64> {
     let first = (restored / BIN.as_secs_f64()).ceil() as usize;
     let windows = record.bins.get(first..)?.windows(RECOVERED_BINS);
     let seconds = RECOVERED_BINS as f64 * BIN.as_secs_f64();
-    let found = windows.enumerate().find(|(_, bins)| bins.iter().sum::<u64>() as f64 / seconds >= enough)?;
+    let found = windows
+        .enumerate()
+        .find(|(_, bins)| bins.iter().sum::<u64>() as f64 / seconds >= enough)?;
     Some((first + found.0) as f64 * BIN.as_secs_f64() - restored)
 }
 
 /// One TCP stream from the datacenter to the branch; bytes a second after the start-up.
 fn iperf3(congestion: &str, start_up: f64, measured: f64, scratch: &Path) -> Result<f64> {
     let log = scratch.join("iperf3.log");
-    let server = Program::new("iperf3").args(["-s", "-1", "-B", stage::DATACENTER_ADDRESS]).inside(stage::DATACENTER).start(&log)?;
+    let server = Program::new("iperf3")
+        .args(["-s", "-1", "-B", stage::DATACENTER_ADDRESS])
+        .inside(stage::DATACENTER)
+        .start(&log)?;
     pause(Duration::from_millis(300))?;
     server.check()?;
     let seconds = (start_up + measured).ceil();
     let client = Program::new("iperf3")
-        .args(["-c", stage::DATACENTER_ADDRESS, "-R", "-J", "-i", "0.1", "-C", congestion, "-t", &seconds.to_string()])
+        .args([
+            "-c",
+            stage::DATACENTER_ADDRESS,
+            "-R",
+            "-J",
+            "-i",
+            "0.1",
+            "-C",
+            congestion,
+            "-t",
+            &seconds.to_string(),
+        ])
         .inside(stage::BRANCH)
         .run(scratch, Duration::from_secs_f64(seconds + 60.0))?;
     let json: Value = serde_json::from_str(&client.stdout).context("what iperf3 printed")?;
@@ -276,11 +356,17 @@ fn iperf3(congestion: &str, start_up: f64, measured: f64, scratch: &Path) -> Res
 }
 
 fn iperf3_rate(json: &Value, start_up: f64) -> Result<f64> {
-    let intervals = json["intervals"].as_array().context("intervals of iperf3")?;
+    let intervals = json["intervals"]
+        .as_array()
+        .context("intervals of iperf3")?;
     let (mut bytes, mut seconds) = (0.0, 0.0);
     for interval in intervals {
         let sum = &interval["sum"];
-        let number = |name: &str| sum[name].as_f64().with_context(|| format!("{name} of an interval of iperf3"));
+        let number = |name: &str| {
+            sum[name]
+                .as_f64()
+                .with_context(|| format!("{name} of an interval of iperf3"))
+        };
         if number("start")? >= start_up {
             bytes += number("bytes")?;
             seconds += number("seconds")?;
@@ -298,16 +384,26 @@ mod tests {
     use super::*;
 
     fn record(bins: &[u64]) -> Record {
-        Record { begun_ns: 0, bins: bins.to_vec(), demand_us: Vec::new() }
+        Record {
+            begun_ns: 0,
+            bins: bins.to_vec(),
+            demand_us: Vec::new(),
+        }
     }
 
     #[test]
     fn the_full_run_has_every_line_of_the_contract() {
         let names: Vec<String> = lines(false).iter().map(Line::name).collect();
         assert_eq!(names.len(), 24 + 3 + 1);
-        assert!(names.contains(&"20m-100ms-0.1pct".to_owned()) && names.contains(&"1g-20ms-0pct".to_owned()));
+        assert!(
+            names.contains(&"20m-100ms-0.1pct".to_owned())
+                && names.contains(&"1g-20ms-0pct".to_owned())
+        );
         let quick: Vec<String> = lines(true).iter().map(Line::name).collect();
-        assert!(quick.iter().all(|name| names.contains(name)) && quick.len() == 7, "{quick:?}");
+        assert!(
+            quick.iter().all(|name| names.contains(name)) && quick.len() == 7,
+            "{quick:?}"
+        );
     }
 
     #[test]

@@ -31,14 +31,20 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 pub(crate) fn install(folder: &Path, programs: &Path) -> Result<PathBuf> {
     let path = folder.join(NAME);
     match std::os::unix::fs::symlink(programs.join("bench"), &path) {
-        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error).context("the stand-in machine"),
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+            Err(error).context("the stand-in machine")
+        }
         _ => Ok(path),
     }
 }
 
 /// Whether this process was started as a machine.
 pub(crate) fn is_asked_for() -> bool {
-    std::env::args_os().next().is_some_and(|name| Path::new(&name).file_name().is_some_and(|name| name == NAME))
+    std::env::args_os().next().is_some_and(|name| {
+        Path::new(&name)
+            .file_name()
+            .is_some_and(|name| name == NAME)
+    })
 }
 
 /// Is the machine.
@@ -89,9 +95,12 @@ fn answer(stream: UnixStream) -> Result<()> {
     let mut say = |line: &Value| writeln!(out, "{line}").context("answering");
     say(&json!({"QMP": {"version": {}, "capabilities": []}}))?;
     for line in BufReader::new(stream).lines() {
-        let command: Value = serde_json::from_str(&line.context("a command")?).context("a command")?;
+        let command: Value =
+            serde_json::from_str(&line.context("a command")?).context("a command")?;
         match command["execute"].as_str() {
-            Some("query-status") => say(&json!({"return": {"status": "running", "running": true}}))?,
+            Some("query-status") => {
+                say(&json!({"return": {"status": "running", "running": true}}))?
+            }
             Some("quit" | "system_powerdown") => {
                 say(&json!({"return": {}}))?;
                 std::process::exit(0);
@@ -109,7 +118,11 @@ mod tests {
 
     #[test]
     fn the_monitors_path_is_found_among_qemus_arguments() {
-        let arguments = |value: &str| ["qemu", "-m", "512M", "-qmp", value].map(str::to_owned).to_vec();
+        let arguments = |value: &str| {
+            ["qemu", "-m", "512M", "-qmp", value]
+                .map(str::to_owned)
+                .to_vec()
+        };
         let found = monitor_socket(&arguments("unix:/a,,b/qmp.sock,server=on,wait=off"));
         assert_eq!(found.as_deref(), Some("/a,b/qmp.sock"));
         assert_eq!(monitor_socket(&arguments("stdio")), None);

@@ -21,8 +21,8 @@ mod row;
 mod session;
 mod splice;
 mod stage;
-mod storm;
 mod stores;
+mod storm;
 mod svg;
 mod trace;
 mod update;
@@ -139,8 +139,15 @@ impl Name {
     }
 }
 
-const ALL: [Name; 7] =
-    [Name::Read, Name::Write, Name::Ingest, Name::Update, Name::Link, Name::Boot, Name::Storm];
+const ALL: [Name; 7] = [
+    Name::Read,
+    Name::Write,
+    Name::Ingest,
+    Name::Update,
+    Name::Link,
+    Name::Boot,
+    Name::Storm,
+];
 
 fn main() -> ExitCode {
     if machine::is_asked_for() {
@@ -165,14 +172,20 @@ fn main() -> ExitCode {
 
 /// Runs what was asked for. Returns whether all of the product's figures are there.
 fn measure(options: &Run) -> Result<bool> {
-    let name = options.name.context("say what to measure; ./x bench --help lists it")?;
+    let name = options
+        .name
+        .context("say what to measure; ./x bench --help lists it")?;
     if !rustix::process::geteuid().is_root() {
         bail!("namespaces and disk images need root; run it with sudo");
     }
     process::catch_interrupts();
     let mut session = Session::open(settings(options)?)?;
     let mut host = session::host();
-    let benches = if name == Name::All { &ALL[..] } else { std::slice::from_ref(&name) };
+    let benches = if name == Name::All {
+        &ALL[..]
+    } else {
+        std::slice::from_ref(&name)
+    };
     let mut all_rows = Vec::new();
     for bench in benches {
         bench.run(&mut session)?;
@@ -186,7 +199,10 @@ fn measure(options: &Run) -> Result<bool> {
     }
     host.load_after = session::load();
     for missing in session.missing() {
-        println!("not measured: {} {} {}: {}", missing.bench, missing.system, missing.what, missing.reason);
+        println!(
+            "not measured: {} {} {}: {}",
+            missing.bench, missing.system, missing.what, missing.reason
+        );
     }
     if let Some(file) = &options.json {
         let results = Results {
@@ -200,13 +216,17 @@ fn measure(options: &Run) -> Result<bool> {
         std::fs::write(file, serde_json::to_string_pretty(&results)? + "\n")
             .with_context(|| file.display().to_string())?;
     }
-    let whole = !session.missing().iter().any(|missing| missing.system == SPLICE && !missing.is_expected());
+    let whole = !session
+        .missing()
+        .iter()
+        .any(|missing| missing.system == SPLICE && !missing.is_expected());
     session.finish()?;
     Ok(whole)
 }
 
 fn settings(options: &Run) -> Result<Settings> {
-    let absolute = |path: &Path| std::path::absolute(path).with_context(|| path.display().to_string());
+    let absolute =
+        |path: &Path| std::path::absolute(path).with_context(|| path.display().to_string());
     let images = match &options.images {
         Some(folder) => absolute(folder)?,
         None => cache()?.join("splice/images"),
@@ -226,6 +246,8 @@ fn cache() -> Result<PathBuf> {
     match (std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME")) {
         (Some(cache), _) if !cache.is_empty() => Ok(PathBuf::from(cache)),
         (_, Some(home)) if !home.is_empty() => Ok(Path::new(&home).join(".cache")),
-        _ => bail!("neither XDG_CACHE_HOME nor HOME is set; say where disks are kept with --images"),
+        _ => {
+            bail!("neither XDG_CACHE_HOME nor HOME is set; say where disks are kept with --images")
+        }
     }
 }

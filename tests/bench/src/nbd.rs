@@ -42,7 +42,10 @@ pub(crate) fn open(socket: &Path, export: &str) -> Result<(Requests, Answers)> {
     let mut stream = UnixStream::connect(socket).with_context(at)?;
     stream.set_read_timeout(Some(ANSWER)).with_context(at)?;
     shake_hands(&mut stream, export).with_context(at)?;
-    let answers = Answers { stream: stream.try_clone().with_context(at)?, buffer: Vec::new() };
+    let answers = Answers {
+        stream: stream.try_clone().with_context(at)?,
+        buffer: Vec::new(),
+    };
     Ok((Requests { stream }, answers))
 }
 
@@ -72,7 +75,9 @@ fn shake_hands(stream: &mut UnixStream, export: &str) -> Result<()> {
         stream.read_exact(&mut data).context("the answer to GO")?;
         match word(12) {
             REPLY_ACK => return Ok(()),
-            kind if kind & REPLY_ERROR != 0 => bail!("refused ({kind:#x}): {}", String::from_utf8_lossy(&data)),
+            kind if kind & REPLY_ERROR != 0 => {
+                bail!("refused ({kind:#x}): {}", String::from_utf8_lossy(&data))
+            }
             _ => {}
         }
     }
@@ -111,7 +116,9 @@ impl Answers {
     /// The read failed, or the connection broke.
     pub(crate) fn next(&mut self, len_of: impl FnOnce(u64) -> Option<u32>) -> Result<u64> {
         let mut head = [0; 16];
-        self.stream.read_exact(&mut head).context("waiting for an answer")?;
+        self.stream
+            .read_exact(&mut head)
+            .context("waiting for an answer")?;
         let word = |at: usize| u32::from_be_bytes(head[at..at + 4].try_into().expect("four bytes"));
         if word(0) != REPLY_MAGIC {
             bail!("an answer begins with {:#x}", word(0));
@@ -120,11 +127,15 @@ impl Answers {
         if word(4) != 0 {
             bail!("read {cookie} failed with error {}", word(4));
         }
-        let len = len_of(cookie).with_context(|| format!("an answer to {cookie}, which was not asked"))? as usize;
+        let len = len_of(cookie)
+            .with_context(|| format!("an answer to {cookie}, which was not asked"))?
+            as usize;
         if self.buffer.len() < len {
             self.buffer.resize(len, 0);
         }
-        self.stream.read_exact(&mut self.buffer[..len]).context("content")?;
+        self.stream
+            .read_exact(&mut self.buffer[..len])
+            .context("content")?;
         Ok(cookie)
     }
 }

@@ -92,7 +92,8 @@ pub(crate) struct Usage {
     pub(crate) seconds: f64,
     /// User and system time of it and what it waited for.
     pub(crate) cpu_s: f64,
-    /// Peak resident set of its largest process, in 10^6 bytes.
+    /// Peak resident set of its largest process, in 10^6 bytes. The kernel counts what we held ourselves when we started it, so it
+    /// is never below our own peak, which is why large buffers are avoided here.
     pub(crate) rss_mb: f64,
 }
 
@@ -215,9 +216,12 @@ impl Program {
             .spawn()
             .with_context(|| line.clone())?;
         let group = Group(child.id() as i32);
-        let (status, used) = wait_for(&format!("`{line}`"), limit, Duration::from_millis(5), || {
-            reap(group.0)
-        })?;
+        let (status, used) = wait_for(
+            &format!("`{line}`"),
+            limit,
+            Duration::from_millis(5),
+            || reap(group.0),
+        )?;
         let seconds = begun.elapsed().as_secs_f64();
         if !status_ok(status) {
             let mut words = tail(&mut err);
@@ -422,7 +426,10 @@ mod tests {
     fn a_command_tells_what_it_used_and_a_failure_its_words() {
         let folder = tempfile::tempdir().unwrap();
         let limit = Duration::from_secs(20);
-        let busy = Program::new("sh").args(["-c", "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done; echo done"]);
+        let busy = Program::new("sh").args([
+            "-c",
+            "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done; echo done",
+        ]);
         let done = busy.run(folder.path(), limit).unwrap();
         assert_eq!(done.stdout, "done\n");
         assert!(done.usage.cpu_s > 0.0 && done.usage.cpu_s <= done.usage.seconds * 1.5 + 0.1);
@@ -440,7 +447,10 @@ mod tests {
         let script = format!("sleep 60 & echo $! > {}; wait", mark.display());
         let slow = Program::new("sh").args(["-c", &script]);
         let begun = Instant::now();
-        let error = slow.run(folder.path(), Duration::from_millis(500)).err().unwrap();
+        let error = slow
+            .run(folder.path(), Duration::from_millis(500))
+            .err()
+            .unwrap();
         assert!(error.to_string().contains("not within"), "{error}");
         assert!(begun.elapsed() < Duration::from_secs(10));
         let pid = std::fs::read_to_string(&mark).unwrap();
@@ -461,7 +471,10 @@ mod tests {
         .unwrap();
         daemon.stop();
 
-        let short = Program::new("sh").args(["-c", "echo reason; exit 1"]).start(&log).unwrap();
+        let short = Program::new("sh")
+            .args(["-c", "echo reason; exit 1"])
+            .start(&log)
+            .unwrap();
         let error = wait_for("its end", Duration::from_secs(10), TICK, || {
             Ok(short.check().err())
         });

@@ -70,12 +70,20 @@ impl Progress {
 ///
 /// # Errors
 /// A read failed, or the limit is passed.
-pub(crate) fn replay(trace: &Trace, disk: Disk<'_>, think: Think, limit: Duration) -> Result<Outcome> {
+pub(crate) fn replay(
+    trace: &Trace,
+    disk: Disk<'_>,
+    think: Think,
+    limit: Duration,
+) -> Result<Outcome> {
     let scale = match think {
         Think::Scaled => LOCAL_BOOT_S / trace.think_s().max(1e-9),
         Think::None => 0.0,
     };
-    let progress = Mutex::new(Progress { issued_at: vec![None; trace.reads.len()], ..Progress::default() });
+    let progress = Mutex::new(Progress {
+        issued_at: vec![None; trace.reads.len()],
+        ..Progress::default()
+    });
     let answered = Condvar::new();
     let begun = Instant::now();
     match disk {
@@ -86,8 +94,12 @@ pub(crate) fn replay(trace: &Trace, disk: Disk<'_>, think: Think, limit: Duratio
                 let read = trace.reads[index];
                 buffer.resize(read.len as usize, 0);
                 // The image's size is a whole number of sectors, but a read may end behind a smaller one.
-                file.read_exact_at(&mut buffer, read.offset).context("reading the disk")?;
-                progress.lock().expect("nothing panics while it holds the progress").answer(index);
+                file.read_exact_at(&mut buffer, read.offset)
+                    .context("reading the disk")?;
+                progress
+                    .lock()
+                    .expect("nothing panics while it holds the progress")
+                    .answer(index);
                 Ok(())
             })?;
         }
@@ -96,8 +108,12 @@ pub(crate) fn replay(trace: &Trace, disk: Disk<'_>, think: Think, limit: Duratio
             std::thread::scope(|scope| {
                 scope.spawn(|| {
                     for _ in 0..trace.reads.len() {
-                        let got = answers.next(|cookie| Some(trace.reads.get(usize::try_from(cookie).ok()?)?.len));
-                        let mut progress = progress.lock().expect("nothing panics while it holds the progress");
+                        let got = answers.next(|cookie| {
+                            Some(trace.reads.get(usize::try_from(cookie).ok()?)?.len)
+                        });
+                        let mut progress = progress
+                            .lock()
+                            .expect("nothing panics while it holds the progress");
                         match got {
                             Ok(index) => progress.answer(index as usize),
                             Err(error) => {
@@ -114,24 +130,37 @@ pub(crate) fn replay(trace: &Trace, disk: Disk<'_>, think: Think, limit: Duratio
                     let read = trace.reads[index];
                     requests.read(index as u64, read.offset, read.len)
                 });
-                let waited = issued.and_then(|()| wait_answered(&progress, &answered, trace.reads.len(), begun + limit));
+                let waited = issued.and_then(|()| {
+                    wait_answered(&progress, &answered, trace.reads.len(), begun + limit)
+                });
                 // Ends the other thread too, if it still waits: the server closes the connection.
                 requests.close();
                 waited
             })?;
         }
     }
-    let mut progress = progress.into_inner().expect("nothing panics while it holds the progress");
+    let mut progress = progress
+        .into_inner()
+        .expect("nothing panics while it holds the progress");
     progress.waits_us.sort_by(f64::total_cmp);
     Ok(Outcome {
-        seconds: progress.last.map_or(0.0, |last| (last - begun).as_secs_f64()),
+        seconds: progress
+            .last
+            .map_or(0.0, |last| (last - begun).as_secs_f64()),
         p50_us: quantile(&progress.waits_us, 0.5),
         p99_us: quantile(&progress.waits_us, 0.99),
     })
 }
 
-fn wait_answered(progress: &Mutex<Progress>, answered: &Condvar, count: usize, deadline: Instant) -> Result<()> {
-    let mut progress = progress.lock().expect("nothing panics while it holds the progress");
+fn wait_answered(
+    progress: &Mutex<Progress>,
+    answered: &Condvar,
+    count: usize,
+    deadline: Instant,
+) -> Result<()> {
+    let mut progress = progress
+        .lock()
+        .expect("nothing panics while it holds the progress");
     while progress.answered < count {
         if let Some(reason) = &progress.failed {
             bail!("{reason}");
@@ -140,7 +169,10 @@ fn wait_answered(progress: &Mutex<Progress>, answered: &Condvar, count: usize, d
         if left.is_zero() {
             bail!("{} of the reads were answered in time", progress.answered);
         }
-        progress = answered.wait_timeout(progress, left).expect("nothing panics while it holds the progress").0;
+        progress = answered
+            .wait_timeout(progress, left)
+            .expect("nothing panics while it holds the progress")
+            .0;
     }
     Ok(())
 }
@@ -156,14 +188,22 @@ fn issue(
     // Sleeps are rounded up by the kernel; what was slept too long is taken off the thoughts that follow.
     let mut owed = Duration::ZERO;
     for (index, read) in trace.reads.iter().enumerate() {
-        wait_answered(progress, answered, index.saturating_sub(read.in_flight as usize), deadline)?;
+        wait_answered(
+            progress,
+            answered,
+            index.saturating_sub(read.in_flight as usize),
+            deadline,
+        )?;
         owed += Duration::from_secs_f64(read.think_us as f64 / 1e6 * scale);
         if owed > Duration::from_millis(1) {
             let slept = Instant::now();
             std::thread::sleep(owed);
             owed = owed.saturating_sub(slept.elapsed());
         }
-        progress.lock().expect("nothing panics while it holds the progress").issued_at[index] = Some(Instant::now());
+        progress
+            .lock()
+            .expect("nothing panics while it holds the progress")
+            .issued_at[index] = Some(Instant::now());
         send(index)?;
     }
     Ok(())
@@ -177,7 +217,12 @@ mod tests {
     use crate::trace::ReadOp;
 
     fn trace(in_flight: u32, think_us: u64) -> Trace {
-        let reads = (0..40).map(|n| ReadOp { offset: n * 8192, len: 4096, think_us, in_flight: if n == 0 { 0 } else { in_flight } });
+        let reads = (0..40).map(|n| ReadOp {
+            offset: n * 8192,
+            len: 4096,
+            think_us,
+            in_flight: if n == 0 { 0 } else { in_flight },
+        });
         Trace::new(reads.collect())
     }
 
@@ -190,7 +235,10 @@ mod tests {
         let quick = replay(&trace, Disk::File(&disk), Think::None, LIMIT).unwrap();
         assert!(quick.seconds < 1.0, "{quick:?}");
         let slow = replay(&trace, Disk::File(&disk), Think::Scaled, LIMIT).unwrap();
-        assert!((LOCAL_BOOT_S..LOCAL_BOOT_S * 1.2).contains(&slow.seconds), "{slow:?}");
+        assert!(
+            (LOCAL_BOOT_S..LOCAL_BOOT_S * 1.2).contains(&slow.seconds),
+            "{slow:?}"
+        );
     }
 
     const LIMIT: Duration = Duration::from_secs(60);
@@ -210,12 +258,24 @@ mod tests {
             .arg("rdelay=20ms")
             .start(&folder.path().join("log"))
             .unwrap();
-        wait_for("nbdkit", LIMIT, TICK, || server.check().map(|()| socket.exists().then_some(()))).unwrap();
-        let disk = Disk::Nbd { socket: &socket, export: "" };
+        wait_for("nbdkit", LIMIT, TICK, || {
+            server.check().map(|()| socket.exists().then_some(()))
+        })
+        .unwrap();
+        let disk = Disk::Nbd {
+            socket: &socket,
+            export: "",
+        };
         let serial = replay(&trace(0, 0), disk, Think::None, LIMIT).unwrap();
-        assert!(serial.seconds >= 0.8 && serial.p50_us >= 20_000.0, "{serial:?}");
+        assert!(
+            serial.seconds >= 0.8 && serial.p50_us >= 20_000.0,
+            "{serial:?}"
+        );
         let parallel = replay(&trace(3, 0), disk, Think::None, LIMIT).unwrap();
-        assert!(parallel.seconds < serial.seconds / 2.0 && parallel.seconds >= 0.2, "{parallel:?}");
+        assert!(
+            parallel.seconds < serial.seconds / 2.0 && parallel.seconds >= 0.2,
+            "{parallel:?}"
+        );
         let late = replay(&trace(0, 0), disk, Think::None, Duration::from_millis(200)).unwrap_err();
         assert!(late.to_string().contains("answered in time"), "{late}");
     }

@@ -130,8 +130,21 @@ pub(crate) struct Results {
 
 /// Order of systems in every table; a system that is not here comes last.
 const SYSTEMS: [&str; 15] = [
-    "splice", "desync", "casync", "borg", "restic", "rdedup", "rsync", "zstd-patch", "xdelta3", "qemu-nbd", "nbdkit", "raw", "quinn",
-    "tcp-cubic", "tcp-bbr",
+    "splice",
+    "desync",
+    "casync",
+    "borg",
+    "restic",
+    "rdedup",
+    "rsync",
+    "zstd-patch",
+    "xdelta3",
+    "qemu-nbd",
+    "nbdkit",
+    "raw",
+    "quinn",
+    "tcp-cubic",
+    "tcp-bbr",
 ];
 
 /// Rows by metric, case (in the order of their first samples) and system.
@@ -149,7 +162,12 @@ pub(crate) fn rows(bench: &str, samples: &[Sample]) -> Vec<Row> {
     }
     let cases: Vec<&str> = samples.iter().map(|sample| sample.case.as_str()).collect();
     let case = |name: &str| cases.iter().position(|case| *case == name);
-    let system = |name: &str| SYSTEMS.iter().position(|known| *known == name).unwrap_or(SYSTEMS.len());
+    let system = |name: &str| {
+        SYSTEMS
+            .iter()
+            .position(|known| *known == name)
+            .unwrap_or(SYSTEMS.len())
+    };
     groups.sort_by_key(|(first, _)| (first.metric, case(&first.case), system(&first.system)));
     groups
         .into_iter()
@@ -208,12 +226,18 @@ pub(crate) fn figure(value: f64) -> String {
         }
         text.push(digit);
     }
-    if value < 0.0 { format!("-{text}") } else { text }
+    if value < 0.0 {
+        format!("-{text}")
+    } else {
+        text
+    }
 }
 
 /// A text table, one line a row.
 pub(crate) fn table(rows: &[Row]) -> String {
-    let head = ["case", "system", "metric", "median", "min..max", "n", "limit", "unit"];
+    let head = [
+        "case", "system", "metric", "median", "min..max", "n", "limit", "unit",
+    ];
     let mut lines = vec![head.map(str::to_owned)];
     for row in rows {
         lines.push([
@@ -221,13 +245,23 @@ pub(crate) fn table(rows: &[Row]) -> String {
             row.system.clone(),
             row.metric.name().to_owned(),
             figure(row.median),
-            if row.n > 1 { format!("{}..{}", figure(row.min), figure(row.max)) } else { String::new() },
+            if row.n > 1 {
+                format!("{}..{}", figure(row.min), figure(row.max))
+            } else {
+                String::new()
+            },
             row.n.to_string(),
             row.limit.map(figure).unwrap_or_default(),
             row.unit.clone(),
         ]);
     }
-    let width = |column: usize| lines.iter().map(|line| line[column].len()).max().unwrap_or(0);
+    let width = |column: usize| {
+        lines
+            .iter()
+            .map(|line| line[column].len())
+            .max()
+            .unwrap_or(0)
+    };
     let widths: Vec<usize> = (0..head.len()).map(width).collect();
     let mut text = String::new();
     for line in &lines {
@@ -271,20 +305,34 @@ mod tests {
         ];
         let rows = rows("ingest", &samples);
         assert_eq!(rows.len(), 2);
-        assert_eq!((rows[0].median, rows[0].min, rows[0].max, rows[0].n), (2.0, 1.0, 3.0, 3));
+        assert_eq!(
+            (rows[0].median, rows[0].min, rows[0].max, rows[0].n),
+            (2.0, 1.0, 3.0, 3)
+        );
         assert_eq!(rows[1].system, "borg");
         let json = serde_json::to_value(&rows[0]).unwrap();
         assert_eq!(json["metric"], "seconds");
         assert_eq!(json["limit"], 1.5);
         let text = table(&rows);
-        assert!(text.lines().nth(1).unwrap().contains("1.000..3.000"), "{text}");
+        assert!(
+            text.lines().nth(1).unwrap().contains("1.000..3.000"),
+            "{text}"
+        );
     }
 
     #[test]
     fn every_metric_is_named_as_in_the_json() {
         for metric in [
-            Metric::WireBytes, Metric::MbPerS, Metric::CpuS, Metric::RssMb, Metric::StoredBytes, Metric::Iops,
-            Metric::P50Us, Metric::P99Us, Metric::Seconds, Metric::GoodputShare,
+            Metric::WireBytes,
+            Metric::MbPerS,
+            Metric::CpuS,
+            Metric::RssMb,
+            Metric::StoredBytes,
+            Metric::Iops,
+            Metric::P50Us,
+            Metric::P99Us,
+            Metric::Seconds,
+            Metric::GoodputShare,
         ] {
             assert_eq!(serde_json::to_value(metric).unwrap(), metric.name());
         }

@@ -65,7 +65,10 @@ pub(crate) struct Recorder {
 impl Recorder {
     /// For the figures of one system.
     pub(crate) fn of(system: &str) -> Self {
-        Self { system: system.to_owned(), samples: Vec::new() }
+        Self {
+            system: system.to_owned(),
+            samples: Vec::new(),
+        }
     }
 
     /// What was recorded.
@@ -81,7 +84,14 @@ impl Recorder {
     }
 
     /// Records a figure of another system than the measure's.
-    pub(crate) fn put_as(&mut self, case: &str, system: &str, metric: Metric, value: f64, limit: Option<f64>) {
+    pub(crate) fn put_as(
+        &mut self,
+        case: &str,
+        system: &str,
+        metric: Metric,
+        value: f64,
+        limit: Option<f64>,
+    ) {
         self.samples.push(Sample {
             case: case.to_owned(),
             system: system.to_owned(),
@@ -101,13 +111,22 @@ impl Session {
         let at = || settings.work.display().to_string();
         std::fs::create_dir_all(&settings.work).with_context(at)?;
         let mark = settings.work.join(MARK);
-        let empty = std::fs::read_dir(&settings.work).with_context(at)?.next().is_none();
+        let empty = std::fs::read_dir(&settings.work)
+            .with_context(at)?
+            .next()
+            .is_none();
         if !empty && !mark.exists() {
-            bail!("{} holds something else; choose another folder with --work", at());
+            bail!(
+                "{} holds something else; choose another folder with --work",
+                at()
+            );
         }
         let lock = File::create(&mark).with_context(at)?;
         if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-            bail!("another bench runs in {}; end it, or choose another folder with --work", at());
+            bail!(
+                "another bench runs in {}; end it, or choose another folder with --work",
+                at()
+            );
         }
         let fingerprint = fingerprint(&settings);
         let kept: Option<State> = std::fs::read(settings.work.join("state.json"))
@@ -117,9 +136,14 @@ impl Session {
             Some(state) if !settings.fresh && state.fingerprint == fingerprint => state,
             kept => {
                 if kept.is_some_and(|state| !state.done.is_empty()) {
-                    eprintln!("==> starting over: programs, disks or options are not those of the kept measures");
+                    eprintln!(
+                        "==> starting over: programs, disks or options are not those of the kept measures"
+                    );
                 }
-                State { fingerprint, ..State::default() }
+                State {
+                    fingerprint,
+                    ..State::default()
+                }
             }
         };
         let session = Self {
@@ -179,7 +203,10 @@ impl Session {
 
     /// Whether that measure is done.
     pub(crate) fn is_done(&self, key: &str) -> bool {
-        self.state.done.get(&self.bench).is_some_and(|done| done.contains_key(key))
+        self.state
+            .done
+            .get(&self.bench)
+            .is_some_and(|done| done.contains_key(key))
     }
 
     /// Whether any of these is still to be done: what they share need not be set up otherwise.
@@ -253,7 +280,11 @@ impl Session {
     pub(crate) fn has(&mut self, system: &str, program: &str, advice: &str) -> bool {
         let there = is_installed(program);
         if !there {
-            self.miss("all cases", system, &format!("no program {program}; {advice}"));
+            self.miss(
+                "all cases",
+                system,
+                &format!("no program {program}; {advice}"),
+            );
         }
         there
     }
@@ -261,7 +292,11 @@ impl Session {
     /// The samples of this bench so far.
     pub(crate) fn samples(&self) -> Vec<Sample> {
         let done = self.state.done.get(&self.bench);
-        done.into_iter().flat_map(BTreeMap::values).flatten().cloned().collect()
+        done.into_iter()
+            .flat_map(BTreeMap::values)
+            .flatten()
+            .cloned()
+            .collect()
     }
 
     /// The samples of one measure of any bench.
@@ -285,7 +320,10 @@ impl Session {
     }
 
     fn save(&self) -> Result<()> {
-        let (path, part) = (self.settings.work.join("state.json"), self.settings.work.join("state.part"));
+        let (path, part) = (
+            self.settings.work.join("state.json"),
+            self.settings.work.join("state.part"),
+        );
         std::fs::write(&part, serde_json::to_vec(&self.state).context("state")?)
             .and_then(|()| std::fs::rename(&part, &path))
             .context("keeping the state")
@@ -299,8 +337,13 @@ fn fingerprint(settings: &Settings) -> String {
         text += &format!(" {program}={}", stamp(&settings.programs.join(program)));
     }
     for version in 1..=3 {
-        let path = settings.images.join(format!("desktop-v{version}.raw.stamp"));
-        text += &format!(" v{version}={}", std::fs::read_to_string(path).unwrap_or_default().trim());
+        let path = settings
+            .images
+            .join(format!("desktop-v{version}.raw.stamp"));
+        text += &format!(
+            " v{version}={}",
+            std::fs::read_to_string(path).unwrap_or_default().trim()
+        );
     }
     text
 }
@@ -309,13 +352,19 @@ fn stamp(path: &Path) -> String {
     let Ok(metadata) = std::fs::metadata(path) else {
         return "none".to_owned();
     };
-    let time = metadata.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok());
+    let time = metadata
+        .modified()
+        .ok()
+        .and_then(|t| t.duration_since(UNIX_EPOCH).ok());
     format!("{}@{}", metadata.len(), time.unwrap_or_default().as_nanos())
 }
 
 /// Seconds since 1970.
 pub(crate) fn unix_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs()
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO)
+        .as_secs()
 }
 
 /// This machine.
@@ -324,10 +373,15 @@ pub(crate) fn host() -> Host {
     let (cpu, memory) = (read("/proc/cpuinfo"), read("/proc/meminfo"));
     let field = |text: &str, name: &str| {
         let line = text.lines().find(|line| line.starts_with(name));
-        line.and_then(|line| Some(line.split_once(':')?.1.trim().to_owned())).unwrap_or_default()
+        line.and_then(|line| Some(line.split_once(':')?.1.trim().to_owned()))
+            .unwrap_or_default()
     };
     let kib = field(&memory, "MemTotal");
-    let kib = kib.split_whitespace().next().and_then(|word| word.parse().ok()).unwrap_or(0.0);
+    let kib = kib
+        .split_whitespace()
+        .next()
+        .and_then(|word| word.parse().ok())
+        .unwrap_or(0.0);
     Host {
         cpu: field(&cpu, "model name"),
         cores: std::thread::available_parallelism().map_or(1, usize::from),
@@ -341,7 +395,10 @@ pub(crate) fn host() -> Host {
 /// One-minute load average.
 pub(crate) fn load() -> f64 {
     let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    text.split_whitespace().next().and_then(|word| word.parse().ok()).unwrap_or(0.0)
+    text.split_whitespace()
+        .next()
+        .and_then(|word| word.parse().ok())
+        .unwrap_or(0.0)
 }
 
 #[cfg(test)]
@@ -379,7 +436,9 @@ mod tests {
             let mut session = open();
             session.begin("read", 1.0).unwrap();
             assert!(session.is_done("a/0") && !session.is_done("b/0"));
-            session.measure("a/0", "raw", 1.0, |_| panic!("it is done")).unwrap();
+            session
+                .measure("a/0", "raw", 1.0, |_| panic!("it is done"))
+                .unwrap();
             assert_eq!(session.samples()[0].value, 5.0);
         }
         std::fs::write(folder.path().join("splice"), "another build").unwrap();

@@ -80,12 +80,21 @@ impl Datacenter {
         let address = place.address();
         let api = format!("127.0.0.1:{API_PORT}");
         let run = |verb: &str| {
-            let program = Program::new(&path).args([verb, "--link", &address, "--api", &api, "--data"]);
+            let program =
+                Program::new(&path).args([verb, "--link", &address, "--api", &api, "--data"]);
             place.at_datacenter(program.arg(&data))
         };
-        run("init").args(["--address", &address]).run(&scratch, QUICK)?;
+        run("init")
+            .args(["--address", &address])
+            .run(&scratch, QUICK)?;
         let daemon = run("run").start(&scratch.join(format!("{name}.log")))?;
-        let this = Self { place, data, programs, scratch, daemon };
+        let this = Self {
+            place,
+            data,
+            programs,
+            scratch,
+            daemon,
+        };
         wait_for("the datacenter answers", READY, TICK * 5, || {
             this.daemon.check()?;
             Ok(this.splice(&["status"], QUICK).ok())
@@ -108,7 +117,10 @@ impl Datacenter {
             .arg(self.data.join("cli.toml"))
             .args(words)
             .arg("--json");
-        let done = self.place.at_datacenter(program).run(&self.scratch, limit)?;
+        let done = self
+            .place
+            .at_datacenter(program)
+            .run(&self.scratch, limit)?;
         serde_json::from_str(done.stdout.trim()).with_context(|| words.join(" "))
     }
 
@@ -136,8 +148,15 @@ impl Datacenter {
     /// # Errors
     /// As above.
     pub(crate) fn assign(&self, branch: &str, version: &str, prestage: bool) -> Result<()> {
-        let fetch = if prestage { "--prestage" } else { "--no-prestage" };
-        let words = ["branch", "assign", branch, "--pool", POOL, "--image", version, "--memory", "512MiB", fetch];
+        let fetch = if prestage {
+            "--prestage"
+        } else {
+            "--no-prestage"
+        };
+        let words = [
+            "branch", "assign", branch, "--pool", POOL, "--image", version, "--memory", "512MiB",
+            fetch,
+        ];
         self.splice(&words, QUICK).map(drop)
     }
 
@@ -181,11 +200,22 @@ impl Branch {
             .args(["join", &token, "--address", &place.address(), "--data"])
             .arg(&data);
         // The command line holds the token, which is a secret even here.
-        place.at_branch(join).run(&scratch, QUICK).map_err(|error| {
-            anyhow::anyhow!("{}", format!("{error:#}").replace(&token, "TOKEN"))
-        })?;
+        place
+            .at_branch(join)
+            .run(&scratch, QUICK)
+            .map_err(|error| {
+                anyhow::anyhow!("{}", format!("{error:#}").replace(&token, "TOKEN"))
+            })?;
         let machine = machine::install(&scratch, &programs)?;
-        let mut branch = Self { place, data, programs, scratch, machine, name: name.to_owned(), daemon: None };
+        let mut branch = Self {
+            place,
+            data,
+            programs,
+            scratch,
+            machine,
+            name: name.to_owned(),
+            daemon: None,
+        };
         branch.restart()?;
         Ok(branch)
     }
@@ -226,7 +256,9 @@ impl Branch {
         self.daemon = Some(self.place.at_branch(run).start(&log)?);
         wait_for("the branch is connected", READY, TICK * 5, || {
             self.daemon()?.check()?;
-            let connected = self.status().is_ok_and(|status| status["link"]["connected"] == true);
+            let connected = self
+                .status()
+                .is_ok_and(|status| status["link"]["connected"] == true);
             Ok(connected.then_some(()))
         })
     }
@@ -259,8 +291,13 @@ impl Branch {
     fn residency(&self, number: u32) -> Result<Option<Value>> {
         self.daemon()?.check()?;
         let status = self.status()?;
-        let versions = status["versions"].as_array().context("versions in the status")?;
-        Ok(versions.iter().find(|version| version["number"] == number).cloned())
+        let versions = status["versions"]
+            .as_array()
+            .context("versions in the status")?;
+        Ok(versions
+            .iter()
+            .find(|version| version["number"] == number)
+            .cloned())
     }
 
     /// Waits until the pool's version can be read (its manifest is there, its chunks need not be). Returns the version's id.
@@ -269,14 +306,20 @@ impl Branch {
     /// Not in time.
     pub(crate) fn wait_known(&self, number: u32) -> Result<String> {
         let probe = |id: &str| {
-            let info = Program::new("nbdinfo").args(["--size", &self.uri(&format!("version/{id}"))]);
+            let info =
+                Program::new("nbdinfo").args(["--size", &self.uri(&format!("version/{id}"))]);
             info.run(&self.scratch, QUICK).is_ok()
         };
-        wait_for(&format!("version {number} at the branch"), NEWS, ASK_EVERY, || {
-            let found = self.residency(number)?;
-            let id = found.and_then(|v| Some(v["version"].as_str()?.to_owned()));
-            Ok(id.filter(|id| probe(id)))
-        })
+        wait_for(
+            &format!("version {number} at the branch"),
+            NEWS,
+            ASK_EVERY,
+            || {
+                let found = self.residency(number)?;
+                let id = found.and_then(|v| Some(v["version"].as_str()?.to_owned()));
+                Ok(id.filter(|id| probe(id)))
+            },
+        )
     }
 
     /// Waits until nothing of a version is missing.
@@ -284,10 +327,15 @@ impl Branch {
     /// # Errors
     /// Not in time.
     pub(crate) fn wait_complete(&self, number: u32, limit: Duration) -> Result<()> {
-        wait_for(&format!("version {number} complete at the branch"), limit, ASK_EVERY, || {
-            let found = self.residency(number)?;
-            Ok(found.is_some_and(|v| v["complete"] == true).then_some(()))
-        })
+        wait_for(
+            &format!("version {number} complete at the branch"),
+            limit,
+            ASK_EVERY,
+            || {
+                let found = self.residency(number)?;
+                Ok(found.is_some_and(|v| v["complete"] == true).then_some(()))
+            },
+        )
     }
 
     /// Its NBD socket.
@@ -297,7 +345,10 @@ impl Branch {
 
     /// An export's URI.
     pub(crate) fn uri(&self, export: &str) -> String {
-        format!("nbd+unix:///{export}?socket={}", self.nbd_socket().display())
+        format!(
+            "nbd+unix:///{export}?socket={}",
+            self.nbd_socket().display()
+        )
     }
 
     /// Starts a desktop, whose machine is a stand-in: its guest is whoever reads its export. Returns the export.
@@ -307,7 +358,10 @@ impl Branch {
     pub(crate) fn start_desktop(&self, name: &str) -> Result<String> {
         let start = ["desktop", "start", POOL, "--name", name];
         let desktop = self.splice(&start, Duration::from_secs(300))?;
-        Ok(desktop["nbd_export"].as_str().context("nbd_export of a desktop")?.to_owned())
+        Ok(desktop["nbd_export"]
+            .as_str()
+            .context("nbd_export of a desktop")?
+            .to_owned())
     }
 
     /// Stops a desktop at once.
@@ -315,6 +369,7 @@ impl Branch {
     /// # Errors
     /// The branch cannot.
     pub(crate) fn stop_desktop(&self, name: &str) -> Result<()> {
-        self.splice(&["desktop", "stop", name, "--force"], QUICK).map(drop)
+        self.splice(&["desktop", "stop", name, "--force"], QUICK)
+            .map(drop)
     }
 }

@@ -11,9 +11,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use sim_wan::Profile;
 use sim_wan::model::{Loss, Shape};
 use sim_wan::tun::{self, LinkSpec, Namespaces, TunLink};
-use sim_wan::Profile;
 
 use crate::process::Program;
 
@@ -39,9 +39,19 @@ pub(crate) struct Line {
 }
 
 /// No limit to what is prepared over it.
-pub(crate) const PREPARING: Line = Line { mbit: 2000.0, rtt_ms: 0.2, loss_percent: 0.0, burst_packets: 1.0 };
+pub(crate) const PREPARING: Line = Line {
+    mbit: 2000.0,
+    rtt_ms: 0.2,
+    loss_percent: 0.0,
+    burst_packets: 1.0,
+};
 /// The line of `update`, `boot` and `storm`.
-pub(crate) const OFFICE: Line = Line { mbit: 100.0, rtt_ms: 20.0, loss_percent: 0.0, burst_packets: 1.0 };
+pub(crate) const OFFICE: Line = Line {
+    mbit: 100.0,
+    rtt_ms: 20.0,
+    loss_percent: 0.0,
+    burst_packets: 1.0,
+};
 
 impl Line {
     /// Such as `20m-100ms-0.1pct`, `100m-100ms-1pct-burst8` or `1g-20ms-0pct`.
@@ -74,13 +84,21 @@ impl Line {
         let loss = match (p > 0.0, self.burst_packets > 1.0) {
             (false, _) => Loss::None,
             (true, false) => Loss::Random { p },
-            (true, true) => Loss::Bursts { p, mean_packets: self.burst_packets },
+            (true, true) => Loss::Bursts {
+                p,
+                mean_packets: self.burst_packets,
+            },
         };
         let ms = |ms: f64| Duration::from_secs_f64(ms / 1000.0);
         let queue = ms(self.rtt_ms.max(5.0));
         let mut shape = Shape::clean((self.mbit * 1e6) as u64, ms(self.rtt_ms / 2.0), queue);
         shape.loss = loss;
-        Profile { name: self.name(), summary: String::new(), down: shape.clone(), up: shape }
+        Profile {
+            name: self.name(),
+            summary: String::new(),
+            down: shape.clone(),
+            up: shape,
+        }
     }
 }
 
@@ -104,7 +122,10 @@ impl Stage {
         )
         .parse()?;
         let link = TunLink::start(&spec, &line.profile(), 1)?;
-        let stage = Self { link, _namespaces: namespaces };
+        let stage = Self {
+            link,
+            _namespaces: namespaces,
+        };
         for namespace in [DATACENTER, BRANCH] {
             let script = format!(
                 "cd /proc/sys/net/ipv4; echo 4096 131072 {TCP_BUFFER_BYTES_MAX} >tcp_rmem; \
@@ -150,16 +171,29 @@ mod tests {
 
     #[test]
     fn lines_are_named_as_the_contract_says() {
-        let line = |mbit, rtt_ms, loss_percent, burst_packets| Line { mbit, rtt_ms, loss_percent, burst_packets };
+        let line = |mbit, rtt_ms, loss_percent, burst_packets| Line {
+            mbit,
+            rtt_ms,
+            loss_percent,
+            burst_packets,
+        };
         assert_eq!(line(20.0, 100.0, 0.1, 1.0).name(), "20m-100ms-0.1pct");
         assert_eq!(line(100.0, 300.0, 5.0, 1.0).name(), "100m-300ms-5pct");
-        assert_eq!(line(100.0, 100.0, 1.0, 8.0).name(), "100m-100ms-1pct-burst8");
+        assert_eq!(
+            line(100.0, 100.0, 1.0, 8.0).name(),
+            "100m-100ms-1pct-burst8"
+        );
         assert_eq!(line(1000.0, 20.0, 0.0, 1.0).name(), "1g-20ms-0pct");
     }
 
     #[test]
     fn the_limit_of_a_line_is_its_rate_less_its_losses() {
-        let line = Line { mbit: 100.0, rtt_ms: 100.0, loss_percent: 1.0, burst_packets: 1.0 };
+        let line = Line {
+            mbit: 100.0,
+            rtt_ms: 100.0,
+            loss_percent: 1.0,
+            burst_packets: 1.0,
+        };
         assert!((line.bytes_per_s() - 12_375_000.0).abs() < 1.0);
         assert!((line.seconds_for(12_375_000.0) - 1.1).abs() < 1e-9);
     }

@@ -54,18 +54,39 @@ impl Store {
         session.discard("store");
         let folder = session.scratch("store")?;
         let logs = session.scratch("logs")?;
-        let mut store = Self { system, folder, logs, splice: None };
+        let mut store = Self {
+            system,
+            folder,
+            logs,
+            splice: None,
+        };
         match system {
             SPLICE => {
                 let datacenter = Datacenter::start(session, Place::Loopback, "store")?;
                 datacenter.create("desktop")?;
                 store.splice = Some(datacenter);
             }
-            "borg" => store.tool("borg").args(["init", "-e", "none", "repo"]).run(&store.logs, FILL).map(drop)?,
-            "restic" => store.tool("restic").args(["init", "-q", "-r", "repo"]).run(&store.logs, FILL).map(drop)?,
+            "borg" => store
+                .tool("borg")
+                .args(["init", "-e", "none", "repo"])
+                .run(&store.logs, FILL)
+                .map(drop)?,
+            "restic" => store
+                .tool("restic")
+                .args(["init", "-q", "-r", "repo"])
+                .run(&store.logs, FILL)
+                .map(drop)?,
             "rdedup" => store
                 .tool("rdedup")
-                .args(["--dir", "repo", "init", "--encryption", "none", "--compression", "zstd"])
+                .args([
+                    "--dir",
+                    "repo",
+                    "init",
+                    "--encryption",
+                    "none",
+                    "--compression",
+                    "zstd",
+                ])
                 .args(["--chunking", "fastcdc", "--chunk-size", "64K"])
                 .run(&store.logs, FILL)
                 .map(drop)?,
@@ -106,11 +127,25 @@ impl Store {
         let tool = self.tool(self.system);
         match self.system {
             "casync" => tool.args(["make", "--store=repo", &index]).arg(disk),
-            "desync" => tool.args(["make", "-n", "2", "-s", "repo", &index]).arg(disk),
-            "borg" => tool.args(["create", "-C", "zstd,3", &format!("repo::{name}")]).arg(disk),
+            "desync" => tool
+                .args(["make", "-n", "2", "-s", "repo", &index])
+                .arg(disk),
+            "borg" => tool
+                .args(["create", "-C", "zstd,3", &format!("repo::{name}")])
+                .arg(disk),
             // With the disk on standard input each version is the same file to it.
             "restic" => tool
-                .args(["backup", "-q", "-r", "repo", "--stdin", "--stdin-filename", "disk", "--tag", &name])
+                .args([
+                    "backup",
+                    "-q",
+                    "-r",
+                    "repo",
+                    "--stdin",
+                    "--stdin-filename",
+                    "disk",
+                    "--tag",
+                    &name,
+                ])
                 .stdin(disk),
             _ => tool.args(["--dir", "repo", "store", &name]).stdin(disk),
         }
@@ -124,7 +159,9 @@ impl Store {
         let (name, disk) = (format!("v{version}"), images.version(version));
         if let Some(datacenter) = &self.splice {
             let reference = format!("desktop@{version}");
-            return datacenter.splice(&["version", "verify", &reference], FILL).map(drop);
+            return datacenter
+                .splice(&["version", "verify", &reference], FILL)
+                .map(drop);
         }
         let get = match self.system {
             "casync" => format!("casync extract --store=repo {name}.caibx out && cmp out \"$0\""),
@@ -134,7 +171,11 @@ impl Store {
             _ => format!("rdedup --dir repo load {name} | cmp - \"$0\""),
         };
         let script = format!("set -o pipefail; {get}");
-        let done = self.tool("bash").args(["-c", &script]).arg(&disk).run(&self.logs, FILL);
+        let done = self
+            .tool("bash")
+            .args(["-c", &script])
+            .arg(&disk)
+            .run(&self.logs, FILL);
         let _ = std::fs::remove_file(self.folder.join("out"));
         done.map(drop).context("reading it back")
     }
@@ -155,7 +196,9 @@ impl Store {
             Some(datacenter) => folder_bytes(datacenter.data()),
             None => {
                 let indexes = std::fs::read_dir(&self.folder).context("a store's folder")?;
-                let indexes = indexes.flatten().filter(|e| e.file_name().to_string_lossy().ends_with(".caibx"));
+                let indexes = indexes
+                    .flatten()
+                    .filter(|e| e.file_name().to_string_lossy().ends_with(".caibx"));
                 let indexes: u64 = indexes.filter_map(|e| Some(e.metadata().ok()?.len())).sum();
                 Ok(folder_bytes(&self.folder.join("repo"))? + indexes as f64)
             }

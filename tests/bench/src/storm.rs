@@ -31,7 +31,9 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
     let guest = boot::trace(session)?.without_loader();
     let scratch = session.scratch("storm")?;
     let key = |size: usize, round: usize| format!("{size}/{round}");
-    let keys: Vec<String> = (0..rounds).flat_map(|round| SIZES.map(|size| key(size, round))).collect();
+    let keys: Vec<String> = (0..rounds)
+        .flat_map(|round| SIZES.map(|size| key(size, round)))
+        .collect();
     if !session.any_left(&keys) {
         return Ok(());
     }
@@ -60,11 +62,25 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
                 }
             };
             session.measure(&key, SPLICE, 100.0, |recorder| {
-                once(recorder, &format!("cold-{size}"), &stage, &branch, size, &guest)?;
+                once(
+                    recorder,
+                    &format!("cold-{size}"),
+                    &stage,
+                    &branch,
+                    size,
+                    &guest,
+                )?;
                 stage.set(PREPARING);
                 datacenter.assign("br", "desktop@1", true)?;
                 branch.wait_complete(1, FILL)?;
-                once(recorder, &format!("warm-{size}"), &stage, &branch, size, &guest)
+                once(
+                    recorder,
+                    &format!("warm-{size}"),
+                    &stage,
+                    &branch,
+                    size,
+                    &guest,
+                )
             })?;
             drop(branch);
             session.discard("br");
@@ -82,26 +98,51 @@ fn once(
     guest: &Trace,
 ) -> Result<()> {
     stage.set(OFFICE);
-    let (wire, disk, cpu) = (stage.wire_bytes(), branch.daemon()?.disk_read_bytes()?, branch.daemon()?.cpu_s()?);
+    let (wire, disk, cpu) = (
+        stage.wire_bytes(),
+        branch.daemon()?.disk_read_bytes()?,
+        branch.daemon()?.cpu_s()?,
+    );
     let outcomes: Vec<Result<Outcome>> = std::thread::scope(|scope| {
         let name = |desktop| format!("{case}-{desktop}");
-        let boot = |desktop| move || boot::boot_desktop(branch, &name(desktop), guest, Think::Scaled);
-        let guests: Vec<_> = (0..size).map(|desktop| scope.spawn(boot(desktop))).collect();
-        guests.into_iter().map(|guest| guest.join().expect("a replay returns its errors")).collect()
+        let boot =
+            |desktop| move || boot::boot_desktop(branch, &name(desktop), guest, Think::Scaled);
+        let guests: Vec<_> = (0..size)
+            .map(|desktop| scope.spawn(boot(desktop)))
+            .collect();
+        guests
+            .into_iter()
+            .map(|guest| guest.join().expect("a replay returns its errors"))
+            .collect()
     });
     let wire = (stage.wire_bytes() - wire) as f64;
-    let outcomes = outcomes.into_iter().collect::<Result<Vec<_>>>().context("one of the boots")?;
+    let outcomes = outcomes
+        .into_iter()
+        .collect::<Result<Vec<_>>>()
+        .context("one of the boots")?;
     for desktop in 0..size {
         branch.stop_desktop(&format!("{case}-{desktop}"))?;
     }
     let mut seconds: Vec<f64> = outcomes.iter().map(|outcome| outcome.seconds).collect();
     seconds.sort_by(f64::total_cmp);
-    let Some(last) = seconds.last() else { bail!("no desktops") };
+    let Some(last) = seconds.last() else {
+        bail!("no desktops")
+    };
     let mut waits: Vec<f64> = outcomes.iter().map(|outcome| outcome.p99_us).collect();
     waits.sort_by(f64::total_cmp);
-    recorder.put(case, Metric::Seconds, *last, Some(OFFICE.seconds_for(wire).max(LOCAL_BOOT_S)));
+    recorder.put(
+        case,
+        Metric::Seconds,
+        *last,
+        Some(OFFICE.seconds_for(wire).max(LOCAL_BOOT_S)),
+    );
     recorder.put(case, Metric::WireBytes, wire, None);
-    recorder.put(case, Metric::StoredBytes, branch.daemon()?.disk_read_bytes()? - disk, None);
+    recorder.put(
+        case,
+        Metric::StoredBytes,
+        branch.daemon()?.disk_read_bytes()? - disk,
+        None,
+    );
     recorder.put(case, Metric::CpuS, branch.daemon()?.cpu_s()? - cpu, None);
     // Of the desktop in the middle.
     recorder.put(case, Metric::P99Us, quantile(&waits, 0.5), None);

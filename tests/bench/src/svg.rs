@@ -15,7 +15,11 @@ const TOP: f64 = 44.0;
 pub(crate) fn bars(title: &str, rows: &[&Row]) -> String {
     let height = TOP + rows.len() as f64 * (BAR + GAP) + 18.0;
     let limits = rows.iter().filter_map(|row| row.limit);
-    let most = rows.iter().map(|row| row.max).chain(limits).fold(f64::MIN_POSITIVE, f64::max);
+    let most = rows
+        .iter()
+        .map(|row| row.max)
+        .chain(limits)
+        .fold(f64::MIN_POSITIVE, f64::max);
     let scale = (WIDTH - LABEL - VALUE) / most;
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height:.0}\" font-family=\"sans-serif\" font-size=\"12\">\n\
@@ -26,7 +30,11 @@ pub(crate) fn bars(title: &str, rows: &[&Row]) -> String {
     for (index, row) in rows.iter().enumerate() {
         let y = TOP + index as f64 * (BAR + GAP);
         let middle = y + BAR * 0.72;
-        let colour = if row.system == "splice" { "#1769aa" } else { "#9aa7b0" };
+        let colour = if row.system == "splice" {
+            "#1769aa"
+        } else {
+            "#9aa7b0"
+        };
         // Writing to a string cannot fail.
         let _ = write!(
             svg,
@@ -40,12 +48,17 @@ pub(crate) fn bars(title: &str, rows: &[&Row]) -> String {
             figure(row.median),
         );
         let line = |x: f64, colour: &str, y1: f64, y2: f64| {
-            format!("<line x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{y1:.1}\" y2=\"{y2:.1}\" stroke=\"{colour}\" stroke-width=\"1.5\"/>\n")
+            format!(
+                "<line x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{y1:.1}\" y2=\"{y2:.1}\" stroke=\"{colour}\" stroke-width=\"1.5\"/>\n"
+            )
         };
         if row.n > 1 {
             let (from, to) = (LABEL + row.min * scale, LABEL + row.max * scale);
             let half = y + BAR / 2.0;
-            let _ = writeln!(svg, "<line x1=\"{from:.1}\" x2=\"{to:.1}\" y1=\"{half:.1}\" y2=\"{half:.1}\" stroke=\"#222\"/>");
+            let _ = writeln!(
+                svg,
+                "<line x1=\"{from:.1}\" x2=\"{to:.1}\" y1=\"{half:.1}\" y2=\"{half:.1}\" stroke=\"#222\"/>"
+            );
         }
         if let Some(limit) = row.limit {
             svg += &line(LABEL + limit * scale, "#c0392b", y - 2.0, y + BAR + 2.0);
@@ -60,7 +73,9 @@ pub(crate) fn bars(title: &str, rows: &[&Row]) -> String {
 }
 
 fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
 }
 
 #[cfg(test)]
@@ -78,11 +93,21 @@ mod tests {
             value,
             limit: Some(525.0),
         };
-        let rows = rows("ingest", &[sample("splice", 120.0), sample("a<b", 44.0), sample("a<b", 46.0)]);
+        let rows = rows(
+            "ingest",
+            &[
+                sample("splice", 120.0),
+                sample("a<b", 44.0),
+                sample("a<b", 46.0),
+            ],
+        );
         let svg = bars("ingest v1 & more", &rows.iter().collect::<Vec<_>>());
         assert_eq!(svg.matches("<rect").count(), 3);
         assert!(svg.contains("a&lt;b") && svg.contains("v1 &amp; more"));
-        let ends = svg.split("x2=\"").skip(1).map(|rest| rest.split('"').next().unwrap().parse::<f64>().unwrap());
+        let ends = svg
+            .split("x2=\"")
+            .skip(1)
+            .map(|rest| rest.split('"').next().unwrap().parse::<f64>().unwrap());
         assert!(ends.into_iter().all(|x| (0.0..=WIDTH).contains(&x)));
     }
 }

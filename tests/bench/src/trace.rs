@@ -99,7 +99,10 @@ impl Trace {
         let mut line = String::new();
         let mut next = |line: &mut String| {
             line.clear();
-            (&mut reader).take(LINE_BYTES_MAX).read_line(line).context("reading the trace")
+            (&mut reader)
+                .take(LINE_BYTES_MAX)
+                .read_line(line)
+                .context("reading the trace")
         };
         next(&mut line)?;
         if line.trim_end() != HEAD {
@@ -111,11 +114,16 @@ impl Trace {
                 bail!("it has more than {READS_MAX} reads");
             }
             let number = reads.len() + 2;
-            let fields: Vec<u64> = line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+            let fields: Vec<u64> = line
+                .split_whitespace()
+                .filter_map(|word| word.parse().ok())
+                .collect();
             let &[sector, sectors, think_us, in_flight] = &fields[..] else {
                 bail!("line {number} is not four numbers");
             };
-            let len = sectors.checked_mul(SECTOR).filter(|len| (1..=READ_BYTES_MAX).contains(len));
+            let len = sectors
+                .checked_mul(SECTOR)
+                .filter(|len| (1..=READ_BYTES_MAX).contains(len));
             let (Some(len), Some(offset)) = (len, sector.checked_mul(SECTOR)) else {
                 bail!("line {number} reads {sectors} sectors at {sector}");
             };
@@ -139,7 +147,10 @@ impl Trace {
             text += &format!("{sector} {sectors} {} {}\n", read.think_us, read.in_flight);
         }
         let mut gzip = GzEncoder::new(to, Compression::best());
-        gzip.write_all(text.as_bytes()).and_then(|()| gzip.finish()).map(drop).context("writing the trace")
+        gzip.write_all(text.as_bytes())
+            .and_then(|()| gzip.finish())
+            .map(drop)
+            .context("writing the trace")
     }
 
     /// Of lines such as `2026-11-23 18:28:50.734768 connection=2 Read id=3469 offset=0x188685000 count=0x8000 ...` and
@@ -150,7 +161,9 @@ impl Trace {
         for line in log.lines() {
             let line = line.context("reading the log")?;
             let words: Vec<&str> = line.split_whitespace().collect();
-            let (Some(time), Some(connection), Some(verb)) = (words.get(1), words.get(2), words.get(3)) else {
+            let (Some(time), Some(connection), Some(verb)) =
+                (words.get(1), words.get(2), words.get(3))
+            else {
                 continue;
             };
             let field = |name: &str| words.iter().find_map(|word| word.strip_prefix(name));
@@ -159,12 +172,18 @@ impl Trace {
             };
             match *verb {
                 "Read" => {
-                    let hex = |name: &str| u64::from_str_radix(field(name)?.strip_prefix("0x")?, 16).ok();
+                    let hex =
+                        |name: &str| u64::from_str_radix(field(name)?.strip_prefix("0x")?, 16).ok();
                     let (Some(offset), Some(len)) = (hex("offset="), hex("count=")) else {
                         bail!("a read without offset or count: {line:?}");
                     };
                     open.insert(id, logged.len());
-                    logged.push(Logged { offset, len, begin_us: clock_us(time)?, end_us: None });
+                    logged.push(Logged {
+                        offset,
+                        len,
+                        begin_us: clock_us(time)?,
+                        end_us: None,
+                    });
                 }
                 "...Read" => {
                     if let Some(index) = open.remove(&id) {
@@ -177,7 +196,9 @@ impl Trace {
         if logged.is_empty() {
             bail!("the log has no reads");
         }
-        let settled = logged.windows(2).position(|pair| pair[1].begin_us.saturating_sub(pair[0].begin_us) >= SETTLED_US);
+        let settled = logged
+            .windows(2)
+            .position(|pair| pair[1].begin_us.saturating_sub(pair[0].begin_us) >= SETTLED_US);
         logged.truncate(settled.map_or(logged.len(), |last| last + 1));
         Ok(Self::of_logged(&logged))
     }
@@ -188,9 +209,19 @@ impl Trace {
         // Ends of the earlier reads in order of time: the replay waits for all but `in_flight`, whichever they are.
         let mut ends: Vec<u64> = Vec::new();
         for (index, read) in logged.iter().enumerate() {
-            let in_flight = logged[..index].iter().rev().take(64).filter(|earlier| !ended(earlier, read.begin_us)).count();
-            let answered = ends.len().checked_sub(1 + in_flight).map_or(0, |last| ends[last]);
-            let issued = index.checked_sub(1).map_or(read.begin_us, |before| logged[before].begin_us);
+            let in_flight = logged[..index]
+                .iter()
+                .rev()
+                .take(64)
+                .filter(|earlier| !ended(earlier, read.begin_us))
+                .count();
+            let answered = ends
+                .len()
+                .checked_sub(1 + in_flight)
+                .map_or(0, |last| ends[last]);
+            let issued = index
+                .checked_sub(1)
+                .map_or(read.begin_us, |before| logged[before].begin_us);
             reads.push(ReadOp {
                 offset: read.offset / SECTOR * SECTOR,
                 len: (read.offset % SECTOR + read.len).div_ceil(SECTOR) as u32 * SECTOR as u32,
@@ -214,12 +245,18 @@ impl Trace {
     /// that nobody reads them from the disk there. Firmware and boot loader read in pieces of up to 32 KiB, and nothing of 4 KiB
     /// at the disk's beginning; a kernel looks for the partition table there first.
     pub(crate) fn without_loader(&self) -> Self {
-        let first = self.reads.iter().position(|read| read.offset == 0 && read.len >= 4096);
+        let first = self
+            .reads
+            .iter()
+            .position(|read| read.offset == 0 && read.len >= 4096);
         let mut reads = self.reads[first.unwrap_or(0)..].to_vec();
         if let Some(first) = reads.first_mut() {
             first.think_us = 0;
         }
-        Self { reads, think_us: self.think_us }
+        Self {
+            reads,
+            think_us: self.think_us,
+        }
     }
 
     /// Bytes of all reads.
@@ -229,7 +266,8 @@ impl Trace {
 
     /// Bytes of distinct 4 KiB blocks.
     pub(crate) fn distinct_bytes(&self) -> u64 {
-        let blocks = |read: &ReadOp| read.offset / 4096..(read.offset + u64::from(read.len)).div_ceil(4096);
+        let blocks =
+            |read: &ReadOp| read.offset / 4096..(read.offset + u64::from(read.len)).div_ceil(4096);
         let distinct: std::collections::HashSet<u64> = self.reads.iter().flat_map(blocks).collect();
         distinct.len() as u64 * 4096
     }
@@ -245,7 +283,9 @@ fn clock_us(text: &str) -> Result<u64> {
     let parts: Vec<&str> = text.split([':', '.']).collect();
     let numbers: Vec<u64> = parts.iter().filter_map(|part| part.parse().ok()).collect();
     match numbers[..] {
-        [hours, minutes, seconds, us] => Ok(((hours * 60 + minutes) * 60 + seconds) * 1_000_000 + us),
+        [hours, minutes, seconds, us] => {
+            Ok(((hours * 60 + minutes) * 60 + seconds) * 1_000_000 + us)
+        }
         _ => bail!("{text:?} is not a time of day"),
     }
 }
@@ -271,18 +311,49 @@ mod tests {
     #[test]
     fn thinking_is_what_remains_when_waiting_is_taken_away() {
         let trace = Trace::of_log(LOG.as_bytes()).unwrap();
-        let think: Vec<_> = trace.reads.iter().map(|read| (read.think_us, read.in_flight)).collect();
+        let think: Vec<_> = trace
+            .reads
+            .iter()
+            .map(|read| (read.think_us, read.in_flight))
+            .collect();
         assert_eq!(think, [(0, 0), (1_000_000, 0), (100, 1), (500, 0)]);
-        assert_eq!(trace.reads[1], ReadOp { offset: 1 << 20, len: 32768, think_us: 1_000_000, in_flight: 0 });
+        assert_eq!(
+            trace.reads[1],
+            ReadOp {
+                offset: 1 << 20,
+                len: 32768,
+                think_us: 1_000_000,
+                in_flight: 0
+            }
+        );
         assert_eq!(trace.distinct_bytes(), 4096 * 18);
     }
 
     #[test]
     fn the_loaders_reads_can_be_left_out() {
-        let read = |offset, len| ReadOp { offset, len, think_us: 10, in_flight: 0 };
-        let trace = Trace::new(vec![read(0, 512), read(1 << 20, 32768), read(0, 4096), read(8192, 4096)]);
+        let read = |offset, len| ReadOp {
+            offset,
+            len,
+            think_us: 10,
+            in_flight: 0,
+        };
+        let trace = Trace::new(vec![
+            read(0, 512),
+            read(1 << 20, 32768),
+            read(0, 4096),
+            read(8192, 4096),
+        ]);
         let kernel = trace.without_loader();
-        assert_eq!(kernel.reads, [ReadOp { think_us: 0, ..read(0, 4096) }, read(8192, 4096)]);
+        assert_eq!(
+            kernel.reads,
+            [
+                ReadOp {
+                    think_us: 0,
+                    ..read(0, 4096)
+                },
+                read(8192, 4096)
+            ]
+        );
         assert_eq!(kernel.think_s(), trace.think_s());
     }
 
@@ -311,9 +382,16 @@ mod tests {
         assert!(std::fs::metadata(&path).unwrap().len() <= 150_000);
         let trace = Trace::load(&path).unwrap();
         assert!(trace.reads.len() > 5000, "{}", trace.reads.len());
-        assert!(trace.distinct_bytes() > 300_000_000, "{}", trace.distinct_bytes());
+        assert!(
+            trace.distinct_bytes() > 300_000_000,
+            "{}",
+            trace.distinct_bytes()
+        );
         assert!(trace.think_s() > 60.0, "{}", trace.think_s());
         let loader = trace.bytes() - trace.without_loader().bytes();
-        assert!((40_000_000..80_000_000).contains(&loader), "kernel and initrd: {loader}");
+        assert!(
+            (40_000_000..80_000_000).contains(&loader),
+            "kernel and initrd: {loader}"
+        );
     }
 }

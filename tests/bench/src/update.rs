@@ -39,13 +39,22 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
     let quick = session.settings.quick;
     let rounds = if quick { 1 } else { 3 };
     let stores: f64 = SYSTEMS.iter().skip(1).map(|(_, seconds)| seconds).sum();
-    session.begin("update", rounds as f64 * (260.0 + 2.0 * 110.0) + 2.0 * 120.0 + 110.0 + stores)?;
+    session.begin(
+        "update",
+        rounds as f64 * (260.0 + 2.0 * 110.0) + 2.0 * 120.0 + 110.0 + stores,
+    )?;
     let images = Images::ready(session, 3)?;
     let scratch = session.scratch("update")?;
     let ours = |round| format!("link/{SPLICE}/{round}");
     let rsync = |round, case: &str| format!("link/rsync/{round}/{case}");
     let over_link: Vec<String> = (0..rounds)
-        .flat_map(|round| [ours(round), rsync(round, CASES[0].0), rsync(round, CASES[1].0)])
+        .flat_map(|round| {
+            [
+                ours(round),
+                rsync(round, CASES[0].0),
+                rsync(round, CASES[1].0),
+            ]
+        })
         .collect();
     if session.any_left(&over_link) {
         let stage = Stage::build(PREPARING, &scratch)?;
@@ -53,7 +62,14 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
             splice(session, &stage, &images, &ours(round), !quick && round == 0)?;
             for (case, from, to) in CASES {
                 session.measure(&rsync(round, case), "rsync", 110.0, |recorder| {
-                    over_rsync(&stage, &images, (case, from, to), &scratch, recorder, !quick)
+                    over_rsync(
+                        &stage,
+                        &images,
+                        (case, from, to),
+                        &scratch,
+                        recorder,
+                        !quick,
+                    )
                 })?;
             }
         }
@@ -61,11 +77,16 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
     for (case, from, to) in CASES {
         let disks = (images.version(from), images.version(to));
         let data_mb = images.data_mb(to)?;
-        session.measure(&format!("zstd-patch/{case}"), "zstd-patch", 120.0, |recorder| {
-            pairwise::zstd_patch(recorder, case, &disks, data_mb, &scratch)
-        })?;
+        session.measure(
+            &format!("zstd-patch/{case}"),
+            "zstd-patch",
+            120.0,
+            |recorder| pairwise::zstd_patch(recorder, case, &disks, data_mb, &scratch),
+        )?;
         // Its figure for the second update adds nothing to a quick look.
-        if (quick && case != "v1-v2") || !session.has("xdelta3", "xdelta3", "install its Debian package") {
+        if (quick && case != "v1-v2")
+            || !session.has("xdelta3", "xdelta3", "install its Debian package")
+        {
             continue;
         }
         session.measure(&format!("xdelta3/{case}"), "xdelta3", 110.0, |recorder| {
@@ -76,7 +97,13 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
 }
 
 /// A branch that holds v1 whole gets v2, then v3.
-fn splice(session: &mut Session, stage: &Stage, images: &Images, key: &str, verify: bool) -> Result<()> {
+fn splice(
+    session: &mut Session,
+    stage: &Stage,
+    images: &Images,
+    key: &str,
+    verify: bool,
+) -> Result<()> {
     if session.is_done(key) {
         return session.measure(key, SPLICE, 260.0, |_| Ok(()));
     }
@@ -105,7 +132,11 @@ fn splice(session: &mut Session, stage: &Stage, images: &Images, key: &str, veri
     session.measure(key, SPLICE, 150.0, |recorder| {
         stage.set(OFFICE);
         for (case, from, to) in CASES {
-            let (wire, datacenter_cpu, branch_cpu) = (stage.wire_bytes(), datacenter.daemon.cpu_s()?, branch.daemon()?.cpu_s()?);
+            let (wire, datacenter_cpu, branch_cpu) = (
+                stage.wire_bytes(),
+                datacenter.daemon.cpu_s()?,
+                branch.daemon()?.cpu_s()?,
+            );
             let reference = format!("desktop@{to}");
             let begun = Instant::now();
             datacenter.assign(branch.name(), &reference, false)?;
@@ -121,9 +152,24 @@ fn splice(session: &mut Session, stage: &Stage, images: &Images, key: &str, veri
             let branch_cpu = branch.daemon()?.cpu_s()? - branch_cpu;
             let new_mb = datacenter.new_bytes(&format!("desktop@{from}"), &reference)? / 1e6;
             recorder.put(case, Metric::WireBytes, wire, None);
-            recorder.put(&format!("{case}-index"), Metric::WireBytes, index as f64, None);
-            recorder.put(case, Metric::Seconds, seconds, Some(OFFICE.seconds_for(wire)));
-            recorder.put(case, Metric::CpuS, datacenter.daemon.cpu_s()? - datacenter_cpu, None);
+            recorder.put(
+                &format!("{case}-index"),
+                Metric::WireBytes,
+                index as f64,
+                None,
+            );
+            recorder.put(
+                case,
+                Metric::Seconds,
+                seconds,
+                Some(OFFICE.seconds_for(wire)),
+            );
+            recorder.put(
+                case,
+                Metric::CpuS,
+                datacenter.daemon.cpu_s()? - datacenter_cpu,
+                None,
+            );
             // Of the chunks that had to come, not of the disk: the rest is not touched. All of the branch's work is in it.
             recorder.put(case, Metric::MbPerS, new_mb / branch_cpu.max(0.01), None);
             if verify {
@@ -137,7 +183,10 @@ fn splice(session: &mut Session, stage: &Stage, images: &Images, key: &str, veri
             }
         }
         if stage.ring_drops() > 0 {
-            bail!("{} packets overran the emulator: the machine is too busy", stage.ring_drops());
+            bail!(
+                "{} packets overran the emulator: the machine is too busy",
+                stage.ring_drops()
+            );
         }
         Ok(())
     })?;
@@ -157,7 +206,10 @@ fn quiet(stage: &Stage) -> Result<()> {
             return Ok(());
         }
         if Instant::now() > deadline {
-            bail!("the line is not quiet {} s after the manifest came", UPDATE.as_secs());
+            bail!(
+                "the line is not quiet {} s after the manifest came",
+                UPDATE.as_secs()
+            );
         }
     }
 }
@@ -173,9 +225,17 @@ fn over_rsync(
     let (before, after) = (images.version(from), images.version(to));
     let copy = scratch.join("copy.raw");
     let limit = Duration::from_secs(900);
-    Program::new("cp").args(["--sparse=always", "--"]).arg(&before).arg(&copy).run(scratch, limit)?;
+    Program::new("cp")
+        .args(["--sparse=always", "--"])
+        .arg(&before)
+        .arg(&copy)
+        .run(scratch, limit)?;
     let configuration = scratch.join("rsyncd.conf");
-    let module = after.parent().context("a disk is in a folder")?.display().to_string();
+    let module = after
+        .parent()
+        .context("a disk is in a folder")?
+        .display()
+        .to_string();
     let text = format!(
         "port = {RSYNC_PORT}\nuse chroot = no\nuid = root\ngid = root\n[disks]\npath = {module}\nread only = yes\n"
     );
@@ -186,26 +246,49 @@ fn over_rsync(
         .arg(format!("--config={}", configuration.display()))
         .inside(stage::DATACENTER)
         .start(&scratch.join("rsync.log"))?;
-    let name = after.file_name().context("a disk has a name")?.to_string_lossy();
-    let source = format!("rsync://{}:{RSYNC_PORT}/disks/{name}", stage::DATACENTER_ADDRESS);
+    let name = after
+        .file_name()
+        .context("a disk has a name")?
+        .to_string_lossy();
+    let source = format!(
+        "rsync://{}:{RSYNC_PORT}/disks/{name}",
+        stage::DATACENTER_ADDRESS
+    );
     stage.set(OFFICE);
-    let list = Program::new("rsync").args(["--contimeout=5", &source]).inside(stage::BRANCH);
+    let list = Program::new("rsync")
+        .args(["--contimeout=5", &source])
+        .inside(stage::BRANCH);
     wait_for("rsync's daemon", Duration::from_secs(20), TICK * 5, || {
         daemon.check()?;
         Ok(list.run(scratch, Duration::from_secs(10)).ok())
     })?;
     let wire = stage.wire_bytes();
     let client = Program::new("rsync")
-        .args(["-z", "--inplace", "--no-whole-file", "--ignore-times", &source])
+        .args([
+            "-z",
+            "--inplace",
+            "--no-whole-file",
+            "--ignore-times",
+            &source,
+        ])
         .arg(&copy)
         .inside(stage::BRANCH);
     let done = client.run(scratch, limit)?;
     let wire = (stage.wire_bytes() - wire) as f64;
     recorder.put(case, Metric::WireBytes, wire, None);
-    recorder.put(case, Metric::Seconds, done.usage.seconds, Some(OFFICE.seconds_for(wire)));
+    recorder.put(
+        case,
+        Metric::Seconds,
+        done.usage.seconds,
+        Some(OFFICE.seconds_for(wire)),
+    );
     drop(daemon);
     if verify {
-        Program::new("cmp").arg(&after).arg(&copy).run(scratch, limit).context("rsync's copy")?;
+        Program::new("cmp")
+            .arg(&after)
+            .arg(&copy)
+            .run(scratch, limit)
+            .context("rsync's copy")?;
     }
     std::fs::remove_file(&copy).context("rsync's copy")
 }
@@ -238,9 +321,15 @@ fn growth(session: &mut Session, images: &Images) -> Result<()> {
                 grown.push(store.fill(images, version)?);
             }
             put_growth(recorder, |case| {
-                let (stem, index) = case.strip_suffix("-index").map_or((case, false), |stem| (stem, true));
+                let (stem, index) = case
+                    .strip_suffix("-index")
+                    .map_or((case, false), |stem| (stem, true));
                 let filled = &grown[ingest_case(stem)?];
-                if index { filled.index_bytes } else { Some(filled.grown_bytes) }
+                if index {
+                    filled.index_bytes
+                } else {
+                    Some(filled.grown_bytes)
+                }
             });
             Ok(())
         })?;
@@ -251,11 +340,15 @@ fn growth(session: &mut Session, images: &Images) -> Result<()> {
 }
 
 fn ingest_case(case: &str) -> Option<usize> {
-    ["v1", "v2-after-v1", "v3-after-v2"].iter().position(|known| *known == case)
+    ["v1", "v2-after-v1", "v3-after-v2"]
+        .iter()
+        .position(|known| *known == case)
 }
 
 fn stored(samples: &[Sample], case: &str) -> Option<f64> {
-    let found = samples.iter().find(|sample| sample.case == case && sample.metric == Metric::StoredBytes);
+    let found = samples
+        .iter()
+        .find(|sample| sample.case == case && sample.metric == Metric::StoredBytes);
     Some(found?.value)
 }
 
@@ -273,7 +366,10 @@ fn put_growth(recorder: &mut Recorder, grown: impl Fn(&str) -> Option<f64>) {
 /// Gives the rows of wire bytes the limit that was measured for them: the best pairwise delta of the same two disks.
 pub(crate) fn with_limits(samples: &mut [Sample]) {
     let limits = rows("update", samples);
-    for sample in samples.iter_mut().filter(|sample| sample.metric == Metric::WireBytes) {
+    for sample in samples
+        .iter_mut()
+        .filter(|sample| sample.metric == Metric::WireBytes)
+    {
         let pairwise = limits.iter().filter(|row| {
             row.metric == Metric::WireBytes
                 && row.case == sample.case
@@ -304,6 +400,9 @@ mod tests {
             sample("v2-v3", "splice", 100.0),
         ];
         with_limits(&mut samples);
-        assert_eq!(samples.each_ref().map(|s| s.limit), [Some(337.0), Some(337.0), Some(337.0), None]);
+        assert_eq!(
+            samples.each_ref().map(|s| s.limit),
+            [Some(337.0), Some(337.0), Some(337.0), None]
+        );
     }
 }
