@@ -12,6 +12,7 @@ mod error;
 mod frame;
 mod gate;
 mod repair;
+mod reserve;
 mod server;
 mod shape;
 mod socket;
