@@ -230,6 +230,18 @@ impl Fetcher {
         result
     }
 
+    /// Asks for what will probably be read next, and does not wait for it.
+    pub fn read_ahead(&self, ahead: Vec<Want>) {
+        let mut state = self.state();
+        for want in ahead {
+            if !self.cache.contains(&want.tree.map.chunk(want.index).id) {
+                state.queue.read_ahead(want);
+            }
+        }
+        drop(state);
+        self.work.notify_one();
+    }
+
     /// A desktop is being started: it has the link to itself until it has settled.
     pub fn boot_begins(&self) {
         let now_ms = self.now_ms();
