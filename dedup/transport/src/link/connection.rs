@@ -12,7 +12,6 @@ use rustls::pki_types::CertificateDer;
 use super::error::{CODE_CLOSED, CODE_REFUSED, REASON_BYTES_MAX};
 use super::gate::Gate;
 use super::repair::Repairs;
-use super::reserve::Reserve;
 use super::shape::{Caps, Shaper};
 use super::{Class, FrameRecv, FrameSend, LinkError, Party};
 use crate::identity::{PeerIdentity, cert_pem};
@@ -39,7 +38,6 @@ pub(super) struct Shared {
     pub(super) gate: Gate,
     pub(super) repairs: Repairs,
     pub(super) shaper: Shaper,
-    reserve: Arc<Reserve>,
 }
 
 /// Figures of a link since it was made, and of its path now.
@@ -83,7 +81,6 @@ impl Link {
             shared: Arc::new(Shared {
                 remote: connection.remote_address(),
                 repairs: Repairs::new(connection.clone()),
-                reserve: Reserve::of(&connection),
                 connection,
                 here,
                 identity,
@@ -295,11 +292,6 @@ impl fmt::Debug for Link {
 impl Shared {
     fn error(&self, error: quinn::ConnectionError) -> LinkError {
         LinkError::from_connection(error, self.here, &self.remote.to_string())
-    }
-
-    /// Makes room in the congestion window for a demand answer.
-    pub(super) fn make_room(&self, bytes: usize) {
-        self.reserve.add(bytes, self.connection.rtt());
     }
 
     pub(super) fn write_error(&self, error: WriteError) -> LinkError {

@@ -230,9 +230,6 @@ impl FrameSend {
         self.sent.clear();
         self.keep_sent =
             self.class == Class::Demand && HEADER_BYTES + payload <= REPAIRED_BYTES_MAX;
-        if self.answers && self.keep_sent {
-            self.link.make_room(HEADER_BYTES + payload);
-        }
         let payload = u32::try_from(payload).expect("64 MiB fits");
         Ok(payload.to_le_bytes())
     }

@@ -12,7 +12,6 @@ mod error;
 mod frame;
 mod gate;
 mod repair;
-mod reserve;
 mod server;
 mod shape;
 mod socket;

@@ -15,7 +15,6 @@ use quinn::{MtuDiscoveryConfig, TransportConfig, VarInt};
 
 use super::LinkError;
 use super::delivery::DeliveryConfig;
-use super::reserve::ReservedFactory;
 
 /// Smallest window accepted, in bytes: below, not even a frame of ordinary size fits.
 const WINDOW_BYTES_MIN: u64 = 1 << 20;
@@ -156,7 +155,7 @@ impl LinkTuning {
         mtu_discovery.upper_bound(MTU_PROBED_MAX);
         let mut transport = TransportConfig::default();
         transport
-            .congestion_controller_factory(Arc::new(ReservedFactory(controller)))
+            .congestion_controller_factory(controller)
             .receive_window(window(window_bytes))
             .stream_receive_window(window(STREAM_WINDOW_BYTES_MAX.min(window_bytes / 2)))
             .send_window(window_bytes)
