@@ -66,7 +66,8 @@ fn changed(before: Policy, request: &PolicyRequest) -> Result<Policy, ManageErro
             "a cap of {bits} bit/s is below {CAP_BITS_PER_S_MIN}; 0 removes a cap"
         ))),
     };
-    let invalid = |error: datacenter_api::policy::PolicyError| ManageError::invalid(error.to_string());
+    let invalid =
+        |error: datacenter_api::policy::PolicyError| ManageError::invalid(error.to_string());
     let offset = request
         .utc_offset
         .as_deref()

@@ -294,7 +294,11 @@ mod tests {
         assert!(begin <= 3, "{begin}");
         // 6 MiB of reading is what 80 Mbit/s carry in 600 ms.
         let begin = misses(128 << 20, 6 << 20);
-        assert_eq!(misses(1 << 30, 6 << 20), begin, "no miss after the beginning");
+        assert_eq!(
+            misses(1 << 30, 6 << 20),
+            begin,
+            "no miss after the beginning"
+        );
     }
 
     #[test]

@@ -53,7 +53,9 @@ const fn upper_end(bucket: usize) -> u64 {
 impl Histogram {
     /// Counts one.
     pub fn record(&self, took: Duration) {
-        let micros = u64::try_from(took.as_micros()).unwrap_or(LONGEST).min(LONGEST);
+        let micros = u64::try_from(took.as_micros())
+            .unwrap_or(LONGEST)
+            .min(LONGEST);
         self.buckets[bucket(micros)].fetch_add(1, Ordering::Relaxed);
         self.longest.fetch_max(micros, Ordering::Relaxed);
     }
@@ -95,10 +97,16 @@ mod tests {
         let mut before = 0;
         for micros in (0..4096).chain((12..32).flat_map(|e| [1 << e, (1 << e) + 1, (2 << e) - 1])) {
             let at = bucket(micros);
-            assert!(at == before || at == before + 1 || micros >= 4096, "{micros}");
+            assert!(
+                at == before || at == before + 1 || micros >= 4096,
+                "{micros}"
+            );
             before = at;
             let end = upper_end(at);
-            assert!(micros <= end && end - micros <= micros / FINE, "{micros} in {end}");
+            assert!(
+                micros <= end && end - micros <= micros / FINE,
+                "{micros} in {end}"
+            );
         }
         assert_eq!(upper_end(BUCKETS - 1), LONGEST);
     }

@@ -12,9 +12,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::{
-    AssignRequest, Branch, BranchList, BranchPolicy, CreateImage, DatacenterStatus, Image, ImageList, Operation,
-    OperationList, OperationState, PolicyRequest, Pool, PoolList, Problem, ProblemCode, PublishRequest,
-    TokenRequest, TokenResponse, Version, VersionDiff, VersionList, VersionRef,
+    AssignRequest, Branch, BranchList, BranchPolicy, CreateImage, DatacenterStatus, Image,
+    ImageList, Operation, OperationList, OperationState, PolicyRequest, Pool, PoolList, Problem,
+    ProblemCode, PublishRequest, TokenRequest, TokenResponse, Version, VersionDiff, VersionList,
+    VersionRef,
 };
 
 /// How to reach a datacenter.

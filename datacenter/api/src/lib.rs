@@ -17,7 +17,8 @@ pub mod units;
 
 pub use branch::{
     AssignRequest, Branch, BranchList, BranchState, BranchStatus, CacheStatus, DesktopStatus,
-    Latencies, LinkReport, Pool, PoolList, TokenRequest, TokenResponse, TransferCounters, VersionResidency,
+    Latencies, LinkReport, Pool, PoolList, TokenRequest, TokenResponse, TransferCounters,
+    VersionResidency,
 };
 #[cfg(feature = "client")]
 pub use client::{Client, ClientError, ClientOptions};

@@ -3,7 +3,10 @@
 use clap::{ArgAction, Subcommand};
 use datacenter_api::policy::{DayPart, format_rate, parse_rate, parse_utc_offset};
 use datacenter_api::units::{format_duration, format_size, parse_duration, parse_size};
-use datacenter_api::{AssignRequest, Branch, BranchPolicy, BranchState, Latencies, PolicyRequest, Pool, TokenRequest, VersionRef};
+use datacenter_api::{
+    AssignRequest, Branch, BranchPolicy, BranchState, Latencies, PolicyRequest, Pool, TokenRequest,
+    VersionRef,
+};
 
 use crate::config::Context;
 use crate::failure::Failure;

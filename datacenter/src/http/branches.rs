@@ -5,7 +5,8 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use datacenter_api::{
-    AssignRequest, Branch, BranchList, BranchPolicy, PolicyRequest, Pool, PoolList, Problem, TokenRequest, TokenResponse,
+    AssignRequest, Branch, BranchList, BranchPolicy, PolicyRequest, Pool, PoolList, Problem,
+    TokenRequest, TokenResponse,
 };
 use serde::Deserialize;
 use utoipa::IntoParams;

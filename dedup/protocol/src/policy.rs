@@ -136,7 +136,12 @@ mod tests {
     #[test]
     fn what_makes_no_sense_is_known_for_it() {
         assert!(Policy::default().is_valid());
-        for bad in [hours(24, 6, 0), hours(6, 24, 0), hours(1, 2, 841), hours(1, 2, i16::MAX)] {
+        for bad in [
+            hours(24, 6, 0),
+            hours(6, 24, 0),
+            hours(1, 2, 841),
+            hours(1, 2, i16::MAX),
+        ] {
             assert!(!bad.is_valid());
         }
     }

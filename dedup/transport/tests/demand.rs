@@ -148,9 +148,9 @@ async fn measure(line: Line, fill: bool, repaired: bool, count: u32) -> Measured
     for i in 0..count {
         let bytes = [16 << 10, 24 << 10, 32 << 10, 64 << 10][i as usize % 4];
         let link = pair.branch.clone();
-        flights.push(tokio::spawn(async move {
-            demand(&link, bytes, repaired).await
-        }));
+        flights.push(tokio::spawn(
+            async move { demand(&link, bytes, repaired).await },
+        ));
         tokio::time::sleep(Duration::from_millis(120 + u64::from(i * 7 % 80))).await;
     }
     let fill_bytes = came.load(Ordering::Relaxed) - before;

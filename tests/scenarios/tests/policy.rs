@@ -40,12 +40,18 @@ fn fill_keeps_to_its_hours_and_caps_and_guests_do_not() {
     assert!(told.contains("UTC+00:00"), "{told}");
     datacenter.assign("a", "office", "debian", "");
     branch.wait_for_pool("office", "debian", 1);
-    let io = branch.export("pool/office").io(&["read 4M 64k".into()]).ok();
+    let io = branch
+        .export("pool/office")
+        .io(&["read 4M 64k".into()])
+        .ok();
     assert!(!io.contains("failed"), "{io}");
     let waited = branch.number("/counters/demand_wait/count");
     assert!(waited > 0, "the read waited for the line");
     let before = resident_bytes(&branch);
-    assert!(before < 8 * MIB, "{before} bytes are here though fill is closed");
+    assert!(
+        before < 8 * MIB,
+        "{before} bytes are here though fill is closed"
+    );
     // The hours survive restarts of both ends.
     datacenter.daemon().kill();
     datacenter.restart();

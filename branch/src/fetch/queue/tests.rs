@@ -756,5 +756,9 @@ fn fill_waits_for_room_in_a_full_cache_and_looks_again() {
     assert!(queue.next_request(1000, 64 << 20, &|_| false).is_none());
     let wait = queue.idle_ms(1000).unwrap();
     assert_eq!(wait, FILL_LOOK_MS);
-    assert!(queue.next_request(1000 + wait, 64 << 20, &|_| false).is_some());
+    assert!(
+        queue
+            .next_request(1000 + wait, 64 << 20, &|_| false)
+            .is_some()
+    );
 }

@@ -137,8 +137,7 @@ impl Assembly {
         if offset < self.base {
             return; // Its frame has been taken.
         }
-        let same =
-            |b: &Block| (b.offset, b.bytes, b.symbol_bytes) == (offset, bytes, symbol_bytes);
+        let same = |b: &Block| (b.offset, b.bytes, b.symbol_bytes) == (offset, bytes, symbol_bytes);
         let at = match self.blocks.iter().position(same) {
             Some(at) => at,
             None if self.blocks.len() < BLOCKS_MAX => {
@@ -259,13 +258,9 @@ impl Assembly {
                     self.copy(range, &mut plain[data * size..][..len]);
                 }
             }
-            let found = code::decode(
-                block.data_count(),
-                size,
-                &missing,
-                &block.symbols,
-                |data| &plain[data * size..][..size],
-            )
+            let found = code::decode(block.data_count(), size, &missing, &block.symbols, |data| {
+                &plain[data * size..][..size]
+            })
             .expect("as many repair symbols as holes, all different");
             for (data, bytes) in missing.iter().zip(found) {
                 let range = block.range(*data);
@@ -383,7 +378,10 @@ mod tests {
             for _ in 0..200 {
                 let offset = random(&mut state) % 5000;
                 match random(&mut state) % 3 {
-                    0 => assembly.insert(offset, &vec![seed as u8; (random(&mut state) % 300) as usize]),
+                    0 => assembly.insert(
+                        offset,
+                        &vec![seed as u8; (random(&mut state) % 300) as usize],
+                    ),
                     1 => assembly.repair(&Repair {
                         loss: 1,
                         stream: 0,

@@ -204,7 +204,10 @@ mod tests {
             missing.sort_unstable();
             let symbols: Vec<&[u8]> = block.chunks(symbol_bytes).collect();
             let present = |data: usize| {
-                assert!(!missing.contains(&data), "seed {seed}: asked for a lost symbol");
+                assert!(
+                    !missing.contains(&data),
+                    "seed {seed}: asked for a lost symbol"
+                );
                 symbols[data]
             };
             let found = decode(data_count, symbol_bytes, &missing, &repair, present).unwrap();

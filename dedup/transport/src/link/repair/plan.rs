@@ -104,8 +104,7 @@ impl Budget {
     pub(super) fn take(&mut self, bytes: usize, path_bytes_per_s: f64, now: Duration) -> bool {
         let passed = now.saturating_sub(self.at).as_secs_f64();
         self.at = self.at.max(now);
-        self.bytes =
-            (self.bytes + passed * path_bytes_per_s * BUDGET_SHARE).min(BUDGET_BYTES_MAX);
+        self.bytes = (self.bytes + passed * path_bytes_per_s * BUDGET_SHARE).min(BUDGET_BYTES_MAX);
         if self.bytes < bytes as f64 {
             return false;
         }
