@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use dedup::{ChunkerParams, Manifest, NodeId, NodeSource, VersionId};
+use dedup_protocol::policy::Policy;
 use dedup_protocol::records::{Assignment, VersionRecord};
 use dedup_protocol::trust::{Endorsement, Signed, Trust, TrustAnchor, TrustError};
 use dedup_store::kv::{Batch, Durability, Kv, KvError};
@@ -106,6 +107,20 @@ impl Catalog {
         }
         let row = postcard::to_stdvec(&kept).expect("endorsements serialise without failing");
         self.put(b"e".to_vec(), row)
+    }
+
+    /// Caps and hours as last told; none of either before the first.
+    pub fn policy(&self) -> Result<Policy, CatalogError> {
+        match self.kv.get(b"q")? {
+            Some(row) => postcard::from_bytes(&row).map_err(|e| malformed(b"q", e)),
+            None => Ok(Policy::default()),
+        }
+    }
+
+    /// Keeps caps and hours, so that they hold from the start of the next connection.
+    pub fn set_policy(&self, policy: &Policy) -> Result<(), CatalogError> {
+        let row = postcard::to_stdvec(policy).expect("policies serialise without failing");
+        self.put(b"q".to_vec(), row)
     }
 
     /// The assignment being followed.

@@ -253,7 +253,8 @@ fn open(options: &Run, data: &Path, identity: Identity) -> Result<(Arc<Branch>, 
         },
     )?;
     let wait_max = Duration::from_secs(options.read_wait);
-    let fetcher = Arc::new(Fetcher::new(Arc::new(cache), wait_max));
+    let fetcher =
+        Arc::new(Fetcher::new(Arc::new(cache), wait_max).with_wall_clock(Arc::clone(&clock)));
     let pinning = Arc::clone(&versions);
     fetcher.set_pins(Box::new(move || pinning.pinned_chunks()));
     let host = MachineHost {
@@ -286,6 +287,7 @@ fn open(options: &Run, data: &Path, identity: Identity) -> Result<(Arc<Branch>, 
         link: LinkState::default(),
         clock,
     };
+    branch.follow_policy(branch.versions.catalog().policy()?);
     Ok((Arc::new(branch), nbd))
 }
 

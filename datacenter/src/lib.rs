@@ -14,6 +14,7 @@ pub mod datacenter;
 pub mod http;
 pub mod images;
 pub mod operations;
+pub mod policy;
 pub mod problem;
 pub mod publish;
 pub mod realm;

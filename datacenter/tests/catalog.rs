@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use datacenter::catalog::rows::{self, ImageRow, NumberKey, OperationRow, Row, RowKey};
 use datacenter::catalog::{Catalog, CatalogError};
 use dedup::{BranchId, ChunkerParams, RealmId, VersionId};
+use dedup_protocol::policy::{Hours, Policy};
 use dedup_store::kv::{Batch, Durability, Kv, KvError, MemKv};
 use proptest::prelude::*;
 
@@ -325,6 +326,20 @@ fn golden_rows() {
                 json: "{}".into(),
             }),
             "0101027b7d".into(),
+        ),
+        (
+            hex_of(&rows::BranchPolicyRow {
+                policy: Policy {
+                    link_bytes_per_s: 300,
+                    fill_bytes_per_s: 0,
+                    fill_hours: Some(Hours {
+                        from_min: 1200,
+                        until_min: 360,
+                        utc_offset_min: -60,
+                    }),
+                },
+            }),
+            "01ac02 00 01b009e80277".replace(' ', ""),
         ),
     ];
     for (i, (actual, expected)) in golden.iter().enumerate() {

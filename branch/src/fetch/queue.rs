@@ -55,6 +55,10 @@ const BOOT_MS_MAX: u64 = 300_000;
 /// … and one request goes out this often all the same, so that a busy branch is filled in the end.
 const FILL_RESERVED_EVERY_MS: u64 = 5_000;
 
+/// How often fill looks whether its hours have begun, or whether there is room in a cache that was full: fetching what cannot be kept
+/// would go over the line for nothing.
+const FILL_LOOK_MS: u64 = 15_000;
+
 /// Most wants queued for read-ahead; older ones are forgotten first, they are guesses.
 const BOOT_QUEUE_MAX: usize = 16_384;
 
@@ -139,6 +143,10 @@ pub struct Queue {
     /// Until when a desktop counts as booting, if guests go on waiting for chunks.
     boot_until_ms: u64,
     last_fill_ms: u64,
+    /// Outside of the hours of fill.
+    fill_closed: bool,
+    /// Until when fill waits for room in the cache.
+    full_until_ms: u64,
 }
 
 fn slot(urgency: Urgency) -> usize {
@@ -172,6 +180,16 @@ impl Queue {
         } else {
             last + FILL_YIELD_MS
         }
+    }
+
+    /// Says whether the hours of fill are now. What is in flight still arrives.
+    pub fn set_fill_hour(&mut self, open: bool) {
+        self.fill_closed = !open;
+    }
+
+    /// What came could not be cached for lack of room: fill waits a while.
+    pub fn cache_is_full(&mut self, now_ms: u64) {
+        self.full_until_ms = now_ms + FILL_LOOK_MS;
     }
 
     /// A guest waits for this chunk. Returns whether this call queued it (false: already on its way as demand).
@@ -256,7 +274,16 @@ impl Queue {
     /// When to ask again though nothing happens, in milliseconds from now. `None`: only an event can make a difference.
     pub fn idle_ms(&self, now_ms: u64) -> Option<u64> {
         let yield_end = self.yield_until_ms();
-        if self.fills.is_empty() || now_ms >= yield_end {
+        if self.fills.is_empty() {
+            return None;
+        }
+        if self.fill_closed {
+            return Some(FILL_LOOK_MS);
+        }
+        if now_ms < self.full_until_ms {
+            return Some(self.full_until_ms - now_ms);
+        }
+        if now_ms >= yield_end {
             return None;
         }
         let reserved = self.last_fill_ms + FILL_RESERVED_EVERY_MS;
@@ -270,6 +297,9 @@ impl Queue {
     }
 
     fn fill_allowed(&self, now_ms: u64, flight_bytes: u64) -> bool {
+        if self.fill_closed || now_ms < self.full_until_ms {
+            return false;
+        }
         if now_ms < self.yield_until_ms() {
             return self.flying[slot(Urgency::Fill)] == 0
                 && now_ms >= self.last_fill_ms + FILL_RESERVED_EVERY_MS;

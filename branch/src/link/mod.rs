@@ -16,7 +16,7 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use datacenter_api::LinkReport;
-use dedup_transport::link::{Link, LinkClient, LinkError, LinkTuning};
+use dedup_transport::link::{Caps, Link, LinkClient, LinkError, LinkTuning};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -54,6 +54,8 @@ enum ConnectionEnd {
 pub struct LinkState {
     report: RwLock<LinkReport>,
     link: RwLock<Option<Link>>,
+    /// What this end may send, on this connection and the next ones.
+    caps: RwLock<Caps>,
     /// Bytes received on connections that ended.
     received_before: AtomicU64,
     /// Wakes the version task: the assignment changed.
@@ -91,12 +93,23 @@ impl LinkState {
         self.received_before.load(Ordering::Relaxed) + now
     }
 
+    /// Limits what this end sends.
+    pub fn set_caps(&self, caps: Caps) {
+        *self.caps.write().expect("no panic under this lock") = caps;
+        if let Some(link) = &*self.link.read().expect("no panic under this lock") {
+            link.set_caps(caps);
+        }
+    }
+
     fn set(&self, link: Option<Link>, address: &str, now_unix_s: u64) {
         let mut report = self.report.write().expect("no panic under this lock");
         report.connected = link.is_some();
         report.since_unix_s = Some(now_unix_s);
         report.address = address.into();
         report.rtt_ms = None;
+        if let Some(link) = &link {
+            link.set_caps(*self.caps.read().expect("no panic under this lock"));
+        }
         let mut current = self.link.write().expect("no panic under this lock");
         if let Some(old) = current.take() {
             let received = old.stats().received_bytes;

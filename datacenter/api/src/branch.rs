@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::policy::BranchPolicy;
+
 /// Where a branch stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -41,6 +43,9 @@ pub struct Branch {
     pub remote_address: Option<String>,
     /// Its pools.
     pub pools: Vec<Pool>,
+    /// Its caps and hours.
+    #[serde(default)]
+    pub policy: BranchPolicy,
     /// Counter of its current assignment; 0 before the first.
     pub assignment_counter: u64,
     /// What it last reported about itself.
@@ -195,6 +200,8 @@ pub struct CacheStatus {
     pub misses: u64,
     /// Chunks that were found damaged and have not been fetched again yet.
     pub quarantined: u64,
+    /// Chunks that were found damaged since the branch server started, healed or not.
+    pub quarantined_total: u64,
 }
 
 /// What a branch holds of one version.
@@ -237,8 +244,25 @@ pub struct DesktopStatus {
     pub started_unix_s: u64,
 }
 
+/// Times of many like things, in milliseconds. Each figure is at most 4 % above the true one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(default)]
+pub struct Latencies {
+    /// How many.
+    pub count: u64,
+    /// Half of them took no longer.
+    pub p50_ms: f64,
+    /// Nine of ten took no longer.
+    pub p90_ms: f64,
+    /// 99 of 100 took no longer.
+    pub p99_ms: f64,
+    /// None took longer.
+    pub max_ms: f64,
+}
+
 /// What came over the link.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct TransferCounters {
@@ -250,4 +274,10 @@ pub struct TransferCounters {
     pub prefetch_chunks: u64,
     /// Bytes received, as they crossed the link.
     pub received_bytes: u64,
+    /// How long guests waited for the chunks of one read.
+    pub demand_wait: Latencies,
+    /// How long requests for read-ahead and boots took.
+    pub boot_fetch: Latencies,
+    /// How long fill's requests took.
+    pub fill_fetch: Latencies,
 }

@@ -12,9 +12,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::{
-    AssignRequest, Branch, BranchList, CreateImage, DatacenterStatus, Image, ImageList, Operation,
-    OperationList, OperationState, Pool, PoolList, Problem, ProblemCode, PublishRequest,
-    TokenRequest, TokenResponse, Version, VersionDiff, VersionList, VersionRef,
+    AssignRequest, Branch, BranchList, BranchPolicy, CreateImage, DatacenterStatus, Image,
+    ImageList, Operation, OperationList, OperationState, PolicyRequest, Pool, PoolList, Problem,
+    ProblemCode, PublishRequest, TokenRequest, TokenResponse, Version, VersionDiff, VersionList,
+    VersionRef,
 };
 
 /// How to reach a datacenter.
@@ -351,6 +352,16 @@ impl Client {
     pub async fn revoke(&self, branch: &str) -> Result<Branch, ClientError> {
         let path = format!("/v1/branches/{}/revoke", segment(branch)?);
         self.json(self.request(Method::POST, &path)).await
+    }
+
+    /// Changes a branch's caps and hours.
+    pub async fn set_policy(
+        &self,
+        branch: &str,
+        request: &PolicyRequest,
+    ) -> Result<BranchPolicy, ClientError> {
+        let path = format!("/v1/branches/{}/policy", segment(branch)?);
+        self.with(Method::PUT, &path, request).await
     }
 
     /// The pools of a branch.

@@ -9,6 +9,7 @@ pub mod branch;
 pub mod client;
 pub mod image;
 pub mod operation;
+pub mod policy;
 pub mod problem;
 pub mod reference;
 pub mod status;
@@ -16,7 +17,8 @@ pub mod units;
 
 pub use branch::{
     AssignRequest, Branch, BranchList, BranchState, BranchStatus, CacheStatus, DesktopStatus,
-    LinkReport, Pool, PoolList, TokenRequest, TokenResponse, TransferCounters, VersionResidency,
+    Latencies, LinkReport, Pool, PoolList, TokenRequest, TokenResponse, TransferCounters,
+    VersionResidency,
 };
 #[cfg(feature = "client")]
 pub use client::{Client, ClientError, ClientOptions};
@@ -28,6 +30,7 @@ pub use operation::{
     DamagedItem, Operation, OperationKind, OperationList, OperationResult, OperationState, Phase,
     Progress, PublishResult, VerifyResult,
 };
+pub use policy::{BranchPolicy, PolicyRequest};
 pub use problem::{Problem, ProblemCode};
 pub use reference::{NameError, VersionRef, check_name};
 pub use status::{DatacenterStatus, StoreStatus};

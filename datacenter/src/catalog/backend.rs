@@ -42,6 +42,8 @@ pub enum Table {
     ApiTokens = 12,
     /// What branches last reported.
     BranchStatus = 13,
+    /// Caps and hours of branches that have any.
+    BranchPolicies = 20,
 }
 
 /// A stored row: its key and its bytes.

@@ -4,6 +4,7 @@
 //! row are under test; `docs/disk-formats/catalog.md` tells them.
 
 use dedup::{BranchId, ChunkerParams, RealmId, VersionId};
+use dedup_protocol::policy::Policy;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -380,6 +381,13 @@ pub struct BranchStatusRow {
     pub json: String,
 }
 
+/// A branch's caps and hours.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BranchPolicyRow {
+    /// As the branch is told.
+    pub policy: Policy,
+}
+
 macro_rules! rows {
     ($($row:ty, $key:ty, $table:ident;)*) => {
         $(impl Row for $row {
@@ -403,4 +411,5 @@ rows! {
     OperationRow, NewestFirst, Operations;
     ApiTokenRow, SecretHash, ApiTokens;
     BranchStatusRow, BranchId, BranchStatus;
+    BranchPolicyRow, BranchId, BranchPolicies;
 }

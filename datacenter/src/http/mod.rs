@@ -81,6 +81,7 @@ fn protected() -> OpenApiRouter<App> {
         .routes(routes!(branches::token))
         .routes(routes!(branches::revoke))
         .routes(routes!(branches::pools))
+        .routes(routes!(branches::set_policy))
         .routes(routes!(branches::assign, branches::remove_pool))
 }
 

@@ -6,7 +6,7 @@ use dedup_protocol::control::{ControlError, DatacenterAction, DatacenterControl}
 use dedup_protocol::wire::{
     Der, FRAME_BYTES_MAX, Message, PROTOCOL_MINOR, RefuseCode, SignedBytes, Welcome,
 };
-use dedup_transport::link::{FrameRecv, FrameSend, Link, LinkError};
+use dedup_transport::link::{Caps, FrameRecv, FrameSend, Link, LinkError};
 
 use super::{error_line, is_revoked, refuse};
 use crate::Datacenter;
@@ -55,6 +55,7 @@ pub async fn serve(
     });
     send.send(&welcome.encode()).await?;
     let mut told = assignment_counter;
+    let mut told_policy = None;
     loop {
         changes.mark_unchanged();
         if is_revoked(dc, branch) {
@@ -75,6 +76,21 @@ pub async fn serve(
             Ok(None) => {}
             Err(error) => {
                 tracing::error!(%branch, error = error_line(&error), "assignment cannot be read")
+            }
+        }
+        match dc.branch_policy(branch) {
+            Ok(policy) if told_policy != Some(policy) => {
+                // Each end keeps its own sending within the caps; this one sends nearly all.
+                link.set_caps(Caps {
+                    link_bytes_per_s: policy.link_cap(),
+                    background_bytes_per_s: policy.fill_cap(),
+                });
+                send.send(&Message::Policy(policy).encode()).await?;
+                told_policy = Some(policy);
+            }
+            Ok(_) => {}
+            Err(error) => {
+                tracing::error!(%branch, error = error_line(&error), "caps and hours cannot be read")
             }
         }
         loop {

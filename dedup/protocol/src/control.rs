@@ -1,7 +1,7 @@
 //! The control stream: greeting, assignments, status. Both ends as values.
 //!
 //! ```text
-//!   branch      Greeting ──Welcome──► Open ──Assign, Renewed──► Open
+//!   branch      Greeting ──Welcome──► Open ──Assign, Policy, Renewed──► Open
 //!   datacenter  Greeting ──Hello────► Open ──Status, Renew────► Open
 //! ```
 //!
@@ -10,6 +10,7 @@
 
 use dedup::BranchId;
 
+use crate::policy::Policy;
 use crate::records::Assignment;
 use crate::trust::{Endorsement, Signed, Trust, TrustAnchor, TrustError};
 use crate::wire::{
@@ -50,6 +51,8 @@ pub enum BranchAction {
         /// When it ran out, unix seconds.
         expires_unix_s: u64,
     },
+    /// Keep to these caps and hours.
+    Keep(Policy),
     /// Use this certificate (DER) from the next connection on.
     Certificate(Vec<u8>),
     /// A renewal cannot be had now; ask again on the next connection.
@@ -125,6 +128,13 @@ impl BranchControl {
                 }
                 self.counter = assignment.counter;
                 Ok(BranchAction::Follow(Box::new(assignment), signed))
+            }
+            Message::Policy(policy) if self.greeted => {
+                if policy.is_valid() {
+                    Ok(BranchAction::Keep(policy))
+                } else {
+                    Err(WireError::Malformed { name: "Policy" }.into())
+                }
             }
             Message::Renewed(der) if self.greeted => Ok(BranchAction::Certificate(der.bytes)),
             other => Err(WireError::Unexpected {

@@ -7,6 +7,7 @@ use dedup::{ChunkerParams, NodeId, VersionId};
 use serde::{Deserialize, Serialize};
 
 use crate::join::{JoinAnswer, JoinRequest};
+use crate::policy::Policy;
 use crate::records::Tree;
 use crate::trust::Endorsement;
 
@@ -171,6 +172,9 @@ messages! {
     0x20 => Join(JoinRequest),
     /// Datacenter → branch.
     0x21 => Joined(JoinAnswer),
+
+    /// Datacenter → branch, on the control stream: caps and hours, on connection and at each change.
+    0x40 => Policy(Policy),
 }
 
 /// Greeting of a branch.

@@ -15,6 +15,7 @@ use dedup::{
     Piece, VersionId,
 };
 use dedup_protocol::join::{JoinAnswer, JoinRequest, JoinToken};
+use dedup_protocol::policy::{Hours, Policy};
 use dedup_protocol::records::{
     Assignment, BootArtifacts, PoolAssignment, Tree, TreeRef, VersionRecord,
 };
@@ -156,6 +157,15 @@ fn messages() -> Vec<Message> {
             id_key: [0xAA; 32],
             anchor: anchor(),
             endorsements: vec![endorsement()],
+        }),
+        Message::Policy(Policy {
+            link_bytes_per_s: 2_500_000,
+            fill_bytes_per_s: 625_000,
+            fill_hours: Some(Hours {
+                from_min: 1200,
+                until_min: 360,
+                utc_offset_min: -300,
+            }),
         }),
     ]
 }

@@ -725,3 +725,40 @@ fn any_walk_loses_nothing_and_asks_once() {
         }
     }
 }
+
+#[test]
+fn outside_its_hours_fill_asks_for_nothing_and_guests_for_all_they_want() {
+    let published = publish(1, 400, 1);
+    let mut queue = Queue::new();
+    queue.fill(published.handle.clone());
+    queue.set_fill_hour(false);
+    assert!(queue.next_request(0, 1 << 20, &|_| false).is_none());
+    assert!(queue.idle_ms(0).is_some(), "it looks again by itself");
+    let want = Want {
+        tree: published.handle.clone(),
+        index: 7,
+    };
+    assert!(queue.demand(want, 0));
+    let request = queue.next_request(0, 1 << 20, &|_| false).unwrap();
+    assert_eq!(request.urgency, Urgency::Demand);
+    queue.set_fill_hour(true);
+    let request = queue.next_request(60_000, 1 << 20, &|_| false).unwrap();
+    assert_eq!(request.urgency, Urgency::Fill);
+}
+
+#[test]
+fn fill_waits_for_room_in_a_full_cache_and_looks_again() {
+    let published = publish(1, 400, 1);
+    let mut queue = Queue::new();
+    queue.fill(published.handle.clone());
+    assert!(queue.next_request(0, 64 << 20, &|_| false).is_some());
+    queue.cache_is_full(1000);
+    assert!(queue.next_request(1000, 64 << 20, &|_| false).is_none());
+    let wait = queue.idle_ms(1000).unwrap();
+    assert_eq!(wait, FILL_LOOK_MS);
+    assert!(
+        queue
+            .next_request(1000 + wait, 64 << 20, &|_| false)
+            .is_some()
+    );
+}

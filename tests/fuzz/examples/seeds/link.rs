@@ -92,6 +92,16 @@ fn manifests(seeds: &Seeds, content: &Fixed) {
         "shuffled",
         &[1, 0, 1, 2, 3, 9, 8, 7, 4, 5, 6, 39, 40],
     );
+    let piece = b"\x01\x42\x0a\x02\0\0\0\0\0\0\0\x04\0\0\0\0\0\0\0ab";
+    let symbols = b"\x01\x41\0\x04\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x09\0\0\0\x04\0\0\x01\x02\x03\x04";
+    let turns = [
+        &[1, piece.len() as u8, 0][..],
+        piece,
+        &[1, symbols.len() as u8, 0],
+        symbols,
+        &[0, 0, 0, 5, 5, 0, 0, 0, 7],
+    ];
+    seeds.write("repair", "turns", &turns.concat());
     // Names by their first byte: root 0 and root 1 above interior nodes 2 and 3 above leaf 4.
     let root = |depth: u8, children: &[u8]| {
         let size = [0x80, 0x80, 0x80, 0x02].map(|b: u8| b);
