@@ -5,6 +5,7 @@
 pub mod client;
 pub mod control;
 pub mod join;
+pub mod profile;
 pub mod records;
 pub mod server;
 pub mod trust;
