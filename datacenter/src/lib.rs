@@ -15,6 +15,7 @@ pub mod http;
 pub mod images;
 pub mod operations;
 pub mod problem;
+pub mod profiles;
 pub mod publish;
 pub mod realm;
 pub mod sync;

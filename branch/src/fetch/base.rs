@@ -12,6 +12,7 @@ use super::queue::{TreeHandle, Want};
 use super::{Fetcher, WaitError};
 use crate::cache::ReadOutcome;
 use crate::content_map::Piece;
+use crate::profile::Watch;
 use crate::volume::Base;
 
 /// Read-ahead after a first miss, in bytes: guests' file systems read files in pieces of 128 KiB.
@@ -31,6 +32,7 @@ pub struct CachedBase {
     fetcher: Arc<Fetcher>,
     streams: Mutex<Streams>,
     demand_chunks: AtomicU64,
+    watch: Watch,
 }
 
 #[derive(Default)]
@@ -77,12 +79,18 @@ impl CachedBase {
             fetcher,
             streams: Mutex::default(),
             demand_chunks: AtomicU64::new(0),
+            watch: Watch::default(),
         }
     }
 
     /// Chunks that readers of this base had to wait for.
     pub fn demand_chunks(&self) -> u64 {
         self.demand_chunks.load(Ordering::Relaxed)
+    }
+
+    /// Where a boot of the desktop that reads this base is recorded.
+    pub fn watch(&self) -> &Watch {
+        &self.watch
     }
 
     /// Fills `buf` as far as the cache can; returns the chunks that are missing.
@@ -100,7 +108,9 @@ impl CachedBase {
                     at += len as usize;
                     let place = self.tree.map.chunk(index);
                     let outcome = self.fetcher.cache().read(&place.id, offset, part);
-                    match outcome.map_err(cache_error)? {
+                    let outcome = outcome.map_err(cache_error)?;
+                    self.watch.touch(index, matches!(outcome, ReadOutcome::Hit));
+                    match outcome {
                         ReadOutcome::Hit => {}
                         ReadOutcome::Absent | ReadOutcome::Quarantined => {
                             missing.push(Want {
@@ -167,7 +177,8 @@ impl Base for CachedBase {
             self.demand_chunks
                 .fetch_add(missing.len() as u64, Ordering::Relaxed);
             let ahead = self.read_ahead(offset, offset + buf.len() as u64);
-            self.fetcher.wait_for(missing, ahead).map_err(wait_error)?;
+            let waited = self.watch.waiting(|| self.fetcher.wait_for(missing, ahead));
+            waited.map_err(wait_error)?;
         }
         let context = format!(
             "read of {} bytes at {offset}: its chunks are evicted or damaged as fast as they are fetched; enlarge --cache-size or check the cache's disk",

@@ -42,6 +42,12 @@ pub enum Table {
     ApiTokens = 12,
     /// What branches last reported.
     BranchStatus = 13,
+    /// What is known of how versions boot, by version.
+    BootProfiles = 20,
+    /// Signed boot profiles, by version.
+    SignedProfiles = 21,
+    /// Recorded boots that profiles are made of, by version and number.
+    BootRecordings = 22,
 }
 
 /// A stored row: its key and its bytes.

@@ -13,7 +13,8 @@ use dedup::BranchId;
 use crate::records::Assignment;
 use crate::trust::{Endorsement, Signed, Trust, TrustAnchor, TrustError};
 use crate::wire::{
-    Hello, Message, PROTOCOL_MINOR, ProfileAvailable, Refuse, RefuseCode, SignedBytes, Welcome, WireError,
+    Hello, Message, PROTOCOL_MINOR, ProfileAvailable, Refuse, RefuseCode, SignedBytes, Welcome,
+    WireError,
 };
 
 /// Why the control stream ends.

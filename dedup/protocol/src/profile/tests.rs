@@ -85,7 +85,11 @@ fn merging_takes_the_median_at_the_leader_s_pace() {
     // The second host is ten times slower, the third stopped early; the fourth place is one boot's own.
     let boots = [
         Entries::new(vec![entry(0, 1, 100), entry(0, 2, 200), entry(0, 3, 300)]),
-        Entries::new(vec![entry(0, 1, 1000), entry(0, 3, 3000), entry(0, 2, 2000)]),
+        Entries::new(vec![
+            entry(0, 1, 1000),
+            entry(0, 3, 3000),
+            entry(0, 2, 2000),
+        ]),
         Entries::new(vec![entry(0, 1, 100)]),
         Entries::new(vec![entry(0, 1, 90), entry(0, 2, 210)]),
         Entries::new(vec![entry(0, 1, 100), entry(5, 5, 5)]),
@@ -124,7 +128,9 @@ fn an_entry_takes_three_bytes_at_most() {
     let mut random = 12_345u64;
     let mut at_ms = 0;
     while entries.len() < 26_000 {
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        random = random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
         let (leaf, extent) = ((random >> 33) as u32 % 2560, (random >> 20) as u16 % 250);
         at_ms += (random >> 50) as u32 % 3;
         for extent in extent..extent + 1 + (random >> 60) as u16 % 5 {
