@@ -30,7 +30,7 @@ use crate::catalog::CatalogError;
 use crate::clock::Clock;
 use crate::fetch::Fetcher;
 use crate::fetch::base::CachedBase;
-use crate::profile::Boots;
+use crate::profile::{BOOT_MS_MAX, Boots};
 use crate::versions::Versions;
 use machine::{MachineError, MachineSpec};
 use record::DesktopRecord;
@@ -259,11 +259,23 @@ impl Desktops {
                 continue;
             }
             match self.open_volume(&desktop) {
-                Ok(()) => tracing::info!(
-                    desktop = desktop.name,
-                    pid = machine.pid,
-                    "the machine goes on"
-                ),
+                Ok(()) => {
+                    tracing::info!(
+                        desktop = desktop.name,
+                        pid = machine.pid,
+                        "the machine goes on"
+                    );
+                    // A boot that began before is followed to its end, but it is not a whole recording any more.
+                    let age_ms = self
+                        .clock
+                        .now_unix_ms()
+                        .saturating_sub(machine.started_unix_ms);
+                    if age_ms < u64::from(BOOT_MS_MAX)
+                        && let Ok((version, _)) = self.version_of(&desktop)
+                    {
+                        self.boots.prepare(&desktop.name, version);
+                    }
+                }
                 Err(error) => {
                     // Its guest waits at the export; others must not wait with it.
                     tracing::error!(

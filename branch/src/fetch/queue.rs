@@ -14,6 +14,8 @@
 
 mod fill;
 #[cfg(test)]
+mod prefetch_tests;
+#[cfg(test)]
 mod tests;
 
 use std::collections::{HashMap, VecDeque};
