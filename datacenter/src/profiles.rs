@@ -299,7 +299,7 @@ impl Datacenter {
     ) -> Result<u64, RecordError> {
         let (chunks, bytes) = profile::measure(&StoreNodes(self), disk, &entries)?;
         let made_unix_s = self.now_unix_s();
-        let counter = self.catalog().transact(|tx| {
+        let (counter, signed_bytes) = self.catalog().transact(|tx| {
             let mut head: BootProfileRow = tx.get(&version)?.unwrap_or_default();
             head.counter += 1;
             head.made_unix_s = made_unix_s;
@@ -317,11 +317,12 @@ impl Datacenter {
                 entries: entries.clone(),
             };
             let signed = self.publisher().sign(&profile).to_bytes();
+            let signed_bytes = signed.len();
             tx.put(&version, &SignedProfileRow { signed });
             tx.put(&version, &head);
-            Ok::<_, CatalogError>(head.counter)
+            Ok::<_, CatalogError>((head.counter, signed_bytes))
         })?;
-        tracing::info!(%version, counter, boots, chunks, bytes, carried = carried_from.is_some(), "boot profile");
+        tracing::info!(%version, counter, boots, chunks, bytes, signed_bytes, carried = carried_from.is_some(), "boot profile");
         self.announce_assignments();
         Ok(counter)
     }
