@@ -76,6 +76,7 @@ impl Branch {
                     pool: d.pool,
                     version: d.version,
                     started_unix_s: d.started_unix_ms.unwrap_or(0) / 1000,
+                    boot: d.boot,
                 })
                 .collect(),
             counters: TransferCounters {

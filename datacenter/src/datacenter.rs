@@ -43,6 +43,8 @@ pub struct Datacenter {
     statuses: Mutex<HashMap<BranchId, (u64, BranchStatus)>>,
     /// Images that are being published.
     publishing: Mutex<HashSet<String>>,
+    /// Held by who makes boot profiles: one at a time.
+    profiling: Mutex<()>,
 }
 
 /// Why a version could not be had.
@@ -125,6 +127,7 @@ impl Datacenter {
             links: Mutex::default(),
             statuses: Mutex::default(),
             publishing: Mutex::default(),
+            profiling: Mutex::default(),
         }))
     }
 
@@ -218,7 +221,7 @@ impl Datacenter {
         self.started_unix_s
     }
 
-    /// Changes whenever some branch's assignment or the endorsements did.
+    /// Changes whenever some branch's assignment, the endorsements or a boot profile did.
     pub fn assignment_changes(&self) -> watch::Receiver<u64> {
         self.assignment_changes.subscribe()
     }
@@ -271,6 +274,10 @@ impl Datacenter {
 
     pub(crate) fn statuses(&self) -> MutexGuard<'_, HashMap<BranchId, (u64, BranchStatus)>> {
         lock(&self.statuses)
+    }
+
+    pub(crate) fn profiling(&self) -> MutexGuard<'_, ()> {
+        lock(&self.profiling)
     }
 
     pub(crate) fn publishing(&self) -> MutexGuard<'_, HashSet<String>> {

@@ -17,7 +17,7 @@ use dedup_protocol::trust::Signed;
 use dedup_store::{RecordName, StoreError};
 
 use crate::assign::resolve;
-use crate::catalog::rows::{ImageRow, NumberKey, VersionNumberRow, VersionRow};
+use crate::catalog::rows::{BootProfileRow, ImageRow, NumberKey, VersionNumberRow, VersionRow};
 use crate::catalog::{CatalogError, Tx};
 use crate::datacenter::Datacenter;
 use crate::operations::Meter;
@@ -74,6 +74,20 @@ fn show_version(id: VersionId, row: &VersionRow) -> Result<Version, ManageError>
         note: row.note.clone(),
         new_chunks: row.new_chunks,
         stored_bytes: row.stored_bytes,
+        profile: None,
+    })
+}
+
+/// With what is known of how it boots.
+fn show_whole_version(
+    tx: &mut Tx<'_>,
+    id: VersionId,
+    row: &VersionRow,
+) -> Result<Version, ManageError> {
+    let profile: Option<BootProfileRow> = tx.get(&id)?;
+    Ok(Version {
+        profile: profile.as_ref().map(crate::profiles::summary),
+        ..show_version(id, row)?
     })
 }
 
@@ -210,17 +224,18 @@ impl Datacenter {
             let row = row.ok_or_else(|| {
                 ManageError::not_found("version", text, "`splice version list IMAGE`")
             })?;
-            show_version(id, &row)
+            show_whole_version(tx, id, &row)
         })
     }
 
     /// The version with an id.
     pub fn version_by_id(&self, id: VersionId) -> Result<Version, ManageError> {
-        let row = self.catalog().read(|tx| tx.get::<VersionRow>(&id))?;
-        let row = row.ok_or_else(|| {
-            ManageError::not_found("version", id.to_string(), "`splice version list IMAGE`")
-        })?;
-        show_version(id, &row)
+        self.catalog().read(|tx| {
+            let row = tx.get::<VersionRow>(&id)?.ok_or_else(|| {
+                ManageError::not_found("version", id.to_string(), "`splice version list IMAGE`")
+            })?;
+            show_whole_version(tx, id, &row)
+        })
     }
 
     fn record_named(&self, text: &str) -> Result<(String, VersionRecord), ManageError> {

@@ -16,6 +16,7 @@ pub mod images;
 pub mod operations;
 pub mod policy;
 pub mod problem;
+pub mod profiles;
 pub mod publish;
 pub mod realm;
 pub mod sync;

@@ -16,6 +16,7 @@ use super::queue::{TreeHandle, Want};
 use super::{Fetcher, WaitError};
 use crate::cache::{ReadOutcome, Wanted};
 use crate::content_map::Piece;
+use crate::profile::Watch;
 use crate::volume::Base;
 
 /// Read-ahead after a first miss, in bytes: guests' file systems read files in pieces of 128 KiB.
@@ -42,6 +43,7 @@ pub struct CachedBase {
     streams: Mutex<Streams>,
     markers: Markers,
     demand_chunks: AtomicU64,
+    watch: Watch,
 }
 
 /// Where sequential readers will be when more is to be read ahead for them: looked at by every read, so without a lock.
@@ -127,12 +129,18 @@ impl CachedBase {
             streams: Mutex::default(),
             markers: Markers([const { AtomicU64::new(Markers::NONE) }; STREAMS]),
             demand_chunks: AtomicU64::new(0),
+            watch: Watch::default(),
         }
     }
 
     /// Chunks that readers of this base had to wait for.
     pub fn demand_chunks(&self) -> u64 {
         self.demand_chunks.load(Ordering::Relaxed)
+    }
+
+    /// Where a boot of the desktop that reads this base is recorded.
+    pub fn watch(&self) -> &Watch {
+        &self.watch
     }
 
     /// Fills `buf` as far as the cache can; adds the chunks that are missing to `missing`. Unless it `may_wait`, it neither asks the
@@ -179,6 +187,11 @@ impl CachedBase {
                 .read_slices(&mut few[..count], may_wait)
                 .map_err(cache_error)?;
             for (wanted, &index) in few[..count].iter().zip(&indexes) {
+                // What is here but on the disk is touched by the `read` that follows.
+                if !matches!(wanted.outcome, ReadOutcome::WouldWait) {
+                    self.watch
+                        .touch(index, matches!(wanted.outcome, ReadOutcome::Hit));
+                }
                 match wanted.outcome {
                     ReadOutcome::Hit => continue,
                     ReadOutcome::WouldWait => {}
@@ -257,7 +270,8 @@ impl Base for CachedBase {
             self.demand_chunks
                 .fetch_add(missing.len() as u64, Ordering::Relaxed);
             let ahead = self.read_ahead(|streams| Some(streams.missed(offset, end)));
-            self.fetcher.wait_for(missing, ahead).map_err(wait_error)?;
+            let waited = self.watch.waiting(|| self.fetcher.wait_for(missing, ahead));
+            waited.map_err(wait_error)?;
         }
         let context = format!(
             "read of {} bytes at {offset}: its chunks are evicted or damaged as fast as they are fetched; enlarge --cache-size or check the cache's disk",

@@ -254,6 +254,25 @@ impl Fetcher {
         self.work.notify_one();
     }
 
+    /// The same, but these chunks of the tree first, in their order.
+    pub fn fill_first(&self, tree: TreeHandle, order: Arc<[u32]>) {
+        self.state().queue.fill_first(tree, order);
+        self.work.notify_one();
+    }
+
+    /// Fetches these chunks ahead of a guest that will ask for them in this order. The answer is for [`Self::stop_prefetch`].
+    pub fn prefetch(&self, tree: TreeHandle, order: Arc<[u32]>) -> u64 {
+        let number = self.state().queue.prefetch(tree, order);
+        self.work.notify_one();
+        number
+    }
+
+    /// Ends a prefetch.
+    pub fn stop_prefetch(&self, number: u64) {
+        self.state().queue.stop_prefetch(number);
+        self.work.notify_one();
+    }
+
     /// Ends the filling of all trees that `keep` does not keep.
     pub fn retain_fills(&self, keep: impl Fn(dedup::VersionId) -> bool) {
         let mut state = self.state();

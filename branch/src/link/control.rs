@@ -154,6 +154,7 @@ fn follow(
                 "the certificate was not renewed; asked again on the next connection"
             );
         }
+        BranchAction::Profile(told) => branch.desktops.boots().announce(told),
         BranchAction::Welcomed(_) => {}
     }
     Ok(())

@@ -4,11 +4,12 @@
 //!   Down ──connect──► Greeting ──Welcome──► Up ──connection lost──► Down (again after a pause that doubles to 15 s)
 //! ```
 //!
-//! While it is up, four tasks share it: the control stream, the syncing of versions, the fetching of chunks, and reports. When it is
-//! lost all four end, what they had not finished stays queued, and guests go on with what is resident.
+//! While it is up, five tasks share it: the control stream, the syncing of versions, the fetching of chunks, boot profiles, and
+//! reports. When it is lost all end, what they had not finished stays queued, and guests go on with what is resident.
 
 mod chunks;
 mod control;
+mod profiles;
 mod versions;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -201,6 +202,7 @@ async fn serve(branch: &Arc<Branch>, link: &Link, greeted: control::Greeted) -> 
         ended = control::run(branch, greeted) => ended,
         ended = versions::run(branch, link) => ended,
         ended = chunks::run(branch, link) => ended,
+        ended = profiles::run(branch, link) => ended,
         error = link.closed() => Err(error.into()),
     };
     let Err(end) = ended;

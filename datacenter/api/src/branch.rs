@@ -242,6 +242,54 @@ pub struct DesktopStatus {
     pub state: String,
     /// When it started, unix seconds.
     pub started_unix_s: u64,
+    /// How its last boot went, once that has settled.
+    pub boot: Option<BootReport>,
+}
+
+/// How a desktop's boot went, and what the version's boot profile did for it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(default)]
+pub struct BootReport {
+    /// Counter of the boot profile that was followed; 0 for none.
+    pub profile: u64,
+    /// From the machine's start to the last chunk that was read for the first time, in milliseconds.
+    pub boot_ms: u64,
+    /// Chunks of the disk that the boot read.
+    pub touched_chunks: u64,
+    /// Their bytes.
+    pub touched_bytes: u64,
+    /// Bytes of them that the profile names and that were here before the guest asked: the coverage.
+    pub covered_bytes: u64,
+    /// Bytes of them that were not here when the guest asked.
+    pub waited_bytes: u64,
+    /// Bytes that the profile names, that were missing at the start and came.
+    pub prefetched_bytes: u64,
+    /// Bytes of those that the boot did not read: the waste.
+    pub wasted_bytes: u64,
+}
+
+impl BootReport {
+    /// One line for people.
+    pub fn line(&self) -> String {
+        use crate::units::format_size;
+        let percent = |part: u64, whole: u64| part * 100 / whole.max(1);
+        let mut line = format!(
+            "{} read in {:.1} s",
+            format_size(self.touched_bytes),
+            self.boot_ms as f64 / 1e3
+        );
+        if self.profile > 0 {
+            line += &format!(
+                "; profile {} covered {} %, {} fetched ahead, {} % of that for nothing",
+                self.profile,
+                percent(self.covered_bytes, self.touched_bytes),
+                format_size(self.prefetched_bytes),
+                percent(self.wasted_bytes, self.prefetched_bytes)
+            );
+        }
+        line
+    }
 }
 
 /// Times of many like things, in milliseconds. Each figure is at most 4 % above the true one.

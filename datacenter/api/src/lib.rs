@@ -16,15 +16,16 @@ pub mod status;
 pub mod units;
 
 pub use branch::{
-    AssignRequest, Branch, BranchList, BranchState, BranchStatus, CacheStatus, DesktopStatus,
-    Latencies, LinkReport, Pool, PoolList, TokenRequest, TokenResponse, TransferCounters,
+    AssignRequest, BootReport, Branch, BranchList, BranchState, BranchStatus, CacheStatus,
+    DesktopStatus, Latencies, LinkReport, Pool, PoolList, TokenRequest, TokenResponse,
+    TransferCounters,
     VersionResidency,
 };
 #[cfg(feature = "client")]
 pub use client::{Client, ClientError, ClientOptions};
 pub use image::{
-    BootSummary, ChunkSizes, CreateImage, Image, ImageList, PublishRequest, TreeSummary,
-    VerifyMode, Version, VersionDiff, VersionList,
+    BootOutcome, BootSummary, ChunkSizes, CreateImage, Image, ImageList, ProfileSummary,
+    PublishRequest, TreeSummary, VerifyMode, Version, VersionDiff, VersionList,
 };
 pub use operation::{
     DamagedItem, Operation, OperationKind, OperationList, OperationResult, OperationState, Phase,

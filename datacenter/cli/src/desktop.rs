@@ -131,6 +131,7 @@ fn show(context: &Context, desktop: &Desktop) -> Result<(), Failure> {
             "waited for",
             Some(format!("{} chunks", output::count(desktop.demand_chunks))),
         ),
+        ("boot", desktop.boot.map(|boot| boot.line())),
         ("written", Some(format_size(desktop.overlay_bytes))),
     ])
 }

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::{Subcommand, ValueEnum};
 use datacenter_api::units::format_size;
 use datacenter_api::{
-    Operation, OperationResult, PublishRequest, PublishResult, VerifyMode, VerifyResult, Version,
-    VersionRef,
+    Operation, OperationResult, ProfileSummary, PublishRequest, PublishResult, VerifyMode,
+    VerifyResult, Version, VersionRef,
 };
 
 use crate::config::Context;
@@ -316,5 +316,36 @@ fn show(version: &Version) -> Result<(), Failure> {
                 .map(|i| format_size(i.size_bytes)),
         ),
         ("root", boot.map(|b| b.root_argument.clone())),
-    ])
+        ("boot profile", version.profile.as_ref().map(profile)),
+    ])?;
+    let boots = version.profile.iter().flat_map(|p| &p.last_boots);
+    let rows: Vec<_> = boots
+        .map(|outcome| {
+            vec![
+                output::time(outcome.reported_unix_s),
+                outcome.branch.clone(),
+                outcome.boot.line(),
+            ]
+        })
+        .collect();
+    if rows.is_empty() {
+        return Ok(());
+    }
+    output::table(&["BOOTED", "BRANCH", ""], &rows, "")
+}
+
+fn profile(profile: &ProfileSummary) -> String {
+    let named = format!(
+        "{} chunks, {}",
+        output::count(profile.chunks),
+        format_size(profile.bytes)
+    );
+    match (profile.counter, &profile.carried_from) {
+        (0, _) => "none yet".into(),
+        (counter, Some(from)) => format!("{counter}: {named}, carried over from {from}"),
+        (counter, None) => format!(
+            "{counter}: {named}, from {} of {} boots",
+            profile.boots, profile.boots_reported
+        ),
+    }
 }

@@ -287,6 +287,9 @@ pub fn publish(
     let number = record.number;
     let version = make_visible(datacenter, record, request, meter)?;
     tracing::info!(image = %request.image, number, %version, "version published");
+    if let Some((parent, _)) = &parent {
+        datacenter.carry_profile(*parent, version);
+    }
     Ok(PublishResult {
         version: version.to_string(),
         image: request.image.clone(),

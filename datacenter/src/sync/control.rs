@@ -1,7 +1,9 @@
 //! The datacenter's end of a control stream: greeting, assignments out, reports in, certificates renewed.
 
+use std::collections::HashMap;
+
 use datacenter_api::BranchStatus;
-use dedup::BranchId;
+use dedup::{BranchId, VersionId};
 use dedup_protocol::control::{ControlError, DatacenterAction, DatacenterControl};
 use dedup_protocol::wire::{
     Der, FRAME_BYTES_MAX, Message, PROTOCOL_MINOR, RefuseCode, SignedBytes, Welcome,
@@ -56,6 +58,7 @@ pub async fn serve(
     send.send(&welcome.encode()).await?;
     let mut told = assignment_counter;
     let mut told_policy = None;
+    let mut told_profiles = HashMap::new();
     loop {
         changes.mark_unchanged();
         if is_revoked(dc, branch) {
@@ -93,6 +96,7 @@ pub async fn serve(
                 tracing::error!(%branch, error = error_line(&error), "caps and hours cannot be read")
             }
         }
+        tell_profiles(dc, branch, &mut told_profiles, &mut send).await?;
         loop {
             tokio::select! {
                 changed = changes.changed() => {
@@ -108,6 +112,32 @@ pub async fn serve(
             }
         }
     }
+}
+
+/// Tells of boot profiles that are newer than what was told before, of the versions that the branch's pools run or pin.
+async fn tell_profiles(
+    dc: &Datacenter,
+    branch: BranchId,
+    told: &mut HashMap<VersionId, u64>,
+    send: &mut FrameSend,
+) -> Result<(), LinkError> {
+    let current = match dc.profiles_of(branch) {
+        Ok(current) => current,
+        Err(error) => {
+            tracing::error!(%branch, error = error_line(&error), "boot profiles cannot be looked up");
+            return Ok(());
+        }
+    };
+    // What the branch runs no more needs no memory.
+    told.retain(|version, _| current.iter().any(|c| c.version == *version));
+    for profile in current {
+        let before = told.insert(profile.version, profile.counter).unwrap_or(0);
+        if profile.counter > before {
+            send.send(&Message::ProfileAvailable(profile).encode())
+                .await?;
+        }
+    }
+    Ok(())
 }
 
 async fn act(

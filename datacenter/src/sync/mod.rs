@@ -7,6 +7,7 @@
 mod content;
 mod control;
 mod join;
+mod profiles;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -190,6 +191,9 @@ async fn answer(
         _ => (Class::Boot, true),
     };
     send.set_class(class);
+    if let Message::BootRecorded(_) | Message::GetProfile(_) = &request {
+        return profiles::answer(&shared.dc, branch, request, send).await;
+    }
     let worker = Arc::clone(shared);
     let begun = tokio::task::spawn_blocking(move || {
         let readable = |version| {

@@ -1,7 +1,7 @@
 //! The control stream: greeting, assignments, status. Both ends as values.
 //!
 //! ```text
-//!   branch      Greeting ──Welcome──► Open ──Assign, Policy, Renewed──► Open
+//!   branch      Greeting ──Welcome──► Open ──Assign, Policy, Renewed, ProfileAvailable──► Open
 //!   datacenter  Greeting ──Hello────► Open ──Status, Renew────► Open
 //! ```
 //!
@@ -14,7 +14,8 @@ use crate::policy::Policy;
 use crate::records::Assignment;
 use crate::trust::{Endorsement, Signed, Trust, TrustAnchor, TrustError};
 use crate::wire::{
-    Hello, Message, PROTOCOL_MINOR, Refuse, RefuseCode, SignedBytes, Welcome, WireError,
+    Hello, Message, PROTOCOL_MINOR, ProfileAvailable, Refuse, RefuseCode, SignedBytes, Welcome,
+    WireError,
 };
 
 /// Why the control stream ends.
@@ -57,6 +58,8 @@ pub enum BranchAction {
     Certificate(Vec<u8>),
     /// A renewal cannot be had now; ask again on the next connection.
     NotNow(Refuse),
+    /// This is the newest boot profile of a version.
+    Profile(ProfileAvailable),
 }
 
 /// The branch's end.
@@ -137,6 +140,7 @@ impl BranchControl {
                 }
             }
             Message::Renewed(der) if self.greeted => Ok(BranchAction::Certificate(der.bytes)),
+            Message::ProfileAvailable(told) if self.greeted => Ok(BranchAction::Profile(told)),
             other => Err(WireError::Unexpected {
                 got: other.name(),
                 expected: if self.greeted { "Assign" } else { "Welcome" },

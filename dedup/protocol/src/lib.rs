@@ -6,6 +6,7 @@ pub mod client;
 pub mod control;
 pub mod join;
 pub mod policy;
+pub mod profile;
 pub mod records;
 pub mod server;
 pub mod trust;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::join::{JoinAnswer, JoinRequest};
 use crate::policy::Policy;
+use crate::profile::{BootScore, Entries};
 use crate::records::Tree;
 use crate::trust::Endorsement;
 
@@ -175,6 +176,14 @@ messages! {
 
     /// Datacenter → branch, on the control stream: caps and hours, on connection and at each change.
     0x40 => Policy(Policy),
+    /// Branch → datacenter: what one boot touched.
+    0x30 => BootRecorded(BootRecorded),
+    /// Datacenter → branch: the newest boot profile of a version, on the control stream and as an answer to 0x30 and 0x32.
+    0x31 => ProfileAvailable(ProfileAvailable),
+    /// Branch → datacenter: a version's boot profile, if there is a newer one.
+    0x32 => GetProfile(GetProfile),
+    /// Datacenter → branch: it, signed.
+    0x33 => Profile(SignedBytes),
 }
 
 /// Greeting of a branch.
@@ -315,6 +324,35 @@ pub struct Unreadable {
     pub count: u32,
     /// For people.
     pub message: String,
+}
+
+/// What one boot of a version touched first of its disk, and how it went.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootRecorded {
+    /// Which version.
+    pub version: VersionId,
+    /// How the boot went.
+    pub score: BootScore,
+    /// What it touched, in order; at most [`crate::profile::RECORDING_BYTES_MAX`] bytes.
+    pub entries: Entries,
+}
+
+/// Tells which boot profile of a version is the newest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProfileAvailable {
+    /// Which version.
+    pub version: VersionId,
+    /// The profile's counter; 0: there is none.
+    pub counter: u64,
+}
+
+/// Asks for a version's boot profile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GetProfile {
+    /// Which version.
+    pub version: VersionId,
+    /// Counter of the one that the branch has, 0 for none: only a newer one is sent.
+    pub have: u64,
 }
 
 /// Why a frame was refused.

@@ -13,8 +13,8 @@ use rand::{Rng, SeedableRng};
 use super::*;
 
 /// A tree with its leaves, as the datacenter has them.
-struct Published {
-    handle: TreeHandle,
+pub(super) struct Published {
+    pub(super) handle: TreeHandle,
     manifest: Manifest,
     leaves: HashMap<NodeId, Vec<u8>>,
 }
@@ -33,7 +33,7 @@ impl NodeSource for &Published {
 
 /// `count` chunks with holes between them; those whose number is a multiple of `changed` are of this version only, and some
 /// are shown twice.
-fn publish(version: u8, count: u32, changed: u32) -> Published {
+pub(super) fn publish(version: u8, count: u32, changed: u32) -> Published {
     let key = IdKey::new([1; 32]);
     let mut builder = ManifestBuilder::new(key.clone(), ChunkerParams::default());
     for number in 0..count {
@@ -69,14 +69,14 @@ fn publish(version: u8, count: u32, changed: u32) -> Published {
 }
 
 impl Published {
-    fn want(&self, index: usize) -> Want {
+    pub(super) fn want(&self, index: usize) -> Want {
         Want {
             tree: self.handle.clone(),
             index,
         }
     }
 
-    fn id(&self, index: usize) -> ChunkId {
+    pub(super) fn id(&self, index: usize) -> ChunkId {
         self.handle.map.chunk(index).id
     }
 
