@@ -8,4 +8,5 @@ pub mod join;
 pub mod records;
 pub mod server;
 pub mod trust;
+pub mod update;
 pub mod wire;
