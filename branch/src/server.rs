@@ -69,6 +69,12 @@ impl Branch {
                 demand_wait_ms: counters.demand_wait_ms.load(Ordering::Relaxed),
                 prefetch_chunks: counters.prefetch_chunks.load(Ordering::Relaxed),
                 received_bytes: self.link.received_bytes(),
+                update_bytes: counters.update_bytes.load(Ordering::Relaxed),
+                update_packed_bytes: counters.update_packed_bytes.load(Ordering::Relaxed),
+                plain_bytes: counters
+                    .chunk_bytes
+                    .load(Ordering::Relaxed)
+                    .saturating_sub(counters.update_bytes.load(Ordering::Relaxed)),
             },
             reported_unix_s: self.clock.now_unix_s(),
             software: env!("CARGO_PKG_VERSION").into(),

@@ -6,6 +6,7 @@
 
 pub mod base;
 pub mod queue;
+pub mod update;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -39,6 +40,10 @@ pub struct FetchCounters {
     pub prefetch_chunks: AtomicU64,
     /// Plain bytes of all chunks fetched.
     pub chunk_bytes: AtomicU64,
+    /// Those of them that came by updates.
+    pub update_bytes: AtomicU64,
+    /// Bytes of these updates' batches on the wire.
+    pub update_packed_bytes: AtomicU64,
 }
 
 /// Why a wait for a chunk ended without it.

@@ -15,6 +15,7 @@
 mod fill;
 #[cfg(test)]
 mod tests;
+mod update;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -133,6 +134,8 @@ pub struct Queue {
     flights: HashMap<ChunkId, Flight>,
     flying: [usize; 3],
     fill_bytes_flying: u64,
+    /// Batches of updates among what is flying as fill.
+    updates_flying: usize,
     next_number: u64,
     next_fill: u64,
     last_demand_ms: Option<u64>,

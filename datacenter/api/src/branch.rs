@@ -250,4 +250,10 @@ pub struct TransferCounters {
     pub prefetch_chunks: u64,
     /// Bytes received, as they crossed the link.
     pub received_bytes: u64,
+    /// Plain bytes of chunks that came by updates.
+    pub update_bytes: u64,
+    /// Bytes of those updates, as they crossed the link.
+    pub update_packed_bytes: u64,
+    /// Plain bytes of chunks that came any other way.
+    pub plain_bytes: u64,
 }

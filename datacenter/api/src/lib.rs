@@ -22,7 +22,7 @@ pub use branch::{
 pub use client::{Client, ClientError, ClientOptions};
 pub use image::{
     BootSummary, ChunkSizes, CreateImage, Image, ImageList, PublishRequest, TreeSummary,
-    VerifyMode, Version, VersionDiff, VersionList,
+    UpdateRequest, UpdateSummary, VerifyMode, Version, VersionDiff, VersionList,
 };
 pub use operation::{
     DamagedItem, Operation, OperationKind, OperationList, OperationResult, OperationState, Phase,

@@ -265,6 +265,10 @@ fn show(branch: &Branch) -> Result<(), Failure> {
             "received",
             status.map(|s| format_size(s.counters.received_bytes)),
         ),
+        (
+            "by updates",
+            status.map(|s| format_size(s.counters.update_bytes)),
+        ),
         ("reported", status.map(|s| output::time(s.reported_unix_s))),
     ])?;
     output::text("\n")?;

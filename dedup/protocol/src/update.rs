@@ -14,6 +14,7 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use dedup::VersionId;
@@ -34,6 +35,18 @@ pub trait UpdateSource {
     fn sizes(&self) -> Result<Option<Vec<BatchSize>>, Self::Error>;
     /// Batch `number`, encoded, its checksum verified; `None`: not encoded yet.
     fn batch(&self, number: u32) -> Result<Option<Bytes>, Self::Error>;
+}
+
+impl<S: UpdateSource> UpdateSource for Arc<S> {
+    type Error = S::Error;
+
+    fn sizes(&self) -> Result<Option<Vec<BatchSize>>, S::Error> {
+        (**self).sizes()
+    }
+
+    fn batch(&self, number: u32) -> Result<Option<Bytes>, S::Error> {
+        (**self).batch(number)
+    }
 }
 
 /// Whether a branch may have the update that it asks for. `readable`: it may read a version now; `was_readable`: it may have read it
