@@ -37,6 +37,18 @@ pub trait UpdateSource {
     fn batch(&self, number: u32) -> Result<Option<Bytes>, Self::Error>;
 }
 
+impl<S: UpdateSource> UpdateSource for &S {
+    type Error = S::Error;
+
+    fn sizes(&self) -> Result<Option<Vec<BatchSize>>, S::Error> {
+        (**self).sizes()
+    }
+
+    fn batch(&self, number: u32) -> Result<Option<Bytes>, S::Error> {
+        (**self).batch(number)
+    }
+}
+
 impl<S: UpdateSource> UpdateSource for Arc<S> {
     type Error = S::Error;
 
