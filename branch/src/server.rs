@@ -87,6 +87,12 @@ impl Branch {
                 demand_wait: counters.demand_wait.figures(),
                 boot_fetch: counters.boot_fetch.figures(),
                 fill_fetch: counters.fill_fetch.figures(),
+                update_bytes: counters.update_bytes.load(Ordering::Relaxed),
+                update_packed_bytes: counters.update_packed_bytes.load(Ordering::Relaxed),
+                plain_bytes: counters
+                    .chunk_bytes
+                    .load(Ordering::Relaxed)
+                    .saturating_sub(counters.update_bytes.load(Ordering::Relaxed)),
             },
             reported_unix_s: self.clock.now_unix_s(),
             software: env!("CARGO_PKG_VERSION").into(),

@@ -25,6 +25,23 @@ pub struct Versions {
     maps: Mutex<HashMap<(VersionId, Tree), Arc<ContentMap>>>,
     assignment: RwLock<Option<Arc<Assignment>>>,
     tallies: Mutex<HashMap<VersionId, Tally>>,
+    /// Versions that something is being decoded against.
+    held: Mutex<Vec<VersionId>>,
+}
+
+/// Keeps a version's chunks from eviction as if it were assigned, for as long as it lives.
+pub struct Held {
+    versions: Arc<Versions>,
+    version: VersionId,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let mut held = self.versions.held.lock().expect("no panic under this lock");
+        if let Some(at) = held.iter().position(|id| *id == self.version) {
+            held.swap_remove(at);
+        }
+    }
 }
 
 impl Versions {
@@ -36,7 +53,18 @@ impl Versions {
             maps: Mutex::default(),
             assignment: RwLock::new(assignment),
             tallies: Mutex::default(),
+            held: Mutex::default(),
         })
+    }
+
+    /// Keeps a version's chunks from eviction until the answer is dropped.
+    pub fn hold(self: &Arc<Self>, version: VersionId) -> Held {
+        let mut held = self.held.lock().expect("no panic under this lock");
+        held.push(version);
+        Held {
+            versions: Arc::clone(self),
+            version,
+        }
     }
 
     /// The catalog under it.
@@ -122,10 +150,12 @@ impl Versions {
         Ok(trees)
     }
 
-    /// Chunks of every version that is to be whole here.
+    /// Chunks of every version that is to be whole here, or is held.
     pub fn pinned_chunks(&self) -> HashSet<ChunkId> {
         let mut pinned = HashSet::new();
-        for (version, _) in self.wanted().into_iter().filter(|(_, whole)| *whole) {
+        let wanted = self.wanted().into_iter().filter(|(_, whole)| *whole);
+        let held = self.held.lock().expect("no panic under this lock").clone();
+        for version in wanted.map(|(version, _)| version).chain(held) {
             // A version that cannot be read now pins nothing, it is fetched again later.
             for tree in self.trees(version).unwrap_or_default() {
                 pinned.extend(tree.map.chunks().iter().map(|place| place.id));

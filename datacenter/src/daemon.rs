@@ -189,6 +189,7 @@ pub async fn run(
         cancel.clone(),
     ));
     let endorsements = tokio::spawn(watch_endorsements(datacenter.clone(), cancel.clone()));
+    let updates = tokio::spawn(crate::update::run(datacenter.clone(), cancel.clone()));
     let https = tls::https_server_config(&certificate)?;
     let api = tokio::spawn(http::serve(
         datacenter.clone(),
@@ -218,6 +219,7 @@ pub async fn run(
         api.await.context("the management API")??;
     }
     endorsements.await.ok();
+    updates.await.ok();
     stop_operations(&datacenter).await;
     datacenter.store().commit()?;
     match ended {

@@ -22,6 +22,7 @@ use crate::config::Config;
 use crate::operations::Operations;
 use crate::realm::Realm;
 use crate::realm::files::DataDir;
+use crate::update::Updates;
 
 /// The datacenter.
 pub struct Datacenter {
@@ -34,6 +35,7 @@ pub struct Datacenter {
     config: Config,
     dir: DataDir,
     operations: Operations,
+    updates: Updates,
     started_unix_s: u64,
     assignment_changes: watch::Sender<u64>,
     /// Records that were asked for; versions are immutable and few.
@@ -119,6 +121,7 @@ impl Datacenter {
             store,
             clock,
             config,
+            updates: Updates::new(dir.updates()),
             dir,
             operations,
             started_unix_s,
@@ -209,6 +212,11 @@ impl Datacenter {
     /// Long work.
     pub fn operations(&self) -> &Operations {
         &self.operations
+    }
+
+    /// Encoded updates.
+    pub fn updates(&self) -> &Updates {
+        &self.updates
     }
 
     /// The time, unix seconds.

@@ -7,6 +7,7 @@
 pub mod base;
 pub mod latency;
 pub mod queue;
+pub mod update;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -49,6 +50,10 @@ pub struct FetchCounters {
     pub boot_fetch: Histogram,
     /// How long fill's requests took.
     pub fill_fetch: Histogram,
+    /// Those of them that came by updates.
+    pub update_bytes: AtomicU64,
+    /// Bytes of these updates' batches on the wire.
+    pub update_packed_bytes: AtomicU64,
 }
 
 /// Why a wait for a chunk ended without it.

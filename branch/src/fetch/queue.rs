@@ -17,6 +17,7 @@ mod fill;
 mod prefetch_tests;
 #[cfg(test)]
 mod tests;
+mod update;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -150,6 +151,8 @@ pub struct Queue {
     flying: [usize; 3],
     fill_bytes_flying: u64,
     prefetch_bytes_flying: u64,
+    /// Batches of updates among what is flying as fill.
+    updates_flying: usize,
     next_number: u64,
     next_fill: u64,
     last_demand_ms: Option<u64>,

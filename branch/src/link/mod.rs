@@ -4,21 +4,24 @@
 //!   Down ──connect──► Greeting ──Welcome──► Up ──connection lost──► Down (again after a pause that doubles to 15 s)
 //! ```
 //!
-//! While it is up, five tasks share it: the control stream, the syncing of versions, the fetching of chunks, boot profiles, and
+//! While it is up, six tasks share it: the control stream, the syncing of versions, their updates, the fetching of chunks, boot profiles, and
 //! reports. When it is lost all end, what they had not finished stays queued, and guests go on with what is resident.
 
 mod chunks;
 mod control;
 mod profiles;
+mod update;
 mod versions;
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 use datacenter_api::LinkReport;
+use dedup::VersionId;
 use dedup_transport::link::{Caps, Link, LinkClient, LinkError, LinkTuning};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::catalog::CatalogError;
@@ -59,6 +62,8 @@ pub struct LinkState {
     caps: RwLock<Caps>,
     /// Bytes received on connections that ended.
     received_before: AtomicU64,
+    /// Versions whose update was tried since the process started: what they still lack comes plain.
+    pub(crate) updates_tried: Mutex<HashSet<VersionId>>,
     /// Wakes the version task: the assignment changed.
     pub(crate) assigned: Notify,
     /// Wakes the report task: something worth telling changed.
@@ -198,9 +203,11 @@ async fn connect(
 
 /// Runs the tasks of one connection until the first ends.
 async fn serve(branch: &Arc<Branch>, link: &Link, greeted: control::Greeted) -> ConnectionEnd {
+    let (by_update, updates) = watch::channel(Vec::new());
     let ended: Result<std::convert::Infallible, ConnectionEnd> = tokio::select! {
         ended = control::run(branch, greeted) => ended,
-        ended = versions::run(branch, link) => ended,
+        ended = versions::run(branch, link, &by_update) => ended,
+        ended = update::run(branch, link, updates) => ended,
         ended = chunks::run(branch, link) => ended,
         ended = profiles::run(branch, link) => ended,
         error = link.closed() => Err(error.into()),

@@ -328,4 +328,10 @@ pub struct TransferCounters {
     pub boot_fetch: Latencies,
     /// How long fill's requests took.
     pub fill_fetch: Latencies,
+    /// Plain bytes of chunks that came by updates.
+    pub update_bytes: u64,
+    /// Bytes of those updates, as they crossed the link.
+    pub update_packed_bytes: u64,
+    /// Plain bytes of chunks that came any other way.
+    pub plain_bytes: u64,
 }

@@ -14,8 +14,8 @@ use serde::de::DeserializeOwned;
 use crate::{
     AssignRequest, Branch, BranchList, BranchPolicy, CreateImage, DatacenterStatus, Image,
     ImageList, Operation, OperationList, OperationState, PolicyRequest, Pool, PoolList, Problem,
-    ProblemCode, PublishRequest, TokenRequest, TokenResponse, Version, VersionDiff, VersionList,
-    VersionRef,
+    ProblemCode, PublishRequest, TokenRequest, TokenResponse, UpdateRequest, Version, VersionDiff,
+    VersionList, VersionRef,
 };
 
 /// How to reach a datacenter.
@@ -268,6 +268,11 @@ impl Client {
     ) -> Result<Operation, ClientError> {
         let path = format!("/v1/images/{}/versions", segment(image)?);
         self.with(Method::POST, &path, request).await
+    }
+
+    /// Starts to encode the update between two versions.
+    pub async fn update(&self, request: &UpdateRequest) -> Result<Operation, ClientError> {
+        self.with(Method::POST, "/v1/updates", request).await
     }
 
     /// Starts to read a version back.

@@ -206,4 +206,40 @@ pub struct VersionDiff {
     pub new_bytes: u64,
     /// Their bytes as the store compresses them: an upper bound of what crosses the link.
     pub stored_bytes: u64,
+    /// The encoded update, if there is one or one is being made: what crosses the link to a branch that has `from` whole.
+    #[serde(default)]
+    pub update: Option<UpdateSummary>,
+}
+
+/// What a version's disk has and another's lacks, encoded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct UpdateSummary {
+    /// The version that a branch has, `IMAGE@NUMBER`.
+    pub from: String,
+    /// The version that it gets.
+    pub to: String,
+    /// Whether all of it is encoded.
+    pub whole: bool,
+    /// Batches in it.
+    pub batches: u64,
+    /// Batches that are encoded.
+    pub encoded_batches: u64,
+    /// Distinct chunks in it.
+    pub new_chunks: u64,
+    /// Their bytes.
+    pub plain_bytes: u64,
+    /// Bytes of the encoded batches.
+    pub packed_bytes: u64,
+}
+
+/// Starts to encode an update.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct UpdateRequest {
+    /// The version that branches have: `IMAGE` or `IMAGE@NUMBER`.
+    pub from: String,
+    /// The version that they are to get.
+    pub to: String,
 }

@@ -25,7 +25,8 @@ pub use branch::{
 pub use client::{Client, ClientError, ClientOptions};
 pub use image::{
     BootOutcome, BootSummary, ChunkSizes, CreateImage, Image, ImageList, ProfileSummary,
-    PublishRequest, TreeSummary, VerifyMode, Version, VersionDiff, VersionList,
+    PublishRequest, TreeSummary, UpdateRequest, UpdateSummary, VerifyMode, Version, VersionDiff,
+    VersionList,
 };
 pub use operation::{
     DamagedItem, Operation, OperationKind, OperationList, OperationResult, OperationState, Phase,

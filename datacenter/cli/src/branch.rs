@@ -368,6 +368,10 @@ fn show(branch: &Branch) -> Result<(), Failure> {
                 .filter(|s| s.cache.quarantined_total > 0)
                 .map(|s| output::count(s.cache.quarantined_total)),
         ),
+        (
+            "by updates",
+            status.map(|s| format_size(s.counters.update_bytes)),
+        ),
         ("reported", status.map(|s| output::time(s.reported_unix_s))),
     ])?;
     output::text("\n")?;

@@ -208,6 +208,10 @@ pub async fn status(context: &Context, arguments: StatusArguments) -> Result<(),
             "received",
             Some(format_size(status.counters.received_bytes)),
         ),
+        (
+            "by updates",
+            Some(format_size(status.counters.update_bytes)),
+        ),
         ("software", Some(status.software.clone())),
     ])?;
     let rows: Vec<Vec<String>> = status

@@ -27,6 +27,7 @@ use crate::catalog::rows::{ImageRow, NumberKey, VersionNumberRow, VersionRow, Ve
 use crate::datacenter::Datacenter;
 use crate::operations::Meter;
 use crate::problem::{ManageError, catalog_problem, describe, problem, store_problem};
+use crate::update::Pair;
 use import::MemoryFile;
 
 /// Why nothing was published.
@@ -287,8 +288,10 @@ pub fn publish(
     let number = record.number;
     let version = make_visible(datacenter, record, request, meter)?;
     tracing::info!(image = %request.image, number, %version, "version published");
-    if let Some((parent, _)) = &parent {
-        datacenter.carry_profile(*parent, version);
+    if let Some((parent, _)) = parent {
+        datacenter.carry_profile(parent, version);
+        let pair = Pair { parent, version };
+        datacenter.updates().published(datacenter, pair);
     }
     Ok(PublishResult {
         version: version.to_string(),

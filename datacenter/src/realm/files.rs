@@ -82,6 +82,11 @@ impl DataDir {
         self.root.join("catalog")
     }
 
+    /// Encoded updates; they can be made again.
+    pub fn updates(&self) -> PathBuf {
+        self.root.join("updates")
+    }
+
     /// Converted images while they are published, unless configured elsewhere.
     pub fn scratch(&self) -> PathBuf {
         self.root.join("scratch")

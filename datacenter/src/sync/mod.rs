@@ -8,6 +8,7 @@ mod content;
 mod control;
 mod join;
 mod profiles;
+mod update;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -158,6 +159,9 @@ async fn stream_task(
             tracing::warn!(%branch, error = error_line(&error), "control stream ended");
             link.close("control stream ended");
             Ok(())
+        }
+        Ok(Message::GetUpdate(request)) => {
+            update::answer(shared, branch, request, &mut send).await
         }
         Ok(request) => answer(shared, branch, request, &mut send).await,
         Err(error) => {

@@ -10,4 +10,5 @@ pub mod profile;
 pub mod records;
 pub mod server;
 pub mod trust;
+pub mod update;
 pub mod wire;

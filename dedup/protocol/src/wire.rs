@@ -33,6 +33,12 @@ pub const CHUNKS_MAX: usize = 4096;
 /// Most leaves in one leaf request or one outline frame.
 pub const LEAVES_MAX: usize = 4096;
 
+/// Most batches of one update: 1.9 TiB of new chunks. The head of the largest still fits one frame.
+pub const UPDATE_BATCHES_MAX: usize = 1 << 18;
+
+/// Most ranges of batches in one request: a branch that holds every other batch asks again.
+pub const UPDATE_RANGES_MAX: usize = 1024;
+
 /// Consecutive extents of one leaf, whose chunks are wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Run {
@@ -168,6 +174,12 @@ messages! {
     0x17 => Batch(Batch),
     /// Datacenter → branch: the next of them are damaged here; the answer goes on behind them.
     0x18 => Unreadable(Unreadable),
+    /// Branch → datacenter: how a version follows from one that the branch holds whole.
+    0x19 => GetUpdate(GetUpdate),
+    /// Datacenter → branch: the update's batches and their sizes.
+    0x1A => UpdateHead(UpdateHead),
+    /// Datacenter → branch: the next batch of those asked for.
+    0x1B => UpdatePart(UpdatePart),
 
     /// Branch → datacenter, on a join connection.
     0x20 => Join(JoinRequest),
@@ -324,6 +336,52 @@ pub struct Unreadable {
     pub count: u32,
     /// For people.
     pub message: String,
+}
+
+/// Consecutive batches of an update.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchRange {
+    /// The first.
+    pub first: u32,
+    /// How many, at least one.
+    pub count: u32,
+}
+
+/// Asks for the update of a version's disk from a version that the branch holds whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GetUpdate {
+    /// Which version.
+    pub version: VersionId,
+    /// The version that the branch has, of the same image.
+    pub parent: VersionId,
+    /// Whether the head is wanted.
+    pub head: bool,
+    /// Batches wanted: ascending, without overlap.
+    pub batches: Vec<BatchRange>,
+}
+
+/// One batch of an update, as its head tells of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchSize {
+    /// Chunks in it, at least one. Batches follow each other over the new chunks without gaps.
+    pub chunks: u32,
+    /// Its encoded length in bytes; 0: not encoded yet.
+    pub packed_bytes: u32,
+}
+
+/// The shape of an update.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpdateHead {
+    /// All batches, in order.
+    pub batches: Vec<BatchSize>,
+}
+
+/// The next batch of those asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpdatePart {
+    /// A `dedup::update::UpdateBatch`, encoded.
+    #[serde(with = "serde_bytes")]
+    pub batch: Vec<u8>,
 }
 
 /// What one boot of a version touched first of its disk, and how it went.

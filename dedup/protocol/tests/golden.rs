@@ -22,9 +22,9 @@ use dedup_protocol::records::{
 };
 use dedup_protocol::trust::{Signed, Trust};
 use dedup_protocol::wire::{
-    Batch, BatchEncoding, BootRecorded, Der, GetChunks, GetLeaves, GetOutline, GetProfile,
+    Batch, BatchEncoding, BatchRange, BatchSize, BootRecorded, Der, GetChunks, GetLeaves, GetOutline, GetProfile, GetUpdate,
     GetVersion, Hello, Leaves, Message, Outline, ProfileAvailable, Refuse, RefuseCode, Run,
-    SignedBytes, StatusReport, Unreadable, Urgency, Welcome, WireError,
+    SignedBytes, StatusReport, Unreadable, UpdateHead, UpdatePart, Urgency, Welcome, WireError,
 };
 
 const VERSION: VersionId = VersionId([0x44; 32]);
@@ -145,6 +145,33 @@ fn messages() -> Vec<Message> {
         Message::Unreadable(Unreadable {
             count: 3,
             message: "damaged".into(),
+        }),
+        Message::GetUpdate(GetUpdate {
+            version: VERSION,
+            parent: PARENT,
+            head: true,
+            batches: vec![
+                BatchRange { first: 0, count: 3 },
+                BatchRange {
+                    first: 300,
+                    count: 1,
+                },
+            ],
+        }),
+        Message::UpdateHead(UpdateHead {
+            batches: vec![
+                BatchSize {
+                    chunks: 480,
+                    packed_bytes: 1_900_000,
+                },
+                BatchSize {
+                    chunks: 7,
+                    packed_bytes: 0,
+                },
+            ],
+        }),
+        Message::UpdatePart(UpdatePart {
+            batch: vec![0, 7, 0, 0x28, 0xB5, 0x2F, 0xFD],
         }),
         Message::Join(JoinRequest {
             secret: [0x99; 32],

@@ -9,7 +9,7 @@ use dedup_protocol::records::{Assignment, PoolAssignment, Tree, VersionRecord};
 use dedup_protocol::server::Responder;
 use dedup_protocol::trust::{Endorsement, Record, Signed, SigningKey, TrustAnchor};
 use dedup_protocol::wire::{
-    Der, GetChunks, GetLeaves, GetOutline, GetVersion, Hello, Message, Refuse, RefuseCode, Run,
+    BatchRange, Der, GetChunks, GetLeaves, GetOutline, GetUpdate, GetVersion, Hello, Message, Refuse, RefuseCode, Run,
     SignedBytes, StatusReport, Urgency, Welcome,
 };
 use splice_fuzz::content::{Fixed, REALM};
@@ -24,6 +24,33 @@ pub fn write(seeds: &Seeds) {
     for (name, request) in &requests {
         seeds.write("responder", name, &request.encode());
     }
+    let update = |head, batches| GetUpdate {
+        version: content.versions[1].id,
+        parent: content.versions[0].id,
+        head,
+        batches,
+    };
+    let ranges = |ranges: &[(u32, u32)]| -> Vec<BatchRange> {
+        let ranges = ranges.iter();
+        ranges
+            .map(|(first, count)| BatchRange {
+                first: *first,
+                count: *count,
+            })
+            .collect()
+    };
+    for (name, request) in [
+        ("head", update(true, vec![])),
+        ("batches", update(false, ranges(&[(0, 2), (3, 1)]))),
+        ("all", update(true, ranges(&[(0, 8)]))),
+    ] {
+        let frame = Message::GetUpdate(request).encode();
+        seeds.write("update_exchange", name, &frame);
+        seeds.write("wire", &format!("get-update-{name}"), &frame);
+    }
+    // The head as it is, then batches in order; then one with a byte changed.
+    seeds.write("update_exchange", "honest", &[0, 0, 0, 1, 0, 2, 0, 3, 0]);
+    seeds.write("update_exchange", "bent", &[0, 0, 1, 0, 60, 0]);
     // The answers to all of them are the messages that the datacenter sends.
     let answers = requests.iter().flat_map(|(name, request)| {
         let mut answer = Responder::new(content, request, |_| true).unwrap();
