@@ -413,6 +413,8 @@ pub struct BranchStatusRow {
 pub struct BranchPolicyRow {
     /// As the branch is told.
     pub policy: Policy,
+}
+
 /// How one boot went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootRow {

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use datacenter_api::{Phase, Problem, ProblemCode, UpdateSummary};
 use dedup::update::{
-    Effort, Hints, NewChunks, NumberingError, Sketch, UpdateBatch, encode_batch, plan, sketch,
+    Effort, NewChunks, NumberingError, Sketch, UpdateBatch, encode_batch, plan, sketch,
 };
 use dedup::{Manifest, VersionId};
 use dedup::manifest::ManifestError;
@@ -163,7 +163,7 @@ pub(super) fn make(
         None => {
             let sketches = sketch_all(dc, &ends, &numbering, meter)?;
             let sketched = |number: u32| Ok::<_, UpdateError>(sketches[number as usize]);
-            let plans = plan(&numbering, sketched, &Hints::none())?;
+            let plans = plan(&numbering, sketched)?;
             UpdateFile::create(disk, &part, &identity, plans, numbering.new_bytes())?
         }
     };

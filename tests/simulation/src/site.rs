@@ -363,7 +363,7 @@ fn bytes_of(
             let id = tree.map.chunk(index).id;
             match process.cache.read(&id, offset, &mut buf) {
                 Ok(ReadOutcome::Hit) => Some(buf),
-                Ok(ReadOutcome::Absent) => None,
+                Ok(ReadOutcome::Absent | ReadOutcome::WouldWait) => None,
                 Ok(ReadOutcome::Quarantined) => panic!("chunk {id} is damaged"),
                 Err(error @ CacheError::OutOfRange { .. }) => panic!("{error}"),
                 Err(_) => None,
