@@ -21,7 +21,7 @@ pub(super) struct Published {
 
 #[derive(Debug, thiserror::Error)]
 #[error("no such leaf")]
-struct NoLeaf;
+pub(super) struct NoLeaf;
 
 impl NodeSource for &Published {
     type Error = NoLeaf;
