@@ -101,7 +101,10 @@ impl Following {
     /// From one disk to another.
     pub fn new(parent: &TreeHandle, tree: TreeHandle) -> Result<Self, TooManyChunks> {
         let shown = |map: &ContentMap| -> Vec<(ChunkId, u32)> {
-            map.chunks().iter().map(|place| (place.id, place.len)).collect()
+            map.chunks()
+                .iter()
+                .map(|place| (place.id, place.len))
+                .collect()
         };
         let numbering = NewChunks::between(shown(&parent.map), shown(&tree.map))?;
         // New chunks are in the order in which the disk shows them first.
@@ -218,12 +221,18 @@ impl Fetcher {
 
     /// Caches the chunks of a batch that crossed the wire in `packed_bytes`, and makes them durable: a crash costs the batches in
     /// flight. Blocks on the disk.
-    pub fn deliver_update(&self, mut chunks: Vec<Chunk>, packed_bytes: u64) -> Result<(), CacheError> {
+    pub fn deliver_update(
+        &self,
+        mut chunks: Vec<Chunk>,
+        packed_bytes: u64,
+    ) -> Result<(), CacheError> {
         // A guest may have asked for some of them meanwhile.
         chunks.retain(|chunk| !self.cache.contains(&chunk.id()));
         let bytes = chunks.iter().map(|chunk| chunk.bytes().len() as u64).sum();
         self.deliver(Urgency::Fill, &chunks)?;
-        self.counters.update_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.counters
+            .update_bytes
+            .fetch_add(bytes, Ordering::Relaxed);
         self.counters
             .update_packed_bytes
             .fetch_add(packed_bytes, Ordering::Relaxed);

@@ -258,8 +258,12 @@ async fn batches(
     let (mut came, mut ends_with) = (0, None);
     loop {
         while ends_with.is_none() && tasks.len() < BATCHES_MAX {
-            let Some(number) = todo.front().copied() else { break };
-            let Some(ticket) = departs(work, link, number, pace) else { break };
+            let Some(number) = todo.front().copied() else {
+                break;
+            };
+            let Some(ticket) = departs(work, link, number, pace) else {
+                break;
+            };
             todo.pop_front();
             let flying = Flying::new(work, number);
             tasks.spawn(fly(Arc::clone(work), link.clone(), number, ticket, flying));
@@ -400,12 +404,18 @@ async fn complete_plain(
     for (number, _) in (0u32..).zip(choices).filter(|(_, c)| **c == Choice::Plain) {
         let chunks = work.shape.chunks(number);
         let named = chunks.clone().zip(work.following.new_chunks(chunks));
-        indexes.extend(named.filter(|(_, (id, _))| !cache.contains(id)).map(|(i, _)| i));
+        indexes.extend(
+            named
+                .filter(|(_, (id, _))| !cache.contains(id))
+                .map(|(i, _)| i),
+        );
     }
     while !indexes.is_empty() {
         let (mut some, mut bytes) = (Vec::new(), 0);
         while bytes < PLAIN_REQUEST_BYTES && some.len() < 4096 {
-            let Some(index) = indexes.pop_front() else { break };
+            let Some(index) = indexes.pop_front() else {
+                break;
+            };
             bytes += u64::from(work.following.new_chunks(index..index + 1)[0].1);
             some.push(index);
         }
@@ -428,7 +438,9 @@ async fn plain_request(
     indexes: &[u32],
 ) -> Result<(), ConnectionEnd> {
     let tree = &work.following.tree;
-    let places = indexes.iter().map(|i| tree.map.chunk(work.following.place_of(*i)));
+    let places = indexes
+        .iter()
+        .map(|i| tree.map.chunk(work.following.place_of(*i)));
     let runs = places.clone().map(|place| Run {
         leaf: place.leaf,
         first: place.extent,

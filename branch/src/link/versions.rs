@@ -12,8 +12,8 @@ use dedup_protocol::wire::{FRAME_BYTES_MAX, GetVersion, Message, WireError};
 use dedup_transport::link::{Class, Link};
 use tokio::sync::watch;
 
-use super::update::{self, Wanted};
 use super::ConnectionEnd;
+use super::update::{self, Wanted};
 use crate::server::Branch;
 use crate::versions::TREES;
 

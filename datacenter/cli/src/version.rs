@@ -188,7 +188,10 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
                 ("new chunks", Some(output::count(diff.new_chunks))),
                 ("new bytes", Some(format_size(diff.new_bytes))),
                 ("compressed", Some(format_size(diff.stored_bytes))),
-                ("update", Some(diff.update.map_or("not encoded".into(), |u| packed(&u)))),
+                (
+                    "update",
+                    Some(diff.update.map_or("not encoded".into(), |u| packed(&u))),
+                ),
             ])
         }
         Verb::Update { from, to, no_wait } => {

@@ -160,9 +160,7 @@ async fn stream_task(
             link.close("control stream ended");
             Ok(())
         }
-        Ok(Message::GetUpdate(request)) => {
-            update::answer(shared, branch, request, &mut send).await
-        }
+        Ok(Message::GetUpdate(request)) => update::answer(shared, branch, request, &mut send).await,
         Ok(request) => answer(shared, branch, request, &mut send).await,
         Err(error) => {
             let refusal = refuse(RefuseCode::BadRequest, &error.to_string());

@@ -83,7 +83,10 @@ pub(super) async fn answer(
                 if let Some(reason) = failed {
                     return end(send, RefuseCode::Damaged, &reason).await;
                 }
-                if tokio::time::timeout(LATER_MAX, stage.changed()).await.is_err() {
+                if tokio::time::timeout(LATER_MAX, stage.changed())
+                    .await
+                    .is_err()
+                {
                     return end(send, RefuseCode::Busy, "it is being encoded").await;
                 }
             }

@@ -157,11 +157,7 @@ impl UpdateFile {
     }
 
     /// Opens a complete file. Its batches are checked when they are read.
-    pub fn open(
-        disk: &dyn Disk,
-        name: &str,
-        identity: &Identity,
-    ) -> Result<Self, UpdateFileError> {
+    pub fn open(disk: &dyn Disk, name: &str, identity: &Identity) -> Result<Self, UpdateFileError> {
         let opened = Self::open_as(disk, name, identity, Open::Read)?;
         let end = opened.scan(false)?;
         if end != opened.file.len()? || !opened.missing().is_empty() {
@@ -304,9 +300,8 @@ impl UpdateFile {
         self.file.read_at(at, &mut record)?;
         let (header, bytes) = record.split_at(RECORD_HEADER_LEN);
         let header = RecordHeader::decode(header.try_into().expect("split there"), at);
-        let sound = header.is_some_and(|h| {
-            (h.number, h.len) == (number, len) && h.sum == xxh3_64(bytes)
-        });
+        let sound =
+            header.is_some_and(|h| (h.number, h.len) == (number, len) && h.sum == xxh3_64(bytes));
         if !sound {
             return Err(self.damaged(format!("batch {number} does not match its checksum")));
         }
@@ -407,7 +402,10 @@ fn decode_plans(bytes: &[u8]) -> Result<Vec<BatchPlan>, String> {
         let one = Bytes::copy_from_slice(one.map_err(|e| e.to_string())?);
         let plan = UpdateBatch::decode(&one).map_err(|e| e.to_string())?.plan();
         if plan.chunks.start != due {
-            return Err(format!("a batch from chunk {}, {due} is due", plan.chunks.start));
+            return Err(format!(
+                "a batch from chunk {}, {due} is due",
+                plan.chunks.start
+            ));
         }
         due = plan.chunks.end;
         plans.push(plan);
@@ -438,8 +436,10 @@ impl RecordHeader {
     }
 
     fn decode(header: &[u8; RECORD_HEADER_LEN], at: u64) -> Option<Self> {
-        let u32_at = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().expect("4 bytes"));
-        let u64_at = |at: usize| u64::from_le_bytes(header[at..at + 8].try_into().expect("8 bytes"));
+        let u32_at =
+            |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().expect("4 bytes"));
+        let u64_at =
+            |at: usize| u64::from_le_bytes(header[at..at + 8].try_into().expect("8 bytes"));
         let sound = header[..4] == RECORD_MARK
             && u64_at(RECORD_SUM_AT) == xxh3_64_with_seed(&header[..RECORD_SUM_AT], at);
         let record = Self {

@@ -10,11 +10,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use datacenter_api::{Phase, Problem, ProblemCode, UpdateSummary};
+use dedup::manifest::ManifestError;
 use dedup::update::{
     Effort, NewChunks, NumberingError, Sketch, UpdateBatch, encode_batch, plan, sketch,
 };
 use dedup::{Manifest, VersionId};
-use dedup::manifest::ManifestError;
 use dedup_protocol::records::VersionRecord;
 use dedup_store::StoreError;
 use dedup_store::disk::Disk;
@@ -73,7 +73,9 @@ pub enum UpdateError {
     #[error(transparent)]
     File(#[from] UpdateFileError),
     /// Too little room.
-    #[error("{free} bytes are free on the datacenter's disk; updates leave at least {FREE_BYTES_MIN} to others")]
+    #[error(
+        "{free} bytes are free on the datacenter's disk; updates leave at least {FREE_BYTES_MIN} to others"
+    )]
     NoRoom {
         /// Bytes free.
         free: u64,
@@ -174,8 +176,12 @@ pub(super) fn make(
     update.set(Stage::Whole);
     let summary = update.summary(&ends).expect("it was planned above");
     tracing::info!(
-        from = summary.from, to = summary.to, batches = summary.batches, plain_bytes = summary.plain_bytes,
-        packed_bytes = summary.packed_bytes, "update encoded"
+        from = summary.from,
+        to = summary.to,
+        batches = summary.batches,
+        plain_bytes = summary.plain_bytes,
+        packed_bytes = summary.packed_bytes,
+        "update encoded"
     );
     Ok(summary)
 }
@@ -188,7 +194,9 @@ fn resume(
     numbering: &NewChunks,
 ) -> Result<Option<UpdateFile>, UpdateError> {
     let reason = match UpdateFile::resume(disk, part, identity) {
-        Ok(file) if file.plans().last().map_or(0, |p| p.chunks.end as usize) == numbering.new.len() => {
+        Ok(file)
+            if file.plans().last().map_or(0, |p| p.chunks.end as usize) == numbering.new.len() =>
+        {
             return Ok(Some(file));
         }
         Ok(_) => "its plan is of other chunks".to_owned(),
@@ -210,11 +218,21 @@ struct Chunks<'a> {
 
 impl Chunks<'_> {
     fn read(&self, number: u32) -> Result<Bytes, UpdateError> {
-        let (id, _) = self.numbering.number(number).expect("planned numbers exist");
+        let (id, _) = self
+            .numbering
+            .number(number)
+            .expect("planned numbers exist");
         let found = self.dc.store().chunk(id).map_err(|source| {
             let parents = (number as usize) < self.numbering.parent.len();
-            let owner = if parents { &self.ends.parent } else { &self.ends.version };
-            UpdateError::Chunk { version: name(owner), source }
+            let owner = if parents {
+                &self.ends.parent
+            } else {
+                &self.ends.version
+            };
+            UpdateError::Chunk {
+                version: name(owner),
+                source,
+            }
         })?;
         Ok(found.bytes().clone())
     }
@@ -226,11 +244,27 @@ fn sketch_all(
     numbering: &NewChunks,
     meter: &Meter,
 ) -> Result<Vec<Sketch>, UpdateError> {
-    let len_of = |chunks: &[_]| chunks.iter().map(|(_, len): &(_, u32)| u64::from(*len)).sum::<u64>();
-    meter.begin(Phase::Sketch, len_of(&numbering.parent) + numbering.new_bytes());
-    let chunks = Chunks { dc, ends, numbering };
+    let len_of = |chunks: &[_]| {
+        chunks
+            .iter()
+            .map(|(_, len): &(_, u32)| u64::from(*len))
+            .sum::<u64>()
+    };
+    meter.begin(
+        Phase::Sketch,
+        len_of(&numbering.parent) + numbering.new_bytes(),
+    );
+    let chunks = Chunks {
+        dc,
+        ends,
+        numbering,
+    };
     let mut sketches = vec![Sketch::default(); numbering.parent.len() + numbering.new.len()];
-    let runs = Mutex::new((0..).step_by(SKETCH_RUN).zip(sketches.chunks_mut(SKETCH_RUN)));
+    let runs = Mutex::new(
+        (0..)
+            .step_by(SKETCH_RUN)
+            .zip(sketches.chunks_mut(SKETCH_RUN)),
+    );
     on_threads(meter, || {
         let next = runs.lock().expect("no panic under this lock").next();
         let Some((first, run)) = next else {
@@ -254,7 +288,11 @@ fn encode_all(
     file: &UpdateFile,
     meter: &Meter,
 ) -> Result<(), UpdateError> {
-    let chunks = Chunks { dc, ends, numbering };
+    let chunks = Chunks {
+        dc,
+        ends,
+        numbering,
+    };
     let effort = Effort::for_update(numbering.new_bytes());
     let plain = |number: u32| {
         let range = file.plans()[number as usize].chunks.clone();
@@ -274,8 +312,12 @@ fn encode_all(
         let plan = &file.plans()[number as usize];
         let batch: UpdateBatch = encode_batch(plan, numbering, |n| chunks.read(n), effort)?;
         let packed = file.append(number, &batch)?;
-        meter.stored_bytes.fetch_add(u64::from(packed), Ordering::Relaxed);
-        meter.new_chunks.fetch_add(u64::from(batch.count), Ordering::Relaxed);
+        meter
+            .stored_bytes
+            .fetch_add(u64::from(packed), Ordering::Relaxed);
+        meter
+            .new_chunks
+            .fetch_add(u64::from(batch.count), Ordering::Relaxed);
         meter.advance(plain(number));
         update.grew();
         Ok(true)

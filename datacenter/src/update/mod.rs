@@ -29,8 +29,8 @@ use tokio_util::sync::CancellationToken;
 
 pub use file::Pair;
 use file::{Identity, UpdateFile, UpdateFileError};
-pub use make::UpdateError;
 use make::Ends;
+pub use make::UpdateError;
 
 use crate::datacenter::Datacenter;
 use crate::operations::Meter;
@@ -263,7 +263,10 @@ impl Updates {
     /// A new version was published: those who hold its parent will ask for this.
     pub fn published(&self, dc: &Datacenter, pair: Pair) {
         if let Err(error) = self.find_or_want(dc, pair) {
-            tracing::warn!(error = describe(&error), "no update is encoded for a new version; branches fetch it plain");
+            tracing::warn!(
+                error = describe(&error),
+                "no update is encoded for a new version; branches fetch it plain"
+            );
         }
     }
 
@@ -350,7 +353,11 @@ impl Updates {
             // Somebody else did, or makes it anew already.
             return;
         }
-        tracing::warn!(file = whole, reason, "an encoded update is thrown away; it is made again when it is needed");
+        tracing::warn!(
+            file = whole,
+            reason,
+            "an encoded update is thrown away; it is made again when it is needed"
+        );
         state.known.remove(&update.pair);
         if let Ok(disk) = self.disk()
             && let Err(error) = disk.remove(&whole)
@@ -370,7 +377,12 @@ impl Updates {
             let bytes = std::fs::metadata(self.dir.join(&name)).map_or(0, |m| m.len());
             let age = dc.version(pair.version).ok().flatten();
             let age = age.and_then(|signed| signed.open_own().ok());
-            kept.push((age.map_or(0, |record| record.created_unix_s), pair, name, bytes));
+            kept.push((
+                age.map_or(0, |record| record.created_unix_s),
+                pair,
+                name,
+                bytes,
+            ));
         }
         kept.sort();
         let mut total: u64 = kept.iter().map(|(.., bytes)| bytes).sum();
@@ -400,10 +412,16 @@ impl Updates {
                 continue;
             };
             if Ends::open(dc, &pair).is_err() {
-                tracing::info!(file = name, "an update of versions that are not here is removed");
+                tracing::info!(
+                    file = name,
+                    "an update of versions that are not here is removed"
+                );
                 disk.remove(&name)?;
             } else if growing && let Err(error) = self.find_or_want(dc, pair) {
-                tracing::warn!(error = describe(&error), "a half-made update waits until it is asked for");
+                tracing::warn!(
+                    error = describe(&error),
+                    "a half-made update waits until it is asked for"
+                );
             }
         }
         Ok(())

@@ -105,7 +105,9 @@ fn check_ranges(ranges: &[BatchRange]) -> Result<(), AnswerError> {
     let mut next = 0u64;
     for range in ranges {
         if range.count == 0 || u64::from(range.first) < next {
-            return bad("ranges of batches must be ascending, without overlap, and not empty".into());
+            return bad(
+                "ranges of batches must be ascending, without overlap, and not empty".into(),
+            );
         }
         next = u64::from(range.first) + u64::from(range.count);
     }
@@ -170,12 +172,9 @@ impl<S: UpdateSource> UpdateResponder<S> {
         let Some(batch) = self.source.batch(number).map_err(broken)? else {
             // Either it is still to come or there is none: the plan tells.
             return match self.source.sizes().map_err(broken)? {
-                Some(sizes) if number as usize >= sizes.len() => {
-                    Err(AnswerError::BadRequest(format!(
-                        "batch {number} of an update of {}",
-                        sizes.len()
-                    )))
-                }
+                Some(sizes) if number as usize >= sizes.len() => Err(AnswerError::BadRequest(
+                    format!("batch {number} of an update of {}", sizes.len()),
+                )),
                 _ => Ok(Next::Later),
             };
         };

@@ -106,10 +106,24 @@ fn a_head_must_cover_what_is_new() {
         (|b| b.truncate(3), "are new"),
         (|b| b[0].chunks += 1, "batches of more chunks than are new"),
         (|b| b[1].chunks = 0, "a batch of 0 chunks"),
-        (|b| b[1].chunks = u32::MAX, "batches of more chunks than are new"),
-        (|b| b[2].packed_bytes = FRAME_BYTES_MAX as u32 + 1, "a batch of 5 chunks in 8388609 bytes"),
         (
-            |b| b.resize(UPDATE_BATCHES_MAX + 1, BatchSize { chunks: 0, packed_bytes: 0 }),
+            |b| b[1].chunks = u32::MAX,
+            "batches of more chunks than are new",
+        ),
+        (
+            |b| b[2].packed_bytes = FRAME_BYTES_MAX as u32 + 1,
+            "a batch of 5 chunks in 8388609 bytes",
+        ),
+        (
+            |b| {
+                b.resize(
+                    UPDATE_BATCHES_MAX + 1,
+                    BatchSize {
+                        chunks: 0,
+                        packed_bytes: 0,
+                    },
+                )
+            },
             "262145 batches",
         ),
     ];
@@ -132,13 +146,24 @@ fn only_the_batches_that_were_asked_for_are_taken_in_order() {
         assert_eq!(exchange.part(part.clone()).unwrap().0, number);
     }
     let more = exchange.part(parts[0].clone()).unwrap_err();
-    assert!(more.to_string().contains("more batches than were asked for"));
+    assert!(
+        more.to_string()
+            .contains("more batches than were asked for")
+    );
 
     let mut exchange = UpdateExchange::new(&shape, &ranges);
     let wrong = exchange.part(parts[2].clone()).unwrap_err();
-    assert!(wrong.to_string().contains("where batch 1 has 5..10"), "{wrong}");
+    assert!(
+        wrong.to_string().contains("where batch 1 has 5..10"),
+        "{wrong}"
+    );
 
-    for bytes in [vec![], vec![0xFF; 40], vec![5, 0, 0], parts[0].batch[..2].to_vec()] {
+    for bytes in [
+        vec![],
+        vec![0xFF; 40],
+        vec![5, 0, 0],
+        parts[0].batch[..2].to_vec(),
+    ] {
         let mut exchange = UpdateExchange::new(&shape, &ranges);
         let error = exchange.part(UpdatePart { batch: bytes }).unwrap_err();
         assert!(error.to_string().starts_with("update: batch 1"), "{error}");
@@ -147,7 +172,12 @@ fn only_the_batches_that_were_asked_for_are_taken_in_order() {
     let honest = UpdateBatch::decode(&Bytes::from(parts[0].batch.clone())).unwrap();
     for (first, count) in [(5, 4), (5, 6), (4, 5), (6, 5)] {
         let mut batch = Vec::new();
-        UpdateBatch { first, count, ..honest.clone() }.encode(&mut batch);
+        UpdateBatch {
+            first,
+            count,
+            ..honest.clone()
+        }
+        .encode(&mut batch);
         let mut exchange = UpdateExchange::new(&shape, &ranges);
         let error = exchange.part(UpdatePart { batch }).unwrap_err();
         assert!(error.to_string().contains("where batch 1 has"), "{error}");
@@ -163,7 +193,10 @@ fn no_batch_gives_chunks_that_do_not_match_their_names() {
 
     let own = site.update.numbering.number_of_new(honest.first);
     for number in [own, own + 100, u32::MAX] {
-        let batch = UpdateBatch { prefix: vec![number], ..honest.clone() };
+        let batch = UpdateBatch {
+            prefix: vec![number],
+            ..honest.clone()
+        };
         let error = site.decode(&batch).unwrap_err();
         assert!(matches!(error, UpdateRefused::PrefixNumber(_)), "{error}");
     }
@@ -171,7 +204,10 @@ fn no_batch_gives_chunks_that_do_not_match_their_names() {
     for at in 0..honest.packed.len().min(400) {
         let mut packed = honest.packed.to_vec();
         packed[at] ^= 1 << (at % 8);
-        let batch = UpdateBatch { packed: packed.into(), ..honest.clone() };
+        let batch = UpdateBatch {
+            packed: packed.into(),
+            ..honest.clone()
+        };
         if let Ok(chunks) = site.decode(&batch) {
             // A bit that a frame does not need (its checksum flag, say) changes nothing.
             assert_eq!(chunks, 5);
@@ -191,9 +227,15 @@ fn a_bomb_fails_within_the_batch_s_own_length() {
     let part = site.parts(&[(0, 1)]).remove(0);
     let honest = UpdateBatch::decode(&Bytes::from(part.batch)).unwrap();
     let bomb = zstd::bulk::compress(&vec![0; 512 << 20], 1).unwrap();
-    let batch = UpdateBatch { packed: bomb.into(), ..honest };
+    let batch = UpdateBatch {
+        packed: bomb.into(),
+        ..honest
+    };
     let (result, peak_bytes) = peak::during(|| site.decode(&batch));
-    assert!(matches!(result, Err(UpdateRefused::Frame { .. })), "{result:?}");
+    assert!(
+        matches!(result, Err(UpdateRefused::Frame { .. })),
+        "{result:?}"
+    );
     assert!(peak_bytes < 8 << 20, "{peak_bytes} bytes at the peak");
 }
 
@@ -208,10 +250,18 @@ fn what_a_branch_may_not_read_it_gets_no_update_of() {
             head: true,
             batches: Vec::new(),
         };
-        check_update(&&site.dc, &request, |v| readable.contains(&v), |v| was.contains(&v))
+        check_update(
+            &&site.dc,
+            &request,
+            |v| readable.contains(&v),
+            |v| was.contains(&v),
+        )
     };
     let (v, p, f) = (site.version, site.parent, site.foreign);
-    assert!(check(v, p, &[v], &[v, p]).is_ok(), "a former version is a parent");
+    assert!(
+        check(v, p, &[v], &[v, p]).is_ok(),
+        "a former version is a parent"
+    );
     for (version, parent, readable, was) in [
         (v, p, &[][..], &[v, p][..]),
         (v, p, &[v], &[v]),
@@ -229,7 +279,10 @@ fn what_a_branch_may_not_read_it_gets_no_update_of() {
     let hidden = check(v, f, &[v], &[v]).unwrap_err();
     let missing = check(v, nowhere, &[v], &[v]).unwrap_err();
     assert_eq!(words(f, hidden), words(nowhere, missing));
-    assert_eq!(code(&check(v, v, &[v], &[v]).unwrap_err()), RefuseCode::BadRequest);
+    assert_eq!(
+        code(&check(v, v, &[v], &[v]).unwrap_err()),
+        RefuseCode::BadRequest
+    );
 }
 
 #[test]
@@ -253,7 +306,10 @@ fn requests_out_of_range_or_over_a_limit_are_bad() {
         assert_eq!(code(&error), RefuseCode::BadRequest, "{error}");
     }
     // Nothing asked, nothing answered; all asked, all answered, head first.
-    assert_eq!(answer(&site.dc, &site.update, &site.request(false, &[])).unwrap(), []);
+    assert_eq!(
+        answer(&site.dc, &site.update, &site.request(false, &[])).unwrap(),
+        []
+    );
     let all = answer(&site.dc, &site.update, &site.request(true, &[(0, batches)])).unwrap();
     assert!(matches!(all[0], Message::UpdateHead(_)));
     assert_eq!(all.len() as u32, 1 + batches);

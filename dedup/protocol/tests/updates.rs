@@ -123,9 +123,10 @@ impl Site<'_> {
             if new.iter().all(|(id, _)| self.chunks.contains_key(id)) {
                 continue;
             }
+            let full = ranges.len() == most;
             match ranges.last_mut() {
                 Some(last) if last.first + last.count == number => last.count += 1,
-                _ if ranges.len() == most => break,
+                _ if full => break,
                 _ => ranges.push(BatchRange {
                     first: number,
                     count: 1,
@@ -187,7 +188,10 @@ struct Published {
 /// A disk, and what an upgrade makes of it: files that resemble old ones, new ones, moved ones.
 fn published(rng: &mut StdRng) -> Published {
     let mut dc = Datacenter::default();
-    let mut disk = noise(&rng.random::<u64>().to_string(), rng.random_range(1..4usize << 20));
+    let mut disk = noise(
+        &rng.random::<u64>().to_string(),
+        rng.random_range(1..4usize << 20),
+    );
     let parent = dc.publish(&NewVersion::first("desktop", &disk));
     for _ in 0..rng.random_range(1..120) {
         let at = rng.random_range(0..disk.len());
@@ -216,7 +220,10 @@ fn site<'a>(at: &Published, update: &'a MemUpdate, line: Line) -> Site<'a> {
         parent: at.parent,
         version: at.version,
         numbering: update.numbering.clone(),
-        chunks: held.iter().map(|(id, _)| (*id, at.dc.chunks[id].clone())).collect(),
+        chunks: held
+            .iter()
+            .map(|(id, _)| (*id, at.dc.chunks[id].clone()))
+            .collect(),
         line,
         came: 0,
         skipped: 0,
@@ -238,11 +245,19 @@ fn run(seed: u64) -> usize {
     let mut rng = StdRng::seed_from_u64(seed);
     let at = published(&mut rng);
     let chunks_max = rng.random_range(1..40);
-    let update = MemUpdate::new(&at.dc, at.parent, at.version, chunks_max, |numbering, first| {
-        // The parent's chunks, and new ones of earlier batches.
-        let own = numbering.number_of_new(first);
-        (0..rng.random_range(0..5)).map(|_| rng.random_range(0..own)).collect()
-    });
+    let update = MemUpdate::new(
+        &at.dc,
+        at.parent,
+        at.version,
+        chunks_max,
+        |numbering, first| {
+            // The parent's chunks, and new ones of earlier batches.
+            let own = numbering.number_of_new(first);
+            (0..rng.random_range(0..5))
+                .map(|_| rng.random_range(0..own))
+                .collect()
+        },
+    );
     update.forget();
     let line = Line::new(!seed, rng.random_range(0.0..0.5), None);
     let mut site = site(&at, &update, line);
@@ -298,7 +313,10 @@ fn a_cut_at_any_frame_costs_one_batch() {
         let mut site = site(&at, &update, Line::new(1, 0.0, Some(frame)));
         site.follow();
         assert_eq!(site.line.cuts, 1);
-        assert_eq!(site.came, batches, "cut at frame {frame}: what came before it stays");
+        assert_eq!(
+            site.came, batches,
+            "cut at frame {frame}: what came before it stays"
+        );
         assert_eq!(site.skipped, 0);
         assert_whole(&at, &site);
     }

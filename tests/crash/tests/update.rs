@@ -83,7 +83,10 @@ fn case(seed: u64, tally: &mut Tally) {
             tally.kept += u64::from(count) - missing.len() as u64;
             let lost = missing.iter().filter(|n| appended.contains(*n)).count();
             tally.lost += lost as u64;
-            assert!(!only_killed || lost == 0, "a killed process lost {lost} batches");
+            assert!(
+                !only_killed || lost == 0,
+                "a killed process lost {lost} batches"
+            );
             appended.retain(|number| !missing.contains(number));
         });
         if lived.anew {
@@ -179,6 +182,9 @@ fn no_cut_and_no_kill_makes_a_wrong_update() {
     println!("{tally:?}");
     // A world without deaths and losses would have proven nothing.
     if number("SPLICE_CUTS", CASES) >= CASES {
-        assert!(tally.deaths > 200 && tally.resumed > 100 && tally.lost > 20, "{tally:?}");
+        assert!(
+            tally.deaths > 200 && tally.resumed > 100 && tally.lost > 20,
+            "{tally:?}"
+        );
     }
 }

@@ -59,11 +59,17 @@ mod tests {
         // Nothing went out for long, so the first is the reserved share's.
         assert!(queue.update_departs(6_000, 48 * MIB, MIB));
         assert!(!queue.update_departs(6_000, 48 * MIB, MIB));
-        assert!(!queue.update_departs(12_000, 48 * MIB, MIB), "one at a time");
+        assert!(
+            !queue.update_departs(12_000, 48 * MIB, MIB),
+            "one at a time"
+        );
         queue.update_landed(MIB);
         assert!(queue.update_departs(12_000, 48 * MIB, MIB));
         queue.update_landed(MIB);
-        assert!(!queue.update_departs(13_000, 48 * MIB, MIB), "one in five seconds");
+        assert!(
+            !queue.update_departs(13_000, 48 * MIB, MIB),
+            "one in five seconds"
+        );
         // Nobody waited for fifteen seconds: the boot has settled.
         assert!(queue.update_departs(15_001, 48 * MIB, MIB));
         assert!(queue.update_departs(15_001, 48 * MIB, MIB));

@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 
 use bytes::Bytes;
-use dedup::update::{BatchPlan, Effort, Hints, NewChunks, encode_batch, plan, sketch};
+use dedup::update::{BatchPlan, Effort, NewChunks, encode_batch, plan, sketch};
 use dedup::{ChunkId, VersionId};
 use dedup_protocol::records::Tree;
 use dedup_protocol::server::AnswerError;
@@ -25,7 +25,9 @@ pub struct MemUpdate {
 pub fn shown(dc: &Datacenter, version: VersionId) -> Vec<(ChunkId, u32)> {
     let manifest = dc.manifest(version, Tree::Disk);
     let leaves = (0..manifest.leaves.len()).map(|index| manifest.leaf(&dc, index).unwrap());
-    leaves.flat_map(|leaf| leaf.chunks().collect::<Vec<_>>()).collect()
+    leaves
+        .flat_map(|leaf| leaf.chunks().collect::<Vec<_>>())
+        .collect()
 }
 
 impl MemUpdate {
@@ -43,13 +45,14 @@ impl MemUpdate {
             Ok::<_, Infallible>(dc.chunks[&id].clone())
         };
         let sketched = |number| read(number).map(|bytes| sketch(&bytes));
-        let whole = plan(&numbering, sketched, &Hints::none()).unwrap();
+        let whole = plan(&numbering, sketched).unwrap();
         // A small disk is one batch of the planner's; what is to be tested is many.
         let mut plans = Vec::new();
         for plan in whole {
             for first in plan.chunks.clone().step_by(chunks_max as usize) {
                 let own = numbering.number_of_new(first);
-                let mut prefix: Vec<u32> = plan.prefix.iter().copied().filter(|n| *n < own).collect();
+                let mut prefix: Vec<u32> =
+                    plan.prefix.iter().copied().filter(|n| *n < own).collect();
                 for number in more(&numbering, first) {
                     if !prefix.contains(&number) {
                         prefix.push(number);
@@ -62,7 +65,7 @@ impl MemUpdate {
             }
         }
         let encoded = plans.iter().map(|plan| {
-            let batch = encode_batch(plan, &numbering, read, Effort::level(1)).unwrap();
+            let batch = encode_batch(plan, &numbering, read, Effort::least()).unwrap();
             let mut bytes = Vec::new();
             batch.encode(&mut bytes);
             (true, Bytes::from(bytes))
@@ -99,10 +102,14 @@ impl UpdateSource for MemUpdate {
 
     fn sizes(&self) -> Result<Option<Vec<BatchSize>>, Missing> {
         let batches = self.batches.borrow();
-        let sizes = self.plans.iter().zip(batches.iter()).map(|(plan, (there, bytes))| BatchSize {
-            chunks: plan.chunks.end - plan.chunks.start,
-            packed_bytes: if *there { bytes.len() as u32 } else { 0 },
-        });
+        let sizes = self
+            .plans
+            .iter()
+            .zip(batches.iter())
+            .map(|(plan, (there, bytes))| BatchSize {
+                chunks: plan.chunks.end - plan.chunks.start,
+                packed_bytes: if *there { bytes.len() as u32 } else { 0 },
+            });
         Ok(self.planned.get().then(|| sizes.collect()))
     }
 
@@ -114,7 +121,11 @@ impl UpdateSource for MemUpdate {
 }
 
 /// All frames that answer `request`; the update grows while they wait for it.
-pub fn answer(dc: &Datacenter, update: &MemUpdate, request: &GetUpdate) -> Result<Vec<Message>, AnswerError> {
+pub fn answer(
+    dc: &Datacenter,
+    update: &MemUpdate,
+    request: &GetUpdate,
+) -> Result<Vec<Message>, AnswerError> {
     check_update(&dc, request, |_| true, |_| true)?;
     let mut responder = UpdateResponder::new(update, request);
     let mut frames = Vec::new();

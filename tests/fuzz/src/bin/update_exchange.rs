@@ -58,7 +58,7 @@ impl Encoded {
                         .chain([own - 1])
                         .collect(),
                 };
-                let batch = encode_batch(&plan, &numbering, read, Effort::level(1));
+                let batch = encode_batch(&plan, &numbering, read, Effort::least());
                 let mut bytes = Vec::new();
                 batch.expect("all chunks are there").encode(&mut bytes);
                 Bytes::from(bytes)
