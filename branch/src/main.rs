@@ -20,6 +20,7 @@ use clap::{Parser, Subcommand};
 use dedup_protocol::join::JoinToken;
 use dedup_store::disk::{Disk, HostDisk};
 use dedup_store::kv::{Kv, RocksKv, RocksOptions};
+use dedup_transport::congestion::KnownPaths;
 use dedup_transport::link::{Congestion, LinkTuning};
 use tokio_util::sync::CancellationToken;
 use vmm_api::HostVirt;
@@ -199,6 +200,7 @@ async fn serve(options: Run) -> Result<()> {
     let link = tokio::spawn(branch::link::run(
         Arc::clone(&branch),
         tuning,
+        Arc::new(KnownPaths::open(data.join("paths"))),
         cancel.clone(),
     ));
     let http = tokio::spawn(branch::http::serve(

@@ -15,6 +15,7 @@ use dedup_store::kv::Kv;
 use dedup_store::kv::{RocksKv, RocksOptions};
 use dedup_store::{ChunkStore, StoreError, StoreOptions};
 use dedup_transport::identity::CertAndKey;
+use dedup_transport::congestion::KnownPaths;
 use dedup_transport::link::{LinkServer, LinkTuning};
 use dedup_transport::tls;
 use tokio_util::sync::CancellationToken;
@@ -178,6 +179,7 @@ pub async fn run(
     .with_context(|| {
             format!("cannot listen for branches on UDP {}; is another program using that port? choose another with --link", config.link)
         })?;
+    links.remember_paths(Arc::new(KnownPaths::open(datacenter.dir().paths())));
     let listener = TcpListener::bind(config.api).with_context(|| {
         format!("cannot listen for the management API on TCP {}; is another program using that port? choose another with --api", config.api)
     })?;

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use datacenter_api::LinkReport;
 use dedup::VersionId;
+use dedup_transport::congestion::PathMemory;
 use dedup_transport::link::{Caps, Link, LinkClient, LinkError, LinkTuning};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -126,12 +127,17 @@ impl LinkState {
 }
 
 /// Keeps the link up until `cancel`.
-pub async fn run(branch: Arc<Branch>, tuning: LinkTuning, cancel: CancellationToken) {
+pub async fn run(
+    branch: Arc<Branch>,
+    tuning: LinkTuning,
+    paths: Arc<dyn PathMemory>,
+    cancel: CancellationToken,
+) {
     let mut pause = PAUSE_MIN;
     let mut told = String::new();
     while !cancel.is_cancelled() {
         let ended = tokio::select! {
-            ended = connect_once(&branch, &tuning, &mut pause) => ended,
+            ended = connect_once(&branch, &tuning, &paths, &mut pause) => ended,
             () = cancel.cancelled() => break,
         };
         // The same trouble is told once, not every few seconds for a whole outage.
@@ -162,9 +168,10 @@ pub async fn run(branch: Arc<Branch>, tuning: LinkTuning, cancel: CancellationTo
 async fn connect_once(
     branch: &Arc<Branch>,
     tuning: &LinkTuning,
+    paths: &Arc<dyn PathMemory>,
     pause: &mut Duration,
 ) -> ConnectionEnd {
-    match connect(branch, tuning).await {
+    match connect(branch, tuning, paths).await {
         Ok((link, greeted)) => {
             *pause = PAUSE_MIN;
             let now = branch.clock.now_unix_s();
@@ -192,10 +199,12 @@ async fn connect_once(
 async fn connect(
     branch: &Branch,
     tuning: &LinkTuning,
+    paths: &Arc<dyn PathMemory>,
 ) -> Result<(Link, control::Greeted), ConnectionEnd> {
     let certificate = branch.identity.certificate()?;
     let realm = branch.identity.anchor.realm;
-    let client = LinkClient::new(&certificate, &branch.identity.ca_pem, realm, tuning)?;
+    let client = LinkClient::new(&certificate, &branch.identity.ca_pem, realm, tuning)?
+        .remembering(Arc::clone(paths));
     let link = client.connect(&branch.identity.address).await?;
     let greeted = control::greet(branch, &link).await?;
     Ok((link, greeted))

@@ -42,6 +42,11 @@ impl DataDir {
         self.root.join("cli.toml")
     }
 
+    /// What is known of the branches' paths; may be deleted at any time.
+    pub fn paths(&self) -> PathBuf {
+        self.root.join("paths")
+    }
+
     /// The root signing key, until the operator moves it away.
     pub fn root_key(&self) -> PathBuf {
         self.root.join("root.key")

@@ -7,6 +7,7 @@ mod sim;
 
 use std::time::Duration;
 
+use dedup_transport::congestion::Figures;
 use dedup_transport::link::{Congestion, LinkTuning};
 use sim::{Line, Spec};
 use sim_wan::model::Loss;
@@ -16,6 +17,9 @@ fn main() {
     let what = args.next().unwrap_or_else(|| "grid".to_owned());
     let controls = args.next().unwrap_or_else(|| "delivery,bbr,cubic".to_owned());
     let filter = args.next().unwrap_or_default();
+    if what == "share" {
+        return share();
+    }
     let controls: Vec<Congestion> = controls.split(',').map(|name| name.parse().unwrap()).collect();
     println!("{:<34} {:>9} {:>8} {:>8} {:>8} {:>9} {:>9}", "line", "control", "goodput", "offered", "overflow", "queue p50", "queue p99");
     for (name, line) in lines(&what) {
@@ -38,11 +42,49 @@ fn main() {
             );
             if what == "trace" {
                 for (at, mbit, window, queue, figures) in report.trace(0, (line.rtt() / 2).max(Duration::from_millis(20))) {
-                    println!("{:8.2}s {mbit:7.2} Mbit/s window {:7.1} KB queue {:6.1} ms {}", at.as_secs_f64(), window as f64 / 1e3, queue.as_secs_f64() * 1e3, figures.map_or(String::new(), |f| format!("{:>7} rate {:6.2} rest {:5.1} spread {:4.1} slack {:4.1} floor {:.3}", f.phase, f.rate * 8e-6, f.rest * 1e3, f.spread * 1e3, f.slack * 1e3, f.loss_floor)));
+                    println!("{:8.2}s {mbit:7.2} Mbit/s window {:7.1} KB queue {:6.1} ms {}", at.as_secs_f64(), window as f64 / 1e3, queue.as_secs_f64() * 1e3, shown(figures));
                 }
             }
         }
     }
+}
+
+/// One delivery flow for five seconds, then another flow beside it; figures from 30 s to 90 s.
+fn share() {
+    println!("{:<34} {:>9} {:>9} {:>9} {:>9}", "20 Mbit/s 50 ms, delivery beside", "delivery", "other", "queue p50", "queue p99");
+    for queue in [0.5, 1.0, 2.0, 4.0] {
+        for (first, second) in [
+            (Congestion::Delivery, Congestion::Delivery),
+            (Congestion::Delivery, Congestion::Cubic),
+            (Congestion::Bbr, Congestion::Cubic),
+            (Congestion::Cubic, Congestion::Cubic),
+        ] {
+            let line = Line::new(20.0, 50.0, Loss::None, queue);
+            let spec = |congestion| Spec::bulk(LinkTuning { congestion, ..LinkTuning::default() });
+            let flows = [spec(first), spec(second).starting(Duration::from_secs(5))];
+            let span = Duration::from_secs(30)..Duration::from_secs(90);
+            let report = sim::run(&line, &flows, &[], span.end, 1);
+            println!(
+                "{:<34} {:>9.1} {:>9.1} {:>7.1}ms {:>7.1}ms",
+                format!("{first} beside {second}, queue {queue} RTT"),
+                report.mbit(0, &span),
+                report.mbit(1, &span),
+                report.queue(&span, 0.5).as_secs_f64() * 1e3,
+                report.queue(&span, 0.99).as_secs_f64() * 1e3,
+            );
+            if std::env::var_os("TRACE").is_some() {
+                for (at, mbit, window, queue, figures) in report.trace(0, Duration::from_millis(200)) {
+                    println!("{:8.2}s {mbit:7.2} Mbit/s window {:7.1} KB queue {:6.1} ms {}", at.as_secs_f64(), window as f64 / 1e3, queue.as_secs_f64() * 1e3, shown(figures));
+                }
+            }
+        }
+    }
+}
+
+fn shown(figures: Option<Figures>) -> String {
+    figures.map_or(String::new(), |f| {
+        format!("{:>7} rate {:6.2} rest {:5.1} spread {:4.1} slack {:4.1} floor {:.3}", f.phase, f.rate * 8e-6, f.rest * 1e3, f.spread * 1e3, f.slack * 1e3, f.loss_floor)
+    })
 }
 
 fn lines(what: &str) -> Vec<(String, Line)> {

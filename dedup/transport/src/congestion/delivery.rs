@@ -30,7 +30,7 @@ const STARTUP_GROWTH: f64 = 1.5;
 /// And the window is at most this many times what was delivered in a round trip.
 const STARTUP_GAIN: f64 = 2.3;
 /// What a rest keeps in flight, against what the path holds: the queue runs empty, and its round trip and loss are the path's own.
-const REST_GAIN: f64 = 0.85;
+const REST_GAIN: f64 = 0.88;
 /// A rest comes after so many rounds of cruise, and not before so much time: on short paths rounds are cheap, rests are not.
 const REST_EVERY_ROUNDS: u64 = 8;
 const REST_EVERY: Duration = Duration::from_secs(4);
@@ -49,6 +49,8 @@ const SLACK_MAX: f64 = 0.1;
 const LOSS_ABOVE_FLOOR: f64 = 0.02;
 /// A queue that does not empty when we let it, above this share of the round trip, is somebody else's.
 const OTHERS_QUEUE: f64 = 0.125;
+/// So many rests in a row must have met one.
+const CONTENDED_RESTS: u32 = 2;
 /// Beside somebody else: the window after a congested round, its growth in others (a share of itself, at least a packet), and the loss
 /// above the path's own that makes a round congested (RFC 9438 has 0.7 and about a packet).
 const CONTENDED_BETA: f64 = 0.7;
@@ -159,6 +161,8 @@ pub struct Delivery {
     probe_rate: f64,
     /// The window beside somebody else who keeps the queue full.
     contended: Option<u64>,
+    /// Rests in a row that met a queue.
+    rests_queued: u32,
     backed_off_round: u64,
     /// What was begun with on another connection's word, until it is confirmed.
     resumed: Option<u64>,
@@ -192,6 +196,7 @@ impl Delivery {
             probe_wait: PROBE_WAIT_MIN,
             probe_rate: 0.0,
             contended: None,
+            rests_queued: 0,
             backed_off_round: 0,
             resumed: None,
             remembered_asked: false,
@@ -244,20 +249,24 @@ impl Delivery {
         self.round += 1;
         self.round_began = now;
         let steady = matches!(self.phase, Phase::Cruise | Phase::Rest { round: 1 });
-        self.rtt.end_round(now, steady, self.contended.is_some());
+        self.rtt.end_round(now, steady, self.rests_queued > 0);
         match self.phase {
             Phase::Startup => self.startup_round(now, seen),
             Phase::Drain => {}
             Phase::Rest { round: 0 } => self.phase = Phase::Rest { round: 1 },
             Phase::Rest { .. } if self.queue() > self.others_queue() => {
-                // The queue does not empty for us: it is somebody else's, and so are the losses. Compete for it.
+                // The queue does not empty for us: it is somebody else's, and so are the losses. When that is no chance, compete.
                 self.rested_at = now;
                 self.rested_round = self.round;
                 self.phase = Phase::Cruise;
-                self.contended.get_or_insert(self.window);
+                self.rests_queued += 1;
+                if self.rests_queued >= CONTENDED_RESTS {
+                    self.contended.get_or_insert(self.window);
+                }
             }
             Phase::Rest { .. } => {
                 self.contended = None;
+                self.rests_queued = 0;
                 self.rests = (self.rests + 1).min(FLOOR_RESTS);
                 let step = (seen.loss() - self.loss_floor) / f64::from(self.rests);
                 self.loss_floor = (self.loss_floor + step).min(FLOOR_MAX);
@@ -295,8 +304,10 @@ impl Delivery {
 
     /// A longer wait than this, after a rest, is not of our making.
     fn others_queue(&self) -> f64 {
-        let jitter = 2.0 * self.rtt.spread();
-        (self.rtt.rest() * OTHERS_QUEUE).max(SLACK_MIN).max(jitter)
+        let jitter = 4.0 * self.rtt.spread();
+        let spare = 2.0 * (SPARE_PACKETS * self.mtu) as f64 / self.rate.best().max(1.0);
+        let least = (self.rtt.rest() * OTHERS_QUEUE).max(SLACK_MIN);
+        least.max(jitter).max(spare)
     }
 
     /// A round beside somebody who fills the queue: as TCP does it, but for losses that the path has anyway.
@@ -319,8 +330,9 @@ impl Delivery {
         let queue = self.queue();
         let slack = self.slack();
         if let Some(window) = self.contended {
-            if queue < slack / 2.0 {
+            if queue < self.others_queue() / 2.0 {
                 self.contended = None;
+                self.rests_queued = 0;
             } else {
                 self.contended_round(window, seen);
             }
@@ -400,7 +412,8 @@ impl Delivery {
                 let bound = (STARTUP_GAIN * path) as u64 + INITIAL_PACKETS * self.mtu;
                 grown.min(bound.max(self.window))
             }
-            Phase::Drain => self.window_of(REST_GAIN, 0.0),
+            // As long as packets are sent whose round trip counts: a rest that was taken for too long must be able to shrink.
+            Phase::Drain | Phase::Rest { round: 0 } => self.window_of(REST_GAIN, 0.0),
             Phase::Rest { .. } => self.window_of(1.0, 0.0),
             Phase::Cruise => self
                 .contended
@@ -506,6 +519,7 @@ impl Controller for Delivery {
             self.plateau = 0;
             self.plateau_rate = 0.0;
             self.contended = None;
+            self.rests_queued = 0;
             self.phase = Phase::Startup;
             self.window = ((before * RESUME_SHARE) as u64).max(INITIAL_PACKETS / 2 * self.mtu);
             self.resumed = Some(self.window);
@@ -542,6 +556,6 @@ impl Delivery {
         self.round += 1;
         self.round_began = now;
         self.this = Round::default();
-        self.rtt.end_round(now, false, self.contended.is_some());
+        self.rtt.end_round(now, false, self.rests_queued > 0);
     }
 }

@@ -2,12 +2,12 @@
 //!
 //! The least sample ever seen is the usual estimate (BBR). On a path that jitters it lies far below what a packet usually takes, and a
 //! window computed from it leaves the line half empty. Here the sample is the mean of a whole round, in which jitter averages out, and the
-//! estimate is the least of those means in the last six to twelve seconds. Invariant: memory is constant.
+//! estimate is the least of those means in the last eight to sixteen seconds. Invariant: memory is constant.
 
 use std::time::{Duration, Instant};
 
 /// Two of these are remembered: routes change, and a queue of our own making is drained more often than that.
-const EPOCH: Duration = Duration::from_secs(6);
+const EPOCH: Duration = Duration::from_secs(8);
 /// How fast the spread follows.
 const SPREAD_GAIN: f64 = 0.125;
 
