@@ -151,7 +151,9 @@ impl Repairs {
             return Vec::new();
         }
         let packets = bytes.len().div_ceil(datagram_bytes) + 1;
-        let lost = plan::survived(packets, loss);
+        let lost = lock(&self.state)
+            .budget
+            .afford(plan::survived(packets, loss));
         let made: Vec<Bytes> = if PIECE_HEAD_BYTES + bytes.len() <= datagram_bytes {
             // Of a single packet a copy is as good as a symbol, and needs no decoding.
             let body = Body::Piece(Bytes::copy_from_slice(bytes));

@@ -25,6 +25,9 @@ const BUDGET_BYTES_MAX: f64 = 64.0 * 1024.0;
 
 /// Lost packets that an answer survives at least, once there is loss.
 const SURVIVED_MIN: usize = 3;
+/// Lost packets that an answer survives while hardly any of the budget is used: losses come in bursts, of four on many radios, and what
+/// is not used is worth nothing.
+const SURVIVED_AMPLE: usize = 6;
 /// Chance of losing more than the repair covers that is taken.
 const RESIDUAL: f64 = 0.001;
 
@@ -100,6 +103,15 @@ impl Default for Budget {
 }
 
 impl Budget {
+    /// Lost packets to survive, with an eye to what is saved up: `lost` at least.
+    pub(super) fn afford(&self, lost: usize) -> usize {
+        if self.bytes > BUDGET_BYTES_MAX / 2.0 {
+            lost.max(SURVIVED_AMPLE)
+        } else {
+            lost
+        }
+    }
+
     /// Takes `bytes` if they are there. `path_bytes_per_s` is what the path carries.
     pub(super) fn take(&mut self, bytes: usize, path_bytes_per_s: f64, now: Duration) -> bool {
         let passed = now.saturating_sub(self.at).as_secs_f64();
@@ -223,6 +235,16 @@ mod tests {
         }
         // A hundred seconds at 1 MB/s, and what was saved up.
         assert!((9_900_000..10_070_000).contains(&taken), "{taken}");
+    }
+
+    #[test]
+    fn a_budget_that_is_used_up_affords_less() {
+        let mut budget = Budget::default();
+        assert_eq!(budget.afford(3), SURVIVED_AMPLE);
+        assert!(budget.take(40 << 10, 1e6, Duration::ZERO));
+        assert_eq!(budget.afford(3), 3);
+        assert_eq!(budget.afford(9), 9);
+        assert!(!budget.take(40 << 10, 1e6, Duration::ZERO));
     }
 
     #[test]
