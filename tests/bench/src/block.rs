@@ -130,7 +130,7 @@ pub(crate) fn run(session: &mut Session, way: Way) -> Result<()> {
         Way::Write => ("write", way.jobs()),
     };
     let (rounds, seconds) = if session.settings.quick {
-        (1, 3.0)
+        (1, 2.0)
     } else {
         (3, 10.0)
     };

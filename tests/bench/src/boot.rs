@@ -33,10 +33,6 @@ const NBD_PORT: u16 = 28_809;
 
 const THINKS: [(Think, &str); 2] = [(Think::Scaled, ""), (Think::None, "-nothink")];
 
-/// The disk that the trace is of, by its number at the datacenter here.
-const TRACED: (u32, &str) = (2, "desktop@2");
-const PREVIOUS: (u32, &str) = (1, "desktop@1");
-
 /// Reads the trace in the tree.
 ///
 /// # Errors
@@ -51,7 +47,12 @@ pub(crate) fn trace(session: &Session) -> Result<Trace> {
 /// Interrupted, or disks, line or trace cannot be had.
 pub(crate) fn run(session: &mut Session) -> Result<()> {
     let rounds = if session.settings.quick { 1 } else { 3 };
-    session.begin("boot", 200.0 + rounds as f64 * 700.0)?;
+    let each = if session.settings.quick {
+        450.0
+    } else {
+        1000.0
+    };
+    session.begin("boot", 60.0 + rounds as f64 * each)?;
     let images = Images::ready(session, 2)?;
     let trace = trace(session)?;
     let scratch = session.scratch("boot")?;
@@ -62,6 +63,7 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
         stage,
         scratch,
         disk: images.version(1),
+        previous: images.version(2),
     };
     eprintln!(
         "==> trace: {} reads, {:.0} MB of distinct blocks",
@@ -70,7 +72,7 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
     );
     let keys: Vec<String> = (0..rounds).flat_map(all_keys).collect();
     let datacenter = if session.any_left(&keys) {
-        Some(prepare(session, &images)?)
+        Some(Datacenter::start(session, Place::Stage, "dc")?)
     } else {
         None
     };
@@ -85,7 +87,10 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
             if let Some(datacenter) = &datacenter {
                 ours(session, &bench, datacenter, round, think, suffix)?;
             }
-            qemu_nbd(session, &bench, round, think, suffix)?;
+            // Ten thousand round trips one after another; a quick look takes them once.
+            if think == Think::Scaled || !session.settings.quick {
+                qemu_nbd(session, &bench, round, think, suffix)?;
+            }
         }
     }
     session.miss(
@@ -120,22 +125,16 @@ fn all_keys(round: usize) -> Vec<String> {
         .collect()
 }
 
-fn prepare(session: &Session, images: &Images) -> Result<Datacenter> {
-    eprintln!("==> preparing: two versions published");
-    let datacenter = Datacenter::start(session, Place::Stage, "dc")?;
-    datacenter.create("desktop")?;
-    datacenter.publish("desktop", &images.version(2))?;
-    datacenter.publish("desktop", &images.version(1))?;
-    Ok(datacenter)
-}
-
 struct Bench {
     trace: Trace,
     /// Without what a branch reads for its machine by itself.
     guest: Trace,
     stage: Stage,
     scratch: PathBuf,
+    /// The disk that the trace is of.
     disk: PathBuf,
+    /// What a branch may hold of before it.
+    previous: PathBuf,
 }
 
 impl Bench {
@@ -222,7 +221,9 @@ pub(crate) fn boot_desktop(
     Ok(outcome)
 }
 
-/// Cold, cold behind the previous version, with the boot's profile, and warm; each on a branch that holds just that.
+/// Cold, warm, with the boot's profile, and cold behind the previous version; each on a branch that holds just that.
+///
+/// A version's first boot teaches its profile, so each round has images of its own: the store knows their chunks already.
 fn ours(
     session: &mut Session,
     bench: &Bench,
@@ -231,73 +232,137 @@ fn ours(
     think: Think,
     suffix: &str,
 ) -> Result<()> {
-    let key = format!("cold/splice/{round}{suffix}");
-    if !session.is_done(&key) {
-        let joined = with_version(session, bench, datacenter, "br-cold", TRACED, false);
-        measure(session, &key, joined, "br-cold", |branch, recorder| {
-            bench.desktop(recorder, &format!("cold{suffix}"), branch, think)?;
-            // What that boot taught is for the next branch.
-            datacenter.assign(branch.name(), TRACED.1, true)?;
-            branch.wait_complete(TRACED.0, FILL)?;
-            bench.desktop(recorder, &format!("warm{suffix}"), branch, think)
-        })?;
+    let cold = format!("cold/splice/{round}{suffix}");
+    let profile = format!("cold-profile/splice/{round}{suffix}");
+    if session.any_left([&cold, &profile]) {
+        let image = format!("cold{round}{suffix}");
+        datacenter.create(&image)?;
+        datacenter.publish(&image, &bench.disk)?;
+        let version = Version {
+            number: 1,
+            reference: format!("{image}@1"),
+        };
+        let joined = with_version(
+            session,
+            bench,
+            datacenter,
+            &format!("br-{image}"),
+            &version,
+            false,
+        );
+        measure(
+            session,
+            &cold,
+            joined,
+            &format!("br-{image}"),
+            |branch, recorder| {
+                bench.desktop(recorder, &format!("cold{suffix}"), branch, think)?;
+                datacenter.assign(branch.name(), &version.reference, true)?;
+                branch.wait_complete(version.number, FILL)?;
+                bench.desktop(recorder, &format!("warm{suffix}"), branch, think)
+            },
+        )?;
+        profiled(
+            session, bench, datacenter, &profile, &version, think, suffix,
+        )?;
     }
     let key = format!("cold-previous/splice/{round}{suffix}");
-    if !session.is_done(&key) {
-        let joined = with_version(session, bench, datacenter, "br-previous", PREVIOUS, true);
-        measure(session, &key, joined, "br-previous", |branch, recorder| {
-            datacenter.assign(branch.name(), TRACED.1, false)?;
-            branch.wait_known(TRACED.0)?;
+    // A branch has to be filled for it; a quick look takes it once.
+    if session.is_done(&key) || (think == Think::None && session.settings.quick) {
+        return Ok(());
+    }
+    let image = format!("previous{round}{suffix}");
+    datacenter.create(&image)?;
+    datacenter.publish(&image, &bench.previous)?;
+    datacenter.publish(&image, &bench.disk)?;
+    let previous = Version {
+        number: 1,
+        reference: format!("{image}@1"),
+    };
+    let joined = with_version(
+        session,
+        bench,
+        datacenter,
+        &format!("br-{image}"),
+        &previous,
+        true,
+    );
+    measure(
+        session,
+        &key,
+        joined,
+        &format!("br-{image}"),
+        |branch, recorder| {
+            datacenter.assign(branch.name(), &format!("{image}@2"), false)?;
+            branch.wait_known(2)?;
             bench.desktop(recorder, &format!("cold-previous{suffix}"), branch, think)
-        })?;
+        },
+    )
+}
+
+/// A branch that holds nothing, of a version that has booted elsewhere.
+fn profiled(
+    session: &mut Session,
+    bench: &Bench,
+    datacenter: &Datacenter,
+    key: &str,
+    version: &Version,
+    think: Think,
+    suffix: &str,
+) -> Result<()> {
+    if session.is_done(key) {
+        return Ok(());
     }
-    let key = format!("cold-profile/splice/{round}{suffix}");
-    if !session.is_done(&key) {
-        if !has_profile(datacenter)? {
-            pause(LEARN)?;
-        }
-        if !has_profile(datacenter)? {
-            session.miss(
-                "cold-profile",
-                SPLICE,
-                "this version records no boot profile",
-            );
-            return Ok(());
-        }
-        let joined = with_version(session, bench, datacenter, "br-profile", TRACED, false);
-        measure(session, &key, joined, "br-profile", |branch, recorder| {
-            bench.desktop(recorder, &format!("cold-profile{suffix}"), branch, think)
-        })?;
+    if !has_profile(datacenter, version)? {
+        pause(LEARN)?;
     }
-    Ok(())
+    if !has_profile(datacenter, version)? {
+        session.miss(
+            "cold-profile",
+            SPLICE,
+            "no boot profile came of a boot: this version of the product records none",
+        );
+        return Ok(());
+    }
+    let name = format!("br-profile{suffix}-{}", session.samples().len());
+    let joined = with_version(session, bench, datacenter, &name, version, false);
+    measure(session, key, joined, &name, |branch, recorder| {
+        bench.desktop(recorder, &format!("cold-profile{suffix}"), branch, think)
+    })
+}
+
+/// A version as branches and datacenter name it.
+struct Version {
+    number: u32,
+    reference: String,
 }
 
 /// Whether the traced version has a boot profile of its own boots.
-fn has_profile(datacenter: &Datacenter) -> Result<bool> {
-    let version = datacenter.splice(&["version", "show", TRACED.1], Duration::from_secs(60))?;
-    let profile = ["boot_profile", "profile"]
-        .iter()
-        .map(|name| &version[name])
-        .find(|found| found.is_object());
-    Ok(profile.is_some_and(|profile| profile["boots"].as_u64().unwrap_or(0) > 0))
+fn has_profile(datacenter: &Datacenter, version: &Version) -> Result<bool> {
+    let version = datacenter.splice(
+        &["version", "show", &version.reference],
+        Duration::from_secs(60),
+    )?;
+    let profile = &version["profile"];
+    Ok(profile["counter"].as_u64() > Some(0) && profile["boots"].as_u64() > Some(0))
 }
 
-/// A branch that knows a version, and holds all of it if it is `whole`.
+/// A branch of a name that was not there before (an old one would still be given its old version) that knows a version, and holds all of it if it is `whole`.
 fn with_version(
     session: &Session,
     bench: &Bench,
     datacenter: &Datacenter,
     name: &str,
-    (number, reference): (u32, &str),
+    version: &Version,
     whole: bool,
 ) -> Result<Branch> {
     bench.stage.set(PREPARING);
     session.discard(name);
     let branch = Branch::join(session, datacenter, name)?;
-    datacenter.assign(name, reference, whole)?;
-    branch.wait_known(number)?;
+    datacenter.assign(name, &version.reference, whole)?;
+    branch.wait_known(version.number)?;
     if whole {
-        branch.wait_complete(number, FILL)?;
+        branch.wait_complete(version.number, FILL)?;
     }
     Ok(branch)
 }

@@ -267,13 +267,17 @@ impl Session {
 
     /// Reports that something cannot be measured here.
     pub(crate) fn miss(&mut self, what: &str, system: &str, reason: &str) {
-        eprintln!("             {what}: {system} left out: {reason}");
-        self.missing.push(Missing {
+        let missing = Missing {
             bench: self.bench.clone(),
             what: what.to_owned(),
             system: system.to_owned(),
             reason: reason.to_owned(),
-        });
+        };
+        // What is missing for good is found missing in every round.
+        if !self.missing.contains(&missing) {
+            eprintln!("             {what}: {system} left out: {reason}");
+            self.missing.push(missing);
+        }
     }
 
     /// Whether `program` is there; if not, that is reported once for `system`.

@@ -38,10 +38,7 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
         return Ok(());
     }
     let stage = Stage::build(PREPARING, &scratch)?;
-    eprintln!("==> preparing: one version published");
     let datacenter = Datacenter::start(session, Place::Stage, "dc")?;
-    datacenter.create("desktop")?;
-    datacenter.publish("desktop", &images.version(1))?;
     for round in 0..rounds {
         for size in SIZES {
             let key = key(size, round);
@@ -49,9 +46,16 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
                 continue;
             }
             stage.set(PREPARING);
-            session.discard("br");
-            let prepared = Branch::join(session, &datacenter, "br").and_then(|branch| {
-                datacenter.assign("br", "desktop@1", false)?;
+            // A version that has booted has a profile, and a branch that was there keeps what it was given: each size has its own.
+            let (image, name) = (
+                format!("storm-{size}-{round}"),
+                format!("br-{size}-{round}"),
+            );
+            datacenter.create(&image)?;
+            datacenter.publish(&image, &images.version(1))?;
+            let reference = format!("{image}@1");
+            let prepared = Branch::join(session, &datacenter, &name).and_then(|branch| {
+                datacenter.assign(&name, &reference, false)?;
                 branch.wait_known(1).map(|_| branch)
             });
             let branch = match prepared {
@@ -71,7 +75,7 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
                     &guest,
                 )?;
                 stage.set(PREPARING);
-                datacenter.assign("br", "desktop@1", true)?;
+                datacenter.assign(&name, &reference, true)?;
                 branch.wait_complete(1, FILL)?;
                 once(
                     recorder,
@@ -83,7 +87,7 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
                 )
             })?;
             drop(branch);
-            session.discard("br");
+            session.discard(&name);
         }
     }
     Ok(())
