@@ -201,7 +201,9 @@ fn what_is_encoded_when_the_process_dies_is_not_encoded_again() {
         assert!(whole.starts_with(&left), "what was there was kept");
         assert!(whole.len() > left.len());
     }
-    decode(&bench, pair, &found(&bench, pair));
+    let reader = Updates::new(bench.dc.dir().updates());
+    let update = reader.find(&bench.dc, pair).unwrap().unwrap();
+    decode(&bench, pair, &update);
 }
 
 #[test]

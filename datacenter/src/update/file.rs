@@ -152,6 +152,9 @@ impl UpdateFile {
         let opened = Self::open_as(disk, name, identity, Open::Write)?;
         let end = opened.scan(true)?;
         opened.file.truncate(end)?;
+        // The process that created it may have died before it was durable.
+        opened.file.sync()?;
+        disk.sync_dir("")?;
         *lock(&opened.end) = end;
         Ok(opened)
     }
