@@ -41,7 +41,9 @@ impl Tally {
         let now = cache.churn();
         match self.seen {
             Some(seen) if seen == (trees.len(), now) => return self.figures,
-            Some((count, before)) if count == trees.len() && before.departures == now.departures => {
+            Some((count, before))
+                if count == trees.len() && before.departures == now.departures =>
+            {
                 self.look_again(trees, cache);
             }
             _ => self.look(trees, cache),
@@ -77,5 +79,95 @@ impl Tally {
             !resident
         });
         self.missing.shrink_to_fit();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, missing_docs)]
+    use std::collections::HashMap;
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+    use dedup::{
+        Chunk, ChunkerParams, IdKey, ManifestBuilder, NodeId, NodeSource, RealmId, VersionId,
+    };
+    use dedup_protocol::records::Tree;
+    use dedup_store::disk::HostDisk;
+    use dedup_store::kv::MemKv;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::cache::{CacheIdentity, CacheOptions};
+    use crate::content_map::ContentMap;
+
+    struct Leaves(HashMap<NodeId, Vec<u8>>);
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("missing")]
+    struct Missing;
+
+    impl NodeSource for Leaves {
+        type Error = Missing;
+        fn node(&self, id: NodeId) -> Result<Bytes, Missing> {
+            self.0.get(&id).map(|b| b.clone().into()).ok_or(Missing)
+        }
+    }
+
+    fn chunk(key: &IdKey, n: u32) -> Chunk {
+        let bytes: Vec<u8> = (0..3000 + n * 7)
+            .map(|i| (i * 31 + n * 131) as u8)
+            .collect();
+        Chunk::new(key, Bytes::from(bytes))
+    }
+
+    fn tree(key: &IdKey, tree: Tree, numbers: &[u32]) -> TreeHandle {
+        let mut builder = ManifestBuilder::new(key.clone(), ChunkerParams::default());
+        for &n in numbers {
+            let chunk = chunk(key, n);
+            builder.push_chunk(chunk.id(), chunk.bytes().len() as u32);
+            builder.push_zero(4096);
+        }
+        let (manifest, leaves) = builder.finish();
+        let map = ContentMap::load(&manifest, &Leaves(leaves.into_iter().collect())).unwrap();
+        let (version, map) = (VersionId([1; 32]), Arc::new(map));
+        TreeHandle { version, tree, map }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+        /// Whatever comes and goes, and whenever a report is asked for, the figures are those of a whole count.
+        #[test]
+        fn figures_are_those_of_a_whole_count(steps in prop::collection::vec((0..40u32, 0..5u8), 1..120)) {
+            let key = IdKey::new([5; 32]);
+            let root = tempfile::tempdir().unwrap();
+            let identity = CacheIdentity { realm: RealmId([1; 16]), key_id: key.key_id() };
+            let disk = Arc::new(HostDisk::new(root.path()).unwrap());
+            let options = CacheOptions { capacity_bytes: 1 << 20, slab_bytes: 1 << 20, ..CacheOptions::default() };
+            let cache = Cache::open(disk, "c", Arc::new(MemKv::new()), identity, [9; 16], options).unwrap();
+            // Chunks shown twice in a tree, and by both trees.
+            let all: Vec<u32> = (0..30).chain(5..10).collect();
+            let trees = [tree(&key, Tree::Disk, &all), tree(&key, Tree::Kernel, &[3, 31, 32])];
+            let mut tally = Tally::default();
+            for (n, step) in steps {
+                match step {
+                    0 | 1 => { cache.insert(&chunk(&key, n)).unwrap(); }
+                    2 => { cache.remove(&chunk(&key, n).id()).unwrap(); }
+                    3 if n % 8 == 0 => { cache.evict(16 << 10, &|_| false).unwrap(); }
+                    _ => {
+                        let mut want = Figures::default();
+                        for n in (0..30).chain([31, 32]) {
+                            let chunk = chunk(&key, n);
+                            let (len, here) = (chunk.bytes().len() as u64, cache.contains(&chunk.id()));
+                            want.total_chunks += 1;
+                            want.total_bytes += len;
+                            want.resident_chunks += u64::from(here);
+                            want.resident_bytes += if here { len } else { 0 };
+                        }
+                        prop_assert_eq!(tally.update(&trees, &cache), want);
+                    }
+                }
+            }
+        }
     }
 }

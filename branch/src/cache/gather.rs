@@ -84,7 +84,11 @@ impl Span {
                 (0, len, 0)
             };
         }
-        let head = if self.is_partial(self.first) { BLOCK } else { 0 };
+        let head = if self.is_partial(self.first) {
+            BLOCK
+        } else {
+            0
+        };
         let tail = if self.is_partial(self.last) {
             to - last_from
         } else {
@@ -196,12 +200,7 @@ impl Span {
 }
 
 /// Verifies the blocks of one slice and copies out the parts of blocks, which come first in `scratch`.
-fn take(
-    span: &Span,
-    wanted: &mut Wanted<'_>,
-    checks: &[AtomicU64],
-    scratch: &mut &[u8],
-) -> bool {
+fn take(span: &Span, wanted: &mut Wanted<'_>, checks: &[AtomicU64], scratch: &mut &[u8]) -> bool {
     let matches = |number: u32, block: &[u8]| {
         checks[number as usize].load(Ordering::Relaxed) == block_check(wanted.id, number, block)
     };

@@ -24,6 +24,8 @@ mod load;
 mod read;
 mod residency;
 mod slab;
+#[cfg(test)]
+mod slices_tests;
 mod slots;
 #[cfg(test)]
 mod tests;

@@ -12,8 +12,8 @@ use dedup::ChunkId;
 use dedup_store::disk::{Disk, DiskFile, Open};
 
 use super::format::{
-    BLOCK_BYTES, CHECK_BYTES, Meta, block_check, check_is, check_position,
-    check_word, decode_slab_header, encode_check, encode_slab_header, slot_position,
+    BLOCK_BYTES, CHECK_BYTES, Meta, block_check, check_is, check_position, check_word,
+    decode_slab_header, encode_check, encode_slab_header, slot_position,
 };
 use super::residency::Stay;
 use super::slots::Run;
@@ -116,8 +116,7 @@ impl Slab {
         slot: u32,
         bytes: &[u8],
     ) -> Result<(), CacheError> {
-        let failure =
-            |what| move |e| self.failure(CacheError::io(dir, &self.name, what, e));
+        let failure = |what| move |e| self.failure(CacheError::io(dir, &self.name, what, e));
         // Before anything is written: who reads the checks later would read them while they change.
         let table = self.checks().map_err(failure("read the checks"))?;
         let blocks = bytes.chunks(BLOCK_BYTES as usize).enumerate();

@@ -296,7 +296,13 @@ mod tests {
         let record_len = (before + len + i as u64 % 5) * SECTOR_BYTES;
         let record_len = NonZeroU32::new(record_len as u32).unwrap();
         let record_start = (start - before) * SECTOR_BYTES;
-        Content::Log(LogPlace::new(record_start, record_len, i as u32 / 4, 16 * i as u64, i as u32))
+        Content::Log(LogPlace::new(
+            record_start,
+            record_len,
+            i as u32 / 4,
+            16 * i as u64,
+            i as u32,
+        ))
     }
 
     /// Where in its record byte `at` is, so that cut extents are told from whole ones.
@@ -309,14 +315,18 @@ mod tests {
 
     fn check(index: &Index, oracle: &[Option<Content>], from: u64, to: u64) {
         let mut at = from;
-        index.lookup(from * SECTOR_BYTES, to * SECTOR_BYTES, &mut |start, end, content| {
-            assert!(start < end && start == at * SECTOR_BYTES);
-            while at * SECTOR_BYTES < end {
-                let byte = at * SECTOR_BYTES;
-                assert_eq!(origin(content, byte), origin(oracle[at as usize], byte));
-                at += 1;
-            }
-        });
+        index.lookup(
+            from * SECTOR_BYTES,
+            to * SECTOR_BYTES,
+            &mut |start, end, content| {
+                assert!(start < end && start == at * SECTOR_BYTES);
+                while at * SECTOR_BYTES < end {
+                    let byte = at * SECTOR_BYTES;
+                    assert_eq!(origin(content, byte), origin(oracle[at as usize], byte));
+                    at += 1;
+                }
+            },
+        );
         assert_eq!(at, to);
     }
 
@@ -388,9 +398,12 @@ mod tests {
             hole: true,
         };
         for start in [0, 20, 10] {
-            index.insert(start * SECTOR_BYTES, (start + 10) * SECTOR_BYTES, zero, &mut |_, _| {
-                panic!("nothing is replaced")
-            });
+            index.insert(
+                start * SECTOR_BYTES,
+                (start + 10) * SECTOR_BYTES,
+                zero,
+                &mut |_, _| panic!("nothing is replaced"),
+            );
         }
         assert_eq!(index.len(), 1);
     }
@@ -413,7 +426,16 @@ mod tests {
         let at = |i: u64| {
             let start = place(i) * 2 * BLOCK;
             let position = (i % 16_384) * 4208;
-            (start, LogPlace::new(start, len, (i / 16_384) as u32, position, (i % 16_384) as u32))
+            (
+                start,
+                LogPlace::new(
+                    start,
+                    len,
+                    (i / 16_384) as u32,
+                    position,
+                    (i % 16_384) as u32,
+                ),
+            )
         };
         let before = resident_bytes();
         let mut index = Index::default();
@@ -429,7 +451,9 @@ mod tests {
         for i in (0..EXTENTS).step_by(97) {
             let (start, log) = at(i);
             let mut seen = Vec::new();
-            index.lookup(start, start + 2 * BLOCK, &mut |from, to, content| seen.push((from, to, content)));
+            index.lookup(start, start + 2 * BLOCK, &mut |from, to, content| {
+                seen.push((from, to, content))
+            });
             assert_eq!(
                 seen,
                 [

@@ -45,7 +45,9 @@ impl Packed {
             Content::Log(place) => {
                 let into = (start - place.record_start) / SECTOR_BYTES;
                 let record_len = u64::from(place.record_len.get()) / SECTOR_BYTES;
-                debug_assert!(into + len <= record_len && u64::from(place.seq_delta) <= SEQ_DELTA_MAX);
+                debug_assert!(
+                    into + len <= record_len && u64::from(place.seq_delta) <= SEQ_DELTA_MAX
+                );
                 Self([
                     low,
                     high | (LOG << 8) | ((into as u32) << 10) | ((record_len as u32 - 1) << 21),
@@ -56,7 +58,13 @@ impl Packed {
             }
             Content::Zero { segment, hole } => {
                 let kind = if hole { HOLE } else { ZERO };
-                Self([low, high | (kind << 8), len as u32, segment, (len >> 32) as u32])
+                Self([
+                    low,
+                    high | (kind << 8),
+                    len as u32,
+                    segment,
+                    (len >> 32) as u32,
+                ])
             }
         }
     }

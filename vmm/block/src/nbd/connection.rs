@@ -11,7 +11,10 @@ use super::counters::is_known;
 use super::exchange::Exchange;
 use super::export::Seat;
 use super::intake::{Intake, IntakeError};
-use super::limits::{COALESCE_BYTES_MAX, INLINE_ALONE_BYTES_MAX, INLINE_BYTES_MAX, PAYLOAD_BYTES_MAX, STATUS_EXTENTS_MAX};
+use super::limits::{
+    COALESCE_BYTES_MAX, INLINE_ALONE_BYTES_MAX, INLINE_BYTES_MAX, PAYLOAD_BYTES_MAX,
+    STATUS_EXTENTS_MAX,
+};
 use super::outbox::Outbox;
 use super::patience::Patience;
 use super::pool::Job;
@@ -134,6 +137,7 @@ impl Connection {
             };
             exchange.request = request;
             exchange.started = Instant::now();
+            self.stream(intake, &mut exchange);
             match self.receive_one(intake, &mut exchange) {
                 Ok(true) => {
                     self.count(&exchange);
@@ -153,6 +157,44 @@ impl Connection {
                     return Err(error.into());
                 }
             }
+        }
+    }
+
+    /// Answers a large read in parts while nothing else waits, so that the client takes one part while the next is read, and both
+    /// copies stay in the processor's cache. Leaves the last part, and whatever cannot be had at once, as the request.
+    fn stream(&self, intake: &Intake, exchange: &mut Exchange) {
+        let request = exchange.request;
+        let streams = request.command == CMD_READ
+            && self.agreement.structured
+            && !request.has(CMD_FLAG_DF)
+            && (INLINE_BYTES_MAX + 1..=INLINE_ALONE_BYTES_MAX).contains(&request.len)
+            && intake.buffered().is_empty();
+        if !streams || self.judge(&request).is_some() {
+            return;
+        }
+        while exchange.request.len > INLINE_BYTES_MAX {
+            // Its bytes are charged to the whole request already.
+            let Some(mut part) = self.outbox.try_begin(0) else {
+                return;
+            };
+            part.request = Request {
+                len: INLINE_BYTES_MAX,
+                ..exchange.request
+            };
+            let payload = part.payload_mut(INLINE_BYTES_MAX as usize);
+            if !matches!(
+                self.device().try_read(exchange.request.offset, payload),
+                Ok(true)
+            ) {
+                // Found again, and answered, where the rest is read.
+                return self.outbox.abandon(part);
+            }
+            part.reply_read_part();
+            self.seat.export.counters.count_part(INLINE_BYTES_MAX);
+            self.outbox.push(part);
+            self.outbox.flush();
+            exchange.request.offset += u64::from(INLINE_BYTES_MAX);
+            exchange.request.len -= INLINE_BYTES_MAX;
         }
     }
 

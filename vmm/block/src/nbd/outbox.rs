@@ -27,6 +27,8 @@ struct State {
     failed: bool,
     in_flight: usize,
     bytes_in_flight: usize,
+    /// Threads that wait for `room`: signalling nobody costs a system call all the same.
+    waiting: usize,
     #[expect(
         clippy::vec_box,
         reason = "an exchange moves as one pointer between queue, batch and here"
@@ -63,6 +65,7 @@ impl Outbox {
                 failed: false,
                 in_flight: 0,
                 bytes_in_flight: 0,
+                waiting: 0,
                 free: Vec::new(),
                 free_bytes: 0,
             }),
@@ -92,10 +95,23 @@ impl Outbox {
             if let Some(exchange) = Self::begin_locked(&mut state, bytes) {
                 return exchange;
             }
-            state = self
-                .room
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            state = self.wait_for_room(state);
+        }
+    }
+
+    fn wait_for_room<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        state.waiting += 1;
+        state = self
+            .room
+            .wait(state)
+            .unwrap_or_else(PoisonError::into_inner);
+        state.waiting -= 1;
+        state
+    }
+
+    fn signal_room(&self, state: &State) {
+        if state.waiting > 0 {
+            self.room.notify_all();
         }
     }
 
@@ -131,8 +147,9 @@ impl Outbox {
 
     /// Gives an exchange back without an answer (the connection is ending).
     pub(crate) fn abandon(&self, exchange: Box<Exchange>) {
-        Self::end(&mut self.lock(), exchange);
-        self.room.notify_all();
+        let mut state = self.lock();
+        Self::end(&mut state, exchange);
+        self.signal_room(&state);
     }
 
     /// Adds an exchange whose reply is laid out; returns how many bytes now wait to be sent.
@@ -140,7 +157,7 @@ impl Outbox {
         let mut state = self.lock();
         if state.failed {
             Self::end(&mut state, exchange);
-            self.room.notify_all();
+            self.signal_room(&state);
             return 0;
         }
         state.queued_bytes += exchange.reply_len();
@@ -200,7 +217,7 @@ impl Outbox {
             for exchange in writer.batch.drain(..) {
                 Self::end(state, exchange);
             }
-            self.room.notify_all();
+            self.signal_room(state);
             if state.queue.is_empty() {
                 state.writing = false;
                 return true;
@@ -223,7 +240,7 @@ impl Outbox {
         for exchange in writer.batch.drain(..).chain(dropped) {
             Self::end(state, exchange);
         }
-        self.room.notify_all();
+        self.signal_room(state);
     }
 
     /// Waits until every request is answered or dropped, then says goodbye. The wait is bounded by the device's own
@@ -232,10 +249,7 @@ impl Outbox {
         self.flush();
         let mut state = self.lock();
         while state.in_flight > 0 {
-            state = self
-                .room
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            state = self.wait_for_room(state);
         }
         drop(state);
         self.writer
