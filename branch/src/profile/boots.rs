@@ -18,15 +18,12 @@ use dedup_protocol::wire::{BootRecorded, Message, ProfileAvailable};
 use tokio::sync::Notify;
 
 use super::plan::{self, Plan};
-use super::recorder::Recorder;
+use super::recorder::{Recorder, TOUCHES_MIN};
 use crate::catalog::CatalogError;
 use crate::fetch::Fetcher;
 use crate::fetch::base::CachedBase;
 use crate::fetch::queue::TreeHandle;
 use crate::versions::Versions;
-
-/// Fewer touches than this are not a boot: a machine that was stopped at once, or found no system.
-const TOUCHES_MIN: usize = 32;
 
 /// Of a version whose profile is made of many boots already, a boot is told this often at most.
 const TELL_KNOWN_EVERY: Duration = Duration::from_secs(3600);

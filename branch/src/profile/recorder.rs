@@ -9,9 +9,12 @@ use std::time::Instant;
 
 use dedup_protocol::profile::ENTRIES_MAX;
 
-/// A boot has settled when nothing was touched for the first time for so long, in milliseconds. Between two phases of a boot a
-/// machine computes for some seconds.
+/// A boot has settled when nothing was touched for the first time for so long, in milliseconds, and for half of the time that it took
+/// so far. Between two phases of a boot a machine computes for some seconds, an emulated one on a busy host for minutes.
 pub const SETTLED_MS: u32 = 20_000;
+
+/// Fewer touches than this are not a boot: firmware that looks for a disk, while the kernel unpacks its initial RAM disk.
+pub const TOUCHES_MIN: usize = 32;
 
 /// A boot is over after this, in milliseconds, settled or not: what a user opens first is not part of it.
 pub const BOOT_MS_MAX: u32 = 600_000;
@@ -94,8 +97,10 @@ impl Recorder {
 
     /// Whether the boot is over at `now_ms`. A guest that waits for the line is in the middle of it, however long.
     pub fn is_over(&self, now_ms: u32) -> bool {
-        let quiet = now_ms.saturating_sub(self.last_ms.load(Ordering::Relaxed)) >= SETTLED_MS;
-        now_ms >= BOOT_MS_MAX || (quiet && self.waiting.load(Ordering::Relaxed) == 0)
+        let last_ms = self.last_ms.load(Ordering::Relaxed);
+        let quiet = now_ms.saturating_sub(last_ms) >= SETTLED_MS.max(last_ms / 2);
+        let stands = quiet && self.waiting.load(Ordering::Relaxed) == 0;
+        now_ms >= BOOT_MS_MAX || (stands && self.touches().len() >= TOUCHES_MIN)
     }
 
     /// Whether a read failed: what the guest did then is not how it boots.
@@ -187,7 +192,11 @@ mod tests {
     #[test]
     fn a_boot_is_over_when_quiet_but_not_while_a_guest_waits() {
         let recorder = Recorder::new(64);
-        recorder.touch(1, false, || 1_000);
+        recorder.touch(0, false, || 300);
+        assert!(!recorder.is_over(90_000), "firmware looked at the disk");
+        for index in 1..TOUCHES_MIN {
+            recorder.touch(index, false, || 1_000);
+        }
         assert!(!recorder.is_over(20_999));
         assert!(recorder.is_over(21_000));
         recorder.wait_begins();
@@ -195,6 +204,8 @@ mod tests {
         assert!(recorder.is_over(BOOT_MS_MAX), "ten minutes are enough");
         recorder.wait_ended(true, 95_000);
         assert!(!recorder.is_over(100_000), "it goes on now");
+        assert!(!recorder.is_over(142_000), "a slow machine is slow");
+        assert!(recorder.is_over(142_500));
         assert!(!recorder.has_failed());
         recorder.wait_begins();
         recorder.wait_ended(false, 96_000);
