@@ -93,8 +93,8 @@ pub(crate) struct Record {
     pub(crate) begun_ns: u64,
     /// Payload bytes of each [`BIN`].
     pub(crate) bins: Vec<u64>,
-    /// What each demand waited, in microseconds.
-    pub(crate) demand_us: Vec<f64>,
+    /// When each demand was asked, in seconds since the first bin began, and what it waited, in microseconds.
+    pub(crate) demands: Vec<(f64, f64)>,
 }
 
 /// CLOCK_MONOTONIC in nanoseconds.
@@ -430,8 +430,8 @@ async fn fetch(options: &Options, time: Duration) -> Result<Record> {
                 record
                     .lock()
                     .expect("nothing panics while it holds the record")
-                    .demand_us
-                    .push(waited);
+                    .demands
+                    .push(((asked - begun).as_secs_f64(), waited));
             }
         });
     }

@@ -1,9 +1,10 @@
 //! The product as its operators use it, as a black box: two daemons, the `splice` command and NBD exports.
 
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::machine;
@@ -22,9 +23,8 @@ const NEWS: Duration = Duration::from_secs(120);
 /// How often a branch is asked how far it is. Asking costs it CPU time.
 const ASK_EVERY: Duration = Duration::from_millis(200);
 
-/// Ports of the datacenter, in its own namespace or on loopback.
-const LINK_PORT: u16 = 27_443;
-const API_PORT: u16 = 27_480;
+/// Ports of a datacenter: the first two that are free, below the range that the kernel gives to clients.
+const PORTS: std::ops::Range<u16> = 11_000..15_000;
 
 /// Where the two run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,11 +50,25 @@ impl Place {
         }
     }
 
-    fn address(self) -> String {
+    /// Where a datacenter listens there.
+    fn host(self) -> &'static str {
         match self {
-            Self::Loopback => format!("127.0.0.1:{LINK_PORT}"),
-            Self::Stage => format!("{}:{LINK_PORT}", stage::DATACENTER_ADDRESS),
+            Self::Loopback => "127.0.0.1",
+            Self::Stage => stage::DATACENTER_ADDRESS,
         }
+    }
+}
+
+/// Ports of loopback that nobody has, neither for UDP nor for TCP. Namespaces of our own have no others.
+fn free_ports() -> Result<[u16; 2]> {
+    let is_free = |port: &u16| {
+        let address = SocketAddr::from(([127, 0, 0, 1], *port));
+        UdpSocket::bind(address).is_ok() && TcpListener::bind(address).is_ok()
+    };
+    let mut free = PORTS.filter(is_free);
+    match (free.next(), free.next()) {
+        (Some(link), Some(api)) => Ok([link, api]),
+        _ => bail!("no two ports of {PORTS:?} are free"),
     }
 }
 
@@ -64,6 +78,8 @@ pub(crate) struct Datacenter {
     data: PathBuf,
     programs: PathBuf,
     scratch: PathBuf,
+    /// Where branches reach it.
+    address: String,
     pub(crate) daemon: Daemon,
 }
 
@@ -77,8 +93,9 @@ impl Datacenter {
         let data = session.scratch(name)?.join("data");
         let programs = session.settings.programs.clone();
         let path = programs.join("splice-datacenter");
-        let address = place.address();
-        let api = format!("127.0.0.1:{API_PORT}");
+        let [link_port, api_port] = free_ports()?;
+        let address = format!("{}:{link_port}", place.host());
+        let api = format!("127.0.0.1:{api_port}");
         let run = |verb: &str| {
             let program =
                 Program::new(&path).args([verb, "--link", &address, "--api", &api, "--data"]);
@@ -93,6 +110,7 @@ impl Datacenter {
             data,
             programs,
             scratch,
+            address,
             daemon,
         };
         wait_for("the datacenter answers", READY, TICK * 5, || {
@@ -197,7 +215,7 @@ impl Branch {
         let answer = datacenter.splice(&["branch", "token", name, "--replace"], QUICK)?;
         let token = answer["token"].as_str().context("a join token")?.to_owned();
         let join = Program::new(programs.join("splice-branch"))
-            .args(["join", &token, "--address", &place.address(), "--data"])
+            .args(["join", &token, "--address", &datacenter.address, "--data"])
             .arg(&data);
         // The command line holds the token, which is a secret even here.
         place
