@@ -18,8 +18,7 @@ pub mod units;
 pub use branch::{
     AssignRequest, BootReport, Branch, BranchList, BranchState, BranchStatus, CacheStatus,
     DesktopStatus, Latencies, LinkReport, Pool, PoolList, TokenRequest, TokenResponse,
-    TransferCounters,
-    VersionResidency,
+    TransferCounters, VersionResidency,
 };
 #[cfg(feature = "client")]
 pub use client::{Client, ClientError, ClientOptions};

@@ -22,9 +22,10 @@ use dedup_protocol::records::{
 };
 use dedup_protocol::trust::{Signed, Trust};
 use dedup_protocol::wire::{
-    Batch, BatchEncoding, BatchRange, BatchSize, BootRecorded, Der, GetChunks, GetLeaves, GetOutline, GetProfile, GetUpdate,
-    GetVersion, Hello, Leaves, Message, Outline, ProfileAvailable, Refuse, RefuseCode, Run,
-    SignedBytes, StatusReport, Unreadable, UpdateHead, UpdatePart, Urgency, Welcome, WireError,
+    Batch, BatchEncoding, BatchRange, BatchSize, BootRecorded, Der, GetChunks, GetLeaves,
+    GetOutline, GetProfile, GetUpdate, GetVersion, Hello, Leaves, Message, Outline,
+    ProfileAvailable, Refuse, RefuseCode, Run, SignedBytes, StatusReport, Unreadable, UpdateHead,
+    UpdatePart, Urgency, Welcome, WireError,
 };
 
 const VERSION: VersionId = VersionId([0x44; 32]);

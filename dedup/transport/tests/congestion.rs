@@ -24,11 +24,21 @@ fn after_startup(line: &Line) -> Range<Duration> {
 
 fn bulk(line: &Line, seed: u64) -> Report {
     let span = after_startup(line);
-    sim::run(line, &[Spec::bulk(LinkTuning::default())], &[], span.end, seed)
+    sim::run(
+        line,
+        &[Spec::bulk(LinkTuning::default())],
+        &[],
+        span.end,
+        seed,
+    )
 }
 
 fn random(p: f64) -> Loss {
-    if p == 0.0 { Loss::None } else { Loss::Random { p } }
+    if p == 0.0 {
+        Loss::None
+    } else {
+        Loss::Random { p }
+    }
 }
 
 /// One bulk transfer gets at least `share`, and no more than `overflow` of what it sends is dropped by a full queue.
@@ -39,17 +49,30 @@ fn fills(name: &str, line: &Line, share: f64, overflow: f64) {
     assert!(report.ended.is_empty(), "{name}: {:?}", report.ended);
     assert!(got >= share, "{name}: {got:.3} of the line");
     let dropped = report.overflow(&span);
-    assert!(dropped <= overflow, "{name}: the queue dropped {dropped:.3}");
+    assert!(
+        dropped <= overflow,
+        "{name}: the queue dropped {dropped:.3}"
+    );
 }
 
 fn grid(mbit: f64, rtt_ms: f64) {
     for queue in [1.0, 0.25] {
         for p in [0.0, 0.001, 0.01] {
             let name = format!("{mbit} Mbit/s {rtt_ms} ms {p} queue {queue}");
-            fills(&name, &Line::new(mbit, rtt_ms, random(p), queue), 0.90, 0.02);
+            fills(
+                &name,
+                &Line::new(mbit, rtt_ms, random(p), queue),
+                0.90,
+                0.02,
+            );
         }
         let name = format!("{mbit} Mbit/s {rtt_ms} ms 5 % queue {queue}");
-        fills(&name, &Line::new(mbit, rtt_ms, random(0.05), queue), 0.80, 0.02);
+        fills(
+            &name,
+            &Line::new(mbit, rtt_ms, random(0.05), queue),
+            0.80,
+            0.02,
+        );
         let bursts = Loss::Bursts {
             p: 0.01,
             mean_packets: 8.0,
@@ -137,7 +160,13 @@ fn after_an_outage_the_rate_is_soon_back() {
         let line = Line::new(mbit, rtt_ms, random(0.001), 1.0);
         let (cut, restored) = (seconds(15.0), seconds(25.0));
         let events = [(cut, Event::Cut), (restored, Event::Restore)];
-        let report = sim::run(&line, &[Spec::bulk(LinkTuning::default())], &events, seconds(40.0), 3);
+        let report = sim::run(
+            &line,
+            &[Spec::bulk(LinkTuning::default())],
+            &events,
+            seconds(40.0),
+            3,
+        );
         // The next knock, half a second; its answer; and then five round trips.
         let back = restored + seconds(0.5) + line.rtt() * 6;
         let got = report.goodput(&(back..back + line.rtt() * 4 + seconds(1.0)));
@@ -155,7 +184,10 @@ fn a_remembered_path_is_full_within_three_round_trips() {
         // Handshake and request take two round trips; then three, and what is sent in the fourth arrives in the fifth.
         let from = line.rtt() * 6;
         let got = report.goodput(&(from..from + line.rtt() * 4));
-        assert!(got > 0.85, "{mbit} Mbit/s {rtt_ms} ms: {got:.2} of the line");
+        assert!(
+            got > 0.85,
+            "{mbit} Mbit/s {rtt_ms} ms: {got:.2} of the line"
+        );
     }
 }
 
@@ -180,12 +212,26 @@ fn a_line_that_gets_faster_is_used_and_one_that_gets_slower_is_not_flooded() {
         (seconds(10.0), Event::Shape(Box::new(fast))),
         (seconds(30.0), Event::Shape(Box::new(slow.clone()))),
     ];
-    let report = sim::run(&slow, &[Spec::bulk(LinkTuning::default())], &events, seconds(50.0), 3);
+    let report = sim::run(
+        &slow,
+        &[Spec::bulk(LinkTuning::default())],
+        &events,
+        seconds(50.0),
+        3,
+    );
     let fast = report.mbit(0, &(seconds(15.0)..seconds(30.0)));
     assert!(fast > 34.0, "{fast:.1} of 40 Mbit/s five seconds after");
     let after = seconds(34.0)..seconds(50.0);
-    assert!(report.goodput(&after) > 0.88, "{:.2}", report.goodput(&after));
-    assert!(report.overflow(&after) < 0.03, "{:.3}", report.overflow(&after));
+    assert!(
+        report.goodput(&after) > 0.88,
+        "{:.2}",
+        report.goodput(&after)
+    );
+    assert!(
+        report.overflow(&after) < 0.03,
+        "{:.3}",
+        report.overflow(&after)
+    );
 }
 
 /// A sender that mostly has nothing to send must not unlearn what the path can do.
@@ -231,7 +277,13 @@ fn beside_cubic_neither_starves() {
     for queue in [0.5, 1.0, 2.0, 4.0] {
         let (report, span) = two(Congestion::Delivery, Congestion::Cubic, queue);
         let (ours, cubic) = (report.mbit(0, &span), report.mbit(1, &span));
-        assert!(cubic > 3.0, "queue {queue}: cubic has {cubic:.1} beside {ours:.1} Mbit/s");
-        assert!(ours > 2.0, "queue {queue}: {ours:.1} beside cubic's {cubic:.1} Mbit/s");
+        assert!(
+            cubic > 3.0,
+            "queue {queue}: cubic has {cubic:.1} beside {ours:.1} Mbit/s"
+        );
+        assert!(
+            ours > 2.0,
+            "queue {queue}: {ours:.1} beside cubic's {cubic:.1} Mbit/s"
+        );
     }
 }

@@ -408,7 +408,7 @@ mod tests {
         );
         let quick: Vec<String> = lines(true).iter().map(Line::name).collect();
         assert!(
-            quick.iter().all(|name| names.contains(name)) && quick.len() == 6,
+            quick.iter().all(|name| names.contains(name)) && quick.len() == 7,
             "{quick:?}"
         );
     }

@@ -236,7 +236,8 @@ impl Delivery {
     fn slack(&self) -> f64 {
         let wanted = (SLACK_SPREADS * self.rtt.spread()).max(SLACK_SHARE * self.rtt.rest());
         // The spread itself is not queue: without it a window that fits the least mean round trip would leave gaps.
-        (wanted.clamp(SLACK_MIN, SLACK_MAX) * self.slack_share).max(self.rtt.spread().min(SLACK_MAX))
+        (wanted.clamp(SLACK_MIN, SLACK_MAX) * self.slack_share)
+            .max(self.rtt.spread().min(SLACK_MAX))
     }
 
     fn rest(&mut self, now: Instant) {
@@ -365,8 +366,7 @@ impl Delivery {
             };
             self.probe_rate = 0.0;
         }
-        let due = self.contended.is_none()
-            && self.round >= self.probe_round + 2 + self.probe_wait;
+        let due = self.contended.is_none() && self.round >= self.probe_round + 2 + self.probe_wait;
         if due && !seen.starved && !lossy && queue < slack / 4.0 {
             self.probe_round = self.round;
             self.probe_rate = self.rate.best();

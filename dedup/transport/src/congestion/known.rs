@@ -17,7 +17,8 @@ const RECORD_BYTES: usize = 32;
 /// Paths kept; the one measured longest ago gives way. Four times the fleet that a datacenter is planned for.
 const PATHS_MAX: usize = 4096;
 /// The longest such a file can be.
-const FILE_BYTES_MAX: u64 = (MAGIC.len() + PATHS_MAX * (1 + 255 + RECORD_BYTES) + DIGEST_BYTES) as u64;
+const FILE_BYTES_MAX: u64 =
+    (MAGIC.len() + PATHS_MAX * (1 + 255 + RECORD_BYTES) + DIGEST_BYTES) as u64;
 /// A thousand links that each tell once a minute must not mean seventeen writes a second.
 const WRITE_EVERY: Duration = Duration::from_secs(10);
 
@@ -84,7 +85,10 @@ impl PathMemory for KnownPaths {
         }
         let mut state = self.state();
         if state.paths.len() >= PATHS_MAX && !state.paths.contains_key(key) {
-            let oldest = state.paths.iter().min_by_key(|(_, known)| known.measured_unix_s);
+            let oldest = state
+                .paths
+                .iter()
+                .min_by_key(|(_, known)| known.measured_unix_s);
             if let Some(oldest) = oldest.map(|(key, _)| key.clone()) {
                 state.paths.remove(&oldest);
             }

@@ -66,7 +66,9 @@ impl DeliveryRate {
         }
         if let Some(first) = self.points.front().copied() {
             let heard = now.saturating_duration_since(first.at);
-            let sent = self.newest_sent.saturating_duration_since(first.newest_sent);
+            let sent = self
+                .newest_sent
+                .saturating_duration_since(first.newest_sent);
             let took = heard.max(sent);
             if heard >= span && !took.is_zero() {
                 let rate = (self.delivered - first.delivered) as f64 / took.as_secs_f64();

@@ -23,10 +23,18 @@ mod tests {
     #[test]
     fn the_send_buffer_follows_the_path_within_its_bounds() {
         let max = 64 << 20;
-        assert_eq!(send_window(8 << 20, 7 << 20, max), 28 << 20, "grows at once");
+        assert_eq!(
+            send_window(8 << 20, 7 << 20, max),
+            28 << 20,
+            "grows at once"
+        );
         assert_eq!(send_window(28 << 20, 100_000, max), 14 << 20, "halves");
         assert_eq!(send_window(2 << 20, 100_000, max), 2 << 20, "the least");
         assert_eq!(send_window(8 << 20, 1 << 30, max), max, "the most");
-        assert_eq!(send_window(1 << 20, 100_000, 1 << 20), 1 << 20, "a small setting");
+        assert_eq!(
+            send_window(1 << 20, 100_000, 1 << 20),
+            1 << 20,
+            "a small setting"
+        );
     }
 }

@@ -252,7 +252,11 @@ impl Dialler {
                 .unwrap_or_else(|| LinkError::from_connection(error, Party::Branch, &shown))
         };
         let connection = endpoint
-            .connect_with(self.config(transport, &verdict, &joined), address, "datacenter")
+            .connect_with(
+                self.config(transport, &verdict, &joined),
+                address,
+                "datacenter",
+            )
             .map_err(|error| match error {
                 ConnectError::InvalidRemoteAddress(_) | ConnectError::InvalidServerName(_) => {
                     LinkError::BadAddress {

@@ -161,9 +161,9 @@ impl LinkServer {
             false,
             &Arc::default(),
         )?)
-            .max_incoming(INCOMING_MAX)
-            .incoming_buffer_size(INCOMING_BYTES_MAX)
-            .incoming_buffer_size_total(INCOMING_BYTES_MAX_TOTAL);
+        .max_incoming(INCOMING_MAX)
+        .incoming_buffer_size(INCOMING_BYTES_MAX)
+        .incoming_buffer_size_total(INCOMING_BYTES_MAX_TOTAL);
         let socket = socket::bind(addr)?;
         let endpoint = Endpoint::new(
             endpoint_config(reset_secret),

@@ -30,7 +30,9 @@ impl Remembering {
         address: IpAddr,
         path: &PathCell,
     ) -> Self {
-        let known = memory.load(key).and_then(|record| record.at(now_unix_s(), address));
+        let known = memory
+            .load(key)
+            .and_then(|record| record.at(now_unix_s(), address));
         if let Some(record) = known {
             path.remember(record);
         }

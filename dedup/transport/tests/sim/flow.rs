@@ -6,12 +6,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use dedup_transport::congestion::{Delivery, Figures, Knocker, Network, PathCell, PathRecord, send_window};
+use dedup_transport::congestion::{
+    Delivery, Figures, Knocker, Network, PathCell, PathRecord, send_window,
+};
 use dedup_transport::link::LinkTuning;
 use quinn_proto::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn_proto::{
-    ClientConfig, Connection, ConnectionHandle, DatagramEvent, Dir, Endpoint, EndpointConfig, Event,
-    ServerConfig, StreamEvent, StreamId, Transmit,
+    ClientConfig, Connection, ConnectionHandle, DatagramEvent, Dir, Endpoint, EndpointConfig,
+    Event, ServerConfig, StreamEvent, StreamId, Transmit,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
@@ -116,7 +118,11 @@ impl Flow {
             path.remember(record);
         }
         let mut client_config = ClientConfig::new(client);
-        client_config.transport_config(spec.tuning.quic_settings_for_branch(&Arc::default()).unwrap());
+        client_config.transport_config(
+            spec.tuning
+                .quic_settings_for_branch(&Arc::default())
+                .unwrap(),
+        );
         let addr = |host| SocketAddr::from((Ipv4Addr::new(10, 0, index as u8, host), 4433));
         let mut bytes = [0; 32];
         bytes[..8].copy_from_slice(&seed.to_le_bytes());
@@ -169,7 +175,12 @@ impl Flow {
         };
         let timers = [timeout(&mut self.branch), timeout(&mut self.datacenter)];
         let ask = matches!(self.spec.load, Load::Periodic { .. }).then_some(self.next_ask);
-        timers.into_iter().flatten().chain(ask).chain([self.next_look]).min()
+        timers
+            .into_iter()
+            .flatten()
+            .chain(ask)
+            .chain([self.next_look])
+            .min()
     }
 
     pub fn receive(&mut self, side: Side, now: Duration, packet: Packet) {
@@ -178,7 +189,10 @@ impl Flow {
         let data = BytesMut::from(&packet[..]);
         let mut buffer = Vec::new();
         let local = Some(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 3)));
-        match end.endpoint.handle(at, end.peer, local, None, data, &mut buffer) {
+        match end
+            .endpoint
+            .handle(at, end.peer, local, None, data, &mut buffer)
+        {
             Some(DatagramEvent::ConnectionEvent(_, event)) => {
                 if let Some((_, connection)) = &mut end.connection {
                     connection.handle_event(event);
@@ -208,7 +222,12 @@ impl Flow {
         }
         let at = self.base + now;
         if self.branch.connection.is_none() {
-            let made = self.branch.endpoint.connect(at, self.client_config.clone(), self.branch.peer, "datacenter");
+            let made = self.branch.endpoint.connect(
+                at,
+                self.client_config.clone(),
+                self.branch.peer,
+                "datacenter",
+            );
             self.branch.connection = Some(made.unwrap());
         }
         if now >= self.next_look {
@@ -217,7 +236,8 @@ impl Flow {
             self.knocker.look(&self.path, 1200);
             if let Some((_, connection)) = &mut self.datacenter.connection {
                 let cwnd = connection.stats().path.cwnd;
-                self.send_window = send_window(self.send_window, cwnd, self.spec.tuning.window_bytes);
+                self.send_window =
+                    send_window(self.send_window, cwnd, self.spec.tuning.window_bytes);
                 connection.set_send_window(self.send_window);
             }
         }
@@ -233,7 +253,8 @@ impl Flow {
             }
             self.application(side, now, &mut connection);
             self.buffer.clear();
-            while let Some(transmit) = connection.poll_transmit(at, SEGMENTS_MAX, &mut self.buffer) {
+            while let Some(transmit) = connection.poll_transmit(at, SEGMENTS_MAX, &mut self.buffer)
+            {
                 let Transmit {
                     size, segment_size, ..
                 } = transmit;
@@ -257,7 +278,9 @@ impl Flow {
                         self.read(side, id, connection, &mut writable);
                     }
                 }
-                Event::Stream(StreamEvent::Readable { id }) => self.read(side, id, connection, &mut writable),
+                Event::Stream(StreamEvent::Readable { id }) => {
+                    self.read(side, id, connection, &mut writable)
+                }
                 Event::Stream(StreamEvent::Writable { id }) => writable.push(id),
                 _ => {}
             }
@@ -299,7 +322,13 @@ impl Flow {
         self.open += 1;
     }
 
-    fn read(&mut self, side: Side, id: StreamId, connection: &mut Connection, writable: &mut Vec<StreamId>) {
+    fn read(
+        &mut self,
+        side: Side,
+        id: StreamId,
+        connection: &mut Connection,
+        writable: &mut Vec<StreamId>,
+    ) {
         let mut stream = connection.recv_stream(id);
         let Ok(mut chunks) = stream.read(true) else {
             return;
@@ -308,7 +337,9 @@ impl Flow {
         let mut ended = false;
         loop {
             match chunks.next(usize::MAX) {
-                Ok(Some(chunk)) if side == Side::Branch => self.received += chunk.bytes.len() as u64,
+                Ok(Some(chunk)) if side == Side::Branch => {
+                    self.received += chunk.bytes.len() as u64
+                }
                 Ok(Some(chunk)) => request.extend_from_slice(&chunk.bytes),
                 Ok(None) => {
                     ended = true;
@@ -370,7 +401,10 @@ impl Flow {
 /// An Ed25519 certificate, because its signatures always have the same length: a run must not depend on chance.
 fn tls() -> (Arc<QuicServerConfig>, Arc<QuicClientConfig>) {
     let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
-    let cert = rcgen::CertificateParams::new(["datacenter".to_owned()]).unwrap().self_signed(&key).unwrap();
+    let cert = rcgen::CertificateParams::new(["datacenter".to_owned()])
+        .unwrap()
+        .self_signed(&key)
+        .unwrap();
     let der: CertificateDer<'static> = cert.der().clone();
     let mut roots = rustls::RootCertStore::empty();
     roots.add(der.clone()).unwrap();
@@ -379,7 +413,10 @@ fn tls() -> (Arc<QuicServerConfig>, Arc<QuicClientConfig>) {
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
         .with_no_client_auth()
-        .with_single_cert(vec![der], PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())))
+        .with_single_cert(
+            vec![der],
+            PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
+        )
         .unwrap();
     server.send_tls13_tickets = 0;
     let client = rustls::ClientConfig::builder_with_provider(provider)
@@ -387,5 +424,8 @@ fn tls() -> (Arc<QuicServerConfig>, Arc<QuicClientConfig>) {
         .unwrap()
         .with_root_certificates(roots)
         .with_no_client_auth();
-    (Arc::new(server.try_into().unwrap()), Arc::new(client.try_into().unwrap()))
+    (
+        Arc::new(server.try_into().unwrap()),
+        Arc::new(client.try_into().unwrap()),
+    )
 }

@@ -65,7 +65,13 @@ pub enum Event {
 }
 
 /// Runs `flows` over one line for `length` and reports.
-pub fn run(line: &Line, flows: &[Spec], events: &[(Duration, Event)], length: Duration, seed: u64) -> Report {
+pub fn run(
+    line: &Line,
+    flows: &[Spec],
+    events: &[(Duration, Event)],
+    length: Duration,
+    seed: u64,
+) -> Report {
     Simulation::new(line, flows, seed).run(events, length)
 }
 
@@ -90,7 +96,12 @@ impl Simulation {
             base,
             now: Duration::ZERO,
             down: Pipe::new(Duration::ZERO, line.down.clone(), Mode::Datagram, seed),
-            up: Pipe::new(Duration::ZERO, line.up.clone(), Mode::Datagram, seed ^ 0x5555),
+            up: Pipe::new(
+                Duration::ZERO,
+                line.up.clone(),
+                Mode::Datagram,
+                seed ^ 0x5555,
+            ),
             report: Report::new(line.clone(), flows.len()),
             flows,
         }
@@ -109,13 +120,17 @@ impl Simulation {
             }
             self.deliver();
             self.drive();
-            let next = [self.down.next_event(), self.up.next_event(), events.peek().map(|(at, _)| *at)]
-                .into_iter()
-                .flatten()
-                .chain(self.flows.iter_mut().filter_map(Flow::next_event))
-                .chain([sample_at])
-                .min()
-                .unwrap();
+            let next = [
+                self.down.next_event(),
+                self.up.next_event(),
+                events.peek().map(|(at, _)| *at),
+            ]
+            .into_iter()
+            .flatten()
+            .chain(self.flows.iter_mut().filter_map(Flow::next_event))
+            .chain([sample_at])
+            .min()
+            .unwrap();
             // Never stand still: a lower bound of the pipe's may already be past.
             self.now = next.max(self.now + Duration::from_nanos(1000));
         }
@@ -152,7 +167,11 @@ impl Simulation {
 
     fn drive(&mut self) {
         let Self {
-            flows, down, up, now, ..
+            flows,
+            down,
+            up,
+            now,
+            ..
         } = self;
         for (index, flow) in flows.iter_mut().enumerate() {
             flow.drive(*now, |side, packet| {

@@ -45,10 +45,19 @@ impl Report {
         }
     }
 
-    pub(super) fn sample(&mut self, _at: Duration, stats: DirectionStats, queue: Duration, flows: &mut [Flow]) {
+    pub(super) fn sample(
+        &mut self,
+        _at: Duration,
+        stats: DirectionStats,
+        queue: Duration,
+        flows: &mut [Flow],
+    ) {
         self.samples.push(Sample {
             received: flows.iter().map(Flow::received).collect(),
-            windows: flows.iter().map(|flow| flow.path().map_or(0, |path| path.1)).collect(),
+            windows: flows
+                .iter()
+                .map(|flow| flow.path().map_or(0, |path| path.1))
+                .collect(),
             figures: flows.first().and_then(Flow::figures),
             offered: stats.offered_bytes,
             delivered: stats.delivered_bytes,
@@ -101,7 +110,9 @@ impl Report {
 
     /// The wait in the queue that `share` of the samples stay below.
     pub fn queue(&self, span: &Range<Duration>, share: f64) -> Duration {
-        let index = |time: Duration| ((time.as_nanos() / SAMPLE_EVERY.as_nanos()) as usize).min(self.samples.len() - 1);
+        let index = |time: Duration| {
+            ((time.as_nanos() / SAMPLE_EVERY.as_nanos()) as usize).min(self.samples.len() - 1)
+        };
         let mut waits: Vec<_> = self.samples[index(span.start)..=index(span.end)]
             .iter()
             .map(|sample| sample.queue)
@@ -112,18 +123,31 @@ impl Report {
 
     /// When a flow had received `bytes`; None if it never had.
     pub fn reached(&self, flow: usize, bytes: u64) -> Option<Duration> {
-        let index = self.samples.iter().position(|sample| sample.received[flow] >= bytes)?;
+        let index = self
+            .samples
+            .iter()
+            .position(|sample| sample.received[flow] >= bytes)?;
         Some(SAMPLE_EVERY * index as u32)
     }
 
     /// Time, Mbit/s, window in bytes and queue of a flow, `every` so often: for looking at a run.
-    pub fn trace(&self, flow: usize, every: Duration) -> Vec<(Duration, f64, u64, Duration, Option<Figures>)> {
+    pub fn trace(
+        &self,
+        flow: usize,
+        every: Duration,
+    ) -> Vec<(Duration, f64, u64, Duration, Option<Figures>)> {
         let end = SAMPLE_EVERY * (self.samples.len() as u32 - 1);
         let mut rows = Vec::new();
         let mut from = Duration::ZERO;
         while from + every <= end {
             let sample = self.at(from + every);
-            rows.push((from, self.mbit(flow, &(from..from + every)), sample.windows[flow], sample.queue, sample.figures));
+            rows.push((
+                from,
+                self.mbit(flow, &(from..from + every)),
+                sample.windows[flow],
+                sample.queue,
+                sample.figures,
+            ));
             from += every;
         }
         rows
