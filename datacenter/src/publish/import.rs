@@ -348,6 +348,10 @@ impl Import<'_> {
                 }
             }
         }
+        if self.failure.is_set() {
+            // The caller reports the failure. What is missing from the manifest makes it one of nothing, so it is not stored.
+            return Err(PublishError::Cancelled);
+        }
         let (manifest, leaves) = builder.finish();
         let sealed = manifest.seal(self.key);
         for (id, bytes) in leaves.iter().chain(&sealed.nodes) {
