@@ -44,10 +44,10 @@ impl NewChunks {
     ) -> Result<Self, TooManyChunks> {
         let mut builder = Builder::default();
         for (id, len) in parent {
-            builder.parent(id, len)?;
+            builder.push_parent(id, len)?;
         }
         for (id, len) in version {
-            builder.new(id, len)?;
+            builder.push_version(id, len)?;
         }
         Ok(builder.numbering)
     }
@@ -61,7 +61,7 @@ impl NewChunks {
         let mut builder = Builder::default();
         for index in 0..parent.leaves.len() {
             for (id, len) in parent.leaf(source, index)?.chunks() {
-                builder.parent(id, len)?;
+                builder.push_parent(id, len)?;
             }
         }
         for (index, name) in version.leaves.iter().enumerate() {
@@ -70,7 +70,7 @@ impl NewChunks {
                 continue;
             }
             for (id, len) in version.leaf(source, index)?.chunks() {
-                builder.new(id, len)?;
+                builder.push_version(id, len)?;
             }
         }
         Ok(builder.numbering)
@@ -103,14 +103,14 @@ struct Builder {
 }
 
 impl Builder {
-    fn parent(&mut self, id: ChunkId, len: u32) -> Result<(), TooManyChunks> {
+    fn push_parent(&mut self, id: ChunkId, len: u32) -> Result<(), TooManyChunks> {
         if self.is_first(id)? {
             self.numbering.parent.push((id, len));
         }
         Ok(())
     }
 
-    fn new(&mut self, id: ChunkId, len: u32) -> Result<(), TooManyChunks> {
+    fn push_version(&mut self, id: ChunkId, len: u32) -> Result<(), TooManyChunks> {
         if self.is_first(id)? {
             self.numbering.new.push((id, len));
         }

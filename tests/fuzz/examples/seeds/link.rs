@@ -2,6 +2,7 @@
 
 use dedup::diff::LeafDelta;
 use dedup::manifest::LEAF_BYTES;
+use dedup::update::UpdateBatch;
 use dedup::{BranchId, Leaf, VersionId};
 use dedup_protocol::join::{JoinAnswer, JoinRequest, JoinToken};
 use dedup_protocol::records::{Assignment, PoolAssignment, Tree, VersionRecord};
@@ -75,6 +76,22 @@ pub fn write(seeds: &Seeds) {
     seeds.write("control", "all", &frames);
     records(seeds, content);
     exchanges(seeds);
+    updates(seeds);
+}
+
+/// A batch's head with a list of several runs; a list over a genuine frame; an edit of a genuine batch.
+fn updates(seeds: &Seeds) {
+    let batch = UpdateBatch {
+        first: 0,
+        count: 2,
+        prefix: vec![0, 1, 2, 9, 4, 5],
+        packed: zstd::bulk::compress(&[7; 4000], 1).unwrap().into(),
+    };
+    let mut head = vec![0];
+    batch.encode(&mut head);
+    seeds.write("update_batch", "head", &head);
+    seeds.write("update_batch", "list", &[1, 0, 1, 2, 3, 4, 5]);
+    seeds.write("update_batch", "edit", &[2, 1, 0, 40, 0, 9]);
 }
 
 fn manifests(seeds: &Seeds, content: &Fixed) {
