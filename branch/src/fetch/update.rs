@@ -219,8 +219,8 @@ impl Fetcher {
         })
     }
 
-    /// Caches the chunks of a batch that crossed the wire in `packed_bytes`, and makes them durable: a crash costs the batches in
-    /// flight. Blocks on the disk.
+    /// Caches the chunks of a batch that crossed the wire in `packed_bytes`, makes them durable, and counts them: a crash costs the
+    /// batches in flight. Blocks on the disk.
     pub fn deliver_update(
         &self,
         mut chunks: Vec<Chunk>,
@@ -230,12 +230,13 @@ impl Fetcher {
         chunks.retain(|chunk| !self.cache.contains(&chunk.id()));
         let bytes = chunks.iter().map(|chunk| chunk.bytes().len() as u64).sum();
         self.deliver(Urgency::Fill, &chunks)?;
+        self.cache.sync()?;
         self.counters
             .update_bytes
             .fetch_add(bytes, Ordering::Relaxed);
         self.counters
             .update_packed_bytes
             .fetch_add(packed_bytes, Ordering::Relaxed);
-        self.cache.sync()
+        Ok(())
     }
 }

@@ -65,7 +65,7 @@ fn case(seed: u64, tally: &mut Tally) {
     let mut disk = SimDisk::new(seed);
     let (whole, part) = names(&identity().pair);
     let count = rng.below(12) as u32;
-    // What returned, and whether only a process died since.
+    // What returned, and whether only processes died since it was last looked at.
     let (mut appended, mut only_killed, mut created) = (Vec::new(), true, false);
     loop {
         match UpdateFile::open(&disk, &whole, &identity()) {
@@ -88,6 +88,7 @@ fn case(seed: u64, tally: &mut Tally) {
                 "a killed process lost {lost} batches"
             );
             appended.retain(|number| !missing.contains(number));
+            only_killed = true;
         });
         if lived.anew {
             tally.begun_anew += 1;
@@ -97,8 +98,9 @@ fn case(seed: u64, tally: &mut Tally) {
         created |= lived.created;
         appended.extend(lived.appended);
         tally.deaths += 1;
-        only_killed = rng.one_in(2);
-        disk = if only_killed {
+        let killed = rng.one_in(2);
+        only_killed &= killed;
+        disk = if killed {
             disk.clone_live()
         } else {
             disk.crash(rng.bits())
