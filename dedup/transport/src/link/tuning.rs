@@ -26,9 +26,9 @@ const WINDOW_BYTES_MAX: u64 = 1 << 30;
 /// holes between them. A burst that loses every other packet of 1.16 KB reaches that within 2.4 MB; on a long path with
 /// large windows such bursts happen. Below this cap no pattern of loss can end a link.
 const STREAM_WINDOW_BYTES_MAX: u64 = 2 << 20;
-/// Bytes that may wait for acknowledgement until the path has been measured; then it is a multiple of what the path holds.
-/// 8 MiB carries 112 Mbit/s at 600 ms.
-pub(super) const SEND_WINDOW_BYTES_FIRST: u64 = 8 << 20;
+/// Bytes that may wait for acknowledgement until the path has been measured; then it is a multiple of what the path holds. It grows as the
+/// congestion window does; begun with more, a fill would take it all before the path is known, and a guest would wait behind it.
+pub(super) const SEND_WINDOW_BYTES_FIRST: u64 = 2 << 20;
 /// Unread bytes that one branch can make a datacenter hold: 16 GB for a thousand that all do. 223 Mbit/s of uploads at 600 ms.
 const RECEIVE_WINDOW_BYTES_MAX_DATACENTER: u64 = 16 << 20;
 /// Longest idle timeout accepted. A dead peer must be noticed while somebody still waits for it.

@@ -152,7 +152,7 @@ impl Flow {
             path,
             knocker: Knocker::default(),
             next_look: spec.starts,
-            send_window: 8 << 20,
+            send_window: 2 << 20,
             connected: false,
             received: 0,
             lost: None,
