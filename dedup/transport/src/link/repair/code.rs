@@ -236,5 +236,6 @@ mod tests {
         assert_eq!(symbols, GOLDEN);
     }
 
-    const GOLDEN: [[u8; 4]; 2] = [[0; 4], [0; 4]];
+    // Computed apart from this code, from the formula in docs/wire.md.
+    const GOLDEN: [[u8; 4]; 2] = [[78, 50, 254, 125], [12, 240, 200, 75]];
 }
