@@ -147,7 +147,7 @@ impl Repairs {
             self.measure(&mut state.meter);
             (state.meter.share(now), state.meter.own_per_mille())
         };
-        if loss == 0.0 {
+        if loss == 0.0 || bytes.is_empty() {
             return Vec::new();
         }
         let packets = bytes.len().div_ceil(datagram_bytes) + 1;
