@@ -13,6 +13,9 @@ use crate::congestion::{self, Knocker, Network, PathCell, PathMemory, PathRecord
 
 /// How often figures are kept while a link lives: what a crash may lose.
 const STORE_EVERY: Duration = Duration::from_secs(60);
+/// How often the send buffer is fitted to the path while a link is young, and how many times.
+const FIRST_LOOKS_EVERY: Duration = Duration::from_millis(50);
+const FIRST_LOOKS: usize = 40;
 /// Figures of less traffic than this are none: 1 MiB, a few dozen round trips of a slow line or a burst of a fast one.
 const STORE_BYTES_MIN: u64 = 1 << 20;
 /// A link's place in a memory of paths.
@@ -76,6 +79,14 @@ impl Watch {
     pub(super) async fn run(mut self, link: Weak<Shared>) {
         let looks_per_store = STORE_EVERY.as_millis() / Knocker::EVERY.as_millis();
         let mut looks = 0;
+        // A remembered path is full at once, and a new one soon: the send buffer keeps up with it from the first round trips on.
+        for _ in 0..FIRST_LOOKS {
+            tokio::time::sleep(FIRST_LOOKS_EVERY).await;
+            let Some(link) = link.upgrade() else {
+                break;
+            };
+            self.fit(&link);
+        }
         loop {
             tokio::time::sleep(Knocker::EVERY).await;
             let Some(link) = link.upgrade() else {
@@ -95,16 +106,25 @@ impl Watch {
     }
 
     fn look(&mut self, link: &Shared) {
-        let connection = link.connection();
-        let path = connection.stats().path;
-        self.mtu = path.current_mtu;
-        let wanted = congestion::send_window(self.send_window, path.cwnd, self.window_bytes_max);
-        let knock = self.knocker.look(&self.path, self.mtu);
+        self.mtu = link.connection().stats().path.current_mtu;
+        let fitted = self.fit(link);
         // Setting the window, even to what it was, also wakes the connection.
-        if wanted != self.send_window || knock {
+        if self.knocker.look(&self.path, self.mtu) && !fitted {
+            link.connection().set_send_window(self.send_window);
+        }
+    }
+
+    /// Fits the send buffer to the congestion window; true if it was another.
+    fn fit(&mut self, link: &Shared) -> bool {
+        let connection = link.connection();
+        let cwnd = connection.stats().path.cwnd;
+        let wanted = congestion::send_window(self.send_window, cwnd, self.window_bytes_max);
+        let other = wanted != self.send_window;
+        if other {
             self.send_window = wanted;
             connection.set_send_window(wanted);
         }
+        other
     }
 
     fn store(&mut self) {

@@ -102,6 +102,7 @@ pub struct Flow {
     knocker: Knocker,
     next_look: Duration,
     send_window: u64,
+    looks: u32,
     connected: bool,
     received: u64,
     lost: Option<String>,
@@ -153,6 +154,7 @@ impl Flow {
             knocker: Knocker::default(),
             next_look: spec.starts,
             send_window: 2 << 20,
+            looks: 0,
             connected: false,
             received: 0,
             lost: None,
@@ -232,8 +234,17 @@ impl Flow {
         }
         if now >= self.next_look {
             // The link does this in the product; being driven here is being woken.
-            self.next_look = now + Knocker::EVERY;
-            self.knocker.look(&self.path, 1200);
+            // Often while it is young: for the first two seconds.
+            self.looks += 1;
+            let every = if self.looks < 40 {
+                Duration::from_millis(50)
+            } else {
+                Knocker::EVERY
+            };
+            self.next_look = now + every;
+            if self.looks >= 40 {
+                self.knocker.look(&self.path, 1200);
+            }
             if let Some((_, connection)) = &mut self.datacenter.connection {
                 let cwnd = connection.stats().path.cwnd;
                 self.send_window =
