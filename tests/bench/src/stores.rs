@@ -60,6 +60,10 @@ impl Store {
             logs,
             splice: None,
         };
+        // rdedup does not make its folder itself; the others take an empty one.
+        if system != SPLICE {
+            std::fs::create_dir_all(store.folder.join("repo")).context("a store's folder")?;
+        }
         match system {
             SPLICE => {
                 let datacenter = Datacenter::start(session, Place::Loopback, "store")?;
@@ -90,7 +94,7 @@ impl Store {
                 .args(["--chunking", "fastcdc", "--chunk-size", "64K"])
                 .run(&store.logs, FILL)
                 .map(drop)?,
-            _ => std::fs::create_dir_all(store.folder.join("repo")).context("a store's folder")?,
+            _ => {}
         }
         Ok(store)
     }
