@@ -25,6 +25,9 @@ use crate::fetch::base::CachedBase;
 use crate::fetch::queue::TreeHandle;
 use crate::versions::Versions;
 
+/// A tree, and chunks of it in the order in which a boot touches them.
+pub type Ordered = (TreeHandle, Arc<[u32]>);
+
 /// Of a version whose profile is made of many boots already, a boot is told this often at most.
 const TELL_KNOWN_EVERY: Duration = Duration::from_secs(3600);
 
@@ -77,10 +80,7 @@ impl Boots {
     }
 
     /// Chunk numbers that boots of a version touch, in order; `None` without a profile or manifest.
-    pub fn order(
-        &self,
-        version: VersionId,
-    ) -> Result<Option<(TreeHandle, Arc<[u32]>)>, CatalogError> {
+    pub fn order(&self, version: VersionId) -> Result<Option<Ordered>, CatalogError> {
         let Some(profile) = self.versions.catalog().profile(version)? else {
             return Ok(None);
         };

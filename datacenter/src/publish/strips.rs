@@ -174,7 +174,7 @@ mod tests {
         const MIB: u64 = 1 << 20;
         let cases = [
             disk(1, vec![]),
-            disk(4096, vec![0..4096]),
+            disk(4096, std::iter::once(0..4096).collect()),
             disk(STRIP_BYTES + 1, vec![]),
             disk(
                 9 << 20,

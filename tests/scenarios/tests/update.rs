@@ -102,7 +102,8 @@ fn an_update_goes_on_after_either_end_is_killed() {
     let after = resident(&branch);
     assert!(
         after >= before,
-        "{after} of {before} bytes that had come are durable"
+        "{after} of {before} bytes that had come are durable: {:?}",
+        branch.residency("debian", 2)
     );
     wait_for("another batch", COMPLETE, || came(&branch) > 0);
     datacenter.daemon().kill();
@@ -110,7 +111,10 @@ fn an_update_goes_on_after_either_end_is_killed() {
     branch.wait_complete("debian", 2, COMPLETE);
     branch.wait_for_pool("office", "debian", 2);
     branch.export("pool/office").assert_same(&v2.path);
-    assert!(branch.daemon().log().contains("updated version="));
+    // The last chunk is there before the end is logged.
+    wait_for("the end of the update", COMPLETE, || {
+        branch.daemon().log().contains("updated version=")
+    });
     let made = datacenter.json("version update debian@1 debian@2");
     let packed = made["result"]["update"]["packed_bytes"].as_u64().unwrap();
     let again = branch.number("/counters/update_packed_bytes");

@@ -135,13 +135,14 @@ impl Site {
             .flows
             .values()
             .any(|f| matches!(f, Flow::Record(_) | Flow::Outline | Flow::Leaves));
-        if connection.greeted && !busy {
-            if let Some((flow, message)) = next_step(process, &mut connection) {
-                let stream = connection.next_stream;
-                connection.next_stream += 1;
-                connection.flows.insert(stream, flow);
-                out.push((stream, message));
-            }
+        if connection.greeted
+            && !busy
+            && let Some((flow, message)) = next_step(process, &mut connection)
+        {
+            let stream = connection.next_stream;
+            connection.next_stream += 1;
+            connection.flows.insert(stream, flow);
+            out.push((stream, message));
         }
         process.connection = Some(connection);
         out
@@ -266,7 +267,7 @@ fn next_step(process: &mut Process, connection: &mut Connection) -> Option<(Flow
 enum Lacking {
     Record(VersionId),
     /// A manifest, or its filling.
-    Trees(VersionId, bool, VersionRecord),
+    Trees(VersionId, bool, Box<VersionRecord>),
 }
 
 fn next_version(process: &Process) -> Option<Lacking> {
@@ -275,7 +276,7 @@ fn next_version(process: &Process) -> Option<Lacking> {
             return Some(Lacking::Record(id));
         };
         if !process.versions.can_boot(&record).ok()? {
-            return Some(Lacking::Trees(id, whole, record));
+            return Some(Lacking::Trees(id, whole, Box::new(record)));
         }
         let filling = process.queue.filling().any(|(f, _)| f == id);
         if whole && !filling {
@@ -284,7 +285,7 @@ fn next_version(process: &Process) -> Option<Lacking> {
                 .residency(id, &record, &process.cache)
                 .ok()?;
             if !residency.complete {
-                return Some(Lacking::Trees(id, whole, record));
+                return Some(Lacking::Trees(id, whole, Box::new(record)));
             }
         }
     }

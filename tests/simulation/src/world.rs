@@ -117,6 +117,9 @@ impl Tally {
     }
 }
 
+/// A disk and its kernel.
+type Disks = (Arc<Vec<u8>>, Arc<Vec<u8>>);
+
 struct World {
     rng: Rng,
     now_ms: u64,
@@ -129,8 +132,8 @@ struct World {
     next_connection: u64,
     published: Vec<VersionId>,
     /// The disk being published: a death in the middle is followed by another attempt.
-    attempt: Option<(Arc<Vec<u8>>, Arc<Vec<u8>>)>,
-    last: Option<(Arc<Vec<u8>>, Arc<Vec<u8>>)>,
+    attempt: Option<Disks>,
+    last: Option<Disks>,
     assigned: u64,
     to_publish: u64,
     troubles_until_ms: u64,
@@ -226,7 +229,7 @@ impl World {
             } if self.connection == Some(connection) => {
                 let out = self.master.handle(stream, &frame);
                 for (stream, message) in out {
-                    self.to_site(connection, stream, Some(&message));
+                    self.send_down(connection, stream, Some(&message));
                 }
                 if self.master.is_answer(stream) {
                     self.after(0, Event::Pull { connection, stream });
@@ -234,7 +237,7 @@ impl World {
             }
             Event::Pull { connection, stream } if self.connection == Some(connection) => {
                 if let Some(frame) = self.master.pull(stream) {
-                    let sent = self.to_site(connection, stream, frame.as_ref());
+                    let sent = self.send_down(connection, stream, frame.as_ref());
                     if frame.is_some() {
                         self.after(sent - self.now_ms, Event::Pull { connection, stream });
                     }
@@ -309,7 +312,7 @@ impl World {
     }
 
     /// Returns when the line has taken it.
-    fn to_site(&mut self, connection: u64, stream: u64, message: Option<&Message>) -> u64 {
+    fn send_down(&mut self, connection: u64, stream: u64, message: Option<&Message>) -> u64 {
         let frame = message.map(Message::encode);
         let bytes = frame.as_ref().map_or(1, Vec::len);
         self.tally.line_bytes += bytes as u64;
@@ -457,7 +460,7 @@ impl World {
         self.assigned += 1;
         if let Some(connection) = self.connection {
             for (stream, message) in out {
-                self.to_site(connection, stream, Some(&message));
+                self.send_down(connection, stream, Some(&message));
             }
         }
     }

@@ -28,12 +28,10 @@ pub fn merge(boots: &[Entries]) -> Entries {
     for boot in &boots {
         let (theirs, ours) = common_time(&pace, boot);
         for entry in boot.as_slice() {
-            let at_ms = if ours == 0 {
-                u64::from(entry.at_ms)
-            } else {
-                // Sums of 2^16 times below 2^22: far from overflow.
-                u64::from(entry.at_ms) * theirs / ours
-            };
+            // Sums of 2^16 times below 2^22: far from overflow.
+            let at_ms = (u64::from(entry.at_ms) * theirs)
+                .checked_div(ours)
+                .unwrap_or(entry.at_ms.into());
             let at_ms = at_ms.min(u64::from(AT_MS_MAX)) as u32;
             times.entry(entry.place).or_default().push(at_ms);
         }

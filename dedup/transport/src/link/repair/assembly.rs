@@ -315,13 +315,13 @@ mod tests {
                 packets.swap(i, random(&mut state) as usize % (i + 1));
             }
             let mut assembly = Assembly::default();
-            let early = random(&mut state) % 2 == 0;
+            let early = random(&mut state).is_multiple_of(2);
             if early {
                 repairs.iter().for_each(|repair| assembly.repair(repair));
             }
             for (offset, bytes) in &packets {
                 assembly.insert(*offset, bytes);
-                if random(&mut state) % 8 == 0 {
+                if random(&mut state).is_multiple_of(8) {
                     assembly.insert(*offset, bytes);
                 }
             }

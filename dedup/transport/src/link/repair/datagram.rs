@@ -105,7 +105,7 @@ impl Repair {
                 let first = head[6];
                 let symbols = datagram.slice(SYMBOLS_HEAD_BYTES..);
                 let size = usize::from(symbol_bytes);
-                if size == 0 || symbols.is_empty() || symbols.len() % size != 0 {
+                if size == 0 || symbols.is_empty() || !symbols.len().is_multiple_of(size) {
                     return None;
                 }
                 let count = symbols.len() / size;
