@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use dedup::{ChunkerParams, Manifest, NodeId, NodeSource, VersionId};
+use dedup_protocol::policy::Policy;
+use dedup_protocol::profile::BootProfile;
 use dedup_protocol::records::{Assignment, VersionRecord};
 use dedup_protocol::trust::{Endorsement, Signed, Trust, TrustAnchor, TrustError};
 use dedup_store::kv::{Batch, Durability, Kv, KvError};
@@ -108,6 +110,20 @@ impl Catalog {
         self.put(b"e".to_vec(), row)
     }
 
+    /// Caps and hours as last told; none of either before the first.
+    pub fn policy(&self) -> Result<Policy, CatalogError> {
+        match self.kv.get(b"q")? {
+            Some(row) => postcard::from_bytes(&row).map_err(|e| malformed(b"q", e)),
+            None => Ok(Policy::default()),
+        }
+    }
+
+    /// Keeps caps and hours, so that they hold from the start of the next connection.
+    pub fn set_policy(&self, policy: &Policy) -> Result<(), CatalogError> {
+        let row = postcard::to_stdvec(policy).expect("policies serialise without failing");
+        self.put(b"q".to_vec(), row)
+    }
+
     /// The assignment being followed.
     pub fn assignment(&self) -> Result<Option<Assignment>, CatalogError> {
         match self.kv.get(b"a")? {
@@ -199,6 +215,56 @@ impl Catalog {
         };
         let row = postcard::to_stdvec(&row).expect("manifests serialise without failing");
         self.put(key(b'm', root.as_bytes()), row)
+    }
+
+    /// A version's boot profile, if it is here.
+    pub fn profile(&self, id: VersionId) -> Result<Option<BootProfile>, CatalogError> {
+        match self.kv.get(&key(b'p', id.as_bytes()))? {
+            Some(row) => {
+                let signed = Signed::<BootProfile>::from_bytes(&row)?;
+                Ok(Some(signed.open(
+                    &self.anchor,
+                    &self.endorsements()?,
+                    Trust::Kept,
+                )?))
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// Keeps a version's boot profile; the caller has accepted it.
+    pub fn put_profile(
+        &self,
+        id: VersionId,
+        signed: &Signed<BootProfile>,
+    ) -> Result<(), CatalogError> {
+        self.put(key(b'p', id.as_bytes()), signed.to_bytes())
+    }
+
+    /// Frames of recorded boots that the datacenter has not taken yet, one for each version.
+    pub fn recordings(&self) -> Result<Vec<(VersionId, Vec<u8>)>, CatalogError> {
+        let mut rows = Vec::new();
+        self.kv.scan(b"b", b"b", &mut |key, value| {
+            rows.extend(VersionId::from_slice(&key[1..]).map(|id| (id, value.to_vec())));
+            ControlFlow::Continue(())
+        })?;
+        Ok(rows)
+    }
+
+    /// Keeps the frame of a recorded boot, instead of an earlier one of the same version.
+    pub fn put_recording(&self, id: VersionId, frame: &[u8]) -> Result<(), CatalogError> {
+        self.put(key(b'b', id.as_bytes()), frame.to_vec())
+    }
+
+    /// Forgets a recorded boot, unless a newer one took its place.
+    pub fn delete_recording(&self, id: VersionId, frame: &[u8]) -> Result<(), CatalogError> {
+        let key = key(b'b', id.as_bytes());
+        if self.kv.get(&key)?.as_deref() == Some(frame) {
+            let mut batch = Batch::new();
+            batch.delete(key);
+            self.kv.commit(batch, Durability::Relaxed)?;
+        }
+        Ok(())
     }
 
     /// All desktops, by name.

@@ -1,7 +1,8 @@
 //! Where a tree's bytes are: its extents as one flat, sorted table, shared by all desktops of a version.
 //!
-//! Built once from the leaves, then only read. A lookup is one binary search; nothing here waits or does I/O. A chunk also knows
-//! the place (leaf, extent) by which it is asked for on the wire.
+//! Built once from the leaves, then only read. A lookup is one step to the leaf and a binary search among its few hundred extents;
+//! nothing here waits or does I/O. A chunk also knows the place (leaf, extent) by which it is asked for on the wire. It costs 16
+//! bytes an extent and 44 a chunk, once for a version, however many desktops read it.
 
 use dedup::{
     ChunkId, ExtentSource, LEAF_BYTES, Leaf, Manifest, NodeSource, manifest::ManifestError,
@@ -13,6 +14,8 @@ pub struct ContentMap {
     size_bytes: u64,
     /// First byte of each extent, ascending; the extent ends where the next begins.
     starts: Vec<u64>,
+    /// The extent that shows each leaf's first byte.
+    firsts: Vec<u32>,
     /// What each extent shows.
     sources: Vec<Source>,
     /// Each place where a chunk is shown for the first time in a run.
@@ -75,6 +78,7 @@ impl ContentMap {
             map.push_leaf(index as u32, &manifest.leaf(source, index)?);
         }
         map.starts.shrink_to_fit();
+        map.firsts.shrink_to_fit();
         map.sources.shrink_to_fit();
         map.chunks.shrink_to_fit();
         Ok(map)
@@ -112,6 +116,9 @@ impl ContentMap {
                 self.starts.push(at);
                 self.sources.push(source);
             }
+            if extent_index == 0 {
+                self.firsts.push(self.starts.len() as u32 - 1);
+            }
             at += u64::from(extent.len);
         }
     }
@@ -131,11 +138,24 @@ impl ContentMap {
         &self.chunks[index]
     }
 
+    /// The extent that shows byte `offset`; past the end there is none.
+    fn extent_at(&self, offset: u64) -> usize {
+        let leaf = (offset / LEAF_BYTES) as usize;
+        let Some(&first) = self.firsts.get(leaf) else {
+            return self.starts.len();
+        };
+        let first = first as usize;
+        let last = self
+            .firsts
+            .get(leaf + 1)
+            .map_or(self.starts.len(), |next| *next as usize + 1);
+        first + self.starts[first..last].partition_point(|start| *start <= offset) - 1
+    }
+
     /// The pieces of `offset..offset + len`, in order. The range must lie inside the tree.
     pub fn pieces(&self, offset: u64, len: u64) -> impl Iterator<Item = Piece> + '_ {
         let end = (offset + len).min(self.size_bytes);
-        let first = self.starts.partition_point(|start| *start <= offset);
-        let mut index = first.wrapping_sub(1);
+        let mut index = self.extent_at(offset);
         let mut at = offset;
         std::iter::from_fn(move || {
             if at >= end {

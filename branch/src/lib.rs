@@ -13,6 +13,8 @@ pub mod fetch;
 pub mod http;
 pub mod identity;
 pub mod link;
+pub mod profile;
 pub mod server;
+pub mod tally;
 pub mod versions;
 pub mod volume;

@@ -20,6 +20,7 @@ use clap::{Parser, Subcommand};
 use dedup_protocol::join::JoinToken;
 use dedup_store::disk::{Disk, HostDisk};
 use dedup_store::kv::{Kv, RocksKv, RocksOptions};
+use dedup_transport::congestion::KnownPaths;
 use dedup_transport::link::{Congestion, LinkTuning};
 use tokio_util::sync::CancellationToken;
 use vmm_api::HostVirt;
@@ -199,6 +200,7 @@ async fn serve(options: Run) -> Result<()> {
     let link = tokio::spawn(branch::link::run(
         Arc::clone(&branch),
         tuning,
+        Arc::new(KnownPaths::open(data.join("paths"))),
         cancel.clone(),
     ));
     let http = tokio::spawn(branch::http::serve(
@@ -253,7 +255,8 @@ fn open(options: &Run, data: &Path, identity: Identity) -> Result<(Arc<Branch>, 
         },
     )?;
     let wait_max = Duration::from_secs(options.read_wait);
-    let fetcher = Arc::new(Fetcher::new(Arc::new(cache), wait_max));
+    let fetcher =
+        Arc::new(Fetcher::new(Arc::new(cache), wait_max).with_wall_clock(Arc::clone(&clock)));
     let pinning = Arc::clone(&versions);
     fetcher.set_pins(Box::new(move || pinning.pinned_chunks()));
     let host = MachineHost {
@@ -286,6 +289,7 @@ fn open(options: &Run, data: &Path, identity: Identity) -> Result<(Arc<Branch>, 
         link: LinkState::default(),
         clock,
     };
+    branch.follow_policy(branch.versions.catalog().policy()?);
     Ok((Arc::new(branch), nbd))
 }
 

@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use datacenter_api::{BranchStatus, CacheStatus, DesktopStatus, TransferCounters};
+use dedup_protocol::policy::Policy;
+use dedup_transport::link::Caps;
 
 use crate::clock::Clock;
-use crate::desktop::Desktops;
+use crate::desktop::{DesktopError, Desktops};
 use crate::fetch::Fetcher;
 use crate::identity::Identity;
 use crate::link::LinkState;
@@ -29,18 +31,29 @@ pub struct Branch {
 }
 
 impl Branch {
+    /// Keeps to caps and hours from now on.
+    pub fn follow_policy(&self, policy: Policy) {
+        self.link.set_caps(Caps {
+            link_bytes_per_s: policy.link_cap(),
+            background_bytes_per_s: policy.fill_cap(),
+        });
+        self.fetcher.follow_policy(policy);
+    }
+
     /// What it tells of itself.
-    pub fn status(&self) -> BranchStatus {
+    ///
+    /// # Errors
+    /// When the catalog cannot be read: an empty list would say that there are no versions or desktops.
+    pub fn status(&self) -> Result<BranchStatus, DesktopError> {
         let cache = self.fetcher.cache();
         let stats = cache.stats();
         let counters = &self.fetcher.counters;
         let mut versions = Vec::new();
-        // A status that lacks a part is better than none; what cannot be read is logged where it is used.
-        for (id, record) in self.versions.catalog().versions().unwrap_or_default() {
+        for (id, record) in self.versions.catalog().versions()? {
             versions.extend(self.versions.residency(id, &record, cache));
         }
-        let desktops = self.desktops.list().unwrap_or_default();
-        BranchStatus {
+        let desktops = self.desktops.list()?;
+        Ok(BranchStatus {
             link: self.link.report(),
             cache: CacheStatus {
                 chunks: stats.chunks,
@@ -49,6 +62,7 @@ impl Branch {
                 hits: stats.hits,
                 misses: stats.misses,
                 quarantined: stats.quarantined,
+                quarantined_total: stats.damaged,
             },
             versions,
             desktops: desktops
@@ -62,6 +76,7 @@ impl Branch {
                     pool: d.pool,
                     version: d.version,
                     started_unix_s: d.started_unix_ms.unwrap_or(0) / 1000,
+                    boot: d.boot,
                 })
                 .collect(),
             counters: TransferCounters {
@@ -69,14 +84,27 @@ impl Branch {
                 demand_wait_ms: counters.demand_wait_ms.load(Ordering::Relaxed),
                 prefetch_chunks: counters.prefetch_chunks.load(Ordering::Relaxed),
                 received_bytes: self.link.received_bytes(),
+                demand_wait: counters.demand_wait.figures(),
+                boot_fetch: counters.boot_fetch.figures(),
+                fill_fetch: counters.fill_fetch.figures(),
+                update_bytes: counters.update_bytes.load(Ordering::Relaxed),
+                update_packed_bytes: counters.update_packed_bytes.load(Ordering::Relaxed),
+                plain_bytes: counters
+                    .chunk_bytes
+                    .load(Ordering::Relaxed)
+                    .saturating_sub(counters.update_bytes.load(Ordering::Relaxed)),
             },
             reported_unix_s: self.clock.now_unix_s(),
             software: env!("CARGO_PKG_VERSION").into(),
-        }
+        })
     }
 
     /// The same, for the wire.
-    pub fn status_json(&self) -> String {
-        serde_json::to_string(&self.status()).expect("a status serialises without failing")
+    ///
+    /// # Errors
+    /// As [`Self::status`].
+    pub fn status_json(&self) -> Result<String, DesktopError> {
+        let status = self.status()?;
+        Ok(serde_json::to_string(&status).expect("a status serialises without failing"))
     }
 }

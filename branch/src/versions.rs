@@ -14,6 +14,7 @@ use crate::cache::Cache;
 use crate::catalog::{Catalog, CatalogError};
 use crate::content_map::ContentMap;
 use crate::fetch::queue::TreeHandle;
+use crate::tally::Tally;
 
 /// Every tree a version can have, in the order in which a boot needs them.
 pub const TREES: [Tree; 3] = [Tree::Kernel, Tree::Initrd, Tree::Disk];
@@ -23,6 +24,24 @@ pub struct Versions {
     catalog: Catalog,
     maps: Mutex<HashMap<(VersionId, Tree), Arc<ContentMap>>>,
     assignment: RwLock<Option<Arc<Assignment>>>,
+    tallies: Mutex<HashMap<VersionId, Tally>>,
+    /// Versions that something is being decoded against.
+    held: Mutex<Vec<VersionId>>,
+}
+
+/// Keeps a version's chunks from eviction as if it were assigned, for as long as it lives.
+pub struct Held {
+    versions: Arc<Versions>,
+    version: VersionId,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let mut held = self.versions.held.lock().expect("no panic under this lock");
+        if let Some(at) = held.iter().position(|id| *id == self.version) {
+            held.swap_remove(at);
+        }
+    }
 }
 
 impl Versions {
@@ -33,7 +52,19 @@ impl Versions {
             catalog,
             maps: Mutex::default(),
             assignment: RwLock::new(assignment),
+            tallies: Mutex::default(),
+            held: Mutex::default(),
         })
+    }
+
+    /// Keeps a version's chunks from eviction until the answer is dropped.
+    pub fn hold(self: &Arc<Self>, version: VersionId) -> Held {
+        let mut held = self.held.lock().expect("no panic under this lock");
+        held.push(version);
+        Held {
+            versions: Arc::clone(self),
+            version,
+        }
     }
 
     /// The catalog under it.
@@ -119,10 +150,12 @@ impl Versions {
         Ok(trees)
     }
 
-    /// Chunks of every version that is to be whole here.
+    /// Chunks of every version that is to be whole here, or is held.
     pub fn pinned_chunks(&self) -> HashSet<ChunkId> {
         let mut pinned = HashSet::new();
-        for (version, _) in self.wanted().into_iter().filter(|(_, whole)| *whole) {
+        let wanted = self.wanted().into_iter().filter(|(_, whole)| *whole);
+        let held = self.held.lock().expect("no panic under this lock").clone();
+        for version in wanted.map(|(version, _)| version).chain(held) {
             // A version that cannot be read now pins nothing, it is fetched again later.
             for tree in self.trees(version).unwrap_or_default() {
                 pinned.extend(tree.map.chunks().iter().map(|place| place.id));
@@ -144,20 +177,15 @@ impl Versions {
             number: record.number,
             ..VersionResidency::default()
         };
-        let mut seen: HashSet<ChunkId> = HashSet::new();
-        for handle in self.trees(version)? {
-            for place in handle.map.chunks() {
-                if !seen.insert(place.id) {
-                    continue;
-                }
-                residency.total_chunks += 1;
-                residency.total_bytes += u64::from(place.len);
-                if cache.contains(&place.id) {
-                    residency.resident_chunks += 1;
-                    residency.resident_bytes += u64::from(place.len);
-                }
-            }
-        }
+        let trees = self.trees(version)?;
+        let figures = {
+            let mut tallies = self.tallies.lock().expect("no panic under this lock");
+            tallies.entry(version).or_default().update(&trees, cache)
+        };
+        residency.total_chunks = figures.total_chunks;
+        residency.total_bytes = figures.total_bytes;
+        residency.resident_chunks = figures.resident_chunks;
+        residency.resident_bytes = figures.resident_bytes;
         residency.complete =
             residency.resident_chunks == residency.total_chunks && self.can_boot(record)?;
         Ok(residency)

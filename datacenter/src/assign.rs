@@ -184,6 +184,19 @@ impl Datacenter {
         }
     }
 
+    /// Whether a branch may read a version or could once: nothing about it is news to it.
+    pub fn could_read(&self, branch: BranchId, version: VersionId) -> Result<bool, CatalogError> {
+        if self.may_read(branch, version)? {
+            return Ok(true);
+        }
+        self.catalog().read(|tx| {
+            let joined = tx
+                .get::<BranchRow>(&branch)?
+                .is_some_and(|row| row.revoked_unix_s.is_none() && row.joined_unix_s.is_some());
+            Ok(joined && tx.get::<GrantRow>(&GrantKey { branch, version })?.is_some())
+        })
+    }
+
     /// Signs what the pools of `branch` now say.
     pub(crate) fn sign_assignment(
         &self,

@@ -396,6 +396,7 @@ impl Datacenter {
             online: self.link_remote(id).is_some(),
             remote_address: self.link_remote(id).map(|remote| remote.to_string()),
             pools: self.show_pools(tx, id)?,
+            policy: crate::policy::show_policy(&crate::policy::policy_of(tx, id)?),
             assignment_counter: assignment.map_or(0, |a| a.counter),
             status: self.branch_status(id)?.map(|(_, status)| status),
         })
@@ -448,7 +449,7 @@ pub(crate) fn require_branch(
     })
 }
 
-/// Gives a branch's pools to the identity that replaces it.
+/// Gives a branch's pools and policy to the identity that replaces it.
 fn move_pools(
     datacenter: &Datacenter,
     tx: &mut Tx<'_>,
@@ -456,6 +457,7 @@ fn move_pools(
     to: BranchId,
     now_unix_s: u64,
 ) -> Result<(), CatalogError> {
+    crate::policy::move_policy(tx, from, to)?;
     let pools = tx.list::<PoolRow>(from.as_bytes(), None, crate::assign::POOLS_MAX)?;
     if pools.is_empty() {
         return Ok(());

@@ -65,7 +65,7 @@ pub struct Config {
     pub offline_grace: Duration,
     /// How long a branch's certificate holds; branches renew it before.
     pub branch_certificate_validity: Duration,
-    /// Threads that hash and compress while publishing; 0 is one per processor.
+    /// Threads that cut, hash and compress while publishing; 0 is one more than there are processors.
     pub publish_workers: usize,
     /// The link's congestion control, by name.
     pub congestion: Option<String>,

@@ -14,6 +14,7 @@ use dedup_store::disk::{Disk, HostDisk};
 use dedup_store::kv::Kv;
 use dedup_store::kv::{RocksKv, RocksOptions};
 use dedup_store::{ChunkStore, StoreError, StoreOptions};
+use dedup_transport::congestion::KnownPaths;
 use dedup_transport::identity::CertAndKey;
 use dedup_transport::link::{LinkServer, LinkTuning};
 use dedup_transport::tls;
@@ -178,6 +179,7 @@ pub async fn run(
     .with_context(|| {
             format!("cannot listen for branches on UDP {}; is another program using that port? choose another with --link", config.link)
         })?;
+    links.remember_paths(Arc::new(KnownPaths::open(datacenter.dir().paths())));
     let listener = TcpListener::bind(config.api).with_context(|| {
         format!("cannot listen for the management API on TCP {}; is another program using that port? choose another with --api", config.api)
     })?;
@@ -189,6 +191,7 @@ pub async fn run(
         cancel.clone(),
     ));
     let endorsements = tokio::spawn(watch_endorsements(datacenter.clone(), cancel.clone()));
+    let updates = tokio::spawn(crate::update::run(datacenter.clone(), cancel.clone()));
     let https = tls::https_server_config(&certificate)?;
     let api = tokio::spawn(http::serve(
         datacenter.clone(),
@@ -218,6 +221,7 @@ pub async fn run(
         api.await.context("the management API")??;
     }
     endorsements.await.ok();
+    updates.await.ok();
     stop_operations(&datacenter).await;
     datacenter.store().commit()?;
     match ended {

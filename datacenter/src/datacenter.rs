@@ -22,6 +22,7 @@ use crate::config::Config;
 use crate::operations::Operations;
 use crate::realm::Realm;
 use crate::realm::files::DataDir;
+use crate::update::Updates;
 
 /// The datacenter.
 pub struct Datacenter {
@@ -34,6 +35,7 @@ pub struct Datacenter {
     config: Config,
     dir: DataDir,
     operations: Operations,
+    updates: Updates,
     started_unix_s: u64,
     assignment_changes: watch::Sender<u64>,
     /// Records that were asked for; versions are immutable and few.
@@ -43,6 +45,8 @@ pub struct Datacenter {
     statuses: Mutex<HashMap<BranchId, (u64, BranchStatus)>>,
     /// Images that are being published.
     publishing: Mutex<HashSet<String>>,
+    /// Held by who makes boot profiles: one at a time.
+    profiling: Mutex<()>,
 }
 
 /// Why a version could not be had.
@@ -117,6 +121,7 @@ impl Datacenter {
             store,
             clock,
             config,
+            updates: Updates::new(dir.updates()),
             dir,
             operations,
             started_unix_s,
@@ -125,6 +130,7 @@ impl Datacenter {
             links: Mutex::default(),
             statuses: Mutex::default(),
             publishing: Mutex::default(),
+            profiling: Mutex::default(),
         }))
     }
 
@@ -208,6 +214,11 @@ impl Datacenter {
         &self.operations
     }
 
+    /// Encoded updates.
+    pub fn updates(&self) -> &Updates {
+        &self.updates
+    }
+
     /// The time, unix seconds.
     pub fn now_unix_s(&self) -> u64 {
         self.clock.unix_s()
@@ -218,7 +229,7 @@ impl Datacenter {
         self.started_unix_s
     }
 
-    /// Changes whenever some branch's assignment or the endorsements did.
+    /// Changes whenever some branch's assignment, the endorsements or a boot profile did.
     pub fn assignment_changes(&self) -> watch::Receiver<u64> {
         self.assignment_changes.subscribe()
     }
@@ -271,6 +282,10 @@ impl Datacenter {
 
     pub(crate) fn statuses(&self) -> MutexGuard<'_, HashMap<BranchId, (u64, BranchStatus)>> {
         lock(&self.statuses)
+    }
+
+    pub(crate) fn profiling(&self) -> MutexGuard<'_, ()> {
+        lock(&self.profiling)
     }
 
     pub(crate) fn publishing(&self) -> MutexGuard<'_, HashSet<String>> {

@@ -17,11 +17,12 @@ use dedup_protocol::trust::Signed;
 use dedup_store::{RecordName, StoreError};
 
 use crate::assign::resolve;
-use crate::catalog::rows::{ImageRow, NumberKey, VersionNumberRow, VersionRow};
+use crate::catalog::rows::{BootProfileRow, ImageRow, NumberKey, VersionNumberRow, VersionRow};
 use crate::catalog::{CatalogError, Tx};
 use crate::datacenter::Datacenter;
 use crate::operations::Meter;
 use crate::problem::{ManageError, describe};
+use crate::update::Pair;
 
 /// Average chunk size unless asked otherwise, in bytes.
 pub const CHUNK_AVG_BYTES: u64 = 16 << 10;
@@ -74,6 +75,20 @@ fn show_version(id: VersionId, row: &VersionRow) -> Result<Version, ManageError>
         note: row.note.clone(),
         new_chunks: row.new_chunks,
         stored_bytes: row.stored_bytes,
+        profile: None,
+    })
+}
+
+/// With what is known of how it boots.
+fn show_whole_version(
+    tx: &mut Tx<'_>,
+    id: VersionId,
+    row: &VersionRow,
+) -> Result<Version, ManageError> {
+    let profile: Option<BootProfileRow> = tx.get(&id)?;
+    Ok(Version {
+        profile: profile.as_ref().map(crate::profiles::summary),
+        ..show_version(id, row)?
     })
 }
 
@@ -210,34 +225,36 @@ impl Datacenter {
             let row = row.ok_or_else(|| {
                 ManageError::not_found("version", text, "`splice version list IMAGE`")
             })?;
-            show_version(id, &row)
+            show_whole_version(tx, id, &row)
         })
     }
 
     /// The version with an id.
     pub fn version_by_id(&self, id: VersionId) -> Result<Version, ManageError> {
-        let row = self.catalog().read(|tx| tx.get::<VersionRow>(&id))?;
-        let row = row.ok_or_else(|| {
-            ManageError::not_found("version", id.to_string(), "`splice version list IMAGE`")
-        })?;
-        show_version(id, &row)
+        self.catalog().read(|tx| {
+            let row = tx.get::<VersionRow>(&id)?.ok_or_else(|| {
+                ManageError::not_found("version", id.to_string(), "`splice version list IMAGE`")
+            })?;
+            show_whole_version(tx, id, &row)
+        })
     }
 
-    fn record_named(&self, text: &str) -> Result<(String, VersionRecord), ManageError> {
+    fn record_named(&self, text: &str) -> Result<(VersionId, String, VersionRecord), ManageError> {
         self.catalog().read(|tx| {
             let (image, number, id) = resolve(tx, text)?;
             let row: Option<VersionRow> = tx.get(&id)?;
             let row = row.ok_or_else(|| {
                 ManageError::not_found("version", text, "`splice version list IMAGE`")
             })?;
-            Ok((format!("{image}@{number}"), record_of(id, &row)?))
+            Ok((id, format!("{image}@{number}"), record_of(id, &row)?))
         })
     }
 
     /// What a branch that has version `from` needs for `to`. Opens only nodes that differ.
     pub fn diff(&self, from: &str, to: &str) -> Result<VersionDiff, ManageError> {
-        let (from, old) = self.record_named(from)?;
-        let (to, new) = self.record_named(to)?;
+        let (parent, from, old) = self.record_named(from)?;
+        let (version, to, new) = self.record_named(to)?;
+        let pair = Pair { parent, version };
         let nodes = StoreNodes(self);
         let manifest_error = |e: &dyn std::error::Error| ManageError::Manifest {
             message: describe(e),
@@ -270,13 +287,28 @@ impl Datacenter {
             new_chunks: wanted.len() as u64,
             new_bytes: wanted.values().map(|len| u64::from(*len)).sum(),
             stored_bytes,
+            update: self.updates().summary(self, pair),
+        })
+    }
+
+    /// The pair that an update from one version to another is of.
+    pub fn pair_named(&self, from: &str, to: &str) -> Result<Pair, ManageError> {
+        self.catalog().read(|tx| {
+            let (image, _, parent) = resolve(tx, from)?;
+            let (other, _, version) = resolve(tx, to)?;
+            if image != other || parent == version {
+                return Err(ManageError::invalid(format!(
+                    "{from} and {to} are not two versions of one image; an update is between such"
+                )));
+            }
+            Ok(Pair { parent, version })
         })
     }
 
     /// Reads every chunk of a version back and hashes it. Damage is reported and quarantined, so that publishing the same file
     /// again stores it anew.
     pub fn verify_version(&self, text: &str, meter: &Meter) -> Result<VerifyResult, ManageError> {
-        let (version, record) = self.record_named(text)?;
+        let (_, version, record) = self.record_named(text)?;
         let trees = [
             ("disk", Tree::Disk),
             ("kernel", Tree::Kernel),

@@ -1,7 +1,7 @@
 //! The datacenter: the master that owns a realm's images, versions and branches.
 //!
 //! Start reading at [`Datacenter`], the value that everything shares; then [`realm`] (keys), [`catalog`] (what there is),
-//! [`publish`] (a disk file becomes a signed version), [`branches`] and [`assign`] (who runs what), [`http`] (the management API) and
+//! [`publish`] (a disk file becomes a signed version), [`update`] (what is new in it, encoded), [`branches`] and [`assign`] (who runs what), [`http`] (the management API) and
 //! [`sync`] (the links). [`daemon`] puts them together as `splice-datacenter`.
 
 pub mod assign;
@@ -14,10 +14,13 @@ pub mod datacenter;
 pub mod http;
 pub mod images;
 pub mod operations;
+pub mod policy;
 pub mod problem;
+pub mod profiles;
 pub mod publish;
 pub mod realm;
 pub mod sync;
+pub mod update;
 
 pub use branches::{JoinError, JoinedBranch, RenewError};
 pub use datacenter::{Datacenter, LinkPresence, VersionError};

@@ -39,10 +39,12 @@ pub struct Meter {
     cancelled: AtomicBool,
 }
 
-const PHASES: [Phase; 5] = [
+const PHASES: [Phase; 7] = [
     Phase::Open,
     Phase::Import,
     Phase::Verify,
+    Phase::Sketch,
+    Phase::Encode,
     Phase::Publish,
     Phase::Done,
 ];

@@ -5,9 +5,12 @@ mod support;
 
 use datacenter::problem::ManageError;
 use datacenter::{JoinError, RenewError};
-use datacenter_api::{AssignRequest, BranchState, BranchStatus, DesktopStatus, TokenRequest};
+use datacenter_api::{
+    AssignRequest, BranchState, BranchStatus, DesktopStatus, PolicyRequest, TokenRequest,
+};
 use dedup::{BranchId, VersionId};
 use dedup_protocol::join::JoinToken;
+use dedup_protocol::policy::Policy;
 use dedup_protocol::trust::Trust;
 use dedup_transport::identity::{BranchKey, PeerIdentity};
 use support::{Bench, START};
@@ -34,6 +37,64 @@ fn assign(bench: &Bench, branch: &str, version: &str) -> Result<VersionId, Manag
     };
     let pool = bench.dc.assign_pool(branch, "office", &request)?;
     Ok(pool.version_id.parse().unwrap())
+}
+
+#[test]
+fn caps_and_hours_are_changed_field_by_field_and_follow_a_replaced_server() {
+    let bench = Bench::new();
+    let branch = join(&bench, "ny");
+    assert_eq!(bench.dc.branch_policy(branch).unwrap(), Policy::default());
+    let set = |request: PolicyRequest| bench.dc.set_branch_policy("ny", &request);
+    let shown = set(PolicyRequest {
+        fill_cap_bits_per_s: Some(5_000_000),
+        fill_hours: Some("20:00-06:00".into()),
+        utc_offset: Some("-05:00".into()),
+        ..PolicyRequest::default()
+    })
+    .unwrap();
+    assert_eq!(shown.link_cap_bits_per_s, None);
+    assert_eq!(shown.utc_offset, "-05:00");
+    let shown = set(PolicyRequest {
+        link_cap_bits_per_s: Some(20_000_000),
+        ..PolicyRequest::default()
+    })
+    .unwrap();
+    assert_eq!(shown.fill_cap_bits_per_s, Some(5_000_000), "it is kept");
+    assert_eq!(shown.fill_hours.as_deref(), Some("20:00-06:00"));
+    assert_eq!(bench.dc.branch("ny").unwrap().policy, shown);
+    let told = bench.dc.branch_policy(branch).unwrap();
+    assert_eq!(told.fill_bytes_per_s, 625_000);
+    for bad in [
+        PolicyRequest {
+            fill_cap_bits_per_s: Some(63_999),
+            ..PolicyRequest::default()
+        },
+        PolicyRequest {
+            fill_hours: Some("soon".into()),
+            ..PolicyRequest::default()
+        },
+        PolicyRequest {
+            fill_hours: Some("always".into()),
+            utc_offset: Some("+01:00".into()),
+            ..PolicyRequest::default()
+        },
+    ] {
+        assert!(matches!(set(bad), Err(ManageError::Invalid { .. })));
+    }
+    assert_eq!(bench.dc.branch_policy(branch).unwrap(), told);
+
+    let request = TokenRequest {
+        replace: true,
+        ..TokenRequest::default()
+    };
+    let token = token(&bench, "ny", &request);
+    let key = BranchKey::generate();
+    let joined = bench
+        .dc
+        .redeem_join_token(&token.secret, key.csr_der(), START)
+        .unwrap();
+    assert_ne!(joined.branch, branch);
+    assert_eq!(bench.dc.branch_policy(joined.branch).unwrap(), told);
 }
 
 #[test]

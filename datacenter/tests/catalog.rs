@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use datacenter::catalog::rows::{self, ImageRow, NumberKey, OperationRow, Row, RowKey};
 use datacenter::catalog::{Catalog, CatalogError};
 use dedup::{BranchId, ChunkerParams, RealmId, VersionId};
+use dedup_protocol::policy::{Hours, Policy};
+use dedup_protocol::profile::{BootScore, Entries, Entry, Place};
 use dedup_store::kv::{Batch, Durability, Kv, KvError, MemKv};
 use proptest::prelude::*;
 
@@ -325,6 +327,64 @@ fn golden_rows() {
                 json: "{}".into(),
             }),
             "0101027b7d".into(),
+        ),
+        (
+            hex_of(&rows::BranchPolicyRow {
+                policy: Policy {
+                    link_bytes_per_s: 300,
+                    fill_bytes_per_s: 0,
+                    fill_hours: Some(Hours {
+                        from_min: 1200,
+                        until_min: 360,
+                        utc_offset_min: -60,
+                    }),
+                },
+            }),
+            "01ac02 00 01b009e80277".replace(' ', ""),
+        ),
+        (
+            hex_of(&rows::BootProfileRow {
+                counter: 1,
+                made_unix_s: 2,
+                boots: 3,
+                carried_from: Some(version),
+                chunks: 4,
+                bytes: 300,
+                reported: 5,
+                made_of: 6,
+                last: vec![rows::BootRow {
+                    branch,
+                    reported_unix_s: 7,
+                    score: BootScore {
+                        profile: 8,
+                        boot_ms: 9,
+                        touched_chunks: 10,
+                        touched_bytes: 11,
+                        covered_bytes: 12,
+                        waited_bytes: 13,
+                        prefetched_bytes: 14,
+                        wasted_bytes: 15,
+                    },
+                }],
+            }),
+            format!("01 01 02 03 01{aa} 04 ac02 05 06 01 {bb} 07 08 09 0a 0b 0c 0d 0e 0f")
+                .replace(' ', ""),
+        ),
+        (
+            hex_of(&rows::SignedProfileRow { signed: vec![4] }),
+            "010104".into(),
+        ),
+        (
+            hex_of(&rows::BootRecordingRow {
+                branch,
+                reported_unix_s: 1,
+                entries: Entries::new(vec![Entry {
+                    place: Place { leaf: 0, extent: 5 },
+                    at_ms: 300,
+                    seen: 1,
+                }]),
+            }),
+            format!("01 {bb} 01 05 01 ac02 0a 00").replace(' ', ""),
         ),
     ];
     for (i, (actual, expected)) in golden.iter().enumerate() {

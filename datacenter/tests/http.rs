@@ -347,11 +347,20 @@ fn a_disk_is_published_listed_compared_verified_and_assigned() {
         client.remove_pool("ny", "office").await.unwrap();
         assert_eq!(client.branch("ny").await.unwrap().pools, []);
         assert_eq!(client.branches().await.unwrap().len(), 1);
-        let status = client.status().await.unwrap();
-        assert_eq!(
-            (status.images, status.versions, status.operations_running),
-            (1, 3, 0)
-        );
+        // What is new in each version is encoded in the background.
+        let idle = async {
+            loop {
+                let status = client.status().await.unwrap();
+                if status.operations_running == 0 {
+                    return status;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        };
+        let status = tokio::time::timeout(std::time::Duration::from_secs(60), idle)
+            .await
+            .expect("small updates are encoded in a moment");
+        assert_eq!((status.images, status.versions), (1, 3));
     });
 }
 

@@ -3,12 +3,17 @@
 //! A disk is a sequence of *segments* of data between zero runs of at least [`ZERO_RUN_BYTES_MIN`]; content-defined cuts are made
 //! inside a segment only. Cuts depend on content and parameters alone, never on how the input was handed over. Source: Xia et al.,
 //! "The Design of Fast Content-Defined Chunking", IEEE TPDS 2020; the gear table is that of the `fastcdc` crate's v2020 module.
+//!
+//! [`Chunker`] takes a disk as a stream. [`strips`] cuts the same disk at the same places on many cores.
 
-use fastcdc::v2020::FastCDC;
+mod cut;
+pub mod strips;
+
 use serde::{Deserialize, Serialize};
 
 use crate::chunk::CHUNK_BYTES_MAX;
 use crate::codec::{CodecError, Reader, write_varint};
+use cut::Cutter;
 
 /// Shortest run of zeros that becomes a zero extent, in bytes. Shorter runs stay inside chunks, where they compress to nothing,
 /// rather than cost an extent each.
@@ -89,7 +94,7 @@ pub enum Piece<'a> {
 /// A streaming chunker.
 #[derive(Debug)]
 pub struct Chunker {
-    params: ChunkerParams,
+    cutter: Cutter,
     /// The open segment's bytes that are not cut yet.
     segment: Vec<u8>,
     /// Bytes of a block that is not complete yet.
@@ -106,7 +111,7 @@ impl Chunker {
     /// At the start of a disk.
     pub fn new(params: ChunkerParams) -> Self {
         Self {
-            params,
+            cutter: Cutter::new(params),
             segment: Vec::with_capacity(CUT_BYTES + 2 * CHUNK_BYTES_MAX),
             block: Vec::with_capacity(BLOCK),
             zeros: 0,
@@ -181,7 +186,7 @@ impl Chunker {
         }
         self.segment_open = true;
         self.segment.extend_from_slice(data);
-        if self.segment.len() >= CUT_BYTES + self.params.max as usize {
+        if self.segment.len() >= CUT_BYTES + self.cutter.max() {
             self.cut(false, emit);
         }
     }
@@ -205,16 +210,11 @@ impl Chunker {
     /// Cuts what is final: everything at the end of a segment, else only where the longest chunk still fits into
     /// what is there, so that a cut never depends on how much input had arrived.
     fn cut(&mut self, last: bool, emit: &mut impl FnMut(Piece<'_>)) {
-        let ChunkerParams { min, avg, max } = self.params;
-        let (min, avg, max) = (min as usize, avg as usize, max as usize);
         let mut at = 0;
-        if !self.segment.is_empty() {
-            let cdc = FastCDC::new(&self.segment, min, avg, max);
-            while at < self.segment.len() && (last || self.segment.len() - at >= max) {
-                let (_, end) = cdc.cut(at, self.segment.len() - at);
-                emit(Piece::Data(&self.segment[at..end]));
-                at = end;
-            }
+        while at < self.segment.len() && (last || self.segment.len() - at >= self.cutter.max()) {
+            let end = at + self.cutter.cut(&self.segment[at..]);
+            emit(Piece::Data(&self.segment[at..end]));
+            at = end;
         }
         self.segment.drain(..at);
     }
@@ -254,6 +254,40 @@ mod tests {
         out.into_iter()
             .map(|piece| piece.or_else(|| zeros.next().map(|len| vec![0; len as usize])))
             .collect()
+    }
+
+    /// Disks of up to `len` bytes out of noise, text, repetition and zeros, whose runs have lengths around what the chunker looks at.
+    pub(super) fn content(len: usize) -> impl Strategy<Value = Vec<u8>> {
+        let run = prop_oneof![
+            (1usize..120_000),
+            (0usize..4).prop_map(|n| (16 + n) * BLOCK - 1),
+            (1usize..40).prop_map(|n| n * BLOCK),
+        ];
+        let kind = prop_oneof![Just(0u8), Just(1), Just(1), Just(2), Just(3), Just(4)];
+        let runs = prop::collection::vec((run, kind, any::<u64>()), 0..16);
+        runs.prop_map(move |runs| {
+            use rand::{RngCore, SeedableRng};
+            let mut data = Vec::new();
+            for (run, kind, seed) in runs {
+                let start = data.len();
+                data.resize(start + run, 0);
+                let new = &mut data[start..];
+                match kind {
+                    0 => {}
+                    1 => rand::rngs::StdRng::seed_from_u64(seed).fill_bytes(new),
+                    // A period that no cut falls into, or the same ones again and again.
+                    2 => (0..)
+                        .zip(new)
+                        .for_each(|(i, b)| *b = (seed >> (i % 7)) as u8),
+                    3 => (0u64..)
+                        .zip(new)
+                        .for_each(|(i, b)| *b = ((i % 9001).wrapping_mul(seed | 1) >> 20) as u8),
+                    _ => new.fill(seed as u8),
+                }
+            }
+            data.truncate(len);
+            data
+        })
     }
 
     fn part() -> impl Strategy<Value = (bool, Vec<u8>)> {

@@ -10,6 +10,7 @@ pub mod diff;
 pub mod extent;
 pub mod id;
 pub mod manifest;
+pub mod update;
 
 pub use chunk::{CHUNK_BYTES_MAX, Chunk, ChunkMismatch};
 pub use chunker::{Chunker, ChunkerParams, Piece};

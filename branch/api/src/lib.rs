@@ -2,6 +2,7 @@
 //!
 //! Types here are JSON on the wire. With the feature `client` there is a client too.
 
+use datacenter_api::BootReport;
 use serde::{Deserialize, Serialize};
 
 #[cfg(feature = "client")]
@@ -75,6 +76,9 @@ pub struct Desktop {
     pub started_unix_ms: Option<u64>,
     /// Chunks that it had to wait for since the branch server started.
     pub demand_chunks: u64,
+    /// How its last boot went; none until that has settled or the desktop was stopped.
+    #[serde(default)]
+    pub boot: Option<BootReport>,
     /// Bytes written to its overlay.
     pub overlay_bytes: u64,
 }

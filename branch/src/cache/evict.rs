@@ -126,6 +126,7 @@ impl Cache {
             for (id, stay) in batch {
                 // If it is healed in this very moment, the next sync records it again.
                 if self.map.remove(&id, stay.stamp) {
+                    self.counters.departures.fetch_add(1, Ordering::Release);
                     if stay.quarantined {
                         self.counters.quarantined.fetch_sub(1, Ordering::Relaxed);
                     }
@@ -211,7 +212,7 @@ impl Cache {
             });
             for id in ids {
                 match self.probe(&id, &mut bytes)? {
-                    ReadOutcome::Absent => continue,
+                    ReadOutcome::Absent | ReadOutcome::WouldWait => continue,
                     ReadOutcome::Hit => {}
                     ReadOutcome::Quarantined => report.damaged += 1,
                 }

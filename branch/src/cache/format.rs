@@ -185,6 +185,12 @@ pub fn encode_check(check: u64) -> [u8; CHECK_BYTES as usize] {
     out
 }
 
+/// The check in these bytes; one that no block has if they are not a check at all.
+pub fn check_word(bytes: &[u8]) -> u64 {
+    let word = u64_at(bytes, 0);
+    if check_is(bytes, word) { word } else { !word }
+}
+
 /// Whether these are the bytes of `check`.
 pub fn check_is(bytes: &[u8], check: u64) -> bool {
     bytes == encode_check(check)

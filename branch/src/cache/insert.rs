@@ -75,6 +75,7 @@ impl Cache {
                 return Ok(false);
             }
         };
+        self.counters.arrivals.fetch_add(1, Ordering::Release);
         if bad.is_some() {
             self.counters.quarantined.fetch_sub(1, Ordering::Relaxed);
         }
@@ -197,8 +198,11 @@ impl Cache {
             };
             if self.slab(stay.slab).has_failed() {
                 // Its slots stay taken: nobody writes to a failed slab.
-                if self.map.remove(id, *stamp) && stay.quarantined {
-                    self.counters.quarantined.fetch_sub(1, Ordering::Relaxed);
+                if self.map.remove(id, *stamp) {
+                    self.counters.departures.fetch_add(1, Ordering::Release);
+                    if stay.quarantined {
+                        self.counters.quarantined.fetch_sub(1, Ordering::Relaxed);
+                    }
                 }
                 batch.delete(self.keys.chunk(id));
             } else {

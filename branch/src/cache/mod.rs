@@ -2,7 +2,8 @@
 //!
 //! - A chunk enters only as a [`Chunk`], which is verified by construction. Each 4 KiB block of it has a checksum that is bound to
 //!   chunk and place; no byte leaves whose block did not match. A mismatch quarantines the chunk and the caller fetches again.
-//! - A read is one lookup in memory and two `pread`s (checks, data): no database, no decompression, no lock during I/O.
+//! - A read is one lookup in memory and one `preadv` for all chunks that lie side by side; the checks are in memory. No database, no
+//!   decompression, no lock during I/O.
 //! - Durability order: slab data, then the residency index, in batches ([`Cache::sync`]). Slots are reused only once the index
 //!   has durably forgotten their chunk. So after any crash the index never names a block that was not written.
 //! - It is refetchable by definition: a lost index, slab or header gives a smaller cache, never an error.
@@ -17,11 +18,14 @@
 mod error;
 mod evict;
 mod format;
+mod gather;
 mod insert;
 mod load;
 mod read;
 mod residency;
 mod slab;
+#[cfg(test)]
+mod slices_tests;
 mod slots;
 #[cfg(test)]
 mod tests;
@@ -36,7 +40,7 @@ use dedup_store::kv::Kv;
 pub use error::CacheError;
 pub use evict::ScrubReport;
 pub use format::CacheIdentity;
-pub use read::ReadOutcome;
+pub use read::{ReadOutcome, Wanted};
 
 use format::{BLOCK_BYTES, Keys, Meta};
 use insert::Pending;
@@ -92,8 +96,19 @@ pub struct CacheStats {
     pub sync_failures: u64,
 }
 
+/// How often chunks came and went since the start. Two equal readings: nothing did in between.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Churn {
+    /// Chunks that became resident.
+    pub arrivals: u64,
+    /// Chunks that were evicted, removed or quarantined.
+    pub departures: u64,
+}
+
 #[derive(Debug, Default)]
 struct Counters {
+    arrivals: AtomicU64,
+    departures: AtomicU64,
     hits: AtomicU64,
     misses: AtomicU64,
     quarantined: AtomicU64,
@@ -165,6 +180,14 @@ impl Cache {
             quarantined: of(&self.counters.quarantined),
             damaged: of(&self.counters.damaged),
             sync_failures: of(&self.counters.sync_failures),
+        }
+    }
+
+    /// How often chunks came and went. Counted after the fact: whoever reads this and then looks finds at least that much changed.
+    pub fn churn(&self) -> Churn {
+        Churn {
+            arrivals: self.counters.arrivals.load(Ordering::Acquire),
+            departures: self.counters.departures.load(Ordering::Acquire),
         }
     }
 

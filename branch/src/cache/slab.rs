@@ -1,41 +1,38 @@
 //! One slab file: header, checks, slots.
 //!
 //! Invariant: the file has its full length from the start (sparse), so that filling it changes no metadata but the block map
-//! and no read meets its end. It knows nothing of residency.
+//! and no read meets its end. The checks of an open slab are in memory as well (8 bytes a slot, 0.2 % of what is cached), read
+//! once, so that a hit is one read of the data. It knows nothing of residency.
 
-use std::cell::RefCell;
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use dedup::ChunkId;
 use dedup_store::disk::{Disk, DiskFile, Open};
 
 use super::format::{
-    BLOCK_BYTES, CHECK_BYTES, CHUNK_SLOTS_MAX, Meta, block_check, check_is, check_position,
+    BLOCK_BYTES, CHECK_BYTES, Meta, block_check, check_is, check_position, check_word,
     decode_slab_header, encode_check, encode_slab_header, slot_position,
 };
 use super::residency::Stay;
 use super::slots::Run;
-use super::{CacheError, path};
+use super::{CacheError, lock, path};
 
 /// Most slabs of one cache: 16 TiB of the default size. Bounds what a stray file name makes us allocate.
 pub const SLABS_MAX: u32 = 1 << 16;
 
-const CHECKS_BYTES_MAX: usize = CHUNK_SLOTS_MAX as usize * CHECK_BYTES as usize;
-
-thread_local! {
-    /// Whole blocks around a read that does not begin and end with blocks; at most one chunk per thread.
-    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
 /// An open slab.
 pub struct Slab {
     pub name: String,
-    file: Arc<dyn DiskFile>,
+    pub(super) file: Arc<dyn DiskFile>,
     pub slots: u32,
     /// Set by the first failed write or sync: what was written since the last good sync is in doubt.
     failed: AtomicBool,
+    /// The check of each slot, once they were needed.
+    checks: OnceLock<Box<[AtomicU64]>>,
+    /// Held while the checks are read, which happens once.
+    loading: Mutex<()>,
 }
 
 /// Name of slab `number` within the cache's directory.
@@ -76,6 +73,8 @@ impl Slab {
             slots,
             failed: AtomicBool::new(false),
             name,
+            checks: OnceLock::from((0..slots).map(|_| AtomicU64::new(0)).collect::<Box<[_]>>()),
+            loading: Mutex::new(()),
         })
     }
 
@@ -99,6 +98,8 @@ impl Slab {
             file,
             slots,
             failed: AtomicBool::new(false),
+            checks: OnceLock::new(),
+            loading: Mutex::new(()),
         }))
     }
 
@@ -115,14 +116,43 @@ impl Slab {
         slot: u32,
         bytes: &[u8],
     ) -> Result<(), CacheError> {
-        let mut checks = Vec::with_capacity(CHECKS_BYTES_MAX.min(bytes.len() / 128 + 32));
-        for (number, block) in bytes.chunks(BLOCK_BYTES as usize).enumerate() {
-            checks.extend_from_slice(&encode_check(block_check(id, number as u32, block)));
-        }
+        let failure = |what| move |e| self.failure(CacheError::io(dir, &self.name, what, e));
+        // Before anything is written: who reads the checks later would read them while they change.
+        let table = self.checks().map_err(failure("read the checks"))?;
+        let blocks = bytes.chunks(BLOCK_BYTES as usize).enumerate();
+        let words: Vec<u64> = blocks
+            .map(|(number, block)| block_check(id, number as u32, block))
+            .collect();
+        let checks: Vec<u8> = words.iter().flat_map(|word| encode_check(*word)).collect();
         self.file
             .write_at(slot_position(self.slots, slot), bytes)
             .and_then(|()| self.file.write_at(check_position(slot), &checks))
-            .map_err(|e| self.failure(CacheError::io(dir, &self.name, "write a chunk", e)))
+            .map_err(failure("write a chunk"))?;
+        for (entry, word) in table[slot as usize..].iter().zip(words) {
+            entry.store(word, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// The checks, if they are in memory.
+    pub fn checks_at_hand(&self) -> Option<&[AtomicU64]> {
+        self.checks.get().map(|checks| &checks[..])
+    }
+
+    /// The checks, read from the file if they are not in memory: 1 MiB for a slab of 256 MiB.
+    pub fn checks(&self) -> io::Result<&[AtomicU64]> {
+        if let Some(checks) = self.checks.get() {
+            return Ok(checks);
+        }
+        let _once = lock(&self.loading);
+        if let Some(checks) = self.checks.get() {
+            return Ok(checks);
+        }
+        let mut bytes = vec![0; self.slots as usize * CHECK_BYTES as usize];
+        self.file.read_at(check_position(0), &mut bytes)?;
+        let words = bytes.chunks_exact(CHECK_BYTES as usize).map(check_word);
+        let words = words.map(AtomicU64::new).collect();
+        Ok(self.checks.get_or_init(|| words))
     }
 
     /// Makes everything written so far durable.
@@ -152,38 +182,15 @@ impl Slab {
         error
     }
 
-    /// Fills `buf` from byte `offset` of a chunk; `Ok(false)` if a block does not match its check. The range lies inside the
-    /// chunk.
-    pub fn read(&self, id: &ChunkId, stay: &Stay, offset: u32, buf: &mut [u8]) -> io::Result<bool> {
-        if buf.is_empty() {
-            return Ok(true);
-        }
-        let block = BLOCK_BYTES as u32;
-        let end = offset + buf.len() as u32;
-        let (first, last) = (offset / block, (end - 1) / block);
-        let (from, to) = (first * block, ((last + 1) * block).min(stay.len));
-        let mut checks = [0; CHECKS_BYTES_MAX];
-        let checks = &mut checks[..(last - first + 1) as usize * CHECK_BYTES as usize];
+    /// Reads a whole chunk and its checks as the disk has them; `Ok(false)` if a block does not match. For scrubbing, which asks
+    /// what a restart would find.
+    pub fn read_stored(&self, id: &ChunkId, stay: &Stay, buf: &mut [u8]) -> io::Result<bool> {
+        debug_assert_eq!(buf.len(), stay.len as usize);
+        let mut checks = vec![0; buf.len().div_ceil(BLOCK_BYTES as usize) * CHECK_BYTES as usize];
+        self.file.read_at(check_position(stay.slot), &mut checks)?;
         self.file
-            .read_at(check_position(stay.slot + first), checks)?;
-        let position = slot_position(self.slots, stay.slot + first);
-        if (from, to) == (offset, end) {
-            self.file.read_at(position, buf)?;
-            return Ok(verifies(id, first, buf, checks));
-        }
-        SCRATCH.with_borrow_mut(|scratch| {
-            let span = (to - from) as usize;
-            if scratch.len() < span {
-                scratch.resize(span, 0);
-            }
-            let scratch = &mut scratch[..span];
-            self.file.read_at(position, scratch)?;
-            if !verifies(id, first, scratch, checks) {
-                return Ok(false);
-            }
-            buf.copy_from_slice(&scratch[(offset - from) as usize..(end - from) as usize]);
-            Ok(true)
-        })
+            .read_at(slot_position(self.slots, stay.slot), buf)?;
+        Ok(verifies(id, 0, buf, &checks))
     }
 }
 

@@ -14,7 +14,7 @@ use dedup_store::kv::{Kv, MemKv};
 use super::format::slot_position;
 use super::{Cache, CacheError, CacheIdentity, CacheOptions, ReadOutcome};
 
-const KIB: u64 = 1024;
+pub(super) const KIB: u64 = 1024;
 const SLAB_SLOTS: u32 = 256;
 
 fn key() -> IdKey {
@@ -28,7 +28,7 @@ fn identity() -> CacheIdentity {
     }
 }
 
-fn options() -> CacheOptions {
+pub(super) fn options() -> CacheOptions {
     CacheOptions {
         capacity_bytes: 4096 * KIB,
         slab_bytes: u64::from(SLAB_SLOTS) * 4096,
@@ -37,12 +37,16 @@ fn options() -> CacheOptions {
     }
 }
 
-fn open_with(root: &Path, kv: &Arc<MemKv>, options: CacheOptions) -> Result<Cache, CacheError> {
+pub(super) fn open_with(
+    root: &Path,
+    kv: &Arc<MemKv>,
+    options: CacheOptions,
+) -> Result<Cache, CacheError> {
     let disk = Arc::new(HostDisk::new(root).unwrap());
     Cache::open(disk, "cache", kv.clone(), identity(), [9; 16], options)
 }
 
-fn open(root: &Path, kv: &Arc<MemKv>) -> Cache {
+pub(super) fn open(root: &Path, kv: &Arc<MemKv>) -> Cache {
     open_with(root, kv, options()).unwrap()
 }
 
@@ -52,7 +56,7 @@ fn chunk(n: u64) -> Chunk {
     sized(n, len)
 }
 
-fn sized(n: u64, len: usize) -> Chunk {
+pub(super) fn sized(n: u64, len: usize) -> Chunk {
     let mut state = n.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let bytes: Vec<u8> = (0..len)
         .map(|_| {

@@ -30,6 +30,7 @@ use crate::catalog::CatalogError;
 use crate::clock::Clock;
 use crate::fetch::Fetcher;
 use crate::fetch::base::CachedBase;
+use crate::profile::{BOOT_MS_MAX, Boots};
 use crate::versions::Versions;
 use machine::{MachineError, MachineSpec};
 use record::DesktopRecord;
@@ -139,6 +140,7 @@ pub struct Desktops {
     versions: Arc<Versions>,
     fetcher: Arc<Fetcher>,
     volumes: Volumes,
+    boots: Boots,
     host: MachineHost,
     clock: Arc<dyn Clock>,
     /// Names of desktops that a call is working on.
@@ -171,6 +173,7 @@ impl Desktops {
     ) -> Self {
         Self {
             dir,
+            boots: Boots::new(Arc::clone(&versions), Arc::clone(&fetcher)),
             versions,
             fetcher,
             volumes,
@@ -233,6 +236,11 @@ impl Desktops {
         &self.volumes
     }
 
+    /// The boots that run, and what is known of boots.
+    pub fn boots(&self) -> &Boots {
+        &self.boots
+    }
+
     /// Opens the volumes of machines that run since before this server started, and forgets machines that ended meanwhile. To be called
     /// before the NBD server listens.
     pub fn recover(&self) -> Result<(), DesktopError> {
@@ -251,11 +259,23 @@ impl Desktops {
                 continue;
             }
             match self.open_volume(&desktop) {
-                Ok(()) => tracing::info!(
-                    desktop = desktop.name,
-                    pid = machine.pid,
-                    "the machine goes on"
-                ),
+                Ok(()) => {
+                    tracing::info!(
+                        desktop = desktop.name,
+                        pid = machine.pid,
+                        "the machine goes on"
+                    );
+                    // A boot that began before is followed to its end, but it is not a whole recording any more.
+                    let age_ms = self
+                        .clock
+                        .now_unix_ms()
+                        .saturating_sub(machine.started_unix_ms);
+                    if age_ms < u64::from(BOOT_MS_MAX)
+                        && let Ok((version, _)) = self.version_of(&desktop)
+                    {
+                        self.boots.prepare(&desktop.name, version);
+                    }
+                }
                 Err(error) => {
                     // Its guest waits at the export; others must not wait with it.
                     tracing::error!(
@@ -328,11 +348,33 @@ impl Desktops {
         })?;
         let (version, record) = self.version_of(&desktop)?;
         self.fetcher.boot_begins();
-        let boot = self.boot_files(version, &record)?;
-        self.versions.catalog().put_desktop(&desktop)?;
-        self.open_volume(&desktop)?;
+        self.boots.prepare(name, version);
+        let started = self.start_machine(&mut desktop, version, &record, dir);
+        if started.is_err() {
+            self.boots.forget(name);
+        }
+        started?;
+        tracing::info!(desktop = name, pool, version = %version, "started");
+        Ok(self.describe(&desktop, false))
+    }
+
+    fn start_machine(
+        &self,
+        desktop: &mut DesktopRecord,
+        version: VersionId,
+        record: &VersionRecord,
+        dir: PathBuf,
+    ) -> Result<(), DesktopError> {
+        let name = desktop.name.clone();
+        let boot = self.boot_files(version, record)?;
+        desktop.boot = None;
+        self.versions.catalog().put_desktop(desktop)?;
+        self.open_volume(desktop)?;
+        if let Some(volume) = self.volumes.find(&name) {
+            self.boots.begin(&name, volume.base());
+        }
         let spec = MachineSpec {
-            name: name.into(),
+            name: name.clone(),
             dir,
             memory_mib: desktop.memory_mib,
             vcpus: desktop.vcpus,
@@ -347,14 +389,12 @@ impl Desktops {
             Err(error) => {
                 desktop.machine = None;
                 desktop.error = Some(error.to_string());
-                self.versions.catalog().put_desktop(&desktop)?;
-                self.volumes.close(name)?;
+                self.versions.catalog().put_desktop(desktop)?;
+                self.volumes.close(&name)?;
                 return Err(error.into());
             }
         }
-        self.versions.catalog().put_desktop(&desktop)?;
-        tracing::info!(desktop = name, pool, version = %version, "started");
-        Ok(self.describe(&desktop, false))
+        Ok(self.versions.catalog().put_desktop(desktop)?)
     }
 
     /// A new desktop on the pool's version.
@@ -372,6 +412,7 @@ impl Desktops {
             created_unix_ms: self.clock.now_unix_ms(),
             machine: None,
             error: None,
+            boot: None,
         })
     }
 
@@ -467,6 +508,10 @@ impl Desktops {
         let mut desktop = self
             .record(name)?
             .ok_or_else(|| DesktopError::NotFound(name.into()))?;
+        // Shutting down is not part of the boot.
+        if let Some(score) = self.boots.end(name) {
+            desktop.boot = Some(record::boot_report(&score));
+        }
         if let Some(machine) = desktop.machine.take() {
             let grace = if force { Duration::ZERO } else { STOP_GRACE };
             machine::stop(&machine, &self.dir.join(name), grace);
@@ -522,6 +567,7 @@ impl Desktops {
     /// Looks after machines: those that ended are noted, those that paused on a failed read are let go on. To be called about
     /// every second; `connected` says whether the link is up.
     pub fn tend(&self, connected: bool) {
+        self.tend_boots();
         let desktops = match self.versions.catalog().desktops() {
             Ok(desktops) => desktops,
             Err(error) => {
@@ -558,6 +604,9 @@ impl Desktops {
             }
             tracing::info!(desktop = desktop.name, "the machine ended");
             desktop.machine = None;
+            if let Some(score) = self.boots.end(&desktop.name) {
+                desktop.boot = Some(record::boot_report(&score));
+            }
             if let Err(error) = self.volumes.close(&desktop.name) {
                 desktop.error = Some(error.to_string());
             }
@@ -566,6 +615,27 @@ impl Desktops {
                     desktop = desktop.name,
                     error = &error as &dyn std::error::Error,
                     "state not kept"
+                );
+            }
+        }
+    }
+
+    /// Notes how boots went that have settled.
+    fn tend_boots(&self) {
+        for (name, score) in self.boots.settled() {
+            // A call that works on it waits for nothing of ours.
+            let Ok(_turn) = self.turn(&name) else {
+                continue;
+            };
+            let Ok(Some(mut desktop)) = self.record(&name) else {
+                continue;
+            };
+            desktop.boot = Some(record::boot_report(&score));
+            if let Err(error) = self.versions.catalog().put_desktop(&desktop) {
+                tracing::error!(
+                    desktop = name,
+                    error = &error as &dyn std::error::Error,
+                    "how it booted is not kept"
                 );
             }
         }
@@ -605,6 +675,7 @@ impl Desktops {
             nbd_export: volumes::export_name(&desktop.name),
             started_unix_ms: alive.map(|m| m.started_unix_ms),
             demand_chunks: volume.as_ref().map_or(0, |v| v.demand_chunks()),
+            boot: desktop.boot,
             overlay_bytes: volume.map_or(0, |v| v.overlay_bytes()),
         }
     }

@@ -1,5 +1,7 @@
 //! What is remembered of a desktop across restarts of the branch server.
 
+use datacenter_api::BootReport;
+use dedup_protocol::profile::BootScore;
 use serde::{Deserialize, Serialize};
 
 /// A desktop, as the catalog keeps it.
@@ -23,6 +25,33 @@ pub struct DesktopRecord {
     pub machine: Option<MachineRecord>,
     /// Why the last machine ended, if not by its user's or operator's wish.
     pub error: Option<String>,
+    /// How its last boot went, once that has settled.
+    #[serde(default)]
+    pub boot: Option<BootReport>,
+}
+
+/// A score as it is told outside.
+pub fn boot_report(score: &BootScore) -> BootReport {
+    let BootScore {
+        profile,
+        boot_ms,
+        touched_chunks,
+        touched_bytes,
+        covered_bytes,
+        waited_bytes,
+        prefetched_bytes,
+        wasted_bytes,
+    } = *score;
+    BootReport {
+        profile,
+        boot_ms,
+        touched_chunks,
+        touched_bytes,
+        covered_bytes,
+        waited_bytes,
+        prefetched_bytes,
+        wasted_bytes,
+    }
 }
 
 /// A machine process that outlives the branch server.

@@ -78,6 +78,11 @@ impl OpenVolume {
         self.base.demand_chunks()
     }
 
+    /// What its overlay lies on.
+    pub fn base(&self) -> Arc<CachedBase> {
+        Arc::clone(&self.base)
+    }
+
     /// Bytes in its overlay's log.
     pub fn overlay_bytes(&self) -> u64 {
         self.overlay.stats().log_bytes

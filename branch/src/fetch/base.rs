@@ -1,17 +1,22 @@
 //! A version's tree as a volume base: read from the cache, waited for over the link.
 //!
-//! A hit is one lookup in the content map and one read from the slab for each extent. A miss asks for all missing chunks of the read at
-//! once, and for what sequential readers will read next.
+//! A hit is one lookup in the content map and one read from the slab for all extents that lie side by side there. A miss asks for all
+//! missing chunks of the read at once, and for what sequential readers will read next; a reader that follows what was read ahead has
+//! more asked for before it gets there.
 
+use std::iter::repeat;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use dedup::ChunkId;
 use vmm_block::{BlockError, BlockErrorKind, RangeStatus};
 
 use super::queue::{TreeHandle, Want};
 use super::{Fetcher, WaitError};
-use crate::cache::ReadOutcome;
+use crate::cache::{ReadOutcome, Wanted};
 use crate::content_map::Piece;
+use crate::profile::Watch;
 use crate::volume::Base;
 
 /// Read-ahead after a first miss, in bytes: guests' file systems read files in pieces of 128 KiB.
@@ -25,12 +30,34 @@ const STREAMS: usize = 8;
 /// hold even one read.
 const ATTEMPTS: usize = 8;
 
+/// Slices looked for at once: as many as the cache reads by one system call.
+const SLICES_FEW: usize = 32;
+
+/// Stands where no slice was put yet.
+static NO_CHUNK: ChunkId = ChunkId([0; 32]);
+
 /// See the module.
 pub struct CachedBase {
     tree: TreeHandle,
     fetcher: Arc<Fetcher>,
     streams: Mutex<Streams>,
+    markers: Markers,
     demand_chunks: AtomicU64,
+    watch: Watch,
+}
+
+/// Where sequential readers will be when more is to be read ahead for them: looked at by every read, so without a lock.
+struct Markers([AtomicU64; STREAMS]);
+
+impl Markers {
+    /// No marker.
+    const NONE: u64 = u64::MAX;
+
+    fn are_in(&self, offset: u64, end: u64) -> bool {
+        self.0
+            .iter()
+            .any(|marker| (offset..end).contains(&marker.load(Ordering::Relaxed)))
+    }
 }
 
 #[derive(Default)]
@@ -46,9 +73,16 @@ struct Stream {
     window: u64,
 }
 
+impl Stream {
+    /// Half of what was read ahead is left: time to ask for more, so that a reader as fast as the line never waits.
+    fn marker(&self) -> u64 {
+        self.end - self.window / 2
+    }
+}
+
 impl Streams {
-    /// How far to read ahead of a miss at `offset..end`.
-    fn window(&mut self, offset: u64, end: u64) -> u64 {
+    /// What to read ahead of a miss at `offset..end`.
+    fn missed(&mut self, offset: u64, end: u64) -> Range<u64> {
         let near = self
             .recent
             .iter()
@@ -57,15 +91,32 @@ impl Streams {
             Some(i) => (self.recent.remove(i).window * 2).min(AHEAD_BYTES_MAX),
             None => AHEAD_BYTES_MIN,
         };
+        self.follow(end, window)
+    }
+
+    /// What to read ahead when a reader has come to a marker in `offset..end`.
+    fn passed(&mut self, offset: u64, end: u64) -> Option<Range<u64>> {
+        let at = self
+            .recent
+            .iter()
+            .position(|s| (offset..end).contains(&s.marker()))?;
+        let stream = self.recent.remove(at);
+        let window = (stream.window * 2).min(AHEAD_BYTES_MAX);
+        Some(self.follow(stream.end, window))
+    }
+
+    fn follow(&mut self, from: u64, window: u64) -> Range<u64> {
         self.recent.truncate(STREAMS - 1);
-        self.recent.insert(
-            0,
-            Stream {
-                end: end + window,
-                window,
-            },
-        );
-        window
+        let end = from + window;
+        self.recent.insert(0, Stream { end, window });
+        from..end
+    }
+
+    fn show(&self, markers: &Markers) {
+        let all = self.recent.iter().map(Stream::marker);
+        for (marker, at) in markers.0.iter().zip(all.chain(repeat(Markers::NONE))) {
+            marker.store(at, Ordering::Relaxed);
+        }
     }
 }
 
@@ -76,7 +127,9 @@ impl CachedBase {
             tree,
             fetcher,
             streams: Mutex::default(),
+            markers: Markers([const { AtomicU64::new(Markers::NONE) }; STREAMS]),
             demand_chunks: AtomicU64::new(0),
+            watch: Watch::default(),
         }
     }
 
@@ -85,50 +138,94 @@ impl CachedBase {
         self.demand_chunks.load(Ordering::Relaxed)
     }
 
-    /// Fills `buf` as far as the cache can; returns the chunks that are missing.
-    fn read_cached(&self, offset: u64, buf: &mut [u8], all: bool) -> Result<Vec<Want>, BlockError> {
-        let mut missing = Vec::new();
-        let mut at = 0;
-        for piece in self.tree.map.pieces(offset, buf.len() as u64) {
-            match piece {
-                Piece::Zero { len } => {
-                    buf[at..at + len as usize].fill(0);
-                    at += len as usize;
-                }
-                Piece::Chunk { index, offset, len } => {
-                    let part = &mut buf[at..at + len as usize];
-                    at += len as usize;
-                    let place = self.tree.map.chunk(index);
-                    let outcome = self.fetcher.cache().read(&place.id, offset, part);
-                    match outcome.map_err(cache_error)? {
-                        ReadOutcome::Hit => {}
-                        ReadOutcome::Absent | ReadOutcome::Quarantined => {
-                            missing.push(Want {
-                                tree: self.tree.clone(),
-                                index,
-                            });
-                            if !all {
-                                return Ok(missing);
-                            }
-                        }
+    /// Where a boot of the desktop that reads this base is recorded.
+    pub fn watch(&self) -> &Watch {
+        &self.watch
+    }
+
+    /// Fills `buf` as far as the cache can; adds the chunks that are missing to `missing`. Unless it `may_wait`, it neither asks the
+    /// disk nor looks further than the first slice that cannot be had. Returns whether `buf` is full.
+    fn read_cached(
+        &self,
+        offset: u64,
+        buf: &mut [u8],
+        may_wait: bool,
+        missing: &mut Vec<Want>,
+    ) -> Result<bool, BlockError> {
+        let (len, mut filled, mut full) = (buf.len(), 0, true);
+        let mut rest = buf;
+        let map = &self.tree.map;
+        let mut pieces = map.pieces(offset, len as u64);
+        // Small reads have one or two slices: their list is on the stack.
+        let mut few: [Wanted<'_>; SLICES_FEW] =
+            std::array::from_fn(|_| Wanted::new(&NO_CHUNK, 0, &mut []));
+        let mut indexes = [0; SLICES_FEW];
+        loop {
+            let mut count = 0;
+            for piece in pieces.by_ref() {
+                let (Piece::Zero { len } | Piece::Chunk { len, .. }) = piece;
+                let (part, behind) = std::mem::take(&mut rest).split_at_mut(len as usize);
+                rest = behind;
+                filled += part.len();
+                match piece {
+                    Piece::Zero { .. } => part.fill(0),
+                    Piece::Chunk { index, offset, .. } => {
+                        few[count] = Wanted::new(&map.chunk(index).id, offset, part);
+                        indexes[count] = index;
+                        count += 1;
                     }
+                }
+                if count == SLICES_FEW {
+                    break;
+                }
+            }
+            if count == 0 {
+                break;
+            }
+            self.fetcher
+                .cache()
+                .read_slices(&mut few[..count], may_wait)
+                .map_err(cache_error)?;
+            for (wanted, &index) in few[..count].iter().zip(&indexes) {
+                // What is here but on the disk is touched by the `read` that follows.
+                if !matches!(wanted.outcome, ReadOutcome::WouldWait) {
+                    self.watch
+                        .touch(index, matches!(wanted.outcome, ReadOutcome::Hit));
+                }
+                match wanted.outcome {
+                    ReadOutcome::Hit => continue,
+                    ReadOutcome::WouldWait => {}
+                    ReadOutcome::Absent | ReadOutcome::Quarantined => missing.push(Want {
+                        tree: self.tree.clone(),
+                        index,
+                    }),
+                }
+                full = false;
+                if !may_wait {
+                    return Ok(false);
                 }
             }
         }
-        if at < buf.len() {
-            let context = format!("read of {} bytes at {offset} is beyond the end", buf.len());
+        if filled < len {
+            let context = format!("read of {len} bytes at {offset} is beyond the end");
             return Err(BlockError::new(BlockErrorKind::OutOfRange, context));
         }
-        Ok(missing)
+        Ok(full)
     }
 
-    fn read_ahead(&self, offset: u64, end: u64) -> Vec<Want> {
-        let window = {
+    fn read_ahead(&self, choose: impl FnOnce(&mut Streams) -> Option<Range<u64>>) -> Vec<Want> {
+        let range = {
             let mut streams = self.streams.lock().expect("no panic under this lock");
-            streams.window(offset, end)
+            let range = choose(&mut streams);
+            streams.show(&self.markers);
+            range
         };
-        let last = (end + window).min(self.tree.map.size_bytes());
-        let ahead = self.tree.map.pieces(end, last.saturating_sub(end));
+        let size = self.tree.map.size_bytes();
+        let Some(range) = range.filter(|range| range.start < size) else {
+            return Vec::new();
+        };
+        let len = range.end.min(size) - range.start;
+        let ahead = self.tree.map.pieces(range.start, len);
         ahead
             .filter_map(|piece| match piece {
                 Piece::Zero { .. } => None,
@@ -160,14 +257,21 @@ impl Base for CachedBase {
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), BlockError> {
         for _ in 0..ATTEMPTS {
-            let missing = self.read_cached(offset, buf, true)?;
-            if missing.is_empty() {
+            let mut missing = Vec::new();
+            let full = self.read_cached(offset, buf, true, &mut missing)?;
+            let end = offset + buf.len() as u64;
+            if full {
+                if self.markers.are_in(offset, end) {
+                    let ahead = self.read_ahead(|streams| streams.passed(offset, end));
+                    self.fetcher.read_ahead(ahead);
+                }
                 return Ok(());
             }
             self.demand_chunks
                 .fetch_add(missing.len() as u64, Ordering::Relaxed);
-            let ahead = self.read_ahead(offset, offset + buf.len() as u64);
-            self.fetcher.wait_for(missing, ahead).map_err(wait_error)?;
+            let ahead = self.read_ahead(|streams| Some(streams.missed(offset, end)));
+            let waited = self.watch.waiting(|| self.fetcher.wait_for(missing, ahead));
+            waited.map_err(wait_error)?;
         }
         let context = format!(
             "read of {} bytes at {offset}: its chunks are evicted or damaged as fast as they are fetched; enlarge --cache-size or check the cache's disk",
@@ -177,7 +281,14 @@ impl Base for CachedBase {
     }
 
     fn try_read(&self, offset: u64, buf: &mut [u8]) -> Result<bool, BlockError> {
-        Ok(self.read_cached(offset, buf, false)?.is_empty())
+        // What is missing is found again by the `read` that follows.
+        let hit = self.read_cached(offset, buf, false, &mut Vec::new())?;
+        let end = offset + buf.len() as u64;
+        if hit && self.markers.are_in(offset, end) {
+            let ahead = self.read_ahead(|streams| streams.passed(offset, end));
+            self.fetcher.read_ahead(ahead);
+        }
+        Ok(hit)
     }
 
     fn status(&self, offset: u64, len: u64) -> Vec<RangeStatus> {
@@ -197,5 +308,58 @@ impl Base for CachedBase {
             }
         }
         status
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A reader in pieces of 128 KiB: how often it misses when what was read ahead is there `lag` bytes of reading later.
+    fn misses(total: u64, lag: u64) -> usize {
+        let (mut streams, mut misses) = (Streams::default(), 0);
+        let markers = Markers([const { AtomicU64::new(Markers::NONE) }; STREAMS]);
+        // (asked for when the reader was here, up to there)
+        let mut asked: Vec<(u64, Range<u64>)> = Vec::new();
+        let piece = 128 << 10;
+        for offset in (0..total).step_by(piece as usize) {
+            let end = offset + piece;
+            let here = asked
+                .iter()
+                .any(|(at, range)| at + lag <= offset && range.start <= offset && end <= range.end);
+            if !here {
+                misses += 1;
+                asked.push((offset, streams.missed(offset, end)));
+            } else if markers.are_in(offset, end) {
+                asked.extend(streams.passed(offset, end).map(|range| (offset, range)));
+            }
+            streams.show(&markers);
+        }
+        misses
+    }
+
+    #[test]
+    fn a_sequential_reader_misses_while_the_window_grows_and_then_no_more() {
+        let begin = misses(64 << 20, 0);
+        assert_eq!(misses(1 << 30, 0), begin, "no miss after the beginning");
+        assert!(begin <= 3, "{begin}");
+        // 6 MiB of reading is what 80 Mbit/s carry in 600 ms.
+        let begin = misses(128 << 20, 6 << 20);
+        assert_eq!(
+            misses(1 << 30, 6 << 20),
+            begin,
+            "no miss after the beginning"
+        );
+    }
+
+    #[test]
+    fn readers_that_jump_get_little_read_ahead() {
+        let mut streams = Streams::default();
+        for i in 0..1000u64 {
+            let offset = (i * 7_919_333) % 10_000 * (1 << 20);
+            let range = streams.missed(offset, offset + 4096);
+            assert_eq!(range.end - range.start, AHEAD_BYTES_MIN);
+            assert!(streams.recent.len() <= STREAMS);
+        }
     }
 }

@@ -5,18 +5,23 @@
 //! the cache will hit.
 
 pub mod base;
+pub mod latency;
 pub mod queue;
+pub mod update;
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use dedup::{Chunk, ChunkId};
+use dedup_protocol::policy::Policy;
 use dedup_protocol::wire::Urgency;
 use tokio::sync::Notify;
 
 use crate::cache::{Cache, CacheError};
+use crate::clock::{Clock, HostClock};
+use latency::Histogram;
 use queue::{Queue, Request, TreeHandle, Want};
 
 /// For how long a chunk that the datacenter refused is not asked for again.
@@ -39,6 +44,16 @@ pub struct FetchCounters {
     pub prefetch_chunks: AtomicU64,
     /// Plain bytes of all chunks fetched.
     pub chunk_bytes: AtomicU64,
+    /// How long guests waited for what one read lacked.
+    pub demand_wait: Histogram,
+    /// How long requests for read-ahead and boots took, from the first byte sent to the last chunk cached.
+    pub boot_fetch: Histogram,
+    /// How long fill's requests took.
+    pub fill_fetch: Histogram,
+    /// Those of them that came by updates.
+    pub update_bytes: AtomicU64,
+    /// Bytes of these updates' batches on the wire.
+    pub update_packed_bytes: AtomicU64,
 }
 
 /// Why a wait for a chunk ended without it.
@@ -86,6 +101,11 @@ pub struct Fetcher {
     started: Instant,
     wait_max: Duration,
     pins: OnceLock<PinnedChunks>,
+    /// The wall clock, for the hours of the policy.
+    wall: Arc<dyn Clock>,
+    policy: Mutex<Policy>,
+    /// The cache takes nothing more, and that was told.
+    full: AtomicBool,
 }
 
 /// Tells which chunks the assignment wants here.
@@ -110,7 +130,27 @@ impl Fetcher {
             started: Instant::now(),
             wait_max,
             pins: OnceLock::new(),
+            wall: Arc::new(HostClock),
+            policy: Mutex::default(),
+            full: AtomicBool::new(false),
         }
+    }
+
+    /// The same, by another wall clock.
+    pub fn with_wall_clock(self, wall: Arc<dyn Clock>) -> Self {
+        Self { wall, ..self }
+    }
+
+    /// Keeps to these hours from now on. What fill has in flight still arrives.
+    pub fn follow_policy(&self, policy: Policy) {
+        *self.policy.lock().expect("no panic under this lock") = policy;
+        self.work.notify_one();
+    }
+
+    /// Whether the policy lets fill run at this moment.
+    pub fn is_fill_hour(&self) -> bool {
+        let policy = *self.policy.lock().expect("no panic under this lock");
+        policy.fill_allowed(self.wall.now_unix_s())
     }
 
     /// Says once which chunks are evicted last.
@@ -187,11 +227,24 @@ impl Fetcher {
                 .0;
         };
         drop(state);
-        let waited = begun.elapsed().as_millis() as u64;
+        let waited = begun.elapsed();
+        self.counters.demand_wait.record(waited);
         self.counters
             .demand_wait_ms
-            .fetch_add(waited, Ordering::Relaxed);
+            .fetch_add(waited.as_millis() as u64, Ordering::Relaxed);
         result
+    }
+
+    /// Asks for what will probably be read next, and does not wait for it.
+    pub fn read_ahead(&self, ahead: Vec<Want>) {
+        let mut state = self.state();
+        for want in ahead {
+            if !self.cache.contains(&want.tree.map.chunk(want.index).id) {
+                state.queue.read_ahead(want);
+            }
+        }
+        drop(state);
+        self.work.notify_one();
     }
 
     /// A desktop is being started: it has the link to itself until it has settled.
@@ -203,6 +256,25 @@ impl Fetcher {
     /// Makes a tree whole in the background.
     pub fn fill(&self, tree: TreeHandle) {
         self.state().queue.fill(tree);
+        self.work.notify_one();
+    }
+
+    /// The same, but these chunks of the tree first, in their order.
+    pub fn fill_first(&self, tree: TreeHandle, order: Arc<[u32]>) {
+        self.state().queue.fill_first(tree, order);
+        self.work.notify_one();
+    }
+
+    /// Fetches these chunks ahead of a guest that will ask for them in this order. The answer is for [`Self::stop_prefetch`].
+    pub fn prefetch(&self, tree: TreeHandle, order: Arc<[u32]>) -> u64 {
+        let number = self.state().queue.prefetch(tree, order);
+        self.work.notify_one();
+        number
+    }
+
+    /// Ends a prefetch.
+    pub fn stop_prefetch(&self, number: u64) {
+        self.state().queue.stop_prefetch(number);
         self.work.notify_one();
     }
 
@@ -230,7 +302,9 @@ impl Fetcher {
     /// The next request, if one may be sent now.
     pub fn next_request(&self, fill_flight_bytes: u64) -> Option<Request> {
         let now_ms = self.now_ms();
+        let fill_hour = self.is_fill_hour();
         let mut state = self.state();
+        state.queue.set_fill_hour(fill_hour);
         let cache = &self.cache;
         let request = state
             .queue
@@ -268,6 +342,10 @@ impl Fetcher {
                 }
             }
         }
+        let full = matches!(
+            result,
+            Err(CacheError::Full { .. } | CacheError::NoSpace { .. })
+        );
         self.counters
             .chunk_bytes
             .fetch_add(bytes, Ordering::Relaxed);
@@ -276,7 +354,11 @@ impl Fetcher {
                 .prefetch_chunks
                 .fetch_add(chunks.len() as u64, Ordering::Relaxed);
         }
+        let now_ms = self.now_ms();
         let mut state = self.state();
+        if full {
+            state.queue.cache_is_full(now_ms);
+        }
         for chunk in chunks {
             state.queue.arrived(&chunk.id());
         }
@@ -308,6 +390,27 @@ impl Fetcher {
         }
         tracing::debug!(freed, "evicted");
         self.cache.insert(chunk).map(|_| ())
+    }
+
+    /// Logs that chunks could not be cached: a full disk once, until something could be cached again.
+    pub fn log_uncached(&self, result: &Result<(), CacheError>) {
+        let line = |error| crate::desktop::error_line(error);
+        match result {
+            Ok(()) => {
+                if self.full.swap(false, Ordering::Relaxed) {
+                    tracing::info!("the cache takes chunks again");
+                }
+            }
+            Err(error @ (CacheError::Full { .. } | CacheError::NoSpace { .. })) => {
+                if !self.full.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(
+                        error = line(error),
+                        "the cache is full of what is assigned: fill pauses; enlarge --cache-size, free disk space, or unassign versions"
+                    );
+                }
+            }
+            Err(error) => tracing::error!(error = line(error), "chunks could not be cached"),
+        }
     }
 
     /// A request ended, whole or cut: what did not arrive is asked for again.

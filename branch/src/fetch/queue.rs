@@ -14,7 +14,10 @@
 
 mod fill;
 #[cfg(test)]
+mod prefetch_tests;
+#[cfg(test)]
 mod tests;
+mod update;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -45,6 +48,14 @@ const BOOT_FLIGHTS_MAX: usize = 16;
 const FILL_FLIGHT_BYTES_MIN: u64 = 2 << 20;
 const FILL_FLIGHT_BYTES_MAX: u64 = 48 << 20;
 
+/// Plain bytes in one prefetch request: the guest may wait for any chunk of it, which it cannot have before the whole of the request
+/// is here, so it is a small part of what the path holds in flight …
+const PREFETCH_BYTES_MIN: u64 = 512 << 10;
+const PREFETCH_REQUESTS_IN_FLIGHT: u64 = 6;
+/// … and no more is in flight than keeps the line busy: what comes first is wanted first.
+const PREFETCH_FLIGHT_BYTES_MIN: u64 = 1 << 20;
+const PREFETCH_FLIGHT_BYTES_MAX: u64 = 24 << 20;
+
 /// Fill pauses for this long after a guest last waited for a chunk …
 const FILL_YIELD_MS: u64 = 2_000;
 /// … and for this long while a desktop boots: a boot reads in bursts with seconds of computing between them, and has the link to
@@ -54,6 +65,10 @@ const FILL_YIELD_BOOT_MS: u64 = 15_000;
 const BOOT_MS_MAX: u64 = 300_000;
 /// … and one request goes out this often all the same, so that a busy branch is filled in the end.
 const FILL_RESERVED_EVERY_MS: u64 = 5_000;
+
+/// How often fill looks whether its hours have begun, or whether there is room in a cache that was full: fetching what cannot be kept
+/// would go over the line for nothing.
+const FILL_LOOK_MS: u64 = 15_000;
 
 /// Most wants queued for read-ahead; older ones are forgotten first, they are guesses.
 const BOOT_QUEUE_MAX: usize = 16_384;
@@ -100,7 +115,7 @@ pub struct Request {
     /// The chunks that answer it, in order, with their lengths.
     pub expected: Vec<(ChunkId, u32)>,
     wants: Vec<Want>,
-    /// The fill that made it.
+    /// The fill or prefetch that made it.
     fill: Option<u64>,
 }
 
@@ -130,15 +145,24 @@ pub struct Queue {
     demand: VecDeque<Want>,
     boot: VecDeque<Want>,
     fills: VecDeque<Fill>,
+    /// What boot profiles name, in guests' order.
+    prefetches: VecDeque<Fill>,
     flights: HashMap<ChunkId, Flight>,
     flying: [usize; 3],
     fill_bytes_flying: u64,
+    prefetch_bytes_flying: u64,
+    /// Batches of updates among what is flying as fill.
+    updates_flying: usize,
     next_number: u64,
     next_fill: u64,
     last_demand_ms: Option<u64>,
     /// Until when a desktop counts as booting, if guests go on waiting for chunks.
     boot_until_ms: u64,
     last_fill_ms: u64,
+    /// Outside of the hours of fill.
+    fill_closed: bool,
+    /// Until when fill waits for room in the cache.
+    full_until_ms: u64,
 }
 
 fn slot(urgency: Urgency) -> usize {
@@ -172,6 +196,16 @@ impl Queue {
         } else {
             last + FILL_YIELD_MS
         }
+    }
+
+    /// Says whether the hours of fill are now. What is in flight still arrives.
+    pub fn set_fill_hour(&mut self, open: bool) {
+        self.fill_closed = !open;
+    }
+
+    /// What came could not be cached for lack of room: fill waits a while.
+    pub fn cache_is_full(&mut self, now_ms: u64) {
+        self.full_until_ms = now_ms + FILL_LOOK_MS;
     }
 
     /// A guest waits for this chunk. Returns whether this call queued it (false: already on its way as demand).
@@ -211,8 +245,36 @@ impl Queue {
     /// Makes a tree whole in the background, after those asked for before. Asked twice, it starts over.
     pub fn fill(&mut self, tree: TreeHandle) {
         self.stop_fill(tree.version, tree.tree);
-        self.fills.push_back(Fill::new(self.next_fill, tree));
+        let fill = self.new_fill(tree, None);
+        self.fills.push_back(fill);
+    }
+
+    /// The same, but these chunks of the tree first, in their order.
+    pub fn fill_first(&mut self, tree: TreeHandle, order: Arc<[u32]>) {
+        self.stop_fill(tree.version, tree.tree);
+        for order in [Some(order), None] {
+            let fill = self.new_fill(tree.clone(), order);
+            self.fills.push_back(fill);
+        }
+    }
+
+    fn new_fill(&mut self, tree: TreeHandle, order: Option<Arc<[u32]>>) -> Fill {
         self.next_fill += 1;
+        Fill::new(self.next_fill, tree, order)
+    }
+
+    /// A guest that is starting will ask for these chunks of the tree in this order: they come ahead of it, after what guests wait
+    /// for now. The answer names it in [`Self::stop_prefetch`].
+    pub fn prefetch(&mut self, tree: TreeHandle, order: Arc<[u32]>) -> u64 {
+        let prefetch = self.new_fill(tree, Some(order));
+        let number = prefetch.number;
+        self.prefetches.push_back(prefetch);
+        number
+    }
+
+    /// Ends a prefetch; what is in flight for it still arrives.
+    pub fn stop_prefetch(&mut self, number: u64) {
+        self.prefetches.retain(|p| p.number != number);
     }
 
     /// Ends the filling of a tree; what is in flight for it still arrives.
@@ -245,10 +307,20 @@ impl Queue {
                 }
             }
         }
+        if let Some(request) = self.next_prefetch(fill_flight_bytes, resident) {
+            return Some(request);
+        }
         if !self.fill_allowed(now_ms, fill_flight_bytes) {
             return None;
         }
-        let (fill, wants) = self.take_fill(resident)?;
+        let number = self.next_number;
+        let (fill, wants) = take_fill(
+            &mut self.fills,
+            number,
+            REQUEST_BYTES_MAX,
+            &mut self.flights,
+            resident,
+        )?;
         self.last_fill_ms = now_ms;
         Some(self.depart(Urgency::Fill, wants, Some(fill)))
     }
@@ -256,7 +328,16 @@ impl Queue {
     /// When to ask again though nothing happens, in milliseconds from now. `None`: only an event can make a difference.
     pub fn idle_ms(&self, now_ms: u64) -> Option<u64> {
         let yield_end = self.yield_until_ms();
-        if self.fills.is_empty() || now_ms >= yield_end {
+        if self.fills.is_empty() {
+            return None;
+        }
+        if self.fill_closed {
+            return Some(FILL_LOOK_MS);
+        }
+        if now_ms < self.full_until_ms {
+            return Some(self.full_until_ms - now_ms);
+        }
+        if now_ms >= yield_end {
             return None;
         }
         let reserved = self.last_fill_ms + FILL_RESERVED_EVERY_MS;
@@ -270,7 +351,10 @@ impl Queue {
     }
 
     fn fill_allowed(&self, now_ms: u64, flight_bytes: u64) -> bool {
-        if now_ms < self.yield_until_ms() {
+        if self.fill_closed || now_ms < self.full_until_ms {
+            return false;
+        }
+        if now_ms < self.yield_until_ms() || !self.prefetches.is_empty() {
             return self.flying[slot(Urgency::Fill)] == 0
                 && now_ms >= self.last_fill_ms + FILL_RESERVED_EVERY_MS;
         }
@@ -315,21 +399,25 @@ impl Queue {
         taken
     }
 
-    /// Takes what the first fill that has anything to ask for asks for.
-    fn take_fill(&mut self, resident: &dyn Fn(&ChunkId) -> bool) -> Option<(u64, Vec<Want>)> {
-        let mut at = 0;
-        while let Some(fill) = self.fills.get_mut(at) {
-            let wants = fill.take(self.next_number, &mut self.flights, resident);
-            if !wants.is_empty() {
-                return Some((fill.number, wants));
-            }
-            if fill.is_done() {
-                self.fills.remove(at);
-            } else {
-                at += 1;
-            }
+    fn next_prefetch(
+        &mut self,
+        flight_bytes: u64,
+        resident: &dyn Fn(&ChunkId) -> bool,
+    ) -> Option<Request> {
+        let limit = flight_bytes.clamp(PREFETCH_FLIGHT_BYTES_MIN, PREFETCH_FLIGHT_BYTES_MAX);
+        if self.prefetch_bytes_flying >= limit {
+            return None;
         }
-        None
+        let bytes = (limit / PREFETCH_REQUESTS_IN_FLIGHT).max(PREFETCH_BYTES_MIN);
+        let number = self.next_number;
+        let (fill, wants) = take_fill(
+            &mut self.prefetches,
+            number,
+            bytes,
+            &mut self.flights,
+            resident,
+        )?;
+        Some(self.depart(Urgency::Boot, wants, Some(fill)))
     }
 
     fn depart(&mut self, urgency: Urgency, mut wants: Vec<Want>, fill: Option<u64>) -> Request {
@@ -355,13 +443,18 @@ impl Queue {
         }
         let number = self.next_number;
         self.next_number += 1;
-        self.flying[slot(urgency)] += 1;
         let expected: Vec<(ChunkId, u32)> = wants
             .iter()
             .map(|w| (w.place().id, w.place().len))
             .collect();
-        if urgency == Urgency::Fill {
-            self.fill_bytes_flying += request_bytes(&expected);
+        match (urgency, fill) {
+            // Bounded by its bytes alone: read-ahead keeps its own places.
+            (Urgency::Boot, Some(_)) => self.prefetch_bytes_flying += request_bytes(&expected),
+            (Urgency::Fill, _) => {
+                self.flying[slot(urgency)] += 1;
+                self.fill_bytes_flying += request_bytes(&expected);
+            }
+            _ => self.flying[slot(urgency)] += 1,
         }
         let first = &wants[0].tree;
         Request {
@@ -384,9 +477,15 @@ impl Queue {
     /// A request ended. Those of its chunks that did not arrive go back to the front of their queue, to the queue of demands if a
     /// guest asked for them meanwhile, or to the fill that asked.
     pub fn ended(&mut self, request: Request) {
-        self.flying[slot(request.urgency)] -= 1;
-        if request.urgency == Urgency::Fill {
-            self.fill_bytes_flying -= request_bytes(&request.expected);
+        match (request.urgency, request.fill) {
+            (Urgency::Boot, Some(_)) => {
+                self.prefetch_bytes_flying -= request_bytes(&request.expected);
+            }
+            (Urgency::Fill, _) => {
+                self.flying[slot(request.urgency)] -= 1;
+                self.fill_bytes_flying -= request_bytes(&request.expected);
+            }
+            _ => self.flying[slot(request.urgency)] -= 1,
         }
         let mut lost_fill = Vec::new();
         for want in request.wants.into_iter().rev() {
@@ -398,13 +497,13 @@ impl Queue {
                 }) if *r == request.number => *demanded,
                 _ => continue,
             };
-            if request.urgency == Urgency::Fill {
+            if request.fill.is_some() {
                 lost_fill.push(want.index);
             }
             if demanded || request.urgency == Urgency::Demand {
                 self.flights.insert(id, Flight::Queued(Urgency::Demand));
                 self.demand.push_front(want);
-            } else if request.urgency == Urgency::Boot {
+            } else if request.urgency == Urgency::Boot && request.fill.is_none() {
                 self.flights.insert(id, Flight::Queued(Urgency::Boot));
                 self.boot.push_front(want);
             } else {
@@ -412,9 +511,11 @@ impl Queue {
             }
         }
         // A fill that was stopped meanwhile stays stopped.
+        lost_fill.reverse();
         let asked = self
             .fills
             .iter_mut()
+            .chain(&mut self.prefetches)
             .find(|f| Some(f.number) == request.fill);
         if let Some(fill) = asked {
             fill.ended(&lost_fill);
@@ -441,6 +542,29 @@ impl Queue {
     pub fn is_pending(&self, id: &ChunkId) -> bool {
         self.flights.contains_key(id)
     }
+}
+
+/// Takes what the first of `fills` that has anything to ask for asks for.
+fn take_fill(
+    fills: &mut VecDeque<Fill>,
+    request: u64,
+    bytes_max: u64,
+    flights: &mut HashMap<ChunkId, Flight>,
+    resident: &dyn Fn(&ChunkId) -> bool,
+) -> Option<(u64, Vec<Want>)> {
+    let mut at = 0;
+    while let Some(fill) = fills.get_mut(at) {
+        let wants = fill.take(request, bytes_max, flights, resident);
+        if !wants.is_empty() {
+            return Some((fill.number, wants));
+        }
+        if fill.is_done() {
+            fills.remove(at);
+        } else {
+            at += 1;
+        }
+    }
+    None
 }
 
 fn request_bytes(expected: &[(ChunkId, u32)]) -> u64 {

@@ -104,7 +104,7 @@ pub async fn serve(
 }
 
 async fn status(State(branch): State<Arc<Branch>>) -> Answer<datacenter_api::BranchStatus> {
-    blocking(branch, |branch| Ok(branch.status())).await
+    blocking(branch, Branch::status).await
 }
 
 async fn list(State(branch): State<Arc<Branch>>) -> Answer<DesktopList> {

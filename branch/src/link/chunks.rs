@@ -109,7 +109,16 @@ async fn fly(link: Link, mut flight: Flight) -> Result<(u64, Duration), Connecti
     let outcome = fetch(&link, &flight.branch, request).await?;
     let request = flight.request.take().expect("only this function takes it");
     match outcome {
-        Outcome::Whole => flight.branch.fetcher.ended(request),
+        Outcome::Whole => {
+            let counters = &flight.branch.fetcher.counters;
+            match request.urgency {
+                // Measured where guests wait.
+                Urgency::Demand => {}
+                Urgency::Boot => counters.boot_fetch.record(begun.elapsed()),
+                Urgency::Fill => counters.fill_fetch.record(begun.elapsed()),
+            }
+            flight.branch.fetcher.ended(request);
+        }
         Outcome::Refused(reason) => flight.branch.fetcher.refused(request, &reason),
     }
     Ok((bytes, begun.elapsed()))
@@ -131,9 +140,14 @@ async fn fetch(
         urgency: request.urgency,
         runs: request.runs.clone(),
     });
-    let (mut send, mut recv) = link.open(class).await?;
-    send.send(&message.encode()).await?;
-    send.finish()?;
+    let mut recv = if class == Class::Demand {
+        link.request(class, &message.encode()).await?
+    } else {
+        let (mut send, recv) = link.open(class).await?;
+        send.send(&message.encode()).await?;
+        send.finish()?;
+        recv
+    };
     let key = branch.identity.id_key.clone();
     let mut exchange = ChunkExchange::new(key, request.expected.clone());
     let urgency = request.urgency;
@@ -169,12 +183,8 @@ async fn fetch(
         let worker = Arc::clone(branch);
         exchange = tokio::task::spawn_blocking(move || {
             let chunks = exchange.batch(&batch)?;
-            if let Err(error) = worker.fetcher.deliver(urgency, &chunks) {
-                tracing::error!(
-                    error = crate::desktop::error_line(&error),
-                    "chunks could not be cached"
-                );
-            }
+            let cached = worker.fetcher.deliver(urgency, &chunks);
+            worker.fetcher.log_uncached(&cached);
             Ok::<_, ConnectionEnd>(exchange)
         })
         .await??;

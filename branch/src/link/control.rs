@@ -70,11 +70,26 @@ pub async fn run(branch: &Branch, greeted: Greeted) -> Result<Infallible, Connec
         mut recv,
     } = greeted;
     let mut renewal = request_renewal(branch, &mut send).await?;
+    let mut unreadable = false;
     let reports = async {
         loop {
-            let status = branch.status_json();
-            let report = Message::Status(StatusReport { json: status });
-            send.send(&report.encode()).await?;
+            match branch.status_json() {
+                Ok(json) => {
+                    let report = Message::Status(StatusReport { json });
+                    send.send(&report.encode()).await?;
+                    unreadable = false;
+                }
+                // The link stays: guests' reads need no report. The datacenter shows how old the last one is.
+                Err(error) => {
+                    if !unreadable {
+                        tracing::error!(
+                            error = crate::desktop::error_line(&error),
+                            "no reports: the branch's catalog cannot be read"
+                        );
+                    }
+                    unreadable = true;
+                }
+            }
             tokio::time::sleep(REPORT_AT_MOST_EVERY).await;
             let _ = tokio::time::timeout(REPORT_EVERY, branch.link.report_now.notified()).await;
         }
@@ -119,6 +134,13 @@ fn follow(
                 "an assignment came that has run out by this branch's clock; not followed"
             );
         }
+        BranchAction::Keep(policy) => {
+            if branch.versions.catalog().policy()? != policy {
+                branch.versions.catalog().set_policy(&policy)?;
+                tracing::info!(?policy, "caps and hours");
+            }
+            branch.follow_policy(policy);
+        }
         BranchAction::Certificate(der) => {
             if let Some(key) = renewal.take() {
                 branch.identity.replace_certificate(&der, &key.key_pem())?;
@@ -132,6 +154,7 @@ fn follow(
                 "the certificate was not renewed; asked again on the next connection"
             );
         }
+        BranchAction::Profile(told) => branch.desktops.boots().announce(told),
         BranchAction::Welcomed(_) => {}
     }
     Ok(())

@@ -4,20 +4,25 @@
 //!   Down ──connect──► Greeting ──Welcome──► Up ──connection lost──► Down (again after a pause that doubles to 15 s)
 //! ```
 //!
-//! While it is up, four tasks share it: the control stream, the syncing of versions, the fetching of chunks, and reports. When it is
-//! lost all four end, what they had not finished stays queued, and guests go on with what is resident.
+//! While it is up, six tasks share it: the control stream, the syncing of versions, their updates, the fetching of chunks, boot profiles, and
+//! reports. When it is lost all end, what they had not finished stays queued, and guests go on with what is resident.
 
 mod chunks;
 mod control;
+mod profiles;
+mod update;
 mod versions;
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 use datacenter_api::LinkReport;
-use dedup_transport::link::{Link, LinkClient, LinkError, LinkTuning};
-use tokio::sync::Notify;
+use dedup::VersionId;
+use dedup_transport::congestion::PathMemory;
+use dedup_transport::link::{Caps, Link, LinkClient, LinkError, LinkTuning};
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::catalog::CatalogError;
@@ -54,8 +59,12 @@ enum ConnectionEnd {
 pub struct LinkState {
     report: RwLock<LinkReport>,
     link: RwLock<Option<Link>>,
+    /// What this end may send, on this connection and the next ones.
+    caps: RwLock<Caps>,
     /// Bytes received on connections that ended.
     received_before: AtomicU64,
+    /// Versions whose update was tried since the process started: what they still lack comes plain.
+    pub(crate) updates_tried: Mutex<HashSet<VersionId>>,
     /// Wakes the version task: the assignment changed.
     pub(crate) assigned: Notify,
     /// Wakes the report task: something worth telling changed.
@@ -91,12 +100,23 @@ impl LinkState {
         self.received_before.load(Ordering::Relaxed) + now
     }
 
+    /// Limits what this end sends.
+    pub fn set_caps(&self, caps: Caps) {
+        *self.caps.write().expect("no panic under this lock") = caps;
+        if let Some(link) = &*self.link.read().expect("no panic under this lock") {
+            link.set_caps(caps);
+        }
+    }
+
     fn set(&self, link: Option<Link>, address: &str, now_unix_s: u64) {
         let mut report = self.report.write().expect("no panic under this lock");
         report.connected = link.is_some();
         report.since_unix_s = Some(now_unix_s);
         report.address = address.into();
         report.rtt_ms = None;
+        if let Some(link) = &link {
+            link.set_caps(*self.caps.read().expect("no panic under this lock"));
+        }
         let mut current = self.link.write().expect("no panic under this lock");
         if let Some(old) = current.take() {
             let received = old.stats().received_bytes;
@@ -107,12 +127,17 @@ impl LinkState {
 }
 
 /// Keeps the link up until `cancel`.
-pub async fn run(branch: Arc<Branch>, tuning: LinkTuning, cancel: CancellationToken) {
+pub async fn run(
+    branch: Arc<Branch>,
+    tuning: LinkTuning,
+    paths: Arc<dyn PathMemory>,
+    cancel: CancellationToken,
+) {
     let mut pause = PAUSE_MIN;
     let mut told = String::new();
     while !cancel.is_cancelled() {
         let ended = tokio::select! {
-            ended = connect_once(&branch, &tuning, &mut pause) => ended,
+            ended = connect_once(&branch, &tuning, &paths, &mut pause) => ended,
             () = cancel.cancelled() => break,
         };
         // The same trouble is told once, not every few seconds for a whole outage.
@@ -143,9 +168,10 @@ pub async fn run(branch: Arc<Branch>, tuning: LinkTuning, cancel: CancellationTo
 async fn connect_once(
     branch: &Arc<Branch>,
     tuning: &LinkTuning,
+    paths: &Arc<dyn PathMemory>,
     pause: &mut Duration,
 ) -> ConnectionEnd {
-    match connect(branch, tuning).await {
+    match connect(branch, tuning, paths).await {
         Ok((link, greeted)) => {
             *pause = PAUSE_MIN;
             let now = branch.clock.now_unix_s();
@@ -173,10 +199,12 @@ async fn connect_once(
 async fn connect(
     branch: &Branch,
     tuning: &LinkTuning,
+    paths: &Arc<dyn PathMemory>,
 ) -> Result<(Link, control::Greeted), ConnectionEnd> {
     let certificate = branch.identity.certificate()?;
     let realm = branch.identity.anchor.realm;
-    let client = LinkClient::new(&certificate, &branch.identity.ca_pem, realm, tuning)?;
+    let client = LinkClient::new(&certificate, &branch.identity.ca_pem, realm, tuning)?
+        .remembering(Arc::clone(paths));
     let link = client.connect(&branch.identity.address).await?;
     let greeted = control::greet(branch, &link).await?;
     Ok((link, greeted))
@@ -184,10 +212,13 @@ async fn connect(
 
 /// Runs the tasks of one connection until the first ends.
 async fn serve(branch: &Arc<Branch>, link: &Link, greeted: control::Greeted) -> ConnectionEnd {
+    let (by_update, updates) = watch::channel(Vec::new());
     let ended: Result<std::convert::Infallible, ConnectionEnd> = tokio::select! {
         ended = control::run(branch, greeted) => ended,
-        ended = versions::run(branch, link) => ended,
+        ended = versions::run(branch, link, &by_update) => ended,
+        ended = update::run(branch, link, updates) => ended,
         ended = chunks::run(branch, link) => ended,
+        ended = profiles::run(branch, link) => ended,
         error = link.closed() => Err(error.into()),
     };
     let Err(end) = ended;

@@ -10,8 +10,10 @@ use dedup_protocol::records::{Tree, VersionRecord};
 use dedup_protocol::trust::{Signed, Trust};
 use dedup_protocol::wire::{FRAME_BYTES_MAX, GetVersion, Message, WireError};
 use dedup_transport::link::{Class, Link};
+use tokio::sync::watch;
 
 use super::ConnectionEnd;
+use super::update::{self, Wanted};
 use crate::server::Branch;
 use crate::versions::TREES;
 
@@ -19,8 +21,16 @@ use crate::versions::TREES;
 const RETRY: Duration = Duration::from_secs(10);
 
 /// Brings every wanted version's manifests here, whenever the assignment changes.
-pub async fn run(branch: &Arc<Branch>, link: &Link) -> Result<Infallible, ConnectionEnd> {
+///
+/// What is to be whole is filled by its update where the branch holds a version that leads there (`by_update` tells the task that does
+/// it), else plain.
+pub async fn run(
+    branch: &Arc<Branch>,
+    link: &Link,
+    by_update: &watch::Sender<Vec<Wanted>>,
+) -> Result<Infallible, ConnectionEnd> {
     loop {
+        let mut updates = Vec::new();
         let wanted = branch.versions.wanted();
         branch
             .fetcher
@@ -31,12 +41,15 @@ pub async fn run(branch: &Arc<Branch>, link: &Link) -> Result<Infallible, Connec
                 refused = true;
                 continue;
             }
-            if whole {
-                for tree in branch.versions.trees(version)? {
-                    branch.fetcher.fill(tree);
-                }
+            if !whole {
+                continue;
+            }
+            match update::parent_for(branch, version).await? {
+                Some(parent) => updates.push(Wanted { version, parent }),
+                None => fill(branch, version)?,
             }
         }
+        by_update.send_replace(updates);
         branch.link.report_now.notify_one();
         let retry = async {
             if refused {
@@ -50,6 +63,20 @@ pub async fn run(branch: &Arc<Branch>, link: &Link) -> Result<Infallible, Connec
             () = retry => {}
         }
     }
+}
+
+/// Makes a version whole: kernel and initrd first, then what boots touch, then the rest, so that it boots early on a slow line.
+pub(super) fn fill(branch: &Branch, version: VersionId) -> Result<(), ConnectionEnd> {
+    let order = branch.desktops.boots().order(version)?;
+    for tree in branch.versions.trees(version)? {
+        match &order {
+            Some((disk, order)) if disk.tree == tree.tree => {
+                branch.fetcher.fill_first(tree, Arc::clone(order));
+            }
+            _ => branch.fetcher.fill(tree),
+        }
+    }
+    Ok(())
 }
 
 /// Brings one version's record and manifests here. False: the datacenter refused.
@@ -201,7 +228,7 @@ fn unexpected(message: &Message, expected: &'static str) -> ConnectionEnd {
 }
 
 /// Sends a request on a stream of its own and feeds the answer's frames to `take`. False: the datacenter refused, and it is logged.
-async fn exchange(
+pub(super) async fn exchange(
     link: &Link,
     request: &Message,
     mut take: impl FnMut(Message) -> Result<(), ConnectionEnd>,

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::policy::BranchPolicy;
+
 /// Where a branch stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -41,6 +43,9 @@ pub struct Branch {
     pub remote_address: Option<String>,
     /// Its pools.
     pub pools: Vec<Pool>,
+    /// Its caps and hours.
+    #[serde(default)]
+    pub policy: BranchPolicy,
     /// Counter of its current assignment; 0 before the first.
     pub assignment_counter: u64,
     /// What it last reported about itself.
@@ -195,6 +200,8 @@ pub struct CacheStatus {
     pub misses: u64,
     /// Chunks that were found damaged and have not been fetched again yet.
     pub quarantined: u64,
+    /// Chunks that were found damaged since the branch server started, healed or not.
+    pub quarantined_total: u64,
 }
 
 /// What a branch holds of one version.
@@ -235,10 +242,75 @@ pub struct DesktopStatus {
     pub state: String,
     /// When it started, unix seconds.
     pub started_unix_s: u64,
+    /// How its last boot went, once that has settled.
+    pub boot: Option<BootReport>,
+}
+
+/// How a desktop's boot went, and what the version's boot profile did for it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(default)]
+pub struct BootReport {
+    /// Counter of the boot profile that was followed; 0 for none.
+    pub profile: u64,
+    /// From the machine's start to the last chunk that was read for the first time, in milliseconds.
+    pub boot_ms: u64,
+    /// Chunks of the disk that the boot read.
+    pub touched_chunks: u64,
+    /// Their bytes.
+    pub touched_bytes: u64,
+    /// Bytes of them that the profile names and that were here before the guest asked: the coverage.
+    pub covered_bytes: u64,
+    /// Bytes of them that were not here when the guest asked.
+    pub waited_bytes: u64,
+    /// Bytes that the profile names, that were missing at the start and came.
+    pub prefetched_bytes: u64,
+    /// Bytes of those that the boot did not read: the waste.
+    pub wasted_bytes: u64,
+}
+
+impl BootReport {
+    /// One line for people.
+    pub fn line(&self) -> String {
+        use crate::units::format_size;
+        let percent = |part: u64, whole: u64| part * 100 / whole.max(1);
+        let mut line = format!(
+            "{} read in {:.1} s",
+            format_size(self.touched_bytes),
+            self.boot_ms as f64 / 1e3
+        );
+        if self.profile > 0 {
+            line += &format!(
+                "; profile {} covered {} %, {} fetched ahead, {} % of that for nothing",
+                self.profile,
+                percent(self.covered_bytes, self.touched_bytes),
+                format_size(self.prefetched_bytes),
+                percent(self.wasted_bytes, self.prefetched_bytes)
+            );
+        }
+        line
+    }
+}
+
+/// Times of many like things, in milliseconds. Each figure is at most 4 % above the true one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(default)]
+pub struct Latencies {
+    /// How many.
+    pub count: u64,
+    /// Half of them took no longer.
+    pub p50_ms: f64,
+    /// Nine of ten took no longer.
+    pub p90_ms: f64,
+    /// 99 of 100 took no longer.
+    pub p99_ms: f64,
+    /// None took longer.
+    pub max_ms: f64,
 }
 
 /// What came over the link.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct TransferCounters {
@@ -250,4 +322,16 @@ pub struct TransferCounters {
     pub prefetch_chunks: u64,
     /// Bytes received, as they crossed the link.
     pub received_bytes: u64,
+    /// How long guests waited for the chunks of one read.
+    pub demand_wait: Latencies,
+    /// How long requests for read-ahead and boots took.
+    pub boot_fetch: Latencies,
+    /// How long fill's requests took.
+    pub fill_fetch: Latencies,
+    /// Plain bytes of chunks that came by updates.
+    pub update_bytes: u64,
+    /// Bytes of those updates, as they crossed the link.
+    pub update_packed_bytes: u64,
+    /// Plain bytes of chunks that came any other way.
+    pub plain_bytes: u64,
 }

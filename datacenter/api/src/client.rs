@@ -12,9 +12,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::{
-    AssignRequest, Branch, BranchList, CreateImage, DatacenterStatus, Image, ImageList, Operation,
-    OperationList, OperationState, Pool, PoolList, Problem, ProblemCode, PublishRequest,
-    TokenRequest, TokenResponse, Version, VersionDiff, VersionList, VersionRef,
+    AssignRequest, Branch, BranchList, BranchPolicy, CreateImage, DatacenterStatus, Image,
+    ImageList, Operation, OperationList, OperationState, PolicyRequest, Pool, PoolList, Problem,
+    ProblemCode, PublishRequest, TokenRequest, TokenResponse, UpdateRequest, Version, VersionDiff,
+    VersionList, VersionRef,
 };
 
 /// How to reach a datacenter.
@@ -269,6 +270,11 @@ impl Client {
         self.with(Method::POST, &path, request).await
     }
 
+    /// Starts to encode the update between two versions.
+    pub async fn update(&self, request: &UpdateRequest) -> Result<Operation, ClientError> {
+        self.with(Method::POST, "/v1/updates", request).await
+    }
+
     /// Starts to read a version back.
     pub async fn verify(&self, version: &VersionRef) -> Result<Operation, ClientError> {
         let path = format!("{}/verify", version_path(version)?);
@@ -351,6 +357,16 @@ impl Client {
     pub async fn revoke(&self, branch: &str) -> Result<Branch, ClientError> {
         let path = format!("/v1/branches/{}/revoke", segment(branch)?);
         self.json(self.request(Method::POST, &path)).await
+    }
+
+    /// Changes a branch's caps and hours.
+    pub async fn set_policy(
+        &self,
+        branch: &str,
+        request: &PolicyRequest,
+    ) -> Result<BranchPolicy, ClientError> {
+        let path = format!("/v1/branches/{}/policy", segment(branch)?);
+        self.with(Method::PUT, &path, request).await
     }
 
     /// The pools of a branch.

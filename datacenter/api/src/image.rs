@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::branch::BootReport;
+
 /// Chunk sizes in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -137,6 +139,43 @@ pub struct Version {
     pub new_chunks: u64,
     /// Compressed bytes that it added to the store.
     pub stored_bytes: u64,
+    /// What is known of how it boots; only told of one version, not in lists.
+    #[serde(default)]
+    pub profile: Option<ProfileSummary>,
+}
+
+/// A version's boot profile: what its boots touch, so that branches fetch it ahead of their guests.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ProfileSummary {
+    /// Counts up with every profile of this version; 0 while boots were reported but none is signed.
+    pub counter: u64,
+    /// When it was made, unix seconds.
+    pub made_unix_s: u64,
+    /// Boots that it is made of.
+    pub boots: u32,
+    /// Boots of this version that branches reported, in all.
+    pub boots_reported: u64,
+    /// Id of the version whose profile it was carried over from, while no boot of this version was reported.
+    pub carried_from: Option<String>,
+    /// Chunks that it names.
+    pub chunks: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// How the last boots went, newest first.
+    pub last_boots: Vec<BootOutcome>,
+}
+
+/// How one boot of a version went.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct BootOutcome {
+    /// Id of the branch.
+    pub branch: String,
+    /// When it was reported, unix seconds.
+    pub reported_unix_s: u64,
+    /// How it went.
+    pub boot: BootReport,
 }
 
 /// A page of versions.
@@ -167,4 +206,40 @@ pub struct VersionDiff {
     pub new_bytes: u64,
     /// Their bytes as the store compresses them: an upper bound of what crosses the link.
     pub stored_bytes: u64,
+    /// The encoded update, if there is one or one is being made: what crosses the link to a branch that has `from` whole.
+    #[serde(default)]
+    pub update: Option<UpdateSummary>,
+}
+
+/// What a version's disk has and another's lacks, encoded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct UpdateSummary {
+    /// The version that a branch has, `IMAGE@NUMBER`.
+    pub from: String,
+    /// The version that it gets.
+    pub to: String,
+    /// Whether all of it is encoded.
+    pub whole: bool,
+    /// Batches in it.
+    pub batches: u64,
+    /// Batches that are encoded.
+    pub encoded_batches: u64,
+    /// Distinct chunks in it.
+    pub new_chunks: u64,
+    /// Their bytes.
+    pub plain_bytes: u64,
+    /// Bytes of the encoded batches.
+    pub packed_bytes: u64,
+}
+
+/// Starts to encode an update.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct UpdateRequest {
+    /// The version that branches have: `IMAGE` or `IMAGE@NUMBER`.
+    pub from: String,
+    /// The version that they are to get.
+    pub to: String,
 }

@@ -9,25 +9,29 @@ pub mod branch;
 pub mod client;
 pub mod image;
 pub mod operation;
+pub mod policy;
 pub mod problem;
 pub mod reference;
 pub mod status;
 pub mod units;
 
 pub use branch::{
-    AssignRequest, Branch, BranchList, BranchState, BranchStatus, CacheStatus, DesktopStatus,
-    LinkReport, Pool, PoolList, TokenRequest, TokenResponse, TransferCounters, VersionResidency,
+    AssignRequest, BootReport, Branch, BranchList, BranchState, BranchStatus, CacheStatus,
+    DesktopStatus, Latencies, LinkReport, Pool, PoolList, TokenRequest, TokenResponse,
+    TransferCounters, VersionResidency,
 };
 #[cfg(feature = "client")]
 pub use client::{Client, ClientError, ClientOptions};
 pub use image::{
-    BootSummary, ChunkSizes, CreateImage, Image, ImageList, PublishRequest, TreeSummary,
-    VerifyMode, Version, VersionDiff, VersionList,
+    BootOutcome, BootSummary, ChunkSizes, CreateImage, Image, ImageList, ProfileSummary,
+    PublishRequest, TreeSummary, UpdateRequest, UpdateSummary, VerifyMode, Version, VersionDiff,
+    VersionList,
 };
 pub use operation::{
     DamagedItem, Operation, OperationKind, OperationList, OperationResult, OperationState, Phase,
     Progress, PublishResult, VerifyResult,
 };
+pub use policy::{BranchPolicy, PolicyRequest};
 pub use problem::{Problem, ProblemCode};
 pub use reference::{NameError, VersionRef, check_name};
 pub use status::{DatacenterStatus, StoreStatus};

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::image::UpdateSummary;
+
 /// What kind of work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -11,6 +13,8 @@ pub enum OperationKind {
     Publish,
     /// A version's chunks are read back and hashed.
     Verify,
+    /// What a version has and another lacks is encoded for branches.
+    Update,
 }
 
 /// Where it stands.
@@ -38,6 +42,10 @@ pub enum Phase {
     Import,
     /// Reading back.
     Verify,
+    /// Looking for what resembles what.
+    Sketch,
+    /// Encoding.
+    Encode,
     /// Signing and making visible.
     Publish,
     /// Nothing more to do.
@@ -131,6 +139,8 @@ pub enum OperationResult {
     Publish(PublishResult),
     /// Of a verify.
     Verify(VerifyResult),
+    /// Of an update.
+    Update(UpdateSummary),
 }
 
 /// Long work.

@@ -1,8 +1,12 @@
 //! `splice branch`.
 
 use clap::{ArgAction, Subcommand};
+use datacenter_api::policy::{DayPart, format_rate, parse_rate, parse_utc_offset};
 use datacenter_api::units::{format_duration, format_size, parse_duration, parse_size};
-use datacenter_api::{AssignRequest, Branch, BranchState, Pool, TokenRequest, VersionRef};
+use datacenter_api::{
+    AssignRequest, Branch, BranchPolicy, BranchState, Latencies, PolicyRequest, Pool, TokenRequest,
+    VersionRef,
+};
 
 use crate::config::Context;
 use crate::failure::Failure;
@@ -69,6 +73,29 @@ pub enum Verb {
         #[arg(long)]
         no_prestage: bool,
     },
+    /// Set what a branch may take of its line, and when. Options left out keep what the branch has.
+    ///
+    /// A guest that waits for its disk is held back by the link cap alone, never by the cap or the hours of fill.
+    #[command(after_help = "Examples:
+  splice branch set new-york --fill-cap 5Mbit --fill-hours 20:00-06:00 --utc-offset -05:00
+  splice branch set new-york --link-cap 20Mbit
+  splice branch set new-york --fill-cap none --fill-hours always")]
+    Set {
+        /// The branch's name.
+        name: String,
+        /// Most that either end of the link sends, in all, or `none`.
+        #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+        link_cap: Option<u64>,
+        /// Most that fill and write-back send together, or `none`.
+        #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+        fill_cap: Option<u64>,
+        /// When fill may run, by the branch's wall clock, or `always`.
+        #[arg(long, value_name = "HH:MM-HH:MM", value_parser = parse_hours)]
+        fill_hours: Option<String>,
+        /// How far the branch's wall clock is ahead of UTC; it knows no summer time [default: +00:00].
+        #[arg(long, value_name = "+HH:MM", allow_hyphen_values = true, value_parser = parse_offset)]
+        utc_offset: Option<String>,
+    },
     /// Remove a pool from a branch. Desktops that run go on.
     Unassign {
         /// The branch's name.
@@ -82,6 +109,18 @@ pub enum Verb {
         /// The branch's name.
         name: String,
     },
+}
+
+fn parse_hours(text: &str) -> Result<String, String> {
+    if text != "always" {
+        text.parse::<DayPart>().map_err(|e| e.to_string())?;
+    }
+    Ok(text.to_owned())
+}
+
+fn parse_offset(text: &str) -> Result<String, String> {
+    parse_utc_offset(text).map_err(|e| e.to_string())?;
+    Ok(text.to_owned())
 }
 
 /// A size in whole MiB.
@@ -170,6 +209,25 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
                 pool.name, pool.version
             ))
         }
+        Verb::Set {
+            name,
+            link_cap,
+            fill_cap,
+            fill_hours,
+            utc_offset,
+        } => {
+            let request = PolicyRequest {
+                link_cap_bits_per_s: link_cap,
+                fill_cap_bits_per_s: fill_cap,
+                fill_hours,
+                utc_offset,
+            };
+            let policy = client.set_policy(&name, &request).await?;
+            if context.json {
+                return output::json(&policy);
+            }
+            output::text(&format!("{name}: {}\n", policy_line(&policy)))
+        }
         Verb::Unassign { name, pool } => {
             client.remove_pool(&name, &pool).await?;
             if context.json {
@@ -185,6 +243,32 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
             output::text(&format!("branch {name} is revoked\n"))
         }
     }
+}
+
+fn policy_line(policy: &BranchPolicy) -> String {
+    let cap = |cap: Option<u64>| cap.map_or("no cap".to_owned(), format_rate);
+    let hours = match &policy.fill_hours {
+        Some(hours) => format!("{hours} UTC{}", policy.utc_offset),
+        None => "always".to_owned(),
+    };
+    format!(
+        "link {}, fill {}, fill {hours}",
+        cap(policy.link_cap_bits_per_s),
+        cap(policy.fill_cap_bits_per_s)
+    )
+}
+
+/// Half, 99 of 100, all.
+fn latencies(times: &Latencies) -> Option<String> {
+    (times.count > 0).then(|| {
+        format!(
+            "{:.0} ms half of the time, {:.0} ms 99 %, at most {:.0} ms ({} times)",
+            times.p50_ms,
+            times.p99_ms,
+            times.max_ms,
+            output::count(times.count)
+        )
+    })
 }
 
 fn state(branch: &Branch) -> &'static str {
@@ -264,6 +348,29 @@ fn show(branch: &Branch) -> Result<(), Failure> {
         (
             "received",
             status.map(|s| format_size(s.counters.received_bytes)),
+        ),
+        ("caps and hours", Some(policy_line(&branch.policy))),
+        (
+            "guests waited",
+            status.and_then(|s| latencies(&s.counters.demand_wait)),
+        ),
+        (
+            "boot requests took",
+            status.and_then(|s| latencies(&s.counters.boot_fetch)),
+        ),
+        (
+            "fill requests took",
+            status.and_then(|s| latencies(&s.counters.fill_fetch)),
+        ),
+        (
+            "damaged chunks",
+            status
+                .filter(|s| s.cache.quarantined_total > 0)
+                .map(|s| output::count(s.cache.quarantined_total)),
+        ),
+        (
+            "by updates",
+            status.map(|s| format_size(s.counters.update_bytes)),
         ),
         ("reported", status.map(|s| output::time(s.reported_unix_s))),
     ])?;

@@ -131,6 +131,7 @@ fn show(context: &Context, desktop: &Desktop) -> Result<(), Failure> {
             "waited for",
             Some(format!("{} chunks", output::count(desktop.demand_chunks))),
         ),
+        ("boot", desktop.boot.map(|boot| boot.line())),
         ("written", Some(format_size(desktop.overlay_bytes))),
     ])
 }
@@ -206,6 +207,10 @@ pub async fn status(context: &Context, arguments: StatusArguments) -> Result<(),
         (
             "received",
             Some(format_size(status.counters.received_bytes)),
+        ),
+        (
+            "by updates",
+            Some(format_size(status.counters.update_bytes)),
         ),
         ("software", Some(status.software.clone())),
     ])?;

@@ -66,6 +66,7 @@ pub fn row(operation: &Operation) -> Vec<String> {
     let kind = match operation.kind {
         OperationKind::Publish => "publish",
         OperationKind::Verify => "verify",
+        OperationKind::Update => "update",
     };
     let state = match operation.state {
         OperationState::Running => "running",

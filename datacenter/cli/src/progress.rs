@@ -110,7 +110,10 @@ fn words(operation: &Operation) -> &'static str {
         (Phase::Open, _) => "opening",
         (Phase::Import, _) => "importing",
         (Phase::Verify, OperationKind::Publish) => "comparing",
-        (Phase::Verify, OperationKind::Verify) => "reading back",
+        (Phase::Verify, _) => "reading back",
+        (Phase::Sketch, _) => "comparing chunks",
+        (Phase::Encode, _) => "encoding",
+        (Phase::Publish, OperationKind::Update) => "finishing",
         (Phase::Publish, _) => "signing",
         (Phase::Done, _) => "done",
     }

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::{Subcommand, ValueEnum};
 use datacenter_api::units::format_size;
 use datacenter_api::{
-    Operation, OperationResult, PublishRequest, PublishResult, VerifyMode, VerifyResult, Version,
-    VersionRef,
+    Operation, OperationResult, ProfileSummary, PublishRequest, PublishResult, UpdateRequest,
+    UpdateSummary, VerifyMode, VerifyResult, Version, VersionRef,
 };
 
 use crate::config::Context;
@@ -62,6 +62,20 @@ pub enum Verb {
         from: VersionRef,
         /// The version that is wanted.
         to: VersionRef,
+    },
+    /// Encode what a version has and an earlier one lacks, for branches that hold the earlier one.
+    ///
+    /// The datacenter does this by itself after each publish, for the version before, and when a branch asks. The operation ends at
+    /// once if it is encoded already. `splice version diff` shows the figures without encoding anything.
+    #[command(after_help = "Example:\n  splice version update debian@1 debian@3")]
+    Update {
+        /// The version that branches have.
+        from: VersionRef,
+        /// The version that they are to get.
+        to: VersionRef,
+        /// Do not wait for the end.
+        #[arg(long)]
+        no_wait: bool,
     },
     /// Read every chunk of a version back and check it.
     Verify {
@@ -174,7 +188,36 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
                 ("new chunks", Some(output::count(diff.new_chunks))),
                 ("new bytes", Some(format_size(diff.new_bytes))),
                 ("compressed", Some(format_size(diff.stored_bytes))),
+                (
+                    "update",
+                    Some(diff.update.map_or("not encoded".into(), |u| packed(&u))),
+                ),
             ])
+        }
+        Verb::Update { from, to, no_wait } => {
+            let request = UpdateRequest {
+                from: from.to_string(),
+                to: to.to_string(),
+            };
+            let operation = client.update(&request).await?;
+            if no_wait {
+                return started(context, &operation);
+            }
+            let done = progress::follow(context, &client, operation).await?;
+            if context.json {
+                return output::json(&done);
+            }
+            match done.result {
+                Some(OperationResult::Update(update)) => output::facts(&[
+                    ("from", Some(update.from.clone())),
+                    ("to", Some(update.to.clone())),
+                    ("new chunks", Some(output::count(update.new_chunks))),
+                    ("new bytes", Some(format_size(update.plain_bytes))),
+                    ("batches", Some(output::count(update.batches))),
+                    ("update", Some(packed(&update))),
+                ]),
+                _ => Ok(()),
+            }
         }
         Verb::Verify { version, no_wait } => {
             let operation = client.verify(&version).await?;
@@ -190,6 +233,24 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
                 _ => Ok(()),
             }
         }
+    }
+}
+
+/// What an update costs on the line, and how far it is.
+fn packed(update: &UpdateSummary) -> String {
+    let size = format_size(update.packed_bytes);
+    if !update.whole {
+        return format!(
+            "{size} so far, {} of {} batches encoded",
+            update.encoded_batches, update.batches
+        );
+    }
+    match update.plain_bytes {
+        0 => size,
+        plain => format!(
+            "{size}, {:.1} % of the new bytes",
+            update.packed_bytes as f64 * 100.0 / plain as f64
+        ),
     }
 }
 
@@ -316,5 +377,36 @@ fn show(version: &Version) -> Result<(), Failure> {
                 .map(|i| format_size(i.size_bytes)),
         ),
         ("root", boot.map(|b| b.root_argument.clone())),
-    ])
+        ("boot profile", version.profile.as_ref().map(profile)),
+    ])?;
+    let boots = version.profile.iter().flat_map(|p| &p.last_boots);
+    let rows: Vec<_> = boots
+        .map(|outcome| {
+            vec![
+                output::time(outcome.reported_unix_s),
+                outcome.branch.clone(),
+                outcome.boot.line(),
+            ]
+        })
+        .collect();
+    if rows.is_empty() {
+        return Ok(());
+    }
+    output::table(&["BOOTED", "BRANCH", ""], &rows, "")
+}
+
+fn profile(profile: &ProfileSummary) -> String {
+    let named = format!(
+        "{} chunks, {}",
+        output::count(profile.chunks),
+        format_size(profile.bytes)
+    );
+    match (profile.counter, &profile.carried_from) {
+        (0, _) => "none yet".into(),
+        (counter, Some(from)) => format!("{counter}: {named}, carried over from {from}"),
+        (counter, None) => format!(
+            "{counter}: {named}, from {} of {} boots",
+            profile.boots, profile.boots_reported
+        ),
+    }
 }

@@ -42,6 +42,14 @@ pub enum Table {
     ApiTokens = 12,
     /// What branches last reported.
     BranchStatus = 13,
+    /// Caps and hours of branches that have any.
+    BranchPolicies = 20,
+    /// What is known of how versions boot, by version.
+    BootProfiles = 21,
+    /// Signed boot profiles, by version.
+    SignedProfiles = 22,
+    /// Recorded boots that profiles are made of, by version and number.
+    BootRecordings = 23,
 }
 
 /// A stored row: its key and its bytes.

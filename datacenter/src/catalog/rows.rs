@@ -4,6 +4,8 @@
 //! row are under test; `docs/disk-formats/catalog.md` tells them.
 
 use dedup::{BranchId, ChunkerParams, RealmId, VersionId};
+use dedup_protocol::policy::Policy;
+use dedup_protocol::profile::{BootScore, Entries};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -187,6 +189,32 @@ impl RowKey for GrantKey {
         Some(Self {
             branch: BranchId::from_slice(branch)?,
             version: VersionId::from_slice(version)?,
+        })
+    }
+}
+
+/// A recorded boot of a version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RecordingKey {
+    /// The version.
+    pub version: VersionId,
+    /// Counts up.
+    pub number: u64,
+}
+
+impl RowKey for RecordingKey {
+    fn encode(&self) -> Vec<u8> {
+        [
+            self.version.as_bytes().as_slice(),
+            &self.number.to_be_bytes(),
+        ]
+        .concat()
+    }
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (version, number) = bytes.split_at_checked(VersionId::LEN)?;
+        Some(Self {
+            version: VersionId::from_slice(version)?,
+            number: u64::from_be_bytes(number.try_into().ok()?),
         })
     }
 }
@@ -380,6 +408,65 @@ pub struct BranchStatusRow {
     pub json: String,
 }
 
+/// A branch's caps and hours.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BranchPolicyRow {
+    /// As the branch is told.
+    pub policy: Policy,
+}
+
+/// How one boot went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootRow {
+    /// Where.
+    pub branch: BranchId,
+    /// When it was reported, unix seconds.
+    pub reported_unix_s: u64,
+    /// How.
+    pub score: BootScore,
+}
+
+/// What is known of how a version boots.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootProfileRow {
+    /// Counter of the signed profile; 0 before the first.
+    pub counter: u64,
+    /// When that was made, unix seconds.
+    pub made_unix_s: u64,
+    /// Boots that it is made of.
+    pub boots: u32,
+    /// Version that it was carried over from.
+    pub carried_from: Option<VersionId>,
+    /// Chunks that it names.
+    pub chunks: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Boots reported in all; the next recording's number.
+    pub reported: u64,
+    /// What `reported` was when the profile was made.
+    pub made_of: u64,
+    /// The last boots, newest first.
+    pub last: Vec<BootRow>,
+}
+
+/// A version's newest boot profile.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignedProfileRow {
+    /// `Signed<BootProfile>` as bytes.
+    pub signed: Vec<u8>,
+}
+
+/// A recorded boot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootRecordingRow {
+    /// Where.
+    pub branch: BranchId,
+    /// When it was reported, unix seconds.
+    pub reported_unix_s: u64,
+    /// What it touched.
+    pub entries: Entries,
+}
+
 macro_rules! rows {
     ($($row:ty, $key:ty, $table:ident;)*) => {
         $(impl Row for $row {
@@ -403,4 +490,8 @@ rows! {
     OperationRow, NewestFirst, Operations;
     ApiTokenRow, SecretHash, ApiTokens;
     BranchStatusRow, BranchId, BranchStatus;
+    BranchPolicyRow, BranchId, BranchPolicies;
+    BootProfileRow, VersionId, BootProfiles;
+    SignedProfileRow, VersionId, SignedProfiles;
+    BootRecordingRow, RecordingKey, BootRecordings;
 }

@@ -5,7 +5,8 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use datacenter_api::{
-    AssignRequest, Branch, BranchList, Pool, PoolList, Problem, TokenRequest, TokenResponse,
+    AssignRequest, Branch, BranchList, BranchPolicy, PolicyRequest, Pool, PoolList, Problem,
+    TokenRequest, TokenResponse,
 };
 use serde::Deserialize;
 use utoipa::IntoParams;
@@ -72,6 +73,20 @@ pub(super) async fn revoke(
     Ok(Json(
         blocking(&dc, move |dc| dc.revoke_branch(&branch)).await?,
     ))
+}
+
+/// Changes a branch's caps and hours; the branch hears of it at once if its link is up. Fields left out keep what it has.
+#[utoipa::path(put, path = "/v1/branches/{branch}/policy", tag = "branches",
+    params(("branch" = String, Path, description = "The branch's name")),
+    request_body = PolicyRequest,
+    responses((status = 200, body = BranchPolicy), (status = 404, body = Problem), (status = 422, body = Problem)))]
+pub(super) async fn set_policy(
+    State(dc): State<App>,
+    Segments(branch): Segments<String>,
+    Body(request): Body<PolicyRequest>,
+) -> Answer<BranchPolicy> {
+    let set = blocking(&dc, move |dc| dc.set_branch_policy(&branch, &request));
+    Ok(Json(set.await?))
 }
 
 /// The pools of a branch.

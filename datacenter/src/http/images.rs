@@ -6,7 +6,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use datacenter_api::{
     CreateImage, Image, ImageList, Operation, OperationKind, OperationResult, Problem,
-    PublishRequest, Version, VersionDiff, VersionList,
+    PublishRequest, UpdateRequest, Version, VersionDiff, VersionList,
 };
 use dedup::VersionId;
 use dedup_image::ImageFormat;
@@ -18,6 +18,7 @@ use super::extract::{Body, Query, Segments};
 use super::{Answer, App, blocking, page_limit, paged};
 use crate::problem::ManageError;
 use crate::publish::{self, Publish, PublishError};
+use crate::update;
 
 /// Longest note, in bytes.
 const NOTE_BYTES_MAX: usize = 500;
@@ -221,4 +222,19 @@ pub(super) async fn diff(
     Ok(Json(
         blocking(&dc, move |dc| dc.diff(&query.from, &query.to)).await?,
     ))
+}
+
+/// Encodes what one version has and another lacks, for branches that hold the other. Long: answers with an operation. If it is encoded
+/// already, the operation ends at once.
+#[utoipa::path(post, path = "/v1/updates", tag = "versions", request_body = UpdateRequest,
+    responses((status = 202, body = Operation), (status = 404, body = Problem), (status = 409, body = Problem),
+        (status = 422, body = Problem)))]
+pub(super) async fn update(
+    State(dc): State<App>,
+    Body(request): Body<UpdateRequest>,
+) -> Result<Response, ApiError> {
+    let operation = blocking(&dc, move |dc| {
+        update::operation(dc, dc.pair_named(&request.from, &request.to)?)
+    });
+    Ok((StatusCode::ACCEPTED, Json(operation.await?)).into_response())
 }

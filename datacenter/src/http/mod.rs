@@ -73,6 +73,7 @@ fn protected() -> OpenApiRouter<App> {
         .routes(routes!(images::verify))
         .routes(routes!(images::version_by_id))
         .routes(routes!(images::diff))
+        .routes(routes!(images::update))
         .routes(routes!(operations::list))
         .routes(routes!(operations::show))
         .routes(routes!(operations::cancel))
@@ -81,6 +82,7 @@ fn protected() -> OpenApiRouter<App> {
         .routes(routes!(branches::token))
         .routes(routes!(branches::revoke))
         .routes(routes!(branches::pools))
+        .routes(routes!(branches::set_policy))
         .routes(routes!(branches::assign, branches::remove_pool))
 }
 

@@ -1,34 +1,43 @@
-//! Reading back: what was stored is compared with the file, byte by byte, before anyone is told of the version.
+//! Reading back: what was stored is compared with the file before anyone is told of the version.
 //!
-//! One thread reads the file again, leaf by leaf (holes still unread); several load the stored leaf and its chunks, each proved by
-//! its name, and compare. So a fault of the disk, of the pipeline or a file that changed meanwhile ends the publish.
+//! One thread reads the file again, leaf by leaf (holes still unread); several hash what it read, chunk by chunk as the stored leaf
+//! has them, and check the chunks' records. The leaf was read from the store and proven by its name; a chunk of the file has the name
+//! that the leaf gives it; and the record of that name is in its pack as it was written, which the store does only with what decodes
+//! to that name (decision 0026). So a fault of the disk, of the pipeline or a file that changed meanwhile ends the publish.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Mutex, PoisonError};
 
 use datacenter_api::Phase;
 use dedup::diff::changed_leaves;
-use dedup::{Chunk, ExtentSource, LEAF_BYTES, Leaf, Manifest, NodeId};
+use dedup::manifest::ManifestError;
+use dedup::{CHUNK_BYTES_MAX, ChunkId, ExtentSource, LEAF_BYTES, Leaf, Manifest, NodeId};
 use dedup_image::{DiskImage, RegionKind};
 use dedup_store::{RecordName, StoreError};
 
-use super::import::{Failure, Imported};
+use super::import::Imported;
+use super::queue::{Buffer, Failure, Pool, Queue, StopOnPanic};
 use super::{PublishError, worker_count};
 use crate::datacenter::Datacenter;
 use crate::images::StoreNodes;
 use crate::operations::Meter;
 use crate::problem::describe;
 
-/// Leaves that wait for a worker: 8 of 4 MiB.
-const QUEUE_LEAVES: usize = 8;
+/// A leaf's range, and the rest of the chunks that lie across its two ends.
+const SPAN_BYTES_MAX: usize = LEAF_BYTES as usize + 2 * CHUNK_BYTES_MAX;
+/// Most spans in memory, 198 MiB (22 MiB with two workers).
+const SPANS_MAX: usize = 44;
 
-/// A leaf's range of the file.
+/// A leaf and what the file has in its place.
 struct SourceLeaf {
-    index: usize,
-    /// Its bytes; `None` if all of it is a hole.
-    bytes: Option<Vec<u8>>,
+    leaf: Leaf,
+    /// Where the leaf begins on the disk, in bytes.
+    start: u64,
+    /// Where the bytes begin on the disk: at the leaf, or at the start or end of a chunk that lies across its start.
+    from: u64,
+    /// `None` if all of it is a hole and the leaf has no chunks.
+    bytes: Option<Buffer>,
 }
 
 /// Compares every tree with its file; answers how many bytes were compared. With `parents`, leaves that the parent's tree in the
@@ -75,6 +84,18 @@ pub(super) fn check(
     Ok(total)
 }
 
+/// One tree that is being compared.
+struct Comparison<'a> {
+    datacenter: &'a Datacenter,
+    tree: &'static str,
+    manifest: &'a Manifest,
+    queue: Queue<SourceLeaf>,
+    pool: Pool,
+    failure: Failure,
+    damage: &'a Damage,
+    meter: &'a Meter,
+}
+
 fn check_tree(
     datacenter: &Datacenter,
     tree: &'static str,
@@ -90,141 +111,246 @@ fn check_tree(
             offset: file.size_bytes().min(manifest.size_bytes),
         });
     }
-    let failure = Failure::default();
-    let (queue_in, queue_out) = sync_channel::<SourceLeaf>(QUEUE_LEAVES);
-    let queue_out = Mutex::new(queue_out);
+    let workers = worker_count(datacenter);
+    let spans = (workers + 2).min(SPANS_MAX);
+    let comparison = Comparison {
+        datacenter,
+        tree,
+        manifest,
+        // Leaves without data hold no buffer, so they need a limit of their own.
+        queue: Queue::new(SPANS_MAX),
+        pool: Pool::new(spans, SPAN_BYTES_MAX),
+        failure: Failure::default(),
+        damage,
+        meter,
+    };
     std::thread::scope(|scope| {
-        let (failure, queue_out) = (&failure, &queue_out);
-        scope.spawn(move || {
-            for &index in leaves {
-                if failure.is_set() {
-                    return;
-                }
-                if meter.is_cancelled() {
-                    return failure.set(PublishError::Cancelled);
-                }
-                match read_leaf(file, manifest, index) {
-                    Ok(leaf) => {
-                        queue_in.send(leaf).ok();
-                    }
-                    Err(error) => return failure.set(error),
-                }
-            }
-        });
-        for _ in 0..worker_count(datacenter) {
-            scope.spawn(move || {
-                work(
-                    datacenter, tree, manifest, queue_out, damage, failure, meter,
-                );
-            });
+        let comparison = &comparison;
+        scope.spawn(move || comparison.read(file, leaves));
+        for _ in 0..workers {
+            scope.spawn(move || comparison.work());
         }
     });
-    failure.into_result()
+    comparison.failure.into_result()
 }
 
-fn read_leaf(
-    file: &mut dyn DiskImage,
-    manifest: &Manifest,
-    index: usize,
-) -> Result<SourceLeaf, PublishError> {
-    let start = index as u64 * LEAF_BYTES;
-    let end = start + Manifest::leaf_len(manifest.size_bytes, index as u64);
-    let mut bytes: Option<Vec<u8>> = None;
-    let mut at = start;
-    while at < end {
-        let region = file.region_at(at)?;
-        let stop = region.end().min(end);
-        if region.kind == RegionKind::Data {
-            let bytes = bytes.get_or_insert_with(|| vec![0; (end - start) as usize]);
-            file.read_at(
-                at,
-                &mut bytes[(at - start) as usize..(stop - start) as usize],
-            )?;
-        }
-        at = stop;
+impl Comparison<'_> {
+    fn fail(&self, error: PublishError) {
+        self.failure.set(error);
+        self.queue.stop();
+        self.pool.stop();
     }
-    Ok(SourceLeaf { index, bytes })
-}
 
-fn work(
-    datacenter: &Datacenter,
-    tree: &'static str,
-    manifest: &Manifest,
-    queue: &Mutex<Receiver<SourceLeaf>>,
-    damage: &Damage,
-    failure: &Failure,
-    meter: &Meter,
-) {
-    let nodes = StoreNodes(datacenter);
-    loop {
-        let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(source) = next else { return };
-        if failure.is_set() {
-            continue;
+    fn guard(&self) -> StopOnPanic<'_, SourceLeaf> {
+        StopOnPanic {
+            queue: &self.queue,
+            pool: &self.pool,
         }
-        let start = source.index as u64 * LEAF_BYTES;
-        let compared = match manifest.leaf(&nodes, source.index) {
-            Ok(leaf) => compare(datacenter, &leaf, source.bytes.as_deref(), damage),
-            Err(dedup::manifest::ManifestError::Node { id, source }) => {
-                damage.note(RecordName::node(id), source).map(|()| None)
+    }
+
+    fn read(&self, file: &mut dyn DiskImage, leaves: &[usize]) {
+        let _guard = self.guard();
+        match self.read_leaves(file, leaves) {
+            Ok(()) => self.queue.close(),
+            Err(error) => self.fail(error),
+        }
+    }
+
+    fn read_leaves(&self, file: &mut dyn DiskImage, leaves: &[usize]) -> Result<(), PublishError> {
+        let nodes = StoreNodes(self.datacenter);
+        let mut before = None;
+        for &index in leaves {
+            if self.meter.is_cancelled() {
+                return Err(PublishError::Cancelled);
             }
-            Err(other) => Err(other.into()),
-        };
-        match compared {
-            Ok(None) => {}
-            Ok(Some(at)) => failure.set(PublishError::Differs {
-                tree,
-                offset: start + at,
-            }),
-            Err(error) => failure.set(error),
+            let leaf = match self.manifest.leaf(&nodes, index) {
+                Ok(leaf) => leaf,
+                Err(ManifestError::Node { id, source }) => {
+                    self.damage.note(RecordName::node(id), source)?;
+                    self.advance(index);
+                    continue;
+                }
+                Err(other) => return Err(other.into()),
+            };
+            // A chunk across two leaves is looked at with the first, if that one is looked at.
+            let follows = index > 0 && before == Some(index - 1);
+            before = Some(index);
+            let Some(source) = self.read_leaf(file, index, leaf, follows)? else {
+                return Ok(());
+            };
+            if !self.queue.push(source) {
+                return Ok(());
+            }
         }
-        meter.advance(Manifest::leaf_len(manifest.size_bytes, source.index as u64));
+        Ok(())
     }
-}
 
-/// The first byte of the leaf at which the store and the file differ.
-fn compare(
-    datacenter: &Datacenter,
-    leaf: &Leaf,
-    source: Option<&[u8]>,
-    damage: &Damage,
-) -> Result<Option<u64>, PublishError> {
-    let mut at = 0;
-    let mut last: Option<Chunk> = None;
-    for extent in &leaf.extents {
-        let len = extent.len as usize;
-        let range = source.map(|bytes| &bytes[at..at + len]);
-        let differs = match extent.source {
-            ExtentSource::Zero => range.and_then(|bytes| bytes.iter().position(|b| *b != 0)),
-            ExtentSource::Chunk { id, offset, .. } => {
-                if last.as_ref().is_none_or(|chunk| chunk.id() != id) {
-                    match datacenter.store().chunk(id) {
-                        Ok(chunk) => last = Some(chunk),
-                        Err(error) => {
-                            damage.note(RecordName::chunk(id), error)?;
-                            at += len;
-                            continue;
-                        }
+    /// `None` if the others have stopped.
+    fn read_leaf(
+        &self,
+        file: &mut dyn DiskImage,
+        index: usize,
+        leaf: Leaf,
+        follows: bool,
+    ) -> Result<Option<SourceLeaf>, PublishError> {
+        let start = index as u64 * LEAF_BYTES;
+        let end = start + Manifest::leaf_len(self.manifest.size_bytes, index as u64);
+        let (mut from, mut to) = (start, end);
+        let mut has_chunks = false;
+        let mut at = start;
+        for extent in &leaf.extents {
+            if let ExtentSource::Chunk {
+                chunk_len, offset, ..
+            } = extent.source
+            {
+                let chunk_start = at.checked_sub(u64::from(offset));
+                let chunk_start = chunk_start.ok_or_else(|| self.differs(at))?;
+                if chunk_start < start && follows {
+                    from = at + u64::from(extent.len);
+                } else {
+                    has_chunks = true;
+                    from = from.min(chunk_start);
+                    to = to.max(chunk_start + u64::from(chunk_len));
+                }
+            }
+            at += u64::from(extent.len);
+        }
+        if to > self.manifest.size_bytes || to.saturating_sub(from) > SPAN_BYTES_MAX as u64 {
+            return Err(self.differs(end));
+        }
+        let bytes = match self.read_span(file, from, to, has_chunks)? {
+            Span::Hole => None,
+            Span::Bytes(buffer) => Some(buffer),
+            Span::Stopped => return Ok(None),
+        };
+        Ok(Some(SourceLeaf {
+            leaf,
+            start,
+            from,
+            bytes,
+        }))
+    }
+
+    /// The file's bytes from `from` to `to`. A hole gets no memory, unless there are chunks to compare with it.
+    fn read_span(
+        &self,
+        file: &mut dyn DiskImage,
+        from: u64,
+        to: u64,
+        has_chunks: bool,
+    ) -> Result<Span, PublishError> {
+        let mut buffer: Option<Buffer> = None;
+        let mut at = from;
+        while at < to {
+            let region = file.region_at(at)?;
+            let stop = region.end().min(to);
+            let is_data = region.kind == RegionKind::Data;
+            if buffer.is_none() && (is_data || has_chunks) {
+                let Some(mut new) = self.pool.take() else {
+                    return Ok(Span::Stopped);
+                };
+                new.truncate((to - from) as usize);
+                new.bytes_mut()[..(at - from) as usize].fill(0);
+                buffer = Some(new);
+            }
+            if let Some(buffer) = &mut buffer {
+                let target = &mut buffer.bytes_mut()[(at - from) as usize..(stop - from) as usize];
+                match is_data {
+                    true => file.read_at(at, target)?,
+                    false => target.fill(0),
+                }
+            }
+            at = stop;
+        }
+        Ok(buffer.map_or(Span::Hole, Span::Bytes))
+    }
+
+    fn work(&self) {
+        let _guard = self.guard();
+        while let Some(source) = self.queue.pop() {
+            let index = (source.start / LEAF_BYTES) as usize;
+            if let Err(error) = self.compare(&source) {
+                self.fail(error);
+            }
+            self.advance(index);
+        }
+    }
+
+    fn advance(&self, index: usize) {
+        let len = Manifest::leaf_len(self.manifest.size_bytes, index as u64);
+        self.meter.advance(len);
+    }
+
+    fn differs(&self, offset: u64) -> PublishError {
+        PublishError::Differs {
+            tree: self.tree,
+            offset,
+        }
+    }
+
+    /// Whether the file has what the leaf says, and the store has what the leaf names.
+    fn compare(&self, source: &SourceLeaf) -> Result<(), PublishError> {
+        let bytes = source.bytes.as_ref().map_or(&[][..], Buffer::as_ref);
+        // Nothing of a hole is in memory; no chunk lies there, as the reader has seen.
+        let range = |start: u64, len: u32| {
+            let start = start.checked_sub(source.from)? as usize;
+            bytes.get(start..start + len as usize)
+        };
+        let mut names = Vec::new();
+        let mut at = source.start;
+        for extent in &source.leaf.extents {
+            match extent.source {
+                ExtentSource::Zero => {
+                    let found = range(at, extent.len).unwrap_or_default();
+                    if let Some(place) = found.iter().position(|b| *b != 0) {
+                        return Err(self.differs(at + place as u64));
                     }
                 }
-                let chunk = last.as_ref().expect("set just above");
-                let offset = offset as usize;
-                match chunk.bytes().get(offset..offset + len) {
-                    None => Some(0),
-                    Some(stored) => match range {
-                        Some(bytes) if bytes == stored => None,
-                        Some(bytes) => std::iter::zip(bytes, stored).position(|(a, b)| a != b),
-                        None => stored.iter().position(|b| *b != 0),
-                    },
+                ExtentSource::Chunk {
+                    id,
+                    chunk_len,
+                    offset,
+                } => {
+                    let chunk_start = at - u64::from(offset);
+                    // One that begins before what was read belongs to the leaf before.
+                    if chunk_start >= source.from {
+                        let found = range(chunk_start, chunk_len);
+                        let found = found.ok_or_else(|| self.differs(chunk_start))?;
+                        self.compare_chunk(id, found, chunk_start)?;
+                        names.push(RecordName::chunk(id));
+                    }
                 }
             }
-        };
-        if let Some(position) = differs {
-            return Ok(Some((at + position) as u64));
+            at += u64::from(extent.len);
         }
-        at += len;
+        for (name, error) in self.datacenter.store().check_records(&names)? {
+            self.damage.note(name, error)?;
+        }
+        Ok(())
     }
-    Ok(None)
+
+    fn compare_chunk(&self, id: ChunkId, found: &[u8], start: u64) -> Result<(), PublishError> {
+        if self.datacenter.id_key().chunk_id(found) == id {
+            return Ok(());
+        }
+        // The name says that they differ; only the stored bytes say where.
+        match self.datacenter.store().chunk(id) {
+            Ok(chunk) => {
+                let pairs = std::iter::zip(found, chunk.bytes());
+                let same = pairs.take_while(|(a, b)| a == b).count();
+                Err(self.differs(start + same as u64))
+            }
+            Err(error) => self.damage.note(RecordName::chunk(id), error),
+        }
+    }
+}
+
+/// What a range of the file is.
+enum Span {
+    Hole,
+    Bytes(Buffer),
+    /// The others have stopped, so there is no memory to read it into.
+    Stopped,
 }
 
 /// Damaged records found on the way. They are quarantined, so that the next publish stores them again.

@@ -1,42 +1,45 @@
-//! The import pipeline: one thread reads and cuts, several hash, compress and store, one puts the manifest together in order.
+//! The import pipeline: one thread reads, several cut, hash, compress and store, one puts the manifest together in order.
 //!
 //! ```text
-//! reader + chunker ──batches──► workers (BLAKE3, zstd, store) ──names──► manifest builder
+//! reader ──strips──► workers: scan (zero runs, likely cuts) ──► join, in disk order: where chunks really begin
+//!                    workers: BLAKE3, known?, zstd, store   ◄── batches ──┘
+//!                       └──names──► manifest builder
 //! ```
 //!
-//! Invariant: at most [`IN_FLIGHT_BYTES_MAX`] of the disk are in memory, however large it is and however slow the store. Holes are
-//! never read. A failure anywhere stops all stages, and the first one is what is reported.
+//! Invariants: at most [`IN_FLIGHT_BYTES_MAX`] of the disk are in memory, however large it is and however slow the store; holes are
+//! never read; what comes out depends on the disk alone, not on the number of workers. A failure anywhere stops all stages, and the
+//! first one is what is reported. Decision 0026 has the figures.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
-use dedup::{Chunk, ChunkId, Chunker, ChunkerParams, IdKey, ManifestBuilder, Piece};
+use dedup::chunker::strips::{Joiner, Part, Scan};
+use dedup::{Chunk, ChunkId, ChunkerParams, IdKey, ManifestBuilder};
 use dedup_image::{DiskImage, ImageError, ImageFormat, Region, RegionKind};
 use dedup_protocol::records::TreeRef;
 use dedup_store::{Put, Writer};
 
+use super::queue::{Failure, Pool, Queue, StopOnPanic};
+use super::strips::{STRIP_BYTES, Strip, StripReader};
 use super::{PublishError, worker_count};
 use crate::datacenter::Datacenter;
 use crate::operations::Meter;
 
-/// Disk bytes read at once. Sequential reads of a megabyte keep any disk busy.
-const READ_BYTES: usize = 1 << 20;
-/// Bytes in one batch, the unit in which work is handed over: about 128 chunks, so that the queue's lock costs nothing.
-const BATCH_BYTES: usize = 2 << 20;
-/// Pieces in one batch, so that a disk of many holes does not gather them without end.
-const BATCH_PIECES: usize = 4096;
-/// Batches that wait for a worker.
-const QUEUE_BATCHES: usize = 32;
 /// Most workers; the store takes one writer's bytes at a time, so more would only hold memory.
 pub(super) const WORKERS_MAX: usize = 64;
-/// Most disk bytes in memory, about 220 MiB: a publish must not starve the machine's page cache. One batch is with the reader, one
-/// with each worker.
-pub const IN_FLIGHT_BYTES_MAX: usize =
-    (QUEUE_BATCHES + WORKERS_MAX + 1) * (BATCH_BYTES + dedup::CHUNK_BYTES_MAX);
-const _: () = assert!(IN_FLIGHT_BYTES_MAX <= 256 << 20);
+/// Most strips in memory: as many for workers as wait, so that neither reader nor workers wait for the other.
+const STRIPS_MAX: usize = WORKERS_MAX + WORKERS_MAX / 2;
+/// Most disk bytes in memory, 192 MiB (18 MiB with two workers): a publish must not starve the machine's page cache. Each worker also
+/// holds what it compressed of one strip, which is less.
+pub const IN_FLIGHT_BYTES_MAX: usize = STRIPS_MAX * STRIP_BYTES;
+const _: () = assert!(IN_FLIGHT_BYTES_MAX <= 192 << 20);
+/// Holes and strips that wait for a worker. Only strips hold memory, and their buffers are counted.
+const WAITING_MAX: usize = STRIPS_MAX;
+/// Named batches that wait for the builder, a few KiB each.
+const NAMED_MAX: usize = 64;
 
 /// A disk or file that is in the store now, though not committed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,17 +95,20 @@ impl DiskImage for MemoryFile {
     }
 }
 
-/// Pieces of the disk, in order.
-struct Batch {
-    sequence: u64,
-    pieces: Vec<PieceLen>,
-    /// The data pieces' bytes, one after the other.
-    bytes: Vec<u8>,
+/// What a worker does next.
+enum Job {
+    /// Look through the strip at this place in the sequence.
+    Scan(u64, Strip),
+    /// The disk ended with the strip before this place.
+    End(u64),
+    /// Name and store chunks.
+    Store(Batch),
 }
 
-enum PieceLen {
-    Zero(u64),
-    Data(usize),
+/// Chunks and zero runs of the disk, in order.
+struct Batch {
+    sequence: u64,
+    parts: Vec<Part>,
 }
 
 /// What became of a batch.
@@ -116,31 +122,30 @@ enum NamedPiece {
     Chunk(ChunkId, u32),
 }
 
-/// The first failure of any stage; it makes all others stop.
-#[derive(Default)]
-pub(super) struct Failure {
-    stop: AtomicBool,
-    first: Mutex<Option<PublishError>>,
+/// All that the threads of one import share.
+struct Import<'a> {
+    key: &'a IdKey,
+    params: ChunkerParams,
+    meter: &'a Meter,
+    queue: Queue<Job>,
+    pool: Pool,
+    lineup: Mutex<Lineup>,
+    failure: Failure,
 }
 
-impl Failure {
-    pub(super) fn set(&self, error: PublishError) {
-        let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
-        first.get_or_insert(error);
-        self.stop.store(true, Ordering::Release);
-    }
+/// Strips that were scanned out of order, and the joiner that takes them in order.
+struct Lineup {
+    early: BTreeMap<u64, Scanned>,
+    next: u64,
+    /// `None` when the disk has ended.
+    joiner: Option<Joiner>,
+    batches: u64,
+}
 
-    pub(super) fn is_set(&self) -> bool {
-        self.stop.load(Ordering::Acquire)
-    }
-
-    pub(super) fn into_result(self) -> Result<(), PublishError> {
-        let first = self.first.into_inner();
-        match first.unwrap_or_else(PoisonError::into_inner) {
-            Some(error) => Err(error),
-            None => Ok(()),
-        }
-    }
+enum Scanned {
+    Zero(u64),
+    Data(Bytes, Scan),
+    End,
 }
 
 /// Chunks and stores all of `source`, and its manifest. The caller commits the store.
@@ -150,223 +155,214 @@ pub fn import(
     params: ChunkerParams,
     meter: &Meter,
 ) -> Result<Imported, PublishError> {
-    let failure = Failure::default();
-    let key = datacenter.id_key();
+    let workers = worker_count(datacenter);
+    let strips = (2 * workers + 2).min(STRIPS_MAX);
     let writer = datacenter.store().writer();
-    let (batches_in, batches_out) = sync_channel(QUEUE_BATCHES);
-    let batches_out = Mutex::new(batches_out);
-    let (named_in, named_out) = sync_channel(QUEUE_BATCHES);
+    let import = Import {
+        key: datacenter.id_key(),
+        params,
+        meter,
+        queue: Queue::new(WAITING_MAX),
+        pool: Pool::new(strips, STRIP_BYTES),
+        lineup: Mutex::new(Lineup {
+            early: BTreeMap::new(),
+            next: 0,
+            joiner: Some(Joiner::new(params)),
+            batches: 0,
+        }),
+        failure: Failure::default(),
+    };
+    let (named_in, named_out) = sync_channel(NAMED_MAX);
     let built = std::thread::scope(|scope| {
-        let (failure, batches_out) = (&failure, &batches_out);
-        scope.spawn(move || {
-            if let Err(error) = read(source, params, batches_in, failure, meter) {
-                failure.set(error);
-            }
-        });
-        for _ in 0..worker_count(datacenter) {
+        let import = &import;
+        scope.spawn(move || import.read(source));
+        for _ in 0..workers {
             let (named_in, writer) = (named_in.clone(), writer.clone());
-            scope.spawn(move || work(key, &writer, batches_out, &named_in, failure, meter));
+            scope.spawn(move || import.work(&writer, &named_in));
         }
         drop(named_in);
-        build(key, params, &writer, &named_out, failure, meter)
+        import.build(&writer, &named_out)
     });
-    failure.into_result()?;
+    import.failure.into_result()?;
     built
 }
 
-/// Reads the disk region by region and cuts it into batches.
-fn read(
-    source: &mut dyn DiskImage,
-    params: ChunkerParams,
-    out: SyncSender<Batch>,
-    failure: &Failure,
-    meter: &Meter,
-) -> Result<(), PublishError> {
-    let mut batcher = Batcher {
-        out,
-        sequence: 0,
-        pieces: Vec::new(),
-        bytes: Vec::new(),
-    };
-    let mut chunker = Chunker::new(params);
-    let mut buf = vec![0; READ_BYTES];
-    let size = source.size_bytes();
-    let mut at = 0;
-    while at < size {
-        if failure.is_set() {
-            return Ok(());
+impl Import<'_> {
+    fn fail(&self, error: PublishError) {
+        self.failure.set(error);
+        self.queue.stop();
+        self.pool.stop();
+    }
+
+    fn guard(&self) -> StopOnPanic<'_, Job> {
+        StopOnPanic {
+            queue: &self.queue,
+            pool: &self.pool,
         }
-        if meter.is_cancelled() {
+    }
+
+    fn read(&self, source: &mut dyn DiskImage) {
+        let _guard = self.guard();
+        if let Err(error) = self.read_strips(source) {
+            self.fail(error);
+        }
+    }
+
+    fn read_strips(&self, source: &mut dyn DiskImage) -> Result<(), PublishError> {
+        let mut strips = StripReader::new(source, self.pool.clone());
+        let mut sequence = 0;
+        loop {
+            if self.meter.is_cancelled() {
+                return Err(PublishError::Cancelled);
+            }
+            let Some(strip) = strips.next()? else { break };
+            if !self.queue.push(Job::Scan(sequence, strip)) {
+                return Ok(());
+            }
+            sequence += 1;
+        }
+        self.queue.push(Job::End(sequence));
+        Ok(())
+    }
+
+    fn work(&self, writer: &Writer, out: &SyncSender<Named>) {
+        let _guard = self.guard();
+        while let Some(job) = self.queue.pop() {
+            match job {
+                Job::Scan(sequence, Strip::Zero(len)) => self.join(sequence, Scanned::Zero(len)),
+                Job::Scan(sequence, Strip::Data(bytes)) => {
+                    let scan = Scan::new(self.params, &bytes);
+                    self.join(sequence, Scanned::Data(bytes, scan));
+                }
+                Job::End(sequence) => self.join(sequence, Scanned::End),
+                Job::Store(batch) => match self.store(writer, batch) {
+                    Ok(named) => {
+                        // The builder takes until all workers are gone.
+                        out.send(named).ok();
+                    }
+                    Err(error) => self.fail(error),
+                },
+            }
+        }
+    }
+
+    /// Joins what is next in disk order. The batches that come of it are queued in disk order too.
+    fn join(&self, sequence: u64, scanned: Scanned) {
+        let mut lineup = self.lineup.lock().unwrap_or_else(PoisonError::into_inner);
+        let lineup = &mut *lineup;
+        lineup.early.insert(sequence, scanned);
+        while let Some(scanned) = lineup.early.remove(&lineup.next) {
+            lineup.next += 1;
+            let mut parts = Vec::new();
+            let mut emit = |part| parts.push(part);
+            let ended = matches!(scanned, Scanned::End);
+            match (&mut lineup.joiner, scanned) {
+                (Some(joiner), Scanned::Zero(len)) => joiner.push_zero(len),
+                (Some(joiner), Scanned::Data(bytes, scan)) => {
+                    joiner.push_strip(&bytes, &scan, &mut emit);
+                }
+                (joiner, _) => {
+                    if let Some(joiner) = joiner.take() {
+                        joiner.finish(&mut emit);
+                    }
+                }
+            }
+            if !parts.is_empty() {
+                let sequence = lineup.batches;
+                lineup.batches += 1;
+                self.queue
+                    .push_urgent(Job::Store(Batch { sequence, parts }));
+            }
+            if ended {
+                self.queue.close();
+            }
+        }
+    }
+
+    fn store(&self, writer: &Writer, batch: Batch) -> Result<Named, PublishError> {
+        let mut pieces = Vec::with_capacity(batch.parts.len());
+        let mut chunks = Vec::with_capacity(batch.parts.len());
+        for part in batch.parts {
+            pieces.push(match part {
+                Part::Zero(len) => NamedPiece::Zero(len),
+                Part::Data(bytes) => {
+                    let len = u32::try_from(bytes.len()).expect("chunks are at most 256 KiB");
+                    let chunk = Chunk::new(self.key, bytes);
+                    let id = chunk.id();
+                    chunks.push(chunk);
+                    NamedPiece::Chunk(id, len)
+                }
+            });
+        }
+        let (mut new, mut known, mut stored) = (0, 0, 0);
+        for put in writer.put_chunks(&chunks)? {
+            match put {
+                Put::New { stored_bytes } => {
+                    new += 1;
+                    stored += stored_bytes;
+                }
+                Put::Known => known += 1,
+            }
+        }
+        let meter = self.meter;
+        meter.new_chunks.fetch_add(new, Ordering::Relaxed);
+        meter.known_chunks.fetch_add(known, Ordering::Relaxed);
+        meter.stored_bytes.fetch_add(stored, Ordering::Relaxed);
+        Ok(Named {
+            sequence: batch.sequence,
+            pieces,
+        })
+    }
+
+    /// Puts the manifest together in disk order and stores it. Takes until all workers are gone, whatever happens.
+    fn build(&self, writer: &Writer, named: &Receiver<Named>) -> Result<Imported, PublishError> {
+        let mut builder = ManifestBuilder::new(self.key.clone(), self.params);
+        let mut data_bytes = 0;
+        let mut early = BTreeMap::new();
+        let mut next = 0;
+        while let Ok(batch) = named.recv() {
+            if self.failure.is_set() {
+                continue;
+            }
+            early.insert(batch.sequence, batch.pieces);
+            while let Some(pieces) = early.remove(&next) {
+                next += 1;
+                for piece in pieces {
+                    let len = match piece {
+                        NamedPiece::Zero(len) => {
+                            builder.push_zero(len);
+                            len
+                        }
+                        NamedPiece::Chunk(id, len) => {
+                            builder.push_chunk(id, len);
+                            data_bytes += u64::from(len);
+                            u64::from(len)
+                        }
+                    };
+                    self.meter.advance(len);
+                }
+                for (id, bytes) in builder.take_leaves() {
+                    if let Err(error) = writer.put_node(id, &bytes) {
+                        self.fail(error.into());
+                    }
+                }
+            }
+        }
+        if self.failure.is_set() {
+            // The caller reports the failure. What is missing from the manifest makes it one of nothing, so it is not stored.
             return Err(PublishError::Cancelled);
         }
-        let region = source.region_at(at)?;
-        match region.kind {
-            RegionKind::Zero => {
-                chunker.push_zero(region.len, &mut |piece| batcher.push(piece));
-                at += region.len;
-            }
-            RegionKind::Data => {
-                let len = region.len.min(READ_BYTES as u64) as usize;
-                source.read_at(at, &mut buf[..len])?;
-                chunker.push_data(&buf[..len], &mut |piece| batcher.push(piece));
-                at += len as u64;
-            }
+        let (manifest, leaves) = builder.finish();
+        let sealed = manifest.seal(self.key);
+        for (id, bytes) in leaves.iter().chain(&sealed.nodes) {
+            writer.put_node(*id, bytes)?;
         }
+        Ok(Imported {
+            tree: TreeRef {
+                root: sealed.root,
+                size_bytes: manifest.size_bytes,
+            },
+            data_bytes,
+        })
     }
-    chunker.finish(&mut |piece| batcher.push(piece));
-    batcher.flush();
-    Ok(())
-}
-
-struct Batcher {
-    out: SyncSender<Batch>,
-    sequence: u64,
-    pieces: Vec<PieceLen>,
-    bytes: Vec<u8>,
-}
-
-impl Batcher {
-    fn push(&mut self, piece: Piece<'_>) {
-        match piece {
-            Piece::Zero(len) => self.pieces.push(PieceLen::Zero(len)),
-            Piece::Data(data) => {
-                self.pieces.push(PieceLen::Data(data.len()));
-                self.bytes.extend_from_slice(data);
-            }
-        }
-        if self.bytes.len() >= BATCH_BYTES || self.pieces.len() >= BATCH_PIECES {
-            self.flush();
-        }
-    }
-
-    fn flush(&mut self) {
-        if self.pieces.is_empty() {
-            return;
-        }
-        let batch = Batch {
-            sequence: self.sequence,
-            pieces: std::mem::take(&mut self.pieces),
-            bytes: std::mem::replace(&mut self.bytes, Vec::with_capacity(BATCH_BYTES)),
-        };
-        self.sequence += 1;
-        // Workers leave only when they have failed, and that is reported already.
-        self.out.send(batch).ok();
-    }
-}
-
-/// Names and stores batches until there are no more.
-fn work(
-    key: &IdKey,
-    writer: &Writer,
-    batches: &Mutex<Receiver<Batch>>,
-    out: &SyncSender<Named>,
-    failure: &Failure,
-    meter: &Meter,
-) {
-    loop {
-        let next = batches
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .recv();
-        let Ok(batch) = next else { return };
-        if failure.is_set() {
-            // Keeps taking, so that the reader is not stuck on a full queue.
-            continue;
-        }
-        match store_batch(key, writer, batch, meter) {
-            Ok(named) => {
-                out.send(named).ok();
-            }
-            Err(error) => failure.set(error),
-        }
-    }
-}
-
-fn store_batch(
-    key: &IdKey,
-    writer: &Writer,
-    batch: Batch,
-    meter: &Meter,
-) -> Result<Named, PublishError> {
-    let mut bytes = Bytes::from(batch.bytes);
-    let mut pieces = Vec::with_capacity(batch.pieces.len());
-    for piece in batch.pieces {
-        pieces.push(match piece {
-            PieceLen::Zero(len) => NamedPiece::Zero(len),
-            PieceLen::Data(len) => {
-                let chunk = Chunk::new(key, bytes.split_to(len));
-                match writer.put_chunk(&chunk)? {
-                    Put::New { stored_bytes } => {
-                        meter.new_chunks.fetch_add(1, Ordering::Relaxed);
-                        meter
-                            .stored_bytes
-                            .fetch_add(stored_bytes, Ordering::Relaxed);
-                    }
-                    Put::Known => {
-                        meter.known_chunks.fetch_add(1, Ordering::Relaxed);
-                    }
-                }
-                let len = u32::try_from(len).expect("chunks are at most 256 KiB");
-                NamedPiece::Chunk(chunk.id(), len)
-            }
-        });
-    }
-    Ok(Named {
-        sequence: batch.sequence,
-        pieces,
-    })
-}
-
-/// Puts the manifest together in disk order and stores it.
-fn build(
-    key: &IdKey,
-    params: ChunkerParams,
-    writer: &Writer,
-    named: &Receiver<Named>,
-    failure: &Failure,
-    meter: &Meter,
-) -> Result<Imported, PublishError> {
-    let mut builder = ManifestBuilder::new(key.clone(), params);
-    let mut data_bytes = 0;
-    let mut early = BTreeMap::new();
-    let mut next = 0;
-    while let Ok(batch) = named.recv() {
-        if failure.is_set() {
-            continue;
-        }
-        early.insert(batch.sequence, batch.pieces);
-        while let Some(pieces) = early.remove(&next) {
-            next += 1;
-            for piece in pieces {
-                match piece {
-                    NamedPiece::Zero(len) => {
-                        builder.push_zero(len);
-                        meter.advance(len);
-                    }
-                    NamedPiece::Chunk(id, len) => {
-                        builder.push_chunk(id, len);
-                        data_bytes += u64::from(len);
-                        meter.advance(u64::from(len));
-                    }
-                }
-            }
-            for (id, bytes) in builder.take_leaves() {
-                if let Err(error) = writer.put_node(id, &bytes) {
-                    failure.set(error.into());
-                }
-            }
-        }
-    }
-    let (manifest, leaves) = builder.finish();
-    let sealed = manifest.seal(key);
-    for (id, bytes) in leaves.iter().chain(&sealed.nodes) {
-        writer.put_node(*id, bytes)?;
-    }
-    Ok(Imported {
-        tree: TreeRef {
-            root: sealed.root,
-            size_bytes: manifest.size_bytes,
-        },
-        data_bytes,
-    })
 }

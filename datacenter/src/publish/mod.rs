@@ -8,6 +8,8 @@
 pub mod boot;
 pub mod check;
 pub mod import;
+mod queue;
+mod strips;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,6 +27,7 @@ use crate::catalog::rows::{ImageRow, NumberKey, VersionNumberRow, VersionRow, Ve
 use crate::datacenter::Datacenter;
 use crate::operations::Meter;
 use crate::problem::{ManageError, catalog_problem, describe, problem, store_problem};
+use crate::update::Pair;
 use import::MemoryFile;
 
 /// Why nothing was published.
@@ -285,6 +288,11 @@ pub fn publish(
     let number = record.number;
     let version = make_visible(datacenter, record, request, meter)?;
     tracing::info!(image = %request.image, number, %version, "version published");
+    if let Some((parent, _)) = parent {
+        datacenter.carry_profile(parent, version);
+        let pair = Pair { parent, version };
+        datacenter.updates().published(datacenter, pair);
+    }
     Ok(PublishResult {
         version: version.to_string(),
         image: request.image.clone(),
@@ -373,10 +381,11 @@ fn make_visible(
     Ok(id)
 }
 
-/// Threads that hash, compress and compare.
+/// Threads that hash, compress and compare. Unless the configuration says otherwise, one more than there are cores: the one that
+/// filled a pack waits for the disk.
 pub(crate) fn worker_count(datacenter: &Datacenter) -> usize {
     let count = match datacenter.config().publish_workers {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        0 => std::thread::available_parallelism().map_or(1, usize::from) + 1,
         count => count,
     };
     count.min(import::WORKERS_MAX)

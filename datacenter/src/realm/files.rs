@@ -42,6 +42,11 @@ impl DataDir {
         self.root.join("cli.toml")
     }
 
+    /// What is known of the branches' paths; may be deleted at any time.
+    pub fn paths(&self) -> PathBuf {
+        self.root.join("paths")
+    }
+
     /// The root signing key, until the operator moves it away.
     pub fn root_key(&self) -> PathBuf {
         self.root.join("root.key")
@@ -80,6 +85,11 @@ impl DataDir {
     /// The catalog's database.
     pub fn catalog(&self) -> PathBuf {
         self.root.join("catalog")
+    }
+
+    /// Encoded updates; they can be made again.
+    pub fn updates(&self) -> PathBuf {
+        self.root.join("updates")
     }
 
     /// Converted images while they are published, unless configured elsewhere.

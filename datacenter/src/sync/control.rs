@@ -1,12 +1,14 @@
 //! The datacenter's end of a control stream: greeting, assignments out, reports in, certificates renewed.
 
+use std::collections::HashMap;
+
 use datacenter_api::BranchStatus;
-use dedup::BranchId;
+use dedup::{BranchId, VersionId};
 use dedup_protocol::control::{ControlError, DatacenterAction, DatacenterControl};
 use dedup_protocol::wire::{
     Der, FRAME_BYTES_MAX, Message, PROTOCOL_MINOR, RefuseCode, SignedBytes, Welcome,
 };
-use dedup_transport::link::{FrameRecv, FrameSend, Link, LinkError};
+use dedup_transport::link::{Caps, FrameRecv, FrameSend, Link, LinkError};
 
 use super::{error_line, is_revoked, refuse};
 use crate::Datacenter;
@@ -55,6 +57,8 @@ pub async fn serve(
     });
     send.send(&welcome.encode()).await?;
     let mut told = assignment_counter;
+    let mut told_policy = None;
+    let mut told_profiles = HashMap::new();
     loop {
         changes.mark_unchanged();
         if is_revoked(dc, branch) {
@@ -77,6 +81,22 @@ pub async fn serve(
                 tracing::error!(%branch, error = error_line(&error), "assignment cannot be read")
             }
         }
+        match dc.branch_policy(branch) {
+            Ok(policy) if told_policy != Some(policy) => {
+                // Each end keeps its own sending within the caps; this one sends nearly all.
+                link.set_caps(Caps {
+                    link_bytes_per_s: policy.link_cap(),
+                    background_bytes_per_s: policy.fill_cap(),
+                });
+                send.send(&Message::Policy(policy).encode()).await?;
+                told_policy = Some(policy);
+            }
+            Ok(_) => {}
+            Err(error) => {
+                tracing::error!(%branch, error = error_line(&error), "caps and hours cannot be read")
+            }
+        }
+        tell_profiles(dc, branch, &mut told_profiles, &mut send).await?;
         loop {
             tokio::select! {
                 changed = changes.changed() => {
@@ -92,6 +112,32 @@ pub async fn serve(
             }
         }
     }
+}
+
+/// Tells of boot profiles that are newer than what was told before, of the versions that the branch's pools run or pin.
+async fn tell_profiles(
+    dc: &Datacenter,
+    branch: BranchId,
+    told: &mut HashMap<VersionId, u64>,
+    send: &mut FrameSend,
+) -> Result<(), LinkError> {
+    let current = match dc.profiles_of(branch) {
+        Ok(current) => current,
+        Err(error) => {
+            tracing::error!(%branch, error = error_line(&error), "boot profiles cannot be looked up");
+            return Ok(());
+        }
+    };
+    // What the branch runs no more needs no memory.
+    told.retain(|version, _| current.iter().any(|c| c.version == *version));
+    for profile in current {
+        let before = told.insert(profile.version, profile.counter).unwrap_or(0);
+        if profile.counter > before {
+            send.send(&Message::ProfileAvailable(profile).encode())
+                .await?;
+        }
+    }
+    Ok(())
 }
 
 async fn act(

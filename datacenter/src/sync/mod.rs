@@ -7,6 +7,8 @@
 mod content;
 mod control;
 mod join;
+mod profiles;
+mod update;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -158,6 +160,7 @@ async fn stream_task(
             link.close("control stream ended");
             Ok(())
         }
+        Ok(Message::GetUpdate(request)) => update::answer(shared, branch, request, &mut send).await,
         Ok(request) => answer(shared, branch, request, &mut send).await,
         Err(error) => {
             let refusal = refuse(RefuseCode::BadRequest, &error.to_string());
@@ -190,6 +193,9 @@ async fn answer(
         _ => (Class::Boot, true),
     };
     send.set_class(class);
+    if let Message::BootRecorded(_) | Message::GetProfile(_) = &request {
+        return profiles::answer(&shared.dc, branch, request, send).await;
+    }
     let worker = Arc::clone(shared);
     let begun = tokio::task::spawn_blocking(move || {
         let readable = |version| {

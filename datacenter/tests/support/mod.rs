@@ -64,6 +64,17 @@ impl Bench {
         catalog: Arc<dyn Kv>,
         index: Arc<dyn Kv>,
     ) -> Self {
+        Self::on_disk_with_workers(dir, disk, catalog, index, 0)
+    }
+
+    /// With a number of threads to publish with; 0 suits the machine.
+    pub fn on_disk_with_workers(
+        dir: tempfile::TempDir,
+        disk: Arc<dyn Disk>,
+        catalog: Arc<dyn Kv>,
+        index: Arc<dyn Kv>,
+        publish_workers: usize,
+    ) -> Self {
         let data = DataDir::new(dir.path());
         let clock = Arc::new(SetClock::new(START));
         let realm = Realm::init(&data, &data.passphrase(), "test", START).unwrap();
@@ -78,6 +89,7 @@ impl Bench {
         let catalog = Catalog::open(catalog, realm.id).unwrap();
         let config = Config {
             address: "dc.test:7443".into(),
+            publish_workers,
             ..Config::default()
         };
         let dc = Datacenter::new(realm, catalog, Arc::new(store), clock.clone(), config, data);

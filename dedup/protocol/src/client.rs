@@ -49,6 +49,12 @@ pub enum AnswerRefused {
     /// A chunk does not match its name.
     #[error(transparent)]
     Chunk(#[from] ChunkMismatch),
+    /// An update is not what was asked for, or not one of the two versions.
+    #[error("update: {reason}")]
+    Update {
+        /// What is wrong.
+        reason: String,
+    },
 }
 
 /// What a tree sync does next.

@@ -1,7 +1,7 @@
 //! The control stream: greeting, assignments, status. Both ends as values.
 //!
 //! ```text
-//!   branch      Greeting ──Welcome──► Open ──Assign, Renewed──► Open
+//!   branch      Greeting ──Welcome──► Open ──Assign, Policy, Renewed, ProfileAvailable──► Open
 //!   datacenter  Greeting ──Hello────► Open ──Status, Renew────► Open
 //! ```
 //!
@@ -10,10 +10,12 @@
 
 use dedup::BranchId;
 
+use crate::policy::Policy;
 use crate::records::Assignment;
 use crate::trust::{Endorsement, Signed, Trust, TrustAnchor, TrustError};
 use crate::wire::{
-    Hello, Message, PROTOCOL_MINOR, Refuse, RefuseCode, SignedBytes, Welcome, WireError,
+    Hello, Message, PROTOCOL_MINOR, ProfileAvailable, Refuse, RefuseCode, SignedBytes, Welcome,
+    WireError,
 };
 
 /// Why the control stream ends.
@@ -50,10 +52,14 @@ pub enum BranchAction {
         /// When it ran out, unix seconds.
         expires_unix_s: u64,
     },
+    /// Keep to these caps and hours.
+    Keep(Policy),
     /// Use this certificate (DER) from the next connection on.
     Certificate(Vec<u8>),
     /// A renewal cannot be had now; ask again on the next connection.
     NotNow(Refuse),
+    /// This is the newest boot profile of a version.
+    Profile(ProfileAvailable),
 }
 
 /// The branch's end.
@@ -126,7 +132,15 @@ impl BranchControl {
                 self.counter = assignment.counter;
                 Ok(BranchAction::Follow(Box::new(assignment), signed))
             }
+            Message::Policy(policy) if self.greeted => {
+                if policy.is_valid() {
+                    Ok(BranchAction::Keep(policy))
+                } else {
+                    Err(WireError::Malformed { name: "Policy" }.into())
+                }
+            }
             Message::Renewed(der) if self.greeted => Ok(BranchAction::Certificate(der.bytes)),
+            Message::ProfileAvailable(told) if self.greeted => Ok(BranchAction::Profile(told)),
             other => Err(WireError::Unexpected {
                 got: other.name(),
                 expected: if self.greeted { "Assign" } else { "Welcome" },

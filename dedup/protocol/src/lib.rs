@@ -5,7 +5,10 @@
 pub mod client;
 pub mod control;
 pub mod join;
+pub mod policy;
+pub mod profile;
 pub mod records;
 pub mod server;
 pub mod trust;
+pub mod update;
 pub mod wire;

@@ -7,6 +7,8 @@ use dedup::{ChunkerParams, NodeId, VersionId};
 use serde::{Deserialize, Serialize};
 
 use crate::join::{JoinAnswer, JoinRequest};
+use crate::policy::Policy;
+use crate::profile::{BootScore, Entries};
 use crate::records::Tree;
 use crate::trust::Endorsement;
 
@@ -30,6 +32,12 @@ pub const CHUNKS_MAX: usize = 4096;
 
 /// Most leaves in one leaf request or one outline frame.
 pub const LEAVES_MAX: usize = 4096;
+
+/// Most batches of one update: 1.9 TiB of new chunks. The head of the largest still fits one frame.
+pub const UPDATE_BATCHES_MAX: usize = 1 << 18;
+
+/// Most ranges of batches in one request: a branch that holds every other batch asks again.
+pub const UPDATE_RANGES_MAX: usize = 1024;
 
 /// Consecutive extents of one leaf, whose chunks are wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -166,11 +174,28 @@ messages! {
     0x17 => Batch(Batch),
     /// Datacenter → branch: the next of them are damaged here; the answer goes on behind them.
     0x18 => Unreadable(Unreadable),
+    /// Branch → datacenter: how a version follows from one that the branch holds whole.
+    0x19 => GetUpdate(GetUpdate),
+    /// Datacenter → branch: the update's batches and their sizes.
+    0x1A => UpdateHead(UpdateHead),
+    /// Datacenter → branch: the next batch of those asked for.
+    0x1B => UpdatePart(UpdatePart),
 
     /// Branch → datacenter, on a join connection.
     0x20 => Join(JoinRequest),
     /// Datacenter → branch.
     0x21 => Joined(JoinAnswer),
+
+    /// Datacenter → branch, on the control stream: caps and hours, on connection and at each change.
+    0x40 => Policy(Policy),
+    /// Branch → datacenter: what one boot touched.
+    0x30 => BootRecorded(BootRecorded),
+    /// Datacenter → branch: the newest boot profile of a version, on the control stream and as an answer to 0x30 and 0x32.
+    0x31 => ProfileAvailable(ProfileAvailable),
+    /// Branch → datacenter: a version's boot profile, if there is a newer one.
+    0x32 => GetProfile(GetProfile),
+    /// Datacenter → branch: it, signed.
+    0x33 => Profile(SignedBytes),
 }
 
 /// Greeting of a branch.
@@ -311,6 +336,81 @@ pub struct Unreadable {
     pub count: u32,
     /// For people.
     pub message: String,
+}
+
+/// Consecutive batches of an update.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchRange {
+    /// The first.
+    pub first: u32,
+    /// How many, at least one.
+    pub count: u32,
+}
+
+/// Asks for the update of a version's disk from a version that the branch holds whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GetUpdate {
+    /// Which version.
+    pub version: VersionId,
+    /// The version that the branch has, of the same image.
+    pub parent: VersionId,
+    /// Whether the head is wanted.
+    pub head: bool,
+    /// Batches wanted: ascending, without overlap.
+    pub batches: Vec<BatchRange>,
+}
+
+/// One batch of an update, as its head tells of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchSize {
+    /// Chunks in it, at least one. Batches follow each other over the new chunks without gaps.
+    pub chunks: u32,
+    /// Its encoded length in bytes; 0: not encoded yet.
+    pub packed_bytes: u32,
+}
+
+/// The shape of an update.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpdateHead {
+    /// All batches, in order.
+    pub batches: Vec<BatchSize>,
+}
+
+/// The next batch of those asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpdatePart {
+    /// A `dedup::update::UpdateBatch`, encoded.
+    #[serde(with = "serde_bytes")]
+    pub batch: Vec<u8>,
+}
+
+/// What one boot of a version touched first of its disk, and how it went.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootRecorded {
+    /// Which version.
+    pub version: VersionId,
+    /// How the boot went.
+    pub score: BootScore,
+    /// What it touched, in order; at most [`crate::profile::RECORDING_BYTES_MAX`] bytes.
+    pub entries: Entries,
+}
+
+/// Tells which boot profile of a version is the newest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProfileAvailable {
+    /// Which version.
+    pub version: VersionId,
+    /// The profile's counter; 0: there is none.
+    pub counter: u64,
+}
+
+/// Asks for a version's boot profile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GetProfile {
+    /// Which version.
+    pub version: VersionId,
+    /// Counter of the one that the branch has, 0 for none: only a newer one is sent.
+    pub have: u64,
 }
 
 /// Why a frame was refused.

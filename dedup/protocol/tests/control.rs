@@ -8,6 +8,7 @@ use dedup::{BranchId, RealmId};
 use dedup_protocol::control::{
     BranchAction, BranchControl, ControlError, DatacenterAction, DatacenterControl,
 };
+use dedup_protocol::policy::{Hours, Policy};
 use dedup_protocol::records::Assignment;
 use dedup_protocol::trust::{Endorsement, SigningKey, TrustError};
 use dedup_protocol::wire::{
@@ -50,6 +51,37 @@ fn greeted(counter: u64) -> BranchControl {
     let action = control.handle(&welcome(PROTOCOL_MINOR, vec![endorsement()]), NOW);
     assert!(matches!(action, Ok(BranchAction::Welcomed(_))));
     control
+}
+
+#[test]
+fn caps_and_hours_are_kept_when_they_make_sense_and_only_after_the_greeting() {
+    let policy = Policy {
+        link_bytes_per_s: 0,
+        fill_bytes_per_s: 1000,
+        fill_hours: Some(Hours {
+            from_min: 1439,
+            until_min: 0,
+            utc_offset_min: 840,
+        }),
+    };
+    let frame = Message::Policy(policy).encode();
+    let kept = greeted(0).handle(&frame, NOW);
+    assert!(matches!(kept, Ok(BranchAction::Keep(p)) if p == policy));
+    let mut early = BranchControl::new(BRANCH, anchor(), vec![], 0);
+    assert!(early.handle(&frame, NOW).is_err(), "before the greeting");
+    let beyond = Policy {
+        fill_hours: Some(Hours {
+            from_min: 1440,
+            until_min: 0,
+            utc_offset_min: 0,
+        }),
+        ..policy
+    };
+    let refused = greeted(0).handle(&Message::Policy(beyond).encode(), NOW);
+    assert!(matches!(
+        refused,
+        Err(ControlError::Wire(WireError::Malformed { name: "Policy" }))
+    ));
 }
 
 #[test]

@@ -10,8 +10,8 @@ use dedup_protocol::join::JoinToken;
 use dedup_protocol::records::{Assignment, Tree, VersionRecord};
 use dedup_protocol::trust::{Signed, Trust, TrustError};
 use dedup_protocol::wire::{
-    GetChunks, GetLeaves, Hello, Message, Outline, Refuse, RefuseCode, Run, StatusReport, Urgency,
-    WireError,
+    BatchRange, BatchSize, GetChunks, GetLeaves, GetUpdate, Hello, Message, Outline, Refuse,
+    RefuseCode, Run, StatusReport, UpdateHead, UpdatePart, Urgency, WireError,
 };
 use proptest::prelude::*;
 
@@ -63,6 +63,28 @@ fn samples() -> Vec<Message> {
         }),
         chunks_request(50),
         outline(),
+        Message::GetUpdate(GetUpdate {
+            version: VersionId([1; 32]),
+            parent: VersionId([2; 32]),
+            head: false,
+            batches: (0..40)
+                .map(|n| BatchRange {
+                    first: n * 300,
+                    count: 200,
+                })
+                .collect(),
+        }),
+        Message::UpdateHead(UpdateHead {
+            batches: (0..40)
+                .map(|n| BatchSize {
+                    chunks: 480,
+                    packed_bytes: n * 70_000,
+                })
+                .collect(),
+        }),
+        Message::UpdatePart(UpdatePart {
+            batch: vec![7; 100],
+        }),
     ]
 }
 

@@ -15,14 +15,17 @@ use dedup::{
     Piece, VersionId,
 };
 use dedup_protocol::join::{JoinAnswer, JoinRequest, JoinToken};
+use dedup_protocol::policy::{Hours, Policy};
+use dedup_protocol::profile::{BootProfile, BootScore, Entries, Entry, Place};
 use dedup_protocol::records::{
     Assignment, BootArtifacts, PoolAssignment, Tree, TreeRef, VersionRecord,
 };
 use dedup_protocol::trust::{Signed, Trust};
 use dedup_protocol::wire::{
-    Batch, BatchEncoding, Der, GetChunks, GetLeaves, GetOutline, GetVersion, Hello, Leaves,
-    Message, Outline, Refuse, RefuseCode, Run, SignedBytes, StatusReport, Unreadable, Urgency,
-    Welcome, WireError,
+    Batch, BatchEncoding, BatchRange, BatchSize, BootRecorded, Der, GetChunks, GetLeaves,
+    GetOutline, GetProfile, GetUpdate, GetVersion, Hello, Leaves, Message, Outline,
+    ProfileAvailable, Refuse, RefuseCode, Run, SignedBytes, StatusReport, Unreadable, UpdateHead,
+    UpdatePart, Urgency, Welcome, WireError,
 };
 
 const VERSION: VersionId = VersionId([0x44; 32]);
@@ -144,6 +147,33 @@ fn messages() -> Vec<Message> {
             count: 3,
             message: "damaged".into(),
         }),
+        Message::GetUpdate(GetUpdate {
+            version: VERSION,
+            parent: PARENT,
+            head: true,
+            batches: vec![
+                BatchRange { first: 0, count: 3 },
+                BatchRange {
+                    first: 300,
+                    count: 1,
+                },
+            ],
+        }),
+        Message::UpdateHead(UpdateHead {
+            batches: vec![
+                BatchSize {
+                    chunks: 480,
+                    packed_bytes: 1_900_000,
+                },
+                BatchSize {
+                    chunks: 7,
+                    packed_bytes: 0,
+                },
+            ],
+        }),
+        Message::UpdatePart(UpdatePart {
+            batch: vec![0, 7, 0, 0x28, 0xB5, 0x2F, 0xFD],
+        }),
         Message::Join(JoinRequest {
             secret: [0x99; 32],
             csr_der: vec![0x30, 2],
@@ -157,7 +187,69 @@ fn messages() -> Vec<Message> {
             anchor: anchor(),
             endorsements: vec![endorsement()],
         }),
+        Message::Policy(Policy {
+            link_bytes_per_s: 2_500_000,
+            fill_bytes_per_s: 625_000,
+            fill_hours: Some(Hours {
+                from_min: 1200,
+                until_min: 360,
+                utc_offset_min: -300,
+            }),
+        }),
+        Message::BootRecorded(BootRecorded {
+            version: VERSION,
+            score: BootScore {
+                profile: 2,
+                boot_ms: 14_321,
+                touched_chunks: 5,
+                touched_bytes: 81_920,
+                covered_bytes: 65_536,
+                waited_bytes: 16_384,
+                prefetched_bytes: 40_000,
+                wasted_bytes: 128,
+            },
+            entries: entries(1),
+        }),
+        Message::ProfileAvailable(ProfileAvailable {
+            version: VERSION,
+            counter: 300,
+        }),
+        Message::GetProfile(GetProfile {
+            version: VERSION,
+            have: 2,
+        }),
+        Message::Profile(SignedBytes {
+            bytes: vec![7, 8, 9],
+        }),
     ]
+}
+
+/// A run of three, a jump back, a jump to another leaf; `seen` changes once unless it is 1.
+fn entries(seen: u16) -> Entries {
+    let entry = |leaf, extent, at_ms, seen| Entry {
+        place: Place { leaf, extent },
+        at_ms,
+        seen,
+    };
+    Entries::new(vec![
+        entry(3, 10, 0, seen),
+        entry(3, 11, 0, seen),
+        entry(3, 12, 0, seen),
+        entry(3, 2, 150, seen),
+        entry(2559, 0, 20_000, 1),
+    ])
+}
+
+fn boot_profile() -> BootProfile {
+    BootProfile {
+        realm: REALM,
+        version: VERSION,
+        counter: 7,
+        made_unix_s: 1_700_000_000,
+        boots: 8,
+        carried_from: Some(PARENT),
+        entries: entries(8),
+    }
 }
 
 fn token() -> JoinToken {
@@ -280,6 +372,9 @@ fn vectors() -> String {
         hex::encode(endorsement().signature),
     );
     line("join_token", token().to_string());
+    line("profile.entries", hex::encode(entries(8).encode()));
+    let profile = publisher_key().sign(&boot_profile());
+    line("signed.profile", hex::encode(profile.to_bytes()));
     let key = id_key();
     line("id_key.key_id", hex::encode(key.key_id()));
     line("id_key.chunk_id", key.chunk_id(b"hello").to_string());
@@ -342,6 +437,11 @@ fn golden_bytes_are_read_back() {
         Trust::Kept,
     );
     assert_eq!(opened, Ok(version_record()));
+    let signed = publisher_key().sign(&boot_profile()).to_bytes();
+    let opened = Signed::<BootProfile>::from_bytes(&signed).unwrap();
+    let opened = opened.open(&anchor(), &[endorsement()], Trust::Kept);
+    assert_eq!(opened, Ok(boot_profile()));
+    assert_eq!(Entries::decode(&entries(8).encode()), Ok(entries(8)));
     assert_eq!(Leaf::decode(&leaf().encode(), LEAF_BYTES), Ok(leaf()));
     let delta = LeafDelta::between(&leaf(), &changed_leaf());
     let delta = LeafDelta::decode(&delta.encode()).unwrap();

@@ -1,13 +1,16 @@
 //! Writing: records go to the end of the open pack, commits make them durable and then known.
 //!
-//! Invariants: the index is told of a record only after the pack holding it was synced; a pack is sealed and synced before the
-//! next one is begun, so a crash can tear the last pack only. After any failure other than a full disk the store is closed for
-//! writing: the kernel may have dropped what it could not write, and a later sync would not say so.
+//! Invariants: the index is told of a record only after the pack holding it was synced, once and with success; a sealed pack never
+//! grows. After any failure other than a full disk the store is closed for writing: the kernel may have dropped what it could not
+//! write, and a later sync would not say so.
 //!
-//! Compression runs in the caller's thread, outside the lock; appending is a copy into the page cache under it.
+//! Compression runs in the caller's thread, outside the lock; appending is a copy into the page cache under it. The thread that seals
+//! a pack syncs it, outside the lock too, while others go on with the next pack; so a crash may tear the last two packs. One thread
+//! alone does everything in one order, always the same.
 
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, MutexGuard};
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use dedup::{Chunk, NodeId};
@@ -18,8 +21,8 @@ use crate::error::StoreError;
 use crate::index::{Location, META_KEY, PackState, State, encode_meta, entry_key};
 use crate::kv::{Batch, Durability, KvError};
 use crate::pack::{
-    Encoded, HEADER_LEN, NODE_BYTES_MAX, PACK_DIR, PackHeader, PackNumber, RECORD_HEADER_LEN,
-    RecordHeader, RecordKind, RecordName, SEAL_LEN, Tally, encode_seal,
+    Encoded, HEADER_LEN, NODE_BYTES_MAX, PACK_DIR, PackHeader, PackNumber, RecordHeader,
+    RecordKind, RecordName, SEAL_LEN, Tally, encode_seal,
 };
 
 /// What a put did.
@@ -41,16 +44,65 @@ pub(crate) struct OpenPack {
     /// Where the next record goes.
     pub(crate) len: u64,
     pub(crate) tally: Tally,
+    /// Its records that the index does not have yet.
+    unindexed: Vec<RecordName>,
 }
 
 impl OpenPack {
-    fn state(&self, closed: bool) -> (PackNumber, PackState) {
-        let state = PackState {
+    pub(crate) fn new(number: PackNumber, file: Arc<dyn DiskFile>, len: u64, tally: Tally) -> Self {
+        Self {
+            number,
+            file,
+            len,
+            tally,
+            unindexed: Vec::new(),
+        }
+    }
+
+    fn state(&self, closed: bool) -> PackState {
+        PackState {
             indexed_len: self.len,
             closed,
             tally: self.tally,
-        };
-        (self.number, state)
+        }
+    }
+}
+
+/// A pack that will not grow any more and that the index does not know as closed.
+struct SealedPack {
+    number: PackNumber,
+    file: Arc<dyn DiskFile>,
+    state: PackState,
+    unindexed: Vec<RecordName>,
+    synced: AtomicBool,
+    /// Held while it is synced; why that failed, if it did.
+    sync: Mutex<Option<String>>,
+}
+
+impl SealedPack {
+    /// Makes it durable. The kernel tells of a failed write once and then forgets it, so only one thread asks; the others wait for
+    /// its answer.
+    fn sync(&self) -> Result<(), StoreError> {
+        let mut failed = self.sync.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.is_synced() {
+            return Ok(());
+        }
+        if let Some(reason) = &*failed {
+            return Err(StoreError::Closed {
+                reason: reason.clone(),
+            });
+        }
+        if let Err(e) = self.file.sync() {
+            let error = StoreError::io(format!("sync {}", self.number), e);
+            *failed = Some(error.to_string());
+            return Err(error);
+        }
+        self.synced.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    fn is_synced(&self) -> bool {
+        self.synced.load(Ordering::Acquire)
     }
 }
 
@@ -58,8 +110,8 @@ impl OpenPack {
 pub(crate) struct Append {
     pub(crate) open: Option<OpenPack>,
     pub(crate) next: PackNumber,
-    /// Packs that were sealed since the last commit of the index.
-    sealed: Vec<(PackNumber, PackState)>,
+    /// Packs that the index is not yet told to be closed.
+    sealed: Vec<Arc<SealedPack>>,
     /// Whether an index commit has not been made durable yet.
     relaxed: bool,
     closed: Option<String>,
@@ -136,24 +188,61 @@ impl Writer {
         if self.inner.contains(&encoded.name)? {
             return Ok(Put::Known);
         }
-        self.inner.append_record(encoded, generation)
+        self.append_one(encoded, generation)
+    }
+
+    /// As [`Self::put_chunk`] for each of `chunks`, in their order, with one look at the index and as few writes as possible. If it
+    /// fails, some of them may be stored.
+    pub fn put_chunks(&self, chunks: &[Chunk]) -> Result<Vec<Put>, StoreError> {
+        let names: Vec<RecordName> = chunks.iter().map(|c| RecordName::chunk(c.id())).collect();
+        for (name, chunk) in names.iter().zip(chunks) {
+            check_len(name, chunk.bytes().len())?;
+        }
+        let generation = self.inner.generation.load(Ordering::Acquire);
+        let known = self.inner.contains_many(&names)?;
+        let mut puts = vec![Put::Known; chunks.len()];
+        let mut seen = HashSet::new();
+        let (mut places, mut encoded) = (Vec::new(), Vec::new());
+        for (place, chunk) in chunks.iter().enumerate() {
+            if !known[place] && seen.insert(names[place]) {
+                places.push(place);
+                encoded.push(self.encode_chunk(chunk));
+            }
+        }
+        let stored = self.inner.append_records(&encoded, generation)?;
+        for (place, put) in places.into_iter().zip(stored) {
+            puts[place] = put;
+        }
+        Ok(puts)
     }
 
     fn put(&self, name: RecordName, plain: &Bytes) -> Result<Put, StoreError> {
-        if plain.len() > name.kind.bytes_max() {
-            return Err(StoreError::TooLong {
-                name,
-                len: plain.len(),
-                max: name.kind.bytes_max(),
-            });
-        }
+        check_len(&name, plain.len())?;
         let generation = self.inner.generation.load(Ordering::Acquire);
         if self.inner.contains(&name)? {
             return Ok(Put::Known);
         }
         let encoded = Encoded::new(name, plain, self.inner.options.zstd_level);
-        self.inner.append_record(&encoded, generation)
+        self.append_one(&encoded, generation)
     }
+
+    fn append_one(&self, encoded: &Encoded, generation: u64) -> Result<Put, StoreError> {
+        let puts = self
+            .inner
+            .append_records(std::slice::from_ref(encoded), generation)?;
+        Ok(puts[0])
+    }
+}
+
+fn check_len(name: &RecordName, len: usize) -> Result<(), StoreError> {
+    if len > name.kind.bytes_max() {
+        return Err(StoreError::TooLong {
+            name: *name,
+            len,
+            max: name.kind.bytes_max(),
+        });
+    }
+    Ok(())
 }
 
 impl Inner {
@@ -161,85 +250,149 @@ impl Inner {
         self.append.lock().expect("no code panics while it appends")
     }
 
-    /// Appends a record that was absent at `generation`.
-    fn append_record(&self, encoded: &Encoded, generation: u64) -> Result<Put, StoreError> {
-        let header = encoded.header();
-        let record_len = header.record_len();
-        let mut append = self.append();
-        append.refuse_if_closed()?;
-        // Another thread may have stored the same while this one compressed; and it may have been committed since.
-        let known = if self.generation.load(Ordering::Acquire) == generation {
-            self.pending().contains_key(&encoded.name)
-        } else {
-            self.contains(&encoded.name)?
-        };
-        if known {
-            return Ok(Put::Known);
+    /// Appends records of different names that were absent at `generation`, and says what became of each.
+    fn append_records(&self, encoded: &[Encoded], generation: u64) -> Result<Vec<Put>, StoreError> {
+        let mut puts = Vec::with_capacity(encoded.len());
+        while puts.len() < encoded.len() {
+            let mut append = self.append();
+            append.refuse_if_closed()?;
+            let rest = &encoded[puts.len()..];
+            let first_len = rest[0].header().record_len();
+            if append
+                .open
+                .as_ref()
+                .is_some_and(|open| self.is_full(open, first_len))
+            {
+                // One pack may be on its way to the disk while the next one grows. A second one waits: that bounds what is dirty and
+                // pending, and an opening without an index has to doubt the last two packs only.
+                let busy = append.sealed.iter().find(|sealed| !sealed.is_synced());
+                let sealed = match busy.cloned() {
+                    Some(busy) => busy,
+                    None => self.seal(&mut append)?,
+                };
+                drop(append);
+                self.settle(&sealed)?;
+                continue;
+            }
+            if append.open.is_none() {
+                append.open = Some(self.begin_pack(&mut append)?);
+            }
+            self.append_run(&mut append, rest, generation, &mut puts)?;
         }
-        self.make_room(&mut append, record_len)?;
-        let Some(open) = &mut append.open else {
-            unreachable!("making room opens a pack");
-        };
-        let offset = open.len;
-        let encoded_header = header.encode(open.number, offset);
-        let mut bytes = Vec::with_capacity(RECORD_HEADER_LEN + encoded.stored.len());
-        bytes.extend_from_slice(&encoded_header);
-        bytes.extend_from_slice(&encoded.stored);
-        if let Err(e) = open.file.write_at(offset, &bytes) {
-            return Err(self.write_failed(&mut append, e));
-        }
-        open.len += record_len;
-        open.tally.add(&header, &encoded_header);
-        let location = Location {
-            state: State::Live,
-            encoding: header.encoding,
-            pack: open.number,
-            offset: u32::try_from(offset).expect("packs are shorter than 4 GiB"),
-            raw_len: header.raw_len,
-            stored_len: header.stored_len,
-        };
-        self.pending_mut().insert(encoded.name, location);
-        self.stats().count(&header, record_len);
-        Ok(Put::New {
-            stored_bytes: record_len,
-        })
+        Ok(puts)
     }
 
-    /// Sees to an open pack with room for a record.
-    fn make_room(&self, append: &mut Append, record_len: u64) -> Result<(), StoreError> {
-        if let Some(open) = &append.open {
-            let full = open.len + record_len + SEAL_LEN as u64 > self.options.pack_bytes;
-            // A record longer than a whole small pack still gets one of its own.
-            if !full || open.len == HEADER_LEN as u64 {
-                return Ok(());
+    /// Appends as many of `rest` as the open pack has room for, at least the first, in one write.
+    fn append_run(
+        &self,
+        append: &mut Append,
+        rest: &[Encoded],
+        generation: u64,
+        puts: &mut Vec<Put>,
+    ) -> Result<(), StoreError> {
+        let Some(open) = &append.open else {
+            unreachable!("the caller opened a pack");
+        };
+        let same_generation = self.generation.load(Ordering::Acquire) == generation;
+        let (mut len, mut tally) = (open.len, open.tally);
+        let mut bytes = Vec::new();
+        let mut records = Vec::new();
+        let mut new_puts = Vec::new();
+        for encoded in rest {
+            // Another thread may have stored the same while this one compressed; and it may have been committed since.
+            let known = match same_generation {
+                true => self.pending().contains_key(&encoded.name),
+                false => self.contains(&encoded.name)?,
+            };
+            if known {
+                new_puts.push(Put::Known);
+                continue;
             }
-            self.seal(append)?;
-            // The index follows pack by pack, so that what is pending stays small. The order of commits is enough here.
-            self.index_pending(append, Durability::Relaxed)?;
+            let header = encoded.header();
+            let record_len = header.record_len();
+            let sealed_len = len + record_len + SEAL_LEN as u64;
+            if sealed_len > self.options.pack_bytes && len != HEADER_LEN as u64 {
+                break;
+            }
+            let encoded_header = header.encode(open.number, len);
+            bytes.extend_from_slice(&encoded_header);
+            bytes.extend_from_slice(&encoded.stored);
+            tally.add(&header, &encoded_header);
+            let location = Location {
+                state: State::Live,
+                encoding: header.encoding,
+                pack: open.number,
+                offset: u32::try_from(len).expect("packs are shorter than 4 GiB"),
+                raw_len: header.raw_len,
+                stored_len: header.stored_len,
+            };
+            records.push((header, location));
+            len += record_len;
+            new_puts.push(Put::New {
+                stored_bytes: record_len,
+            });
         }
-        append.open = Some(self.begin_pack(append)?);
+        if !bytes.is_empty()
+            && let Err(e) = open.file.write_at(open.len, &bytes)
+        {
+            return Err(self.write_failed(append, e));
+        }
+        let Some(open) = &mut append.open else {
+            unreachable!("it was open above");
+        };
+        (open.len, open.tally) = (len, tally);
+        let (mut pending, mut stats) = (self.pending_mut(), self.stats());
+        for (header, location) in records {
+            open.unindexed.push(header.name);
+            pending.insert(header.name, location);
+            stats.count(&header, header.record_len());
+        }
+        puts.append(&mut new_puts);
         Ok(())
     }
 
-    /// Ends the open pack and makes it durable.
-    fn seal(&self, append: &mut Append) -> Result<(), StoreError> {
-        let Some(open) = &mut append.open else {
-            return Ok(());
+    /// Whether a pack has no room for a record. One longer than a whole small pack still gets a pack of its own.
+    fn is_full(&self, open: &OpenPack, record_len: u64) -> bool {
+        let sealed_len = open.len + record_len + SEAL_LEN as u64;
+        sealed_len > self.options.pack_bytes && open.len != HEADER_LEN as u64
+    }
+
+    /// Ends the open pack, which the caller has seen to be there. It is not durable yet.
+    fn seal(&self, append: &mut Append) -> Result<Arc<SealedPack>, StoreError> {
+        let Some(open) = &append.open else {
+            unreachable!("the caller saw an open pack");
         };
         let seal = encode_seal(&open.tally, open.number, open.len);
         if let Err(e) = open.file.write_at(open.len, &seal) {
             return Err(self.write_failed(append, e));
         }
-        if let Err(e) = open.file.sync() {
-            let what = format!("sync {}", open.number);
-            return Err(self.close(append, StoreError::io(what, e)));
-        }
+        let Some(mut open) = append.open.take() else {
+            unreachable!("it was open above");
+        };
         open.len += SEAL_LEN as u64;
-        let state = open.state(true);
-        append.sealed.push(state);
-        append.open = None;
         self.stats().pack_bytes += SEAL_LEN as u64;
-        Ok(())
+        let sealed = Arc::new(SealedPack {
+            number: open.number,
+            state: open.state(true),
+            file: open.file,
+            unindexed: open.unindexed,
+            synced: AtomicBool::new(false),
+            sync: Mutex::new(None),
+        });
+        append.sealed.push(sealed.clone());
+        Ok(sealed)
+    }
+
+    /// Makes a sealed pack durable, then known. The index follows pack by pack, so that what is pending stays small; the order of
+    /// commits is enough here.
+    fn settle(&self, sealed: &SealedPack) -> Result<(), StoreError> {
+        let synced = sealed.sync();
+        let mut append = self.append();
+        append.refuse_if_closed()?;
+        if let Err(error) = synced {
+            return Err(self.close(&mut append, error));
+        }
+        self.index_pending(&mut append, Durability::Relaxed)
     }
 
     /// Creates the next pack. Its name and header are durable before a record goes into it.
@@ -287,12 +440,12 @@ impl Inner {
         let mut stats = self.stats();
         stats.packs += 1;
         stats.pack_bytes += HEADER_LEN as u64;
-        Ok(OpenPack {
+        Ok(OpenPack::new(
             number,
             file,
-            len: HEADER_LEN as u64,
-            tally: Tally::default(),
-        })
+            HEADER_LEN as u64,
+            Tally::default(),
+        ))
     }
 
     pub(crate) fn commit(&self) -> Result<(), StoreError> {
@@ -300,6 +453,11 @@ impl Inner {
         append.refuse_if_closed()?;
         if self.pending().is_empty() && append.sealed.is_empty() && !append.relaxed {
             return Ok(());
+        }
+        for sealed in append.sealed.clone() {
+            if let Err(error) = sealed.sync() {
+                return Err(self.close(&mut append, error));
+            }
         }
         if let Some(open) = &append.open
             && let Err(e) = open.file.sync()
@@ -310,15 +468,38 @@ impl Inner {
         self.index_pending(&mut append, Durability::Synced)
     }
 
-    /// Takes all pending records into the index. Their packs are durable.
+    /// Takes pending records into the index: those of the sealed packs that are durable, and for a synced commit, before which the
+    /// caller has synced it, those of the open pack.
     fn index_pending(&self, append: &mut Append, durability: Durability) -> Result<(), StoreError> {
+        let synced: Vec<Arc<SealedPack>> = append
+            .sealed
+            .iter()
+            .filter(|sealed| sealed.is_synced())
+            .cloned()
+            .collect();
+        let open = append
+            .open
+            .as_ref()
+            .filter(|_| durability == Durability::Synced)
+            .map(|open| (open.number, open.state(false), &open.unindexed));
+        let packs = synced
+            .iter()
+            .map(|sealed| (sealed.number, sealed.state, &sealed.unindexed))
+            .chain(open);
         let mut batch = Batch::new();
-        for (name, location) in self.pending().iter() {
-            batch.put(entry_key(name), location.encode());
-        }
-        let open = append.open.as_ref().map(|open| open.state(false));
-        for (number, state) in append.sealed.iter().copied().chain(open) {
-            batch.put(PackState::key(number), state.encode());
+        let mut indexed = Vec::new();
+        {
+            let pending = self.pending();
+            for (number, state, names) in packs {
+                for name in names {
+                    // What was quarantined since is not there any more, or is in a later pack.
+                    if let Some(location) = pending.get(name).filter(|l| l.pack == number) {
+                        batch.put(entry_key(name), location.encode());
+                        indexed.push(*name);
+                    }
+                }
+                batch.put(PackState::key(number), state.encode());
+            }
         }
         // Never empty, so that a synced commit always makes the relaxed ones before it durable.
         batch.put(META_KEY, encode_meta(self.realm, self.key.key_id()));
@@ -328,9 +509,20 @@ impl Inner {
             Err(e @ KvError::NoSpace { .. }) => return Err(e.into()),
             Err(e) => return Err(self.close(append, e.into())),
         }
-        append.sealed.clear();
+        let done: HashSet<PackNumber> = synced.iter().map(|sealed| sealed.number).collect();
+        append
+            .sealed
+            .retain(|sealed| !done.contains(&sealed.number));
         append.relaxed = durability == Durability::Relaxed;
-        self.pending_mut().clear();
+        if let (Durability::Synced, Some(open)) = (durability, &mut append.open) {
+            open.unindexed.clear();
+        }
+        {
+            let mut pending = self.pending_mut();
+            for name in indexed {
+                pending.remove(&name);
+            }
+        }
         self.generation.fetch_add(1, Ordering::Release);
         Ok(())
     }
@@ -365,6 +557,7 @@ impl Inner {
         tracing::error!(%error, "chunk store closed for writing");
         append.closed = Some(error.to_string());
         append.open = None;
+        append.sealed.clear();
         self.pending_mut().clear();
         error
     }

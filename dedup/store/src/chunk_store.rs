@@ -256,6 +256,29 @@ impl Record {
     }
 }
 
+impl Location {
+    /// Whether `bytes` are the whole record of `name` that is expected here: its header, and stored bytes that match their checksum.
+    pub(crate) fn check_record(
+        &self,
+        name: &RecordName,
+        bytes: &[u8],
+    ) -> Result<RecordHeader, String> {
+        let header = RecordHeader::parse(bytes, self.pack, u64::from(self.offset))?;
+        let matches = header.name == *name
+            && header.encoding == self.encoding
+            && header.raw_len == self.raw_len
+            && header.stored_len == self.stored_len;
+        if !matches {
+            return Err(format!(
+                "the index expects another record than {} there",
+                header.name
+            ));
+        }
+        header.check_stored(&bytes[RECORD_HEADER_LEN..])?;
+        Ok(header)
+    }
+}
+
 impl Inner {
     pub(crate) fn pending(&self) -> RwLockReadGuard<'_, HashMap<RecordName, Location>> {
         self.pending
@@ -299,6 +322,36 @@ impl Inner {
             .is_some_and(|location| location.state == State::Live))
     }
 
+    /// Where each of `names` is, committed or not, whatever its state.
+    pub(crate) fn locate_many(
+        &self,
+        names: &[RecordName],
+    ) -> Result<Vec<Option<Location>>, StoreError> {
+        let mut found: Vec<Option<Location>> = {
+            let pending = self.pending();
+            names
+                .iter()
+                .map(|name| pending.get(name).copied())
+                .collect()
+        };
+        let absent = || found.iter().enumerate().filter(|(_, f)| f.is_none());
+        let places: Vec<usize> = absent().map(|(place, _)| place).collect();
+        let keys: Vec<Vec<u8>> = places.iter().map(|p| entry_key(&names[*p])).collect();
+        for (place, value) in places.into_iter().zip(self.kv.get_many(&keys)?) {
+            if let Some(value) = value {
+                found[place] = Some(Location::parse(&names[place], &value)?);
+            }
+        }
+        Ok(found)
+    }
+
+    pub(crate) fn contains_many(&self, names: &[RecordName]) -> Result<Vec<bool>, StoreError> {
+        let found = self.locate_many(names)?.into_iter();
+        Ok(found
+            .map(|location| location.is_some_and(|l| l.state == State::Live))
+            .collect())
+    }
+
     pub(crate) fn file(&self, pack: PackNumber) -> Result<Arc<dyn DiskFile>, StoreError> {
         self.handles.file(pack, || {
             self.disk
@@ -335,19 +388,8 @@ impl Inner {
                 ));
             }
         }
-        let header = RecordHeader::parse(&bytes, location.pack, offset).map_err(damaged)?;
-        let matches = header.name == *name
-            && header.encoding == location.encoding
-            && header.raw_len == location.raw_len
-            && header.stored_len == location.stored_len;
-        if !matches {
-            return Err(damaged(format!(
-                "the index expects another record than {} there",
-                header.name
-            )));
-        }
+        let header = location.check_record(name, &bytes).map_err(damaged)?;
         let stored = Bytes::from(bytes).slice(RECORD_HEADER_LEN..);
-        header.check_stored(&stored).map_err(damaged)?;
         Ok(Record {
             header,
             stored,

@@ -5,7 +5,7 @@
 //! It does not do retries: an EIO is the caller's to fail closed on.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -43,6 +43,22 @@ pub trait Disk: Send + Sync + 'static {
 pub trait DiskFile: Send + Sync {
     /// Fills `buf` from `offset`; `UnexpectedEof` if the file ends before.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
+    /// Fills `parts` in turn with the bytes from `offset` on, in as few calls to the system as possible; errors as
+    /// [`Self::read_at`]. Unless it `may_wait`, it gives up with `Ok(false)` where the medium would have to be asked (the parts then
+    /// hold anything). A file that cannot tell waits.
+    fn read_parts_at(
+        &self,
+        offset: u64,
+        parts: &mut [IoSliceMut<'_>],
+        _may_wait: bool,
+    ) -> io::Result<bool> {
+        let mut at = offset;
+        for part in parts {
+            self.read_at(at, part)?;
+            at += part.len() as u64;
+        }
+        Ok(true)
+    }
     /// Writes all of `data` at `offset`, extending the file as needed. In the kernel on return, durable only after sync.
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()>;
     /// Makes all completed writes of this file durable (fdatasync).
@@ -58,6 +74,9 @@ pub trait DiskFile: Send + Sync {
     /// Gives the range's space back; it reads as zeros afterwards. A file system that cannot does nothing.
     fn punch_hole(&self, offset: u64, len: u64) -> io::Result<()>;
 }
+
+/// Most parts of one system call on Linux.
+const IOV_MAX: usize = 1024;
 
 /// A directory of the host's file system.
 #[derive(Debug, Clone)]
@@ -190,10 +209,54 @@ struct HostFile {
     path: PathBuf,
 }
 
+impl HostFile {
+    /// As `preadv`, until everything is there. `RWF_NOWAIT` reads what the page cache has and never asks the medium.
+    fn preadv(
+        &self,
+        mut offset: u64,
+        mut parts: &mut [IoSliceMut<'_>],
+        may_wait: bool,
+    ) -> io::Result<bool> {
+        use rustix::io::{Errno, ReadWriteFlags};
+        let flags = if may_wait {
+            ReadWriteFlags::empty()
+        } else {
+            ReadWriteFlags::NOWAIT
+        };
+        IoSliceMut::advance_slices(&mut parts, 0);
+        while !parts.is_empty() {
+            let batch = parts.len().min(IOV_MAX);
+            let taken = match rustix::io::preadv2(&self.file, &mut parts[..batch], offset, flags) {
+                Ok(0) if !may_wait => return Ok(false),
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(taken) => taken,
+                Err(Errno::AGAIN) if !may_wait => return Ok(false),
+                // A file system without it: every read may wait there, as it always could.
+                Err(Errno::OPNOTSUPP) if !may_wait => return self.preadv(offset, parts, true),
+                Err(Errno::INTR) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            IoSliceMut::advance_slices(&mut parts, taken);
+            offset += taken as u64;
+        }
+        Ok(true)
+    }
+}
+
 impl DiskFile for HostFile {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         self.file
             .read_exact_at(buf, offset)
+            .map_err(|e| at(&self.path, e))
+    }
+
+    fn read_parts_at(
+        &self,
+        offset: u64,
+        parts: &mut [IoSliceMut<'_>],
+        may_wait: bool,
+    ) -> io::Result<bool> {
+        self.preadv(offset, parts, may_wait)
             .map_err(|e| at(&self.path, e))
     }
 

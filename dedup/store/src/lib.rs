@@ -6,6 +6,7 @@
 //! `docs/disk-formats/store.md`.
 
 mod append;
+mod check;
 mod chunk_store;
 pub mod codec;
 pub mod disk;

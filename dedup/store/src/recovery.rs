@@ -324,12 +324,7 @@ pub(crate) fn open_packs(
         if let Some(CaughtUp { state, file }) = opener.catch_up(pack, state, last)? {
             states.insert(pack, state);
             if !state.closed {
-                open = Some(OpenPack {
-                    number: pack,
-                    file,
-                    len: state.indexed_len,
-                    tally: state.tally,
-                });
+                open = Some(OpenPack::new(pack, file, state.indexed_len, state.tally));
             }
         }
     }
@@ -489,8 +484,12 @@ impl ChunkStore {
         let mut report = RebuildReport::default();
         for (done, &pack) in files.iter().enumerate() {
             progress(done as u64, total);
-            let last = files.last() == Some(&pack);
-            rebuild_pack(disk, kv, key, realm, pack, last, &mut report)?;
+            let place = match files.len() - done {
+                1 => Place::Last,
+                2 => Place::BeforeLast,
+                _ => Place::Earlier,
+            };
+            rebuild_pack(disk, kv, key, realm, pack, place, &mut report)?;
         }
         let mut batch = Batch::new();
         batch.put(META_KEY, encode_meta(realm, key.key_id()));
@@ -523,13 +522,24 @@ fn clear(kv: &dyn Kv) -> Result<(), StoreError> {
     }
 }
 
+/// Where a pack lies in the order of packs, which tells what a writer that died may have left of it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// Nobody knows whether it is durable, and it may grow again.
+    Last,
+    /// It may have been on its way to the disk while the last one grew.
+    BeforeLast,
+    /// It was synced before the one before the last was sealed.
+    Earlier,
+}
+
 fn rebuild_pack(
     disk: &dyn Disk,
     kv: &dyn Kv,
     key: &IdKey,
     realm: RealmId,
     pack: PackNumber,
-    last: bool,
+    place: Place,
     report: &mut RebuildReport,
 ) -> Result<(), StoreError> {
     let io = |e| StoreError::io(format!("rebuild {pack}"), e);
@@ -552,14 +562,15 @@ fn rebuild_pack(
     let base = HEADER_LEN as u64;
     let body = bytes.slice(HEADER_LEN..);
     let mut scan = scan(body, base, pack, key, Tally::default(), false);
-    if last && !scan.sealed && len > scan.good_end {
-        // The end of the pack that was being written: torn rather than rotten.
+    let durable = place == Place::Earlier;
+    if !durable && !scan.sealed && len > scan.good_end {
+        // The end of a pack that was being written: torn rather than rotten.
         report.bytes_cut += len - scan.good_end;
         let good_end = scan.good_end;
         scan.damaged.retain(|damage| damage.offset < good_end);
         file.truncate(good_end).map_err(io)?;
     }
-    if last {
+    if !durable {
         file.write_at(0, &bytes.slice(..scan.good_end as usize))
             .map_err(io)?;
         file.sync().map_err(io)?;
@@ -567,7 +578,7 @@ fn rebuild_pack(
     let state = PackState {
         indexed_len: scan.good_end,
         // Nothing is appended behind damage, so that the seal's counts stay true.
-        closed: !last || scan.sealed || !scan.damaged.is_empty(),
+        closed: place != Place::Last || scan.sealed || !scan.damaged.is_empty(),
         tally: scan.tally,
     };
     let mut batch = Batch::new();

@@ -588,3 +588,63 @@ fn other_state_in_the_same_key_value_store_is_left_alone() {
     assert_eq!(lab.kv.get(b"catalog/x").unwrap().unwrap(), b"1");
     assert_eq!(lab.open().chunk(chunk(1).id()).unwrap(), chunk(1));
 }
+
+#[test]
+fn a_batch_stores_each_chunk_once_and_answers_in_order() {
+    let lab = Lab::new();
+    let store = lab.open();
+    let writer = store.writer();
+    writer.put_chunk(&chunk(2)).unwrap();
+    let chunks: Vec<Chunk> = [0, 1, 2, 1, 0, 3].map(chunk).into();
+    let puts = writer.put_chunks(&chunks).unwrap();
+    let new: Vec<bool> = puts.iter().map(|put| *put != Put::Known).collect();
+    assert_eq!(new, [true, true, false, false, false, true]);
+    assert_eq!(writer.put_chunks(&[]).unwrap(), []);
+    // More than a pack at once.
+    let many: Vec<Chunk> = (0..64).map(chunk).collect();
+    writer.put_chunks(&many).unwrap();
+    store.commit().unwrap();
+    assert!(lab.packs().len() > 2);
+    assert_eq!(store.stats().chunks, 64);
+    assert!(verify(&store).is_sound());
+    drop(store);
+    let again = lab.open();
+    let puts = again.writer().put_chunks(&many).unwrap();
+    assert!(puts.iter().all(|put| *put == Put::Known));
+}
+
+#[test]
+fn checked_records_are_sound_or_named() {
+    let lab = Lab::new();
+    let store = lab.open();
+    let chunks: Vec<Chunk> = (0..40).map(chunk).collect();
+    let names: Vec<RecordName> = chunks.iter().map(|c| RecordName::chunk(c.id())).collect();
+    store.writer().put_chunks(&chunks).unwrap();
+    assert!(
+        store.check_records(&names).unwrap().is_empty(),
+        "before the commit"
+    );
+    store.commit().unwrap();
+    assert!(store.check_records(&names).unwrap().is_empty());
+    assert!(store.check_records(&[]).unwrap().is_empty());
+    // A stored byte, a header, an end that is gone, one in quarantine, and one that never was.
+    let packs = lab.packs();
+    lab.flip(&packs[0], 64 + 64 + 700);
+    lab.flip(&packs[1], 64 + 8);
+    let last = lab.file(packs.last().unwrap());
+    last.truncate(last.len().unwrap() - 1).unwrap();
+    store.quarantine(names[20]).unwrap();
+    let absent = RecordName::chunk(ChunkId([1; 32]));
+    let mut asked = names.clone();
+    asked.extend([absent, names[0]]);
+    let unsound = store.check_records(&asked).unwrap();
+    let found: Vec<RecordName> = unsound.iter().map(|(name, _)| *name).collect();
+    assert_eq!(unsound.len(), 5, "{unsound:?}");
+    assert!(found.contains(&names[0]) && found.contains(&names[20]) && found.contains(&names[39]));
+    for (name, error) in unsound {
+        match name == absent {
+            true => assert!(matches!(error, StoreError::NotFound { .. })),
+            false => assert!(matches!(error, StoreError::Damaged { .. }), "{error}"),
+        }
+    }
+}

@@ -7,6 +7,7 @@
 //! so by its type). Nothing here retries, caps bandwidth or keeps state between links; `branch` and `datacenter` do.
 //! `docs/transport.md` tells the same byte by byte.
 
+pub mod congestion;
 pub mod identity;
 pub mod link;
 pub mod tls;

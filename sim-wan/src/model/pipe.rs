@@ -196,6 +196,17 @@ impl<P: Clone> Pipe<P> {
         }
     }
 
+    /// How long a packet offered now would wait until its transmission begins: what a queue monitor at the bottleneck sees.
+    pub fn queue_delay(&mut self, now: Duration) -> Duration {
+        self.advance(now);
+        let (Some(end), Some(head)) = (self.sending, self.queue.front()) else {
+            return Duration::ZERO;
+        };
+        let behind = u128::from(self.queue_bytes - head.bytes) * 8_000_000_000;
+        end.saturating_sub(now)
+            + Duration::from_nanos((behind / u128::from(self.shape.rate_bps)) as u64)
+    }
+
     /// Takes the link down until [`Pipe::restore`]. Datagrams queued or in flight are dropped.
     pub fn cut(&mut self, now: Duration) {
         self.advance(now);

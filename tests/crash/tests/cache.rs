@@ -103,6 +103,7 @@ impl World {
                         "chunk {item} was synced and is gone"
                     );
                 }
+                ReadOutcome::WouldWait => panic!("a read that may wait did not"),
                 ReadOutcome::Quarantined => {
                     self.tally.quarantined += 1;
                     assert!(

@@ -8,7 +8,8 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use crash::{Kind, Rng, SimDisk, SimKv};
@@ -382,4 +383,159 @@ fn a_disk_that_lies_is_caught() {
     });
     drop(std::panic::take_hook());
     assert!(caught.iter().all(|count| *count > 10), "{caught:?}");
+}
+
+/// Holds back the sync of a pack with records in it, until it is let go.
+#[derive(Default)]
+struct Gate {
+    state: Mutex<(bool, bool)>,
+    changed: Condvar,
+}
+
+impl Gate {
+    /// Called by the sync: says that it is here, and waits.
+    fn pass(&self) {
+        let mut state = self.state.lock().unwrap();
+        state.0 = true;
+        self.changed.notify_all();
+        while !state.1 {
+            state = self.changed.wait(state).unwrap();
+        }
+    }
+
+    fn wait_for_someone(&self) {
+        let state = self.state.lock().unwrap();
+        let limit = Duration::from_secs(60);
+        let waited = self.changed.wait_timeout_while(state, limit, |s| !s.0);
+        assert!(!waited.unwrap().1.timed_out(), "no pack was sealed");
+    }
+
+    fn open(&self) {
+        self.state.lock().unwrap().1 = true;
+        self.changed.notify_all();
+    }
+}
+
+struct Gated(SimDisk, Arc<Gate>);
+struct GatedFile(Arc<dyn DiskFile>, Arc<Gate>);
+
+impl Disk for Gated {
+    fn open(&self, name: &str, how: Open) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(Arc::new(GatedFile(self.0.open(name, how)?, self.1.clone())))
+    }
+    fn list(&self, dir: &str) -> io::Result<Vec<String>> {
+        self.0.list(dir)
+    }
+    fn create_dir(&self, dir: &str) -> io::Result<()> {
+        self.0.create_dir(dir)
+    }
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.0.remove(name)
+    }
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.0.rename(from, to)
+    }
+    fn sync_dir(&self, dir: &str) -> io::Result<()> {
+        self.0.sync_dir(dir)
+    }
+    fn available_bytes(&self) -> io::Result<u64> {
+        self.0.available_bytes()
+    }
+}
+
+impl DiskFile for GatedFile {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.0.read_at(offset, buf)
+    }
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.0.write_at(offset, data)
+    }
+    fn sync(&self) -> io::Result<()> {
+        if self.0.len()? > 4096 {
+            self.1.pass();
+        }
+        self.0.sync()
+    }
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+    fn truncate(&self, len: u64) -> io::Result<()> {
+        self.0.truncate(len)
+    }
+    fn punch_hole(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.0.punch_hole(offset, len)
+    }
+}
+
+/// The power goes while one thread syncs a full pack and another fills the next: both may be torn, and nothing else.
+#[test]
+fn a_power_cut_while_one_pack_is_synced_and_the_next_one_grows() {
+    for seed in 1..=60 {
+        let mut world = World::new(seed, |disk| Arc::new(disk.clone()));
+        let store = world.open().unwrap();
+        (0..4).for_each(|item| put(&store, item).unwrap());
+        store.commit().unwrap();
+        world.committed.extend(0..4);
+        drop(store);
+        let gate = Arc::new(Gate::default());
+        let store = ChunkStore::open(
+            Arc::new(Gated(world.disk.clone(), gate.clone())),
+            Arc::new(world.kv.clone()),
+            key(),
+            RealmId([1; 16]),
+            StoreOptions {
+                pack_bytes: 12 * 1024,
+                reserve_bytes: 0,
+                ..StoreOptions::default()
+            },
+        )
+        .unwrap();
+        std::thread::scope(|scope| {
+            let sealing = scope.spawn(|| (4..ITEMS).try_for_each(|item| put(&store, item)));
+            gate.wait_for_someone();
+            for item in ITEMS / 2..ITEMS / 2 + 1 + seed % 5 {
+                put(&store, item).unwrap();
+                assert_eq!(read(&store, item).unwrap(), content(item));
+            }
+            world.die();
+            gate.open();
+            assert!(sealing.join().unwrap().is_err(), "the machine is off");
+        });
+        world.check(true);
+        if seed.is_multiple_of(3) {
+            world.lose_index();
+            world.check(true);
+        }
+    }
+}
+
+/// A commit answers only when every pack that holds what was put is durable, whoever is syncing it.
+#[test]
+fn a_commit_waits_for_the_sync_of_another_thread() {
+    let world = World::new(1, |disk| Arc::new(disk.clone()));
+    let gate = Arc::new(Gate::default());
+    let store = ChunkStore::open(
+        Arc::new(Gated(world.disk.clone(), gate.clone())),
+        Arc::new(world.kv.clone()),
+        key(),
+        RealmId([1; 16]),
+        StoreOptions {
+            pack_bytes: 12 * 1024,
+            reserve_bytes: 0,
+            ..StoreOptions::default()
+        },
+    )
+    .unwrap();
+    std::thread::scope(|scope| {
+        let sealing = scope.spawn(|| (0..ITEMS).try_for_each(|item| put(&store, item)));
+        gate.wait_for_someone();
+        let commit = scope.spawn(|| store.commit());
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(!commit.is_finished(), "what was put is not durable yet");
+        gate.open();
+        commit.join().unwrap().unwrap();
+        sealing.join().unwrap().unwrap();
+    });
+    store.commit().unwrap();
+    assert_eq!(store.stats().uncommitted, 0);
 }

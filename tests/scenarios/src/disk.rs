@@ -93,6 +93,29 @@ impl Disk {
         }
     }
 
+    /// A copy in which a byte changes about every `every` bytes of data: most chunks are new, and each resembles an old one.
+    pub fn touched(&self, path: PathBuf, every: u64, seed: u64) -> Self {
+        let mut rng = Rng::new(seed);
+        let arguments = ["--sparse=always", text(&self.path), text(&path)];
+        run("cp", &arguments, Duration::from_secs(60)).ok();
+        let file = OpenOptions::new().read(true).write(true).open(&path);
+        let file = file.expect("it was just copied");
+        let mut at = rng.below(every);
+        while at < self.size_bytes {
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, at).expect("it is that long");
+            if byte[0] != 0 {
+                file.write_all_at(&[byte[0] ^ 0x80], at)
+                    .expect("the disk has room");
+            }
+            at += 1 + rng.below(2 * every);
+        }
+        Self {
+            path,
+            size_bytes: self.size_bytes,
+        }
+    }
+
     /// The same disk in another format, by qemu-img; `options` go to it as they are.
     pub fn convert(&self, path: PathBuf, options: &[&str]) -> PathBuf {
         let mut arguments = vec!["convert", "-f", "raw"];

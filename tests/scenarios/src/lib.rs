@@ -10,6 +10,7 @@ pub mod datacenter;
 pub mod disk;
 pub mod lab;
 pub mod nbd;
+pub mod replay;
 pub mod rng;
 pub mod run;
 

@@ -66,6 +66,13 @@ impl Export {
         Background::new(line(path, &arguments), child)
     }
 
+    /// Reads a little of it, as one guest would; nothing is kept.
+    pub fn peek(&self, offset: u64, bytes: u64) -> Ran {
+        let (uri, command) = (self.uri(), format!("read {offset} {bytes}"));
+        let arguments = ["-r", "-f", "raw", "-c", &command, &uri];
+        run("qemu-io", &arguments, self.limit)
+    }
+
     /// What qemu-io makes of these commands, in their order.
     pub fn io(&self, commands: &[String]) -> Ran {
         let uri = self.uri();

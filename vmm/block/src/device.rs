@@ -105,13 +105,18 @@ impl BlockError {
     }
 
     /// Classifies an operating-system error: ENOSPC and EDQUOT are [`BlockErrorKind::NoSpace`], EROFS and EPERM are
-    /// [`BlockErrorKind::ReadOnly`], everything else is [`BlockErrorKind::Io`].
+    /// [`BlockErrorKind::ReadOnly`], EOPNOTSUPP is [`BlockErrorKind::Unsupported`], everything else is
+    /// [`BlockErrorKind::Io`]. By kind and not by number, because a layer that names the file in the error keeps the kind only.
     #[must_use]
     pub fn from_io(context: impl Into<String>, error: io::Error) -> Self {
-        let kind = match error.raw_os_error() {
-            Some(libc::ENOSPC | libc::EDQUOT) => BlockErrorKind::NoSpace,
-            Some(libc::EROFS | libc::EPERM) => BlockErrorKind::ReadOnly,
-            Some(libc::EOPNOTSUPP) => BlockErrorKind::Unsupported,
+        let kind = match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => BlockErrorKind::NoSpace,
+            io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
+                BlockErrorKind::ReadOnly
+            }
+            io::ErrorKind::Unsupported => BlockErrorKind::Unsupported,
+            // Not every release of the standard library has a kind for it.
+            _ if error.raw_os_error() == Some(libc::EOPNOTSUPP) => BlockErrorKind::Unsupported,
             _ => BlockErrorKind::Io,
         };
         Self::with_source(kind, context, error)
@@ -278,6 +283,17 @@ mod tests {
         let full = BlockError::from_io("overlay", io::Error::from_raw_os_error(libc::ENOSPC));
         assert_eq!(full.kind, BlockErrorKind::NoSpace);
         assert_eq!(full.kind.errno(), libc::ENOSPC);
+        for (number, kind) in [
+            (libc::ENOSPC, BlockErrorKind::NoSpace),
+            (libc::EDQUOT, BlockErrorKind::NoSpace),
+            (libc::EROFS, BlockErrorKind::ReadOnly),
+            (libc::EIO, BlockErrorKind::Io),
+        ] {
+            let raw = io::Error::from_raw_os_error(number);
+            let wrapped = io::Error::new(raw.kind(), format!("segment 7: {raw}"));
+            assert_eq!(BlockError::from_io("overlay", raw).kind, kind);
+            assert_eq!(BlockError::from_io("overlay", wrapped).kind, kind);
+        }
         let broken = BlockError::from_io("overlay", io::Error::from_raw_os_error(libc::EIO));
         assert_eq!(broken.kind, BlockErrorKind::Io);
         assert_eq!(

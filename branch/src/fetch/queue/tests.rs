@@ -13,15 +13,15 @@ use rand::{Rng, SeedableRng};
 use super::*;
 
 /// A tree with its leaves, as the datacenter has them.
-struct Published {
-    handle: TreeHandle,
+pub(super) struct Published {
+    pub(super) handle: TreeHandle,
     manifest: Manifest,
     leaves: HashMap<NodeId, Vec<u8>>,
 }
 
 #[derive(Debug, thiserror::Error)]
 #[error("no such leaf")]
-struct NoLeaf;
+pub(super) struct NoLeaf;
 
 impl NodeSource for &Published {
     type Error = NoLeaf;
@@ -33,7 +33,7 @@ impl NodeSource for &Published {
 
 /// `count` chunks with holes between them; those whose number is a multiple of `changed` are of this version only, and some
 /// are shown twice.
-fn publish(version: u8, count: u32, changed: u32) -> Published {
+pub(super) fn publish(version: u8, count: u32, changed: u32) -> Published {
     let key = IdKey::new([1; 32]);
     let mut builder = ManifestBuilder::new(key.clone(), ChunkerParams::default());
     for number in 0..count {
@@ -69,14 +69,14 @@ fn publish(version: u8, count: u32, changed: u32) -> Published {
 }
 
 impl Published {
-    fn want(&self, index: usize) -> Want {
+    pub(super) fn want(&self, index: usize) -> Want {
         Want {
             tree: self.handle.clone(),
             index,
         }
     }
 
-    fn id(&self, index: usize) -> ChunkId {
+    pub(super) fn id(&self, index: usize) -> ChunkId {
         self.handle.map.chunk(index).id
     }
 
@@ -724,4 +724,41 @@ fn any_walk_loses_nothing_and_asks_once() {
             std::panic::resume_unwind(panic);
         }
     }
+}
+
+#[test]
+fn outside_its_hours_fill_asks_for_nothing_and_guests_for_all_they_want() {
+    let published = publish(1, 400, 1);
+    let mut queue = Queue::new();
+    queue.fill(published.handle.clone());
+    queue.set_fill_hour(false);
+    assert!(queue.next_request(0, 1 << 20, &|_| false).is_none());
+    assert!(queue.idle_ms(0).is_some(), "it looks again by itself");
+    let want = Want {
+        tree: published.handle.clone(),
+        index: 7,
+    };
+    assert!(queue.demand(want, 0));
+    let request = queue.next_request(0, 1 << 20, &|_| false).unwrap();
+    assert_eq!(request.urgency, Urgency::Demand);
+    queue.set_fill_hour(true);
+    let request = queue.next_request(60_000, 1 << 20, &|_| false).unwrap();
+    assert_eq!(request.urgency, Urgency::Fill);
+}
+
+#[test]
+fn fill_waits_for_room_in_a_full_cache_and_looks_again() {
+    let published = publish(1, 400, 1);
+    let mut queue = Queue::new();
+    queue.fill(published.handle.clone());
+    assert!(queue.next_request(0, 64 << 20, &|_| false).is_some());
+    queue.cache_is_full(1000);
+    assert!(queue.next_request(1000, 64 << 20, &|_| false).is_none());
+    let wait = queue.idle_ms(1000).unwrap();
+    assert_eq!(wait, FILL_LOOK_MS);
+    assert!(
+        queue
+            .next_request(1000 + wait, 64 << 20, &|_| false)
+            .is_some()
+    );
 }

@@ -19,6 +19,7 @@ mod fuzz;
 mod index;
 mod map;
 mod open;
+mod packed;
 mod read;
 mod replay;
 mod writer;
@@ -52,7 +53,7 @@ pub struct OverlayIdentity {
 /// How an overlay is kept.
 #[derive(Debug, Clone, Copy)]
 pub struct OverlayOptions {
-    /// Length in bytes at which a segment is full. A record may reach past it.
+    /// Length in bytes at which a segment is full, at most 128 MiB. A record may reach past it.
     pub segment_bytes: u64,
 }
 
@@ -73,7 +74,7 @@ pub struct OverlayStats {
     pub live_bytes: u64,
     /// Segment files.
     pub segments: u64,
-    /// Extents in the in-memory index, about 60 bytes of memory each.
+    /// Extents in the in-memory index, about 22 bytes of memory each.
     pub extents: u64,
     /// Sequence number of the last record.
     pub seq: u64,

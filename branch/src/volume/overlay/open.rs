@@ -15,6 +15,7 @@ use super::error::{OverlayError, is_full};
 use super::format::{
     DISKS_MAX, Fault, LogKey, Meta, SECTOR_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader,
 };
+use super::packed::DISK_BYTES_MAX;
 use super::replay::{Cut, Found, Replayed, replay};
 use super::writer::Writer;
 use super::{FlushState, Overlay, OverlayIdentity, OverlayOptions, path, segment_name};
@@ -339,11 +340,12 @@ fn read_meta(disk: &dyn Disk, dir: &str) -> Result<Meta, OverlayError> {
 fn check_identity(dir: &str, identity: &OverlayIdentity) -> Result<(), OverlayError> {
     let disks = &identity.disks;
     let sound = !disks.is_empty() && disks.len() <= DISKS_MAX;
-    if !sound || disks.iter().any(|size| !size.is_multiple_of(SECTOR_BYTES)) {
+    let possible = |size: &u64| size.is_multiple_of(SECTOR_BYTES) && *size <= DISK_BYTES_MAX;
+    if !sound || !disks.iter().all(possible) {
         return Err(OverlayError::Invalid {
             dir: dir.to_owned(),
             why: format!(
-                "disk sizes {disks:?}: 1 to {DISKS_MAX} disks of whole {SECTOR_BYTES}-byte sectors are possible"
+                "disk sizes {disks:?}: 1 to {DISKS_MAX} disks of whole {SECTOR_BYTES}-byte sectors and at most {DISK_BYTES_MAX} bytes are possible"
             ),
         });
     }

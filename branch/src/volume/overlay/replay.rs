@@ -17,6 +17,7 @@ use super::format::{
     RECORD_MAGIC, RecordHeader, SEGMENT_HEADER_BYTES, SegmentHeader, decode_piece_check, pieces,
 };
 use super::map::{Map, Segment};
+use super::packed::SEQ_DELTA_MAX;
 
 /// Bytes read ahead at a time; a record (1 MiB and its checks) fits twice.
 const WINDOW_BYTES: u64 = 4 << 20;
@@ -170,6 +171,10 @@ impl Replayed {
                 // Its checksum matches, so it was written like this: by a later release.
                 Err(Fault::Unsupported(why)) => return Err(unsupported(found, why)),
             };
+            if record.seq - header.first_seq > SEQ_DELTA_MAX {
+                let why = format!("it has more than {SEQ_DELTA_MAX} records");
+                return Err(unsupported(found, why));
+            }
             let end = position + RECORD_HEADER_BYTES as u64 + record.body_bytes();
             self.last_seq = record.seq;
             self.chain = check;

@@ -15,6 +15,7 @@ use super::format::{
     SegmentHeader, pieces, push_piece,
 };
 use super::map::Segment;
+use super::packed::SEGMENT_BYTES_MAX;
 use super::{Overlay, lock, segment_name};
 
 /// Where the next record goes.
@@ -137,7 +138,8 @@ impl Overlay {
     ) -> Result<(), OverlayError> {
         self.check_alive()?;
         // A mark goes where the records are that it speaks of, and never begins a segment.
-        if writer.len >= self.options.segment_bytes && kind != Kind::Mark {
+        let full = self.options.segment_bytes.min(SEGMENT_BYTES_MAX);
+        if writer.len >= full && kind != Kind::Mark {
             self.rotate(writer)?;
         }
         let record = RecordHeader {

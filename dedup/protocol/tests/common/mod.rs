@@ -5,6 +5,7 @@
 #![allow(dead_code)]
 
 pub mod peak;
+pub mod update;
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -111,6 +111,13 @@ impl Kv for RocksKv {
         self.db.get(key).map_err(|e| self.error(&e))
     }
 
+    fn get_many(&self, keys: &[Vec<u8>]) -> Result<Vec<Option<Vec<u8>>>, KvError> {
+        let values = self.db.multi_get(keys).into_iter();
+        values
+            .map(|value| value.map_err(|e| self.error(&e)))
+            .collect()
+    }
+
     fn scan(
         &self,
         prefix: &[u8],

@@ -19,7 +19,9 @@ use tokio::task::JoinSet;
 use super::connection::{Link, LinkParts};
 use super::error::CODE_CLOSED;
 use super::tuning::REQUESTS_MAX_FROM_DATACENTER;
+use super::watch::Remembering;
 use super::{GREETING, HANDSHAKE_TIMEOUT, LinkError, LinkTuning, Party, socket};
+use crate::congestion::{PathCell, PathMemory};
 use crate::identity::{CertAndKey, IdentityError, PeerIdentity, certificate_from_pem};
 use crate::tls::{self, JOIN_PROTOCOL_NAME, LINK_PROTOCOL_NAME};
 use crate::verify::{Authority, Verdict, VerifyDatacenter, VerifyJoin};
@@ -40,8 +42,9 @@ pub struct LinkClient {
 #[derive(Clone)]
 struct Dialler {
     credentials: Credentials,
-    transport: Arc<TransportConfig>,
+    tuning: LinkTuning,
     protocol: &'static str,
+    memory: Option<Arc<dyn PathMemory>>,
 }
 
 #[derive(Clone)]
@@ -104,10 +107,19 @@ impl LinkClient {
                     realm: authority.realm(),
                     authority,
                 },
-                transport: tuning.transport(REQUESTS_MAX_FROM_DATACENTER, true)?,
+                tuning: checked(tuning)?,
                 protocol,
+                memory: None,
             },
         })
+    }
+
+    /// Starts each link with what the last one to the same address measured, and keeps what it measures. The key is the address as
+    /// given to [`Self::connect`].
+    #[must_use]
+    pub fn remembering(mut self, memory: Arc<dyn PathMemory>) -> Self {
+        self.dialler.memory = Some(memory);
+        self
     }
 
     /// Makes a link to the datacenter at `addr` (`host:port`). The name serves for finding it only; who answers is
@@ -157,8 +169,9 @@ impl LinkClient {
     ) -> Result<Link, LinkError> {
         let dialler = Dialler {
             credentials,
-            transport: tuning.transport(REQUESTS_MAX_FROM_DATACENTER, true)?,
+            tuning: checked(tuning)?,
             protocol,
+            memory: None,
         };
         dialler.dial(addr).await
     }
@@ -223,6 +236,14 @@ impl Dialler {
             addr: shown.clone(),
             source: Arc::new(source),
         })?;
+        let path = Arc::new(PathCell::default());
+        let transport = self
+            .tuning
+            .transport(REQUESTS_MAX_FROM_DATACENTER, true, &path)?;
+        let memory = self
+            .memory
+            .as_ref()
+            .map(|memory| Remembering::new(memory, name.as_bytes(), address.ip(), &path));
         let verdict = Verdict::default();
         let joined = Arc::new(OnceLock::new());
         let failed = |error| {
@@ -231,7 +252,11 @@ impl Dialler {
                 .unwrap_or_else(|| LinkError::from_connection(error, Party::Branch, &shown))
         };
         let connection = endpoint
-            .connect_with(self.config(&verdict, &joined), address, "datacenter")
+            .connect_with(
+                self.config(transport, &verdict, &joined),
+                address,
+                "datacenter",
+            )
             .map_err(|error| match error {
                 ConnectError::InvalidRemoteAddress(_) | ConnectError::InvalidServerName(_) => {
                     LinkError::BadAddress {
@@ -262,11 +287,15 @@ impl Dialler {
             identity,
             authority: joined.get().cloned(),
             endpoint: Some(endpoint),
+            path,
+            memory,
+            window_bytes_max: self.tuning.window_bytes,
         }))
     }
 
     fn config(
         &self,
+        transport: Arc<TransportConfig>,
         verdict: &Verdict,
         joined: &Arc<OnceLock<CertificateDer<'static>>>,
     ) -> quinn::ClientConfig {
@@ -290,9 +319,15 @@ impl Dialler {
             ),
         };
         let mut config = quinn::ClientConfig::new(crypto);
-        config.transport_config(Arc::clone(&self.transport));
+        config.transport_config(transport);
         config
     }
+}
+
+/// Refuses impossible settings before anything is dialled.
+fn checked(tuning: &LinkTuning) -> Result<LinkTuning, LinkError> {
+    tuning.transport(REQUESTS_MAX_FROM_DATACENTER, true, &Arc::default())?;
+    Ok(tuning.clone())
 }
 
 /// The datacenter has looked at our certificate and wants us.

@@ -11,7 +11,11 @@ use rustls::pki_types::CertificateDer;
 
 use super::error::{CODE_CLOSED, CODE_REFUSED, REASON_BYTES_MAX};
 use super::gate::Gate;
+use super::repair::Repairs;
+use super::shape::{Caps, Shaper};
+use super::watch::{Remembering, Watch};
 use super::{Class, FrameRecv, FrameSend, LinkError, Party};
+use crate::congestion::PathCell;
 use crate::identity::{PeerIdentity, cert_pem};
 
 /// How long a closing link waits for its goodbye to leave.
@@ -34,6 +38,10 @@ pub(super) struct Shared {
     /// The dialling end owns a socket per link and waits for it when closing.
     endpoint: Option<Endpoint>,
     pub(super) gate: Gate,
+    /// Where the congestion control shows what it measures.
+    path: Arc<PathCell>,
+    pub(super) repairs: Repairs,
+    pub(super) shaper: Shaper,
 }
 
 /// Figures of a link since it was made, and of its path now.
@@ -51,6 +59,8 @@ pub struct LinkStats {
     pub cwnd: u64,
     /// Largest UDP payload the path is known to carry, in bytes.
     pub mtu: u16,
+    /// Datagrams received that repair streams.
+    pub repairs_received: u64,
 }
 
 /// What distinguishes a link at birth.
@@ -60,6 +70,10 @@ pub(super) struct LinkParts {
     pub(super) identity: Option<PeerIdentity>,
     pub(super) authority: Option<CertificateDer<'static>>,
     pub(super) endpoint: Option<Endpoint>,
+    pub(super) path: Arc<PathCell>,
+    pub(super) memory: Option<Remembering>,
+    /// Bytes that may wait for acknowledgement at most.
+    pub(super) window_bytes_max: u64,
 }
 
 impl Link {
@@ -70,18 +84,25 @@ impl Link {
             identity,
             authority,
             endpoint,
+            path,
+            memory,
+            window_bytes_max,
         } = parts;
-        Self {
-            shared: Arc::new(Shared {
-                remote: connection.remote_address(),
-                connection,
-                here,
-                identity,
-                authority,
-                endpoint,
-                gate: Gate::default(),
-            }),
-        }
+        let shared = Arc::new(Shared {
+            remote: connection.remote_address(),
+            repairs: Repairs::new(connection.clone()),
+            connection,
+            here,
+            identity,
+            authority,
+            endpoint,
+            gate: Gate::default(),
+            shaper: Shaper::default(),
+            path: Arc::clone(&path),
+        });
+        let watch = Watch::new(path, memory, window_bytes_max);
+        tokio::spawn(watch.run(Arc::downgrade(&shared)));
+        Self { shared }
     }
 
     /// Opens a stream for one request. Waits while the peer's limit of open requests is reached.
@@ -97,7 +118,43 @@ impl Link {
             .open_bi()
             .await
             .map_err(|error| self.shared.error(error))?;
-        Ok(self.frames(send, recv, class))
+        let recv = FrameRecv::new(recv, Arc::clone(&self.shared));
+        Ok((self.frames(send, class), recv))
+    }
+
+    /// Asks for something on a stream of its own, and returns where the answer comes. For what a guest waits for, so that it is repaired
+    /// on a path that loses packets (`docs/transport.md`, section Repair): the request leaves twice, and the answer is
+    /// put together from the stream and from what repairs it.
+    ///
+    /// # Errors
+    /// As [`Self::open`] and [`FrameSend::send`].
+    pub async fn request(&self, class: Class, payload: &[u8]) -> Result<FrameRecv, LinkError> {
+        let (send, recv) = self
+            .shared
+            .connection
+            .open_bi()
+            .await
+            .map_err(|error| self.shared.error(error))?;
+        let stream = u64::from(send.id());
+        let slot = self.shared.repairs.opened(stream);
+        let recv = FrameRecv::repairable(recv, Arc::clone(&self.shared), slot);
+        let mut send = self.frames(send, class);
+        send.send(payload).await?;
+        let copy = send.protection();
+        if copy.is_empty() {
+            send.finish()?;
+        } else {
+            // The end of the stream travels with the copy: a datagram cannot open the stream at the peer, a stream's end can.
+            let spacing = self.shared.repairs.spacing();
+            let link = self.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(spacing).await;
+                link.shared.repairs.send_now(copy);
+                // An error says that the link is gone, and whoever waits for the answer is told so.
+                let _ = send.finish();
+            });
+        }
+        Ok(recv)
     }
 
     /// Accepts the peer's next request. Set the class of the answer by [`FrameSend::set_class`]; it starts as
@@ -112,19 +169,15 @@ impl Link {
             .accept_bi()
             .await
             .map_err(|error| self.shared.error(error))?;
-        Ok(self.frames(send, recv, Class::Fill))
+        let slot = self.shared.repairs.accepted(u64::from(recv.id()));
+        let recv = FrameRecv::repairable(recv, Arc::clone(&self.shared), slot);
+        let mut send = self.frames(send, Class::Fill);
+        send.answers();
+        Ok((send, recv))
     }
 
-    fn frames(
-        &self,
-        send: quinn::SendStream,
-        recv: quinn::RecvStream,
-        class: Class,
-    ) -> (FrameSend, FrameRecv) {
-        (
-            FrameSend::new(send, Arc::clone(&self.shared), class),
-            FrameRecv::new(recv, Arc::clone(&self.shared)),
-        )
+    fn frames(&self, send: quinn::SendStream, class: Class) -> FrameSend {
+        FrameSend::new(send, Arc::clone(&self.shared), class)
     }
 
     /// Largest datagram that can be sent now, in bytes; `None` when the peer takes none.
@@ -152,16 +205,20 @@ impl Link {
             })
     }
 
-    /// Receives the next datagram. Cancellation safe.
+    /// Receives the next datagram that is not the transport's own repair. Cancellation safe.
     ///
     /// # Errors
     /// Why the link ended.
     pub async fn recv_datagram(&self) -> Result<Bytes, LinkError> {
-        self.shared
-            .connection
-            .read_datagram()
-            .await
-            .map_err(|error| self.shared.error(error))
+        match self.shared.repairs.other().await {
+            Some(datagram) => Ok(datagram),
+            None => Err(self.closed().await),
+        }
+    }
+
+    /// Limits what this end sends from now on; the other end has limits of its own.
+    pub fn set_caps(&self, caps: Caps) {
+        self.shared.shaper.set(caps);
     }
 
     /// Figures for reports and budgets.
@@ -174,6 +231,7 @@ impl Link {
             received_bytes: stats.udp_rx.bytes,
             cwnd: stats.path.cwnd,
             mtu: stats.path.current_mtu,
+            repairs_received: self.shared.repairs.received(),
         }
     }
 
@@ -220,6 +278,12 @@ impl Link {
         self.shared.connection.remote_address()
     }
 
+    /// What this end's sending has measured of the path: delivery rate and round trip. Zero under a congestion control other than
+    /// `delivery`, and before the first megabytes.
+    pub fn path(&self) -> &PathCell {
+        &self.shared.path
+    }
+
     /// The connection below, for tests that play a peer which does not keep to the framing.
     #[cfg(test)]
     pub(crate) fn connection(&self) -> &Connection {
@@ -245,6 +309,10 @@ impl fmt::Debug for Link {
 }
 
 impl Shared {
+    pub(super) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
     fn error(&self, error: quinn::ConnectionError) -> LinkError {
         LinkError::from_connection(error, self.here, &self.remote.to_string())
     }

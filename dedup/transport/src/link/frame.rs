@@ -14,6 +14,7 @@ use quinn::{RecvStream, SendStream};
 
 use super::connection::Shared;
 use super::error::CODE_CANCELLED;
+use super::repair::{Assembly, Slot};
 use super::{Class, LinkError};
 
 /// Longest frame that can be sent, in bytes. Readers set their own limits, usually far lower.
@@ -21,9 +22,12 @@ pub const FRAME_BYTES_MAX: usize = 64 << 20;
 
 const HEADER_BYTES: usize = 4;
 
-/// Bytes handed to QUIC at once. Its send budget is released piece by piece as the peer acknowledges, so small pieces
-/// free it early; much smaller ones cost a lock each.
-const PIECE_BYTES: usize = 64 * 1024;
+/// Longest frame that is repaired, in bytes: more than a whole chunk that does not compress. What is longer takes many packets anyway, and a
+/// round trip more is a small part of it.
+const REPAIRED_BYTES_MAX: usize = 256 * 1024;
+
+/// Most that is taken from QUIC at once.
+const READ_BYTES_MAX: usize = 64 * 1024;
 
 /// First allocation for a frame's bytes; it grows as bytes arrive, because the length is only a claim.
 const FIRST_ALLOCATION_BYTES: usize = 64 * 1024;
@@ -47,12 +51,21 @@ pub struct FrameSend {
     link: Arc<Shared>,
     class: Class,
     state: SendState,
+    /// Whether this is the answering side, whose demand frames are repaired.
+    answers: bool,
+    /// Bytes of the stream before the frame being sent.
+    offset: u64,
+    /// The frame just sent, if it may need repair.
+    sent: BytesMut,
+    keep_sent: bool,
 }
 
 /// The receiving half of a request or answer. Dropping it tells the peer to stop sending.
 pub struct FrameRecv {
     stream: RecvStream,
     link: Arc<Shared>,
+    /// Of a stream that may be repaired; then the fields below are not used.
+    repair: Option<Box<(Assembly, Slot)>>,
     header: [u8; HEADER_BYTES],
     header_filled: usize,
     body: BytesMut,
@@ -65,9 +78,31 @@ impl FrameSend {
             link,
             class,
             state: SendState::Open,
+            answers: false,
+            offset: 0,
+            sent: BytesMut::new(),
+            keep_sent: false,
         };
         send.set_class(class);
         send
+    }
+
+    /// This is the answering side of a stream.
+    pub(super) fn answers(&mut self) {
+        self.answers = true;
+    }
+
+    /// Datagrams that protect the frame just sent.
+    pub(super) fn protection(&mut self) -> Vec<Bytes> {
+        let frame = std::mem::take(&mut self.sent);
+        let offset = self.offset - frame.len() as u64;
+        let repairs = self
+            .link
+            .repairs
+            .protect(u64::from(self.stream.id()), offset, &frame);
+        let bytes = repairs.iter().map(Bytes::len).sum();
+        self.link.shaper.sent(self.class, bytes);
+        repairs
     }
 
     /// Moves the stream to another class. What has been handed to the network already is not reordered.
@@ -96,22 +131,23 @@ impl FrameSend {
     /// As [`send`](Self::send); not cancellation safe either.
     pub async fn send_parts(&mut self, parts: &[&[u8]]) -> Result<(), LinkError> {
         let header = self.begin(parts.iter().map(|part| part.len()).sum())?;
-        let mut piece = BytesMut::with_capacity(PIECE_BYTES.min(payload_bytes(header)));
+        let piece_bytes = self.link.shaper.piece_bytes(self.class);
+        let mut piece = BytesMut::with_capacity(piece_bytes.min(payload_bytes(header)));
         piece.extend_from_slice(&header);
         for part in parts {
             let mut rest = *part;
             while !rest.is_empty() {
-                if piece.len() >= PIECE_BYTES {
+                if piece.len() >= piece_bytes {
                     self.write(&mut [piece.split().freeze()]).await?;
-                    piece.reserve(PIECE_BYTES.min(rest.len()));
+                    piece.reserve(piece_bytes.min(rest.len()));
                 }
-                let (now, later) = rest.split_at(rest.len().min(PIECE_BYTES - piece.len()));
+                let (now, later) = rest.split_at(rest.len().min(piece_bytes - piece.len()));
                 piece.extend_from_slice(now);
                 rest = later;
             }
         }
         self.write(&mut [piece.freeze()]).await?;
-        self.state = SendState::Open;
+        self.end_frame();
         Ok(())
     }
 
@@ -121,19 +157,28 @@ impl FrameSend {
     /// As [`send`](Self::send); not cancellation safe either.
     pub async fn send_bytes(&mut self, parts: &[Bytes]) -> Result<(), LinkError> {
         let header = self.begin(parts.iter().map(Bytes::len).sum())?;
+        let piece_bytes = self.link.shaper.piece_bytes(self.class);
         // With the first piece, lest four bytes travel in a packet of their own.
         let mut waiting = Bytes::copy_from_slice(&header);
         for part in parts {
             let mut rest = part.clone();
             while !rest.is_empty() {
-                let piece = rest.split_to(rest.len().min(PIECE_BYTES));
+                let piece = rest.split_to(rest.len().min(piece_bytes));
                 self.write(&mut [std::mem::take(&mut waiting), piece])
                     .await?;
             }
         }
         self.write(&mut [waiting]).await?;
-        self.state = SendState::Open;
+        self.end_frame();
         Ok(())
+    }
+
+    fn end_frame(&mut self) {
+        self.state = SendState::Open;
+        if self.answers && !self.sent.is_empty() {
+            let repairs = self.protection();
+            self.link.repairs.send_later(repairs);
+        }
     }
 
     /// Ends the stream after the frames sent so far. Delivery goes on in the background.
@@ -182,6 +227,9 @@ impl FrameSend {
             });
         }
         self.state = SendState::InsideFrame;
+        self.sent.clear();
+        self.keep_sent =
+            self.class == Class::Demand && HEADER_BYTES + payload <= REPAIRED_BYTES_MAX;
         let payload = u32::try_from(payload).expect("64 MiB fits");
         Ok(payload.to_le_bytes())
     }
@@ -189,22 +237,36 @@ impl FrameSend {
     /// Hands pieces to QUIC in this stream's turn (see `gate`).
     async fn write(&mut self, pieces: &mut [Bytes]) -> Result<(), LinkError> {
         let link = Arc::clone(&self.link);
+        for piece in &*pieces {
+            self.offset += piece.len() as u64;
+            if self.keep_sent {
+                self.sent.extend_from_slice(piece);
+            }
+        }
         let mut done = 0;
         while done < pieces.len() {
             let in_order = link.gate.turn(self.class).await;
             let _writing = link.gate.enter(self.class);
             let rest = &mut pieces[done..];
             // quinn's write takes something at once or nothing at all, so dropping it while it waits loses nothing.
+            let stream = &mut self.stream;
+            let class = self.class;
+            let write = async {
+                link.shaper.ready(class).await;
+                stream.write_chunks(rest).await
+            };
             let written = if in_order {
                 tokio::select! {
                     biased;
-                    () = link.gate.preempted(self.class) => continue,
-                    written = self.stream.write_chunks(rest) => written,
+                    () = link.gate.preempted(class) => continue,
+                    written = write => written,
                 }
             } else {
-                self.stream.write_chunks(rest).await
+                write.await
             };
-            done += written.map_err(|error| link.write_error(error))?.chunks;
+            let written = written.map_err(|error| link.write_error(error))?;
+            link.shaper.sent(class, written.bytes);
+            done += written.chunks;
         }
         Ok(())
     }
@@ -232,10 +294,18 @@ impl FrameRecv {
         Self {
             stream,
             link,
+            repair: None,
             header: [0; HEADER_BYTES],
             header_filled: 0,
             body: BytesMut::new(),
         }
+    }
+
+    /// Of a stream that may be repaired by what comes into `slot`.
+    pub(super) fn repairable(stream: RecvStream, link: Arc<Shared>, slot: Slot) -> Self {
+        let mut recv = Self::new(stream, link);
+        recv.repair = Some(Box::new((Assembly::default(), slot)));
+        recv
     }
 
     /// Receives one frame of at most `bytes_max`; `None` at the stream's clean end.
@@ -246,6 +316,9 @@ impl FrameRecv {
     /// [`LinkError::FrameTooLarge`] before anything is allocated, [`LinkError::FrameTruncated`] when the stream ends
     /// inside a frame, [`LinkError::StreamCancelled`] when the sender gave it up, else why the link ended.
     pub async fn recv(&mut self, bytes_max: usize) -> Result<Option<Bytes>, LinkError> {
+        if self.repair.is_some() {
+            return self.recv_repaired(bytes_max).await;
+        }
         while self.header_filled < HEADER_BYTES {
             let wanted = HEADER_BYTES - self.header_filled;
             match self.read(wanted).await? {
@@ -276,6 +349,25 @@ impl FrameRecv {
         }
         self.header_filled = 0;
         Ok(Some(std::mem::take(&mut self.body).freeze()))
+    }
+
+    async fn recv_repaired(&mut self, bytes_max: usize) -> Result<Option<Bytes>, LinkError> {
+        let (assembly, slot) = &mut **self.repair.as_mut().expect("the caller looked");
+        loop {
+            if let Some(frame) = assembly.take_frame(bytes_max)? {
+                return Ok(Some(frame));
+            }
+            tokio::select! {
+                // In any order: what comes behind a lost packet is what the lost packet is computed from.
+                chunk = self.stream.read_chunk(READ_BYTES_MAX, false) => match chunk {
+                    Ok(Some(chunk)) => assembly.insert(chunk.offset, &chunk.bytes),
+                    Ok(None) if assembly.is_between_frames() => return Ok(None),
+                    Ok(None) => return Err(LinkError::FrameTruncated),
+                    Err(error) => return Err(self.link.read_error(error)),
+                },
+                repair = slot.next() => assembly.repair(&repair),
+            }
+        }
     }
 
     /// Tells the peer that nothing more is wanted on this stream; its sender sees [`LinkError::StreamCancelled`].

@@ -134,6 +134,24 @@ mod tests {
         assert_eq!(start.elapsed(), SHARE_INTERVAL);
     }
 
+    /// For each pair of classes: the higher one never waits for the lower, the lower one stands back, and gets its share.
+    #[tokio::test(start_paused = true)]
+    async fn four_classes_in_strict_order() {
+        let classes = [Class::Fill, Class::State, Class::Boot, Class::Demand];
+        for (at, lower) in classes.into_iter().enumerate() {
+            for higher in &classes[at + 1..] {
+                let gate = Gate::default();
+                let (start, writing) = (Instant::now(), gate.enter(*higher));
+                assert!(!gate.turn(lower).await, "{lower:?} before {higher:?}");
+                assert_eq!(start.elapsed(), SHARE_INTERVAL);
+                drop(writing);
+                let _writing = gate.enter(lower);
+                assert!(gate.turn(*higher).await, "{higher:?} behind {lower:?}");
+                assert_eq!(start.elapsed(), SHARE_INTERVAL, "it did not wait");
+            }
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_higher_class_preempts_a_waiting_writer() {
         let gate = Gate::default();

@@ -2,18 +2,20 @@
 //!
 //! A branch dials with [`LinkClient`], a datacenter listens with [`LinkServer`]; either end then opens a bidirectional
 //! stream per request on its [`Link`] and exchanges frames through [`FrameSend`] and [`FrameRecv`]. Invariant: a
-//! [`Link`] exists only after both ends have accepted each other. What is not here: retries, back-off, caps and windows
-//! of the day, and every message.
+//! [`Link`] exists only after both ends have accepted each other. What is not here: retries, back-off, hours of the
+//! day, and every message.
 
 mod client;
 mod connection;
-mod delivery;
 mod error;
 mod frame;
 mod gate;
+mod repair;
 mod server;
+mod shape;
 mod socket;
 mod tuning;
+mod watch;
 
 pub use client::LinkClient;
 pub use connection::{Link, LinkStats};
@@ -21,6 +23,7 @@ pub use error::{LinkError, Party};
 pub use frame::{FRAME_BYTES_MAX, FrameRecv, FrameSend};
 pub use gate::Class;
 pub use server::{Accepted, Incoming, LinkServer};
+pub use shape::Caps;
 pub use tuning::{Congestion, LinkTuning, ParseCongestionError};
 
 use std::time::Duration;

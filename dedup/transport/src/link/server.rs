@@ -5,7 +5,7 @@
 //! certificate of our realm; [`Accepted::Join`] has shown nothing and may be given nothing but the enrolment exchange.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use dedup::BranchId;
@@ -21,7 +21,9 @@ use rustls::sign::CertifiedKey;
 use super::connection::{Link, LinkParts};
 use super::error::{CODE_CLOSED, CODE_REFUSED, REASON_BYTES_MAX};
 use super::tuning::REQUESTS_MAX_FROM_BRANCH;
+use super::watch::Remembering;
 use super::{GREETING, HANDSHAKE_TIMEOUT, LinkError, LinkTuning, Party, socket};
+use crate::congestion::{PathCell, PathMemory};
 use crate::identity::{CertAndKey, IdentityError, PeerIdentity, certificate_from_pem};
 use crate::tls::{self, JOIN_PROTOCOL_NAME, LINK_PROTOCOL_NAME};
 use crate::verify::{Authority, Verdict, VerifyBranch};
@@ -46,6 +48,8 @@ pub struct LinkServer {
 /// What every handshake of a server shares.
 struct Handshake {
     base: quinn::ServerConfig,
+    tuning: LinkTuning,
+    memory: OnceLock<Arc<dyn PathMemory>>,
     key: RwLock<Arc<CertifiedKey>>,
     authority: Authority,
     authority_der: CertificateDer<'static>,
@@ -152,10 +156,14 @@ impl LinkServer {
             &protocols,
         );
         let mut base = quinn::ServerConfig::with_crypto(crypto);
-        base.transport_config(tuning.transport(REQUESTS_MAX_FROM_BRANCH, false)?)
-            .max_incoming(INCOMING_MAX)
-            .incoming_buffer_size(INCOMING_BYTES_MAX)
-            .incoming_buffer_size_total(INCOMING_BYTES_MAX_TOTAL);
+        base.transport_config(tuning.transport(
+            REQUESTS_MAX_FROM_BRANCH,
+            false,
+            &Arc::default(),
+        )?)
+        .max_incoming(INCOMING_MAX)
+        .incoming_buffer_size(INCOMING_BYTES_MAX)
+        .incoming_buffer_size_total(INCOMING_BYTES_MAX_TOTAL);
         let socket = socket::bind(addr)?;
         let endpoint = Endpoint::new(
             endpoint_config(reset_secret),
@@ -174,12 +182,20 @@ impl LinkServer {
             local,
             handshake: Arc::new(Handshake {
                 base,
+                tuning: tuning.clone(),
+                memory: OnceLock::new(),
                 key: RwLock::new(key),
                 authority,
                 authority_der,
                 protocols,
             }),
         })
+    }
+
+    /// Starts each branch's link with what its last one measured, and keeps what it measures. The key is the branch's id. A second
+    /// memory is ignored.
+    pub fn remember_paths(&self, memory: Arc<dyn PathMemory>) {
+        let _ = self.handshake.memory.set(memory);
     }
 
     /// The address listened on, with the port that the system chose if 0 was asked for.
@@ -243,7 +259,8 @@ impl Incoming {
 
     async fn handshake(self, peer: &str) -> Result<Accepted, LinkError> {
         let verdict = Verdict::default();
-        let config = self.handshake.config(verdict.clone());
+        let path = Arc::new(PathCell::default());
+        let config = self.handshake.config(verdict.clone(), &path)?;
         let failed = |error| {
             verdict
                 .take()
@@ -276,12 +293,21 @@ impl Incoming {
         greet(&connection)
             .await
             .map_err(|error| LinkError::from_write(error, Party::Datacenter, peer))?;
+        // Who dials is known only now, a round trip after the congestion control was made.
+        let memory = branch
+            .zip(self.handshake.memory.get())
+            .map(|(BranchId(id), memory)| {
+                Remembering::new(memory, &id, connection.remote_address().ip(), &path)
+            });
         let link = Link::new(LinkParts {
             connection,
             here: Party::Datacenter,
             identity: identity.filter(|_| branch.is_some()),
             authority: None,
             endpoint: None,
+            path,
+            memory,
+            window_bytes_max: self.handshake.tuning.window_bytes,
         });
         Ok(match branch {
             Some(branch) => Accepted::Branch(branch, link),
@@ -291,8 +317,15 @@ impl Incoming {
 }
 
 impl Handshake {
-    /// A configuration for one handshake, whose verifier reports to `verdict`.
-    fn config(&self, verdict: Verdict) -> quinn::ServerConfig {
+    /// A configuration for one handshake, whose verifier reports to `verdict` and whose congestion control to `path`.
+    fn config(
+        &self,
+        verdict: Verdict,
+        path: &Arc<PathCell>,
+    ) -> Result<quinn::ServerConfig, LinkError> {
+        let transport = self
+            .tuning
+            .transport(REQUESTS_MAX_FROM_BRANCH, false, path)?;
         let key = self.key.read().unwrap_or_else(PoisonError::into_inner);
         let mut config = self.base.clone();
         config.crypto = tls::link_server(
@@ -303,7 +336,8 @@ impl Handshake {
             },
             &self.protocols,
         );
-        config
+        config.transport_config(transport);
+        Ok(config)
     }
 }
 

@@ -2,13 +2,14 @@
 
 use dedup::diff::LeafDelta;
 use dedup::manifest::LEAF_BYTES;
+use dedup::update::UpdateBatch;
 use dedup::{BranchId, Leaf, VersionId};
 use dedup_protocol::join::{JoinAnswer, JoinRequest, JoinToken};
 use dedup_protocol::records::{Assignment, PoolAssignment, Tree, VersionRecord};
 use dedup_protocol::server::Responder;
 use dedup_protocol::trust::{Endorsement, Record, Signed, SigningKey, TrustAnchor};
 use dedup_protocol::wire::{
-    Der, GetChunks, GetLeaves, GetOutline, GetVersion, Hello, Message, Refuse, RefuseCode, Run,
+    BatchRange, Der, GetChunks, GetLeaves, GetOutline, GetUpdate, GetVersion, Hello, Message, Refuse, RefuseCode, Run,
     SignedBytes, StatusReport, Urgency, Welcome,
 };
 use splice_fuzz::content::{Fixed, REALM};
@@ -23,6 +24,33 @@ pub fn write(seeds: &Seeds) {
     for (name, request) in &requests {
         seeds.write("responder", name, &request.encode());
     }
+    let update = |head, batches| GetUpdate {
+        version: content.versions[1].id,
+        parent: content.versions[0].id,
+        head,
+        batches,
+    };
+    let ranges = |ranges: &[(u32, u32)]| -> Vec<BatchRange> {
+        let ranges = ranges.iter();
+        ranges
+            .map(|(first, count)| BatchRange {
+                first: *first,
+                count: *count,
+            })
+            .collect()
+    };
+    for (name, request) in [
+        ("head", update(true, vec![])),
+        ("batches", update(false, ranges(&[(0, 2), (3, 1)]))),
+        ("all", update(true, ranges(&[(0, 8)]))),
+    ] {
+        let frame = Message::GetUpdate(request).encode();
+        seeds.write("update_exchange", name, &frame);
+        seeds.write("wire", &format!("get-update-{name}"), &frame);
+    }
+    // The head as it is, then batches in order; then one with a byte changed.
+    seeds.write("update_exchange", "honest", &[0, 0, 0, 1, 0, 2, 0, 3, 0]);
+    seeds.write("update_exchange", "bent", &[0, 0, 1, 0, 60, 0]);
     // The answers to all of them are the messages that the datacenter sends.
     let answers = requests.iter().flat_map(|(name, request)| {
         let mut answer = Responder::new(content, request, |_| true).unwrap();
@@ -48,6 +76,22 @@ pub fn write(seeds: &Seeds) {
     seeds.write("control", "all", &frames);
     records(seeds, content);
     exchanges(seeds);
+    updates(seeds);
+}
+
+/// A batch's head with a list of several runs; a list over a genuine frame; an edit of a genuine batch.
+fn updates(seeds: &Seeds) {
+    let batch = UpdateBatch {
+        first: 0,
+        count: 2,
+        prefix: vec![0, 1, 2, 9, 4, 5],
+        packed: zstd::bulk::compress(&[7; 4000], 1).unwrap().into(),
+    };
+    let mut head = vec![0];
+    batch.encode(&mut head);
+    seeds.write("update_batch", "head", &head);
+    seeds.write("update_batch", "list", &[1, 0, 1, 2, 3, 4, 5]);
+    seeds.write("update_batch", "edit", &[2, 1, 0, 40, 0, 9]);
 }
 
 fn manifests(seeds: &Seeds, content: &Fixed) {
@@ -75,6 +119,16 @@ fn manifests(seeds: &Seeds, content: &Fixed) {
         "shuffled",
         &[1, 0, 1, 2, 3, 9, 8, 7, 4, 5, 6, 39, 40],
     );
+    let piece = b"\x01\x42\x0a\x02\0\0\0\0\0\0\0\x04\0\0\0\0\0\0\0ab";
+    let symbols = b"\x01\x41\0\x04\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x09\0\0\0\x04\0\0\x01\x02\x03\x04";
+    let turns = [
+        &[1, piece.len() as u8, 0][..],
+        piece,
+        &[1, symbols.len() as u8, 0],
+        symbols,
+        &[0, 0, 0, 5, 5, 0, 0, 0, 7],
+    ];
+    seeds.write("repair", "turns", &turns.concat());
     // Names by their first byte: root 0 and root 1 above interior nodes 2 and 3 above leaf 4.
     let root = |depth: u8, children: &[u8]| {
         let size = [0x80, 0x80, 0x80, 0x02].map(|b: u8| b);
@@ -277,6 +331,11 @@ fn records(seeds: &Seeds, content: &Fixed) {
         Signed::<VersionRecord>::from_bytes(&content.versions[1].published.signed).unwrap();
     both(seeds, 0, "version", &version);
     both(seeds, 2, "assignment", &assignment());
+    // Two boots of a few runs, cut in the middle of the seed.
+    let boot = [4, 0, 20, 4, 30, 9, 1, 2];
+    let seed = [&[2][..], &boot, &[0, 0], &boot, &[0, 0]].concat();
+    seeds.write("boot_profile", "two-boots", &seed);
+    seeds.write("boot_profile", "one-boot", &[&[0][..], &boot].concat());
     let token = JoinToken {
         realm: REALM,
         ca_hash: [1; 32],

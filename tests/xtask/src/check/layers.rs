@@ -57,7 +57,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
 /// Engines, and the only crates whose manifests may name them.
 const ENGINES: &[(&str, &[&str])] = &[
     ("rocksdb", &["dedup-store"]),
-    ("quinn", &["dedup-transport", "sim-wan"]),
+    // The bench measures quinn with its default settings, as a peer.
+    ("quinn", &["dedup-transport", "sim-wan", "bench"]),
 ];
 
 /// Crates depend in one direction.

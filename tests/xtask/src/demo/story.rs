@@ -26,6 +26,8 @@ const BOOT: Duration = Duration::from_secs(300);
 /// One command in a guest.
 const IN_GUEST: Duration = Duration::from_secs(60);
 
+/// How long after its login prompt a boot may take to settle before nothing is told of it.
+const SETTLED: Duration = Duration::from_secs(45);
 /// Until a branch knows of an assignment, or notices that its line is back.
 const NEWS: Duration = Duration::from_secs(60);
 
@@ -230,7 +232,27 @@ impl<'a> Story<'a> {
             story.join(BRANCH_B)?;
             story.assign(1, version, number)?;
             story.boot(step, 1, "first", number).map(drop)
-        })
+        })?;
+        self.note_boot_profile(1, "first");
+        Ok(())
+    }
+
+    /// Notes at the last step what the boot profile did for a desktop's boot. A guest that goes on reading is not waited for.
+    fn note_boot_profile(&mut self, branch: usize, name: &str) {
+        let Self {
+            lab,
+            branches,
+            report,
+            ..
+        } = self;
+        let branch = &branches[branch];
+        let settled = Limit::new("the boot has settled", SETTLED)
+            .wait(|| Ok(branch.desktop(lab, name)?.boot));
+        if let (Ok(boot), Some(step)) = (settled, report.steps.last_mut())
+            && step.note.is_empty()
+        {
+            step.note = boot.line();
+        }
     }
 
     fn join(&mut self, site: Site) -> anyhow::Result<()> {

@@ -11,8 +11,12 @@ use super::counters::is_known;
 use super::exchange::Exchange;
 use super::export::Seat;
 use super::intake::{Intake, IntakeError};
-use super::limits::{COALESCE_BYTES_MAX, INLINE_BYTES_MAX, PAYLOAD_BYTES_MAX, STATUS_EXTENTS_MAX};
+use super::limits::{
+    COALESCE_BYTES_MAX, INLINE_ALONE_BYTES_MAX, INLINE_BYTES_MAX, PAYLOAD_BYTES_MAX,
+    STATUS_EXTENTS_MAX,
+};
 use super::outbox::Outbox;
+use super::patience::Patience;
 use super::pool::Job;
 use super::socket::Socket;
 use super::wire::{
@@ -89,11 +93,12 @@ impl Connection {
     }
 
     fn receive_requests(self: &Arc<Self>, intake: &mut Intake) -> Result<(), TransmissionError> {
+        let mut patience = Patience::default();
         loop {
             while intake.buffered().len() < REQUEST_BYTES {
                 // Nothing more is at hand, so nothing is gained by holding replies back.
                 self.outbox.flush();
-                match intake.fill() {
+                match intake.fill_patiently(&mut patience) {
                     Ok(()) => {}
                     Err(IntakeError::Stalled) if intake.buffered().is_empty() => {}
                     Err(error) => return Err(error.into()),
@@ -132,6 +137,7 @@ impl Connection {
             };
             exchange.request = request;
             exchange.started = Instant::now();
+            self.stream(intake, &mut exchange);
             match self.receive_one(intake, &mut exchange) {
                 Ok(true) => {
                     self.count(&exchange);
@@ -154,6 +160,54 @@ impl Connection {
         }
     }
 
+    /// Answers a large read in parts while nothing else waits, so that the client takes one part while the next is read, and both
+    /// copies stay in the processor's cache. Leaves the last part, and whatever cannot be had at once, as the request.
+    fn stream(&self, intake: &Intake, exchange: &mut Exchange) {
+        let request = exchange.request;
+        let streams = request.command == CMD_READ
+            && self.agreement.structured
+            && !request.has(CMD_FLAG_DF)
+            && (INLINE_BYTES_MAX + 1..=INLINE_ALONE_BYTES_MAX).contains(&request.len)
+            && intake.buffered().is_empty();
+        if !streams || self.judge(&request).is_some() {
+            return;
+        }
+        while exchange.request.len > INLINE_BYTES_MAX {
+            // Its bytes are charged to the whole request already.
+            let Some(mut part) = self.outbox.try_begin(0) else {
+                return;
+            };
+            part.request = Request {
+                len: INLINE_BYTES_MAX,
+                ..exchange.request
+            };
+            let payload = part.payload_mut(INLINE_BYTES_MAX as usize);
+            if !matches!(
+                self.device().try_read(exchange.request.offset, payload),
+                Ok(true)
+            ) {
+                // Found again, and answered, where the rest is read.
+                return self.outbox.abandon(part);
+            }
+            part.reply_read_part();
+            self.seat.export.counters.count_part(INLINE_BYTES_MAX);
+            self.outbox.push(part);
+            self.outbox.flush();
+            exchange.request.offset += u64::from(INLINE_BYTES_MAX);
+            exchange.request.len -= INLINE_BYTES_MAX;
+        }
+    }
+
+    /// Up to which length a read is answered right here: a large one too where nothing that came after it has to wait for it, for
+    /// then a change of thread costs more than it gains.
+    fn inline_bytes_max(&self, intake: &Intake) -> u32 {
+        if intake.buffered().is_empty() {
+            INLINE_ALONE_BYTES_MAX
+        } else {
+            INLINE_BYTES_MAX
+        }
+    }
+
     /// Takes a request's payload and answers the request if that needs no waiting. `Ok(false)`: a worker must.
     fn receive_one(
         &self,
@@ -173,7 +227,7 @@ impl Connection {
             return Ok(true);
         }
         match request.command {
-            CMD_READ if request.len <= INLINE_BYTES_MAX => {
+            CMD_READ if request.len <= self.inline_bytes_max(intake) => {
                 match self
                     .device()
                     .try_read(request.offset, exchange.payload_mut(len))

@@ -85,6 +85,11 @@ impl Counters {
         }
     }
 
+    /// Bytes of a READ that were answered ahead of the rest of it, which [`Counters::count`] counts as the request.
+    pub(crate) fn count_part(&self, len: u32) {
+        self.read_bytes.fetch_add(u64::from(len), Ordering::Relaxed);
+    }
+
     pub(crate) fn count_miss(&self) {
         self.misses.fetch_add(1, Ordering::Relaxed);
     }

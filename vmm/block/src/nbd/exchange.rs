@@ -7,7 +7,7 @@
 use std::ops::Range;
 use std::time::Instant;
 
-use super::limits::{ERROR_TEXT_BYTES_MAX, KEPT_BUFFER_BYTES_MAX};
+use super::limits::ERROR_TEXT_BYTES_MAX;
 use super::wire::{
     ALLOCATION_CONTEXT_ID, CHUNK_HEADER_BYTES, REPLY_BLOCK_STATUS, REPLY_ERROR, REPLY_FLAG_DONE,
     REPLY_NONE, REPLY_OFFSET_DATA, REPLY_OFFSET_HOLE, Request, SIMPLE_REPLY_BYTES,
@@ -60,12 +60,16 @@ impl Exchange {
         }
     }
 
-    /// Makes the exchange ready for the next request; false if its buffers are too large to keep.
-    pub(crate) fn recycle(&mut self) -> bool {
+    /// Makes the exchange ready for the next request.
+    pub(crate) fn recycle(&mut self) {
         self.payload_len = 0;
         self.heads.clear();
         self.parts.clear();
-        self.buffer.capacity() + self.heads.capacity() <= KEPT_BUFFER_BYTES_MAX
+    }
+
+    /// Bytes of memory that it holds while it is idle.
+    pub(crate) fn kept_bytes(&self) -> usize {
+        self.buffer.capacity() + self.heads.capacity()
     }
 
     /// Room for `len` bytes of payload, which hold anything.
@@ -130,6 +134,11 @@ impl Exchange {
         }
     }
 
+    /// The payload as a part of the answer to a READ of more: structured, and not its end.
+    pub(crate) fn reply_read_part(&mut self) {
+        self.reply_chunks(true, 0);
+    }
+
     /// The payload as the answer to a READ.
     pub(crate) fn reply_read(&mut self, structured: bool, may_fragment: bool) {
         let len = self.payload_len;
@@ -142,15 +151,21 @@ impl Exchange {
         if len == 0 {
             return self.reply_done();
         }
+        self.reply_chunks(may_fragment, REPLY_FLAG_DONE);
+    }
+
+    /// The payload, which is not empty, as structured chunks, the last of which has `last_flags`.
+    fn reply_chunks(&mut self, may_fragment: bool, last_flags: u16) {
+        let len = self.payload_len;
         let first = next_run(self.payload(), self.request.offset, 0);
         if first.zero && first.end == len {
-            self.hole_chunk(REPLY_FLAG_DONE, self.request.offset, len as u32);
+            self.hole_chunk(last_flags, self.request.offset, len as u32);
             return self.end_heads();
         }
         if first.end == len || !may_fragment {
             let mut head = [0; CHUNK_HEADER_BYTES + 8];
             head[..CHUNK_HEADER_BYTES].copy_from_slice(&self.encode_head(
-                REPLY_FLAG_DONE,
+                last_flags,
                 REPLY_OFFSET_DATA,
                 8 + len,
             ));
@@ -159,7 +174,7 @@ impl Exchange {
         }
         let (mut at, mut run) = (0, first);
         loop {
-            let flags = if run.end == len { REPLY_FLAG_DONE } else { 0 };
+            let flags = if run.end == len { last_flags } else { 0 };
             let offset = self.request.offset + at as u64;
             let head_at = self.heads.len();
             if run.zero {

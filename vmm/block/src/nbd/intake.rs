@@ -4,6 +4,7 @@ use std::io;
 use std::time::Instant;
 
 use super::limits::INTAKE_BYTES;
+use super::patience::Patience;
 use super::socket::Source;
 
 /// Why no more bytes can be had.
@@ -71,13 +72,43 @@ impl Intake {
         }
     }
 
-    /// Receives more into the buffer, which must not be full.
-    pub(crate) fn fill(&mut self) -> Result<(), IntakeError> {
+    fn make_room(&mut self) {
         if self.start > 0 && self.end == self.buf.len() {
             self.buf.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
         }
         debug_assert!(self.end < self.buf.len(), "filling a full buffer");
+    }
+
+    /// As [`Intake::fill`], looking at the socket for as long as `patience` says before it sleeps.
+    pub(crate) fn fill_patiently(&mut self, patience: &mut Patience) -> Result<(), IntakeError> {
+        self.make_room();
+        let begun = Instant::now();
+        let poll = patience.poll();
+        while !poll.is_zero() {
+            if let Some(received) = self.source.receive_now(&mut self.buf[self.end..]) {
+                patience.learn(begun.elapsed());
+                return match received? {
+                    0 => Err(IntakeError::Ended),
+                    taken => {
+                        self.end += taken;
+                        Ok(())
+                    }
+                };
+            }
+            if begun.elapsed() >= poll {
+                break;
+            }
+            std::hint::spin_loop();
+        }
+        let filled = self.fill();
+        patience.learn(begun.elapsed());
+        filled
+    }
+
+    /// Receives more into the buffer, which must not be full.
+    pub(crate) fn fill(&mut self) -> Result<(), IntakeError> {
+        self.make_room();
         let taken = Self::receive(&mut self.source, self.deadline, &mut self.buf[self.end..])?;
         self.end += taken;
         Ok(())

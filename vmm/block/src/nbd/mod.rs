@@ -19,6 +19,7 @@ mod intake;
 pub mod limits;
 mod listen;
 mod outbox;
+mod patience;
 mod pool;
 mod server;
 mod socket;

@@ -10,7 +10,9 @@ use std::io::{self, IoSlice};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::exchange::Exchange;
-use super::limits::{BYTES_IN_FLIGHT_MAX, KEPT_EXCHANGES_MAX, REQUESTS_IN_FLIGHT_MAX};
+use super::limits::{
+    BYTES_IN_FLIGHT_MAX, KEPT_BYTES_MAX, KEPT_EXCHANGES_MAX, REQUESTS_IN_FLIGHT_MAX,
+};
 use super::socket::{Sink, Socket};
 
 /// Slices given to one system call.
@@ -25,11 +27,15 @@ struct State {
     failed: bool,
     in_flight: usize,
     bytes_in_flight: usize,
+    /// Threads that wait for `room`: signalling nobody costs a system call all the same.
+    waiting: usize,
     #[expect(
         clippy::vec_box,
         reason = "an exchange moves as one pointer between queue, batch and here"
     )]
     free: Vec<Box<Exchange>>,
+    /// Bytes that the buffers of `free` take.
+    free_bytes: usize,
 }
 
 struct Writer {
@@ -59,7 +65,9 @@ impl Outbox {
                 failed: false,
                 in_flight: 0,
                 bytes_in_flight: 0,
+                waiting: 0,
                 free: Vec::new(),
+                free_bytes: 0,
             }),
             room: Condvar::new(),
             writer: Mutex::new(Writer {
@@ -87,10 +95,23 @@ impl Outbox {
             if let Some(exchange) = Self::begin_locked(&mut state, bytes) {
                 return exchange;
             }
-            state = self
-                .room
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            state = self.wait_for_room(state);
+        }
+    }
+
+    fn wait_for_room<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        state.waiting += 1;
+        state = self
+            .room
+            .wait(state)
+            .unwrap_or_else(PoisonError::into_inner);
+        state.waiting -= 1;
+        state
+    }
+
+    fn signal_room(&self, state: &State) {
+        if state.waiting > 0 {
+            self.room.notify_all();
         }
     }
 
@@ -102,10 +123,13 @@ impl Outbox {
         }
         state.in_flight += 1;
         state.bytes_in_flight += bytes;
-        let mut exchange = state
-            .free
-            .pop()
-            .unwrap_or_else(|| Box::new(Exchange::new()));
+        let mut exchange = match state.free.pop() {
+            Some(kept) => {
+                state.free_bytes -= kept.kept_bytes();
+                kept
+            }
+            None => Box::new(Exchange::new()),
+        };
         exchange.charged = bytes;
         Some(exchange)
     }
@@ -113,15 +137,19 @@ impl Outbox {
     fn end(state: &mut State, mut exchange: Box<Exchange>) {
         state.in_flight -= 1;
         state.bytes_in_flight -= exchange.charged;
-        if exchange.recycle() && state.free.len() < KEPT_EXCHANGES_MAX {
+        exchange.recycle();
+        let free_bytes = state.free_bytes + exchange.kept_bytes();
+        if free_bytes <= KEPT_BYTES_MAX && state.free.len() < KEPT_EXCHANGES_MAX {
+            state.free_bytes = free_bytes;
             state.free.push(exchange);
         }
     }
 
     /// Gives an exchange back without an answer (the connection is ending).
     pub(crate) fn abandon(&self, exchange: Box<Exchange>) {
-        Self::end(&mut self.lock(), exchange);
-        self.room.notify_all();
+        let mut state = self.lock();
+        Self::end(&mut state, exchange);
+        self.signal_room(&state);
     }
 
     /// Adds an exchange whose reply is laid out; returns how many bytes now wait to be sent.
@@ -129,7 +157,7 @@ impl Outbox {
         let mut state = self.lock();
         if state.failed {
             Self::end(&mut state, exchange);
-            self.room.notify_all();
+            self.signal_room(&state);
             return 0;
         }
         state.queued_bytes += exchange.reply_len();
@@ -189,7 +217,7 @@ impl Outbox {
             for exchange in writer.batch.drain(..) {
                 Self::end(state, exchange);
             }
-            self.room.notify_all();
+            self.signal_room(state);
             if state.queue.is_empty() {
                 state.writing = false;
                 return true;
@@ -212,7 +240,7 @@ impl Outbox {
         for exchange in writer.batch.drain(..).chain(dropped) {
             Self::end(state, exchange);
         }
-        self.room.notify_all();
+        self.signal_room(state);
     }
 
     /// Waits until every request is answered or dropped, then says goodbye. The wait is bounded by the device's own
@@ -221,10 +249,7 @@ impl Outbox {
         self.flush();
         let mut state = self.lock();
         while state.in_flight > 0 {
-            state = self
-                .room
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            state = self.wait_for_room(state);
         }
         drop(state);
         self.writer

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, sockopt};
 
-use super::limits::STALL_TIMEOUT;
+use super::limits::{SEND_BUFFER_BYTES, STALL_TIMEOUT};
 use super::tls::{TlsSink, TlsSource};
 
 /// A connected stream socket with the server's time limits set on it.
@@ -26,6 +26,9 @@ impl Socket {
     pub(crate) fn new(fd: OwnedFd, is_tcp: bool) -> io::Result<Self> {
         sockopt::set_socket_timeout(&fd, sockopt::Timeout::Recv, Some(STALL_TIMEOUT))?;
         sockopt::set_socket_timeout(&fd, sockopt::Timeout::Send, Some(STALL_TIMEOUT))?;
+        // Room for a whole large reply, so that it leaves in one call while the client still takes the first of it. Less is granted
+        // where the administrator allows less (net.core.wmem_max), which is no error.
+        let _ = sockopt::set_socket_send_buffer_size(&fd, SEND_BUFFER_BYTES);
         if is_tcp {
             sockopt::set_tcp_nodelay(&fd, true)?;
             // Finds clients that vanished without a word: idle connections are not timed otherwise.
@@ -47,6 +50,12 @@ impl Socket {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    /// As [`Socket::receive`], except that it never waits: `WouldBlock` says that nothing is there now.
+    pub(crate) fn receive_now(&self, buf: &mut [u8]) -> io::Result<usize> {
+        let (taken, _) = rustix::net::recv(&self.fd, &mut *buf, RecvFlags::DONTWAIT)?;
+        Ok(taken)
     }
 
     /// Sends some bytes. `WouldBlock` says that the client takes nothing: for [`STALL_TIMEOUT`] if `wait`, right now
@@ -99,6 +108,24 @@ pub(crate) enum Source {
 }
 
 impl Source {
+    /// Takes what is there now, where a look costs one system call; `None` if nothing is, or if it cannot be looked at like this.
+    pub(crate) fn receive_now(&mut self, buf: &mut [u8]) -> Option<io::Result<usize>> {
+        let Self::Plain(socket) = self else {
+            return None;
+        };
+        match socket.receive_now(buf) {
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                ) =>
+            {
+                None
+            }
+            done => Some(done),
+        }
+    }
+
     /// As [`Socket::receive`].
     pub(crate) fn receive(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         match self {

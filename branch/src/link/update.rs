@@ -1,0 +1,516 @@
+//! Filling a version by its update: batches that the datacenter encoded against a version that is here.
+//!
+//! ```text
+//!   head ──► for each batch, some at a time: ask ──► wait for the batches it was made with ──► decode, cache
+//!    ▲                                        │
+//!    └───────── busy, or made anew ───────────┘          anything else, and at the end: plain fill of what is missing
+//! ```
+//!
+//! Invariant: whatever becomes of an update, plain fill of the version follows it, so that the version becomes whole as if there were no
+//! updates. Batches depart by the rules of fill ([`crate::fetch::queue`]); nothing waits for one but this task.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use dedup::VersionId;
+use dedup::update::{UpdateBatch, UpdateRefused};
+use dedup_protocol::client::ChunkExchange;
+use dedup_protocol::records::Tree;
+use dedup_protocol::update::{UpdateExchange, UpdateShape};
+use dedup_protocol::wire::{
+    BatchRange, FRAME_BYTES_MAX, GetChunks, GetUpdate, Message, RefuseCode, Run, UpdatePart,
+    Urgency,
+};
+use dedup_transport::link::{Class, Link};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+
+use super::ConnectionEnd;
+use crate::desktop::error_line;
+use crate::fetch::update::{Choice, Following, UpdateTicket, parent_of};
+use crate::server::Branch;
+
+/// Batches in work at once, from being asked for to being cached: those in flight, and as many whose bytes wait to be decoded.
+const BATCHES_MAX: usize = 6;
+/// Batches being decoded at once: each takes up to 32 MiB.
+const DECODING_MAX: usize = 2;
+/// How often it is looked whether fill may depart.
+const DEPART_POLL: Duration = Duration::from_millis(50);
+/// How long a branch waits for the head of an update before it fetches plain: a large one is planned within a minute or two, but
+/// others may be made before it.
+const HEAD_WAIT_MAX: Duration = Duration::from_secs(600);
+/// Pause after the datacenter was busy.
+const BUSY_PAUSE: Duration = Duration::from_secs(2);
+/// Times in a row that an update is begun anew without a batch of it having come.
+const BARREN_ROUNDS_MAX: usize = 30;
+/// Plain bytes that fill sends for each packed byte, about: what the bounds of fill are written in.
+const PLAIN_PER_PACKED: f64 = 2.5;
+/// Plain bytes in one plain request for what a mostly resident batch lacks.
+const PLAIN_REQUEST_BYTES: u64 = 4 << 20;
+/// What a path is taken to carry before it was measured, in bytes a second: 20 Mbit/s.
+const RATE_FIRST: f64 = 2.5e6;
+
+/// A version to be filled by update.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wanted {
+    /// Which.
+    pub version: VersionId,
+    /// The version that is here.
+    pub parent: VersionId,
+}
+
+/// The version that an update to `version` should start from, unless its update was tried before.
+pub async fn parent_for(
+    branch: &Arc<Branch>,
+    version: VersionId,
+) -> Result<Option<VersionId>, ConnectionEnd> {
+    if tried(branch).contains(&version) {
+        return Ok(None);
+    }
+    let worker = Arc::clone(branch);
+    let look = move || parent_of(&worker.versions, worker.fetcher.cache(), version);
+    Ok(tokio::task::spawn_blocking(look).await??)
+}
+
+fn tried(branch: &Branch) -> std::sync::MutexGuard<'_, std::collections::HashSet<VersionId>> {
+    let tried = branch.link.updates_tried.lock();
+    tried.expect("no panic under this lock")
+}
+
+/// Follows the updates that are wanted, one after the other, until the connection ends.
+pub async fn run(
+    branch: &Arc<Branch>,
+    link: &Link,
+    mut wanted: watch::Receiver<Vec<Wanted>>,
+) -> Result<Infallible, ConnectionEnd> {
+    loop {
+        let next = {
+            let wanted = wanted.borrow_and_update();
+            let tried = tried(branch);
+            let mut untried = wanted.iter().filter(|w| !tried.contains(&w.version));
+            untried.next().copied()
+        };
+        let Some(next) = next else {
+            if wanted.changed().await.is_err() {
+                // The task that says what is wanted has ended, and with it the connection.
+                std::future::pending::<()>().await;
+            }
+            continue;
+        };
+        let still_wanted = |all: &Vec<Wanted>| all.iter().any(|w| w.version == next.version);
+        tokio::select! {
+            ended = follow(branch, link, next) => {
+                ended?;
+                tried(branch).insert(next.version);
+                super::versions::fill(branch, next.version)?;
+                branch.link.report_now.notify_one();
+            }
+            // What was asked for goes on to no end: its tasks are dropped.
+            _ = wanted.wait_for(|all| !still_wanted(all)) => {
+                tracing::info!(version = %next.version, "update is not wanted any more");
+            }
+        }
+    }
+}
+
+/// What the tasks of an update share.
+struct Work {
+    branch: Arc<Branch>,
+    following: Following,
+    shape: UpdateShape,
+    decoding: Semaphore,
+    /// Batches that were asked for and are neither cached nor given up.
+    flying: watch::Sender<BTreeSet<u32>>,
+}
+
+/// How one batch ended.
+enum Landed {
+    /// Its chunks are cached.
+    Here,
+    /// It cannot be decoded here; its chunks come plain.
+    Skipped(UpdateRefused),
+    /// The datacenter asks to come again.
+    Again,
+    /// There is no use in going on.
+    GiveUp(String),
+}
+
+/// How a round of batches ended.
+enum Round {
+    Whole,
+    Again { came: usize },
+    GiveUp(String),
+}
+
+/// Brings as much of an update here as there is.
+async fn follow(branch: &Arc<Branch>, link: &Link, wanted: Wanted) -> Result<(), ConnectionEnd> {
+    let Wanted { version, parent } = wanted;
+    let _held = branch.versions.hold(parent);
+    let begun = Instant::now();
+    let mut barren = 0;
+    loop {
+        let Some(following) = number(branch, wanted).await? else {
+            return Ok(());
+        };
+        let shape = match head(link, &following).await? {
+            Ok(shape) => shape,
+            Err(reason) => {
+                tracing::info!(%version, %parent, reason, "no update; the version is fetched plain");
+                return Ok(());
+            }
+        };
+        let cache = branch.fetcher.cache();
+        let choices = following.choose(&shape, |id| cache.contains(id));
+        let work = Arc::new(Work {
+            branch: Arc::clone(branch),
+            following,
+            shape,
+            decoding: Semaphore::new(DECODING_MAX),
+            flying: watch::Sender::default(),
+        });
+        let mut pace = Pace::new(link);
+        complete_plain(&work, link, &choices, &mut pace).await?;
+        match batches(&work, link, &choices, &mut pace).await? {
+            Round::Whole => {
+                tracing::info!(%version, %parent, batches = choices.len(), took = ?begun.elapsed(), "updated");
+                return Ok(());
+            }
+            Round::GiveUp(reason) => {
+                tracing::warn!(%version, %parent, reason, "update given up; the rest of the version is fetched plain");
+                return Ok(());
+            }
+            Round::Again { came } => {
+                barren = if came > 0 { 0 } else { barren + 1 };
+                if barren >= BARREN_ROUNDS_MAX {
+                    tracing::warn!(%version, %parent, "the update does not come; the rest of the version is fetched plain");
+                    return Ok(());
+                }
+                tokio::time::sleep(BUSY_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Numbers both disks' chunks. `None`: one of them is not here.
+async fn number(branch: &Arc<Branch>, wanted: Wanted) -> Result<Option<Following>, ConnectionEnd> {
+    let worker = Arc::clone(branch);
+    let numbered = tokio::task::spawn_blocking(move || {
+        let parent = worker.versions.tree(wanted.parent, Tree::Disk)?;
+        let version = worker.versions.tree(wanted.version, Tree::Disk)?;
+        let (Some(parent), Some(version)) = (parent, version) else {
+            return Ok(None);
+        };
+        Ok::<_, crate::catalog::CatalogError>(Following::new(&parent, version).ok())
+    });
+    Ok(numbered.await??)
+}
+
+/// The update's shape, waiting for it to be planned; or why there is none.
+async fn head(
+    link: &Link,
+    following: &Following,
+) -> Result<Result<UpdateShape, String>, ConnectionEnd> {
+    let begun = Instant::now();
+    let request = Message::GetUpdate(GetUpdate {
+        version: following.tree.version,
+        parent: following.parent,
+        head: true,
+        batches: Vec::new(),
+    });
+    while begun.elapsed() < HEAD_WAIT_MAX {
+        match ask(link, &request).await? {
+            Some(Message::UpdateHead(head)) => {
+                let shape = UpdateShape::new(&head, &following.numbering);
+                return Ok(shape.map_err(|e| error_line(&e)));
+            }
+            Some(Message::Refuse(refuse)) if refuse.code == RefuseCode::Busy => {
+                tokio::time::sleep(BUSY_PAUSE).await;
+            }
+            Some(Message::Refuse(refuse)) => return Ok(Err(refuse.message)),
+            Some(other) => return Ok(Err(format!("{} came", other.name()))),
+            None => return Ok(Err("an empty answer".into())),
+        }
+    }
+    Ok(Err("it is not ready yet".into()))
+}
+
+/// One request and the first frame of its answer.
+async fn ask(link: &Link, request: &Message) -> Result<Option<Message>, ConnectionEnd> {
+    let (mut send, mut recv) = link.open(Class::Fill).await?;
+    send.send(&request.encode()).await?;
+    send.finish()?;
+    let frame = recv.recv(FRAME_BYTES_MAX).await?;
+    Ok(frame.map(|frame| Message::decode(&frame)).transpose()?)
+}
+
+/// Asks for the chosen batches, some at a time.
+async fn batches(
+    work: &Arc<Work>,
+    link: &Link,
+    choices: &[Choice],
+    pace: &mut Pace,
+) -> Result<Round, ConnectionEnd> {
+    let chosen = (0u32..).zip(choices).filter(|(_, c)| **c == Choice::Update);
+    let mut todo: VecDeque<u32> = chosen.map(|(number, _)| number).collect();
+    let mut tasks: JoinSet<Result<Landed, ConnectionEnd>> = JoinSet::new();
+    let (mut came, mut ends_with) = (0, None);
+    loop {
+        while ends_with.is_none() && tasks.len() < BATCHES_MAX {
+            let Some(number) = todo.front().copied() else {
+                break;
+            };
+            let Some(ticket) = departs(work, link, number, pace) else {
+                break;
+            };
+            todo.pop_front();
+            let flying = Flying::new(work, number);
+            tasks.spawn(fly(Arc::clone(work), link.clone(), number, ticket, flying));
+        }
+        if tasks.is_empty() && (todo.is_empty() || ends_with.is_some()) {
+            return Ok(ends_with.unwrap_or(Round::Whole));
+        }
+        tokio::select! {
+            Some(landed) = tasks.join_next() => match landed?? {
+                Landed::Here => came += 1,
+                Landed::Skipped(reason) => tracing::info!(
+                    version = %work.following.tree.version, reason = error_line(&reason), "a batch comes plain"
+                ),
+                Landed::Again => ends_with = ends_with.or(Some(Round::Again { came: 0 })),
+                Landed::GiveUp(reason) => ends_with = Some(Round::GiveUp(reason)),
+            },
+            () = tokio::time::sleep(DEPART_POLL) => {}
+        }
+        if let Some(Round::Again { came: so_far }) = &mut ends_with {
+            *so_far = came;
+        }
+    }
+}
+
+fn departs(work: &Work, link: &Link, number: u32, pace: &mut Pace) -> Option<UpdateTicket> {
+    let bytes = match work.shape.packed_bytes(number) {
+        Some(packed) => (f64::from(packed) * PLAIN_PER_PACKED) as u64,
+        None => work.following.plain_bytes(&work.shape, number),
+    };
+    let window = pace.window(link);
+    work.branch.fetcher.update_departs(window, bytes)
+}
+
+/// A batch that others may wait for; it lands however its task ends.
+struct Flying {
+    work: Arc<Work>,
+    number: u32,
+}
+
+impl Flying {
+    fn new(work: &Arc<Work>, number: u32) -> Self {
+        work.flying.send_modify(|flying| {
+            flying.insert(number);
+        });
+        Self {
+            work: Arc::clone(work),
+            number,
+        }
+    }
+}
+
+impl Drop for Flying {
+    fn drop(&mut self) {
+        self.work.flying.send_modify(|flying| {
+            flying.remove(&self.number);
+        });
+    }
+}
+
+/// Brings one batch here.
+async fn fly(
+    work: Arc<Work>,
+    link: Link,
+    number: u32,
+    ticket: UpdateTicket,
+    flying: Flying,
+) -> Result<Landed, ConnectionEnd> {
+    let ranges = vec![BatchRange {
+        first: number,
+        count: 1,
+    }];
+    let mut exchange = UpdateExchange::new(&work.shape, &ranges);
+    let request = Message::GetUpdate(GetUpdate {
+        version: work.following.tree.version,
+        parent: work.following.parent,
+        head: false,
+        batches: ranges,
+    });
+    let part = match ask(&link, &request).await? {
+        Some(Message::UpdatePart(part)) => part,
+        Some(Message::Refuse(refuse)) if refuse.code == RefuseCode::Busy => {
+            return Ok(Landed::Again);
+        }
+        Some(Message::Refuse(refuse)) => return Ok(Landed::GiveUp(refuse.message)),
+        Some(other) => return Ok(Landed::GiveUp(format!("{} came", other.name()))),
+        None => return Ok(Landed::GiveUp("an empty answer".into())),
+    };
+    drop(ticket);
+    let packed_bytes = part.batch.len() as u64;
+    let batch = match take(&mut exchange, part) {
+        Ok(batch) => batch,
+        // It may have been made anew since the head was told; if it is a lie, the rounds are bounded.
+        Err(reason) => {
+            tracing::warn!(reason, "a batch is not what was asked for");
+            return Ok(Landed::Again);
+        }
+    };
+    let made_with = work.following.made_with(&work.shape, &batch);
+    let settled = |flying: &BTreeSet<u32>| made_with.iter().all(|n| !flying.contains(n));
+    // Only batches before it are waited for, so that two never wait for each other.
+    let _ = work.flying.subscribe().wait_for(settled).await;
+    let permit = work.decoding.acquire().await;
+    let worker = Arc::clone(&work);
+    let landed = tokio::task::spawn_blocking(move || land(&worker, &batch, packed_bytes)).await?;
+    drop(permit);
+    drop(flying);
+    Ok(landed)
+}
+
+fn take(exchange: &mut UpdateExchange, part: UpdatePart) -> Result<UpdateBatch, String> {
+    let taken = exchange.part(part).map_err(|e| error_line(&e))?;
+    Ok(taken.1)
+}
+
+/// Decodes a batch and caches its chunks. Blocks.
+fn land(work: &Work, batch: &UpdateBatch, packed_bytes: u64) -> Landed {
+    let fetcher = &work.branch.fetcher;
+    let key = &work.branch.identity.id_key;
+    match work.following.decode(batch, key, fetcher.cache()) {
+        Ok(chunks) => match fetcher.deliver_update(chunks, packed_bytes) {
+            Ok(()) => Landed::Here,
+            Err(error) => Landed::GiveUp(error_line(&error)),
+        },
+        Err(missing @ UpdateRefused::MissingPrefix(_)) => Landed::Skipped(missing),
+        Err(error) => Landed::GiveUp(error_line(&error)),
+    }
+}
+
+/// Fetches plain what mostly resident batches lack, before anything that may be made with it.
+async fn complete_plain(
+    work: &Arc<Work>,
+    link: &Link,
+    choices: &[Choice],
+    pace: &mut Pace,
+) -> Result<(), ConnectionEnd> {
+    let cache = work.branch.fetcher.cache();
+    let mut indexes = VecDeque::new();
+    for (number, _) in (0u32..).zip(choices).filter(|(_, c)| **c == Choice::Plain) {
+        let chunks = work.shape.chunks(number);
+        let named = chunks.clone().zip(work.following.new_chunks(chunks));
+        indexes.extend(
+            named
+                .filter(|(_, (id, _))| !cache.contains(id))
+                .map(|(i, _)| i),
+        );
+    }
+    while !indexes.is_empty() {
+        let (mut some, mut bytes) = (Vec::new(), 0);
+        while bytes < PLAIN_REQUEST_BYTES && some.len() < 4096 {
+            let Some(index) = indexes.pop_front() else {
+                break;
+            };
+            bytes += u64::from(work.following.new_chunks(index..index + 1)[0].1);
+            some.push(index);
+        }
+        let ticket = loop {
+            match work.branch.fetcher.update_departs(pace.window(link), bytes) {
+                Some(ticket) => break ticket,
+                None => tokio::time::sleep(DEPART_POLL).await,
+            }
+        };
+        plain_request(work, link, &some).await?;
+        drop(ticket);
+    }
+    Ok(())
+}
+
+/// What does not come is left to plain fill.
+async fn plain_request(
+    work: &Arc<Work>,
+    link: &Link,
+    indexes: &[u32],
+) -> Result<(), ConnectionEnd> {
+    let tree = &work.following.tree;
+    let places = indexes
+        .iter()
+        .map(|i| tree.map.chunk(work.following.place_of(*i)));
+    let runs = places.clone().map(|place| Run {
+        leaf: place.leaf,
+        first: place.extent,
+        count: 1,
+    });
+    let request = Message::GetChunks(GetChunks {
+        version: tree.version,
+        tree: Tree::Disk,
+        urgency: Urgency::Fill,
+        runs: runs.collect(),
+    });
+    let expected = places.map(|place| (place.id, place.len)).collect();
+    let key = work.branch.identity.id_key.clone();
+    let mut exchange = ChunkExchange::new(key, expected);
+    let (mut send, mut recv) = link.open(Class::Fill).await?;
+    send.send(&request.encode()).await?;
+    send.finish()?;
+    while exchange.remaining() > 0 {
+        let Some(frame) = recv.recv(FRAME_BYTES_MAX).await? else {
+            break;
+        };
+        match Message::decode(&frame)? {
+            Message::Batch(batch) => {
+                let worker = Arc::clone(&work.branch);
+                exchange = tokio::task::spawn_blocking(move || {
+                    let chunks = exchange.batch(&batch)?;
+                    if let Err(error) = worker.fetcher.deliver(Urgency::Fill, &chunks) {
+                        tracing::error!(error = error_line(&error), "chunks could not be cached");
+                    }
+                    Ok::<_, ConnectionEnd>(exchange)
+                })
+                .await??;
+            }
+            Message::Unreadable(part) => {
+                exchange.unreadable(part.count)?;
+            }
+            _ => break,
+        }
+    }
+    Ok(())
+}
+
+/// How fast the link brings bytes, and so how much may be on its way.
+struct Pace {
+    since: Instant,
+    received_bytes: u64,
+    bytes_per_s: f64,
+}
+
+impl Pace {
+    fn new(link: &Link) -> Self {
+        Self {
+            since: Instant::now(),
+            received_bytes: link.stats().received_bytes,
+            bytes_per_s: RATE_FIRST,
+        }
+    }
+
+    /// What the path holds twice over, in plain bytes, so that the datacenter never runs dry between two requests.
+    fn window(&mut self, link: &Link) -> u64 {
+        let stats = link.stats();
+        let took = self.since.elapsed().as_secs_f64();
+        if took >= 1.0 {
+            let now = stats.received_bytes.saturating_sub(self.received_bytes) as f64 / took;
+            // Idle seconds say nothing about the path: the rate falls slowly and rises fast.
+            self.bytes_per_s = now.max(self.bytes_per_s * 0.9);
+            self.since = Instant::now();
+            self.received_bytes = stats.received_bytes;
+        }
+        let held = self.bytes_per_s * (stats.rtt.as_secs_f64() * 2.0 + 0.25);
+        (held * PLAIN_PER_PACKED) as u64
+    }
+}

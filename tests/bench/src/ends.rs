@@ -1,0 +1,456 @@
+//! The two programs at the ends of the line: one answers requests for bytes, the other asks for them and notes when they came.
+//!
+//! They run in the stage's namespaces as processes of their own (`bench end …`). One protocol for all transports: a request is
+//! its class (1 byte, 0 fill or 3 demand) and a length (8 bytes, little-endian); the answer is that many bytes, on the product's link
+//! in frames of [`FRAME_BYTES`]. Times are CLOCK_MONOTONIC, which all processes of a machine share.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use dedup::{BranchId, RealmId};
+use dedup_transport::identity::{BranchKey, CertAndKey, RealmCa};
+use dedup_transport::link::{Accepted, Class, Link, LinkClient, LinkServer, LinkTuning};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+/// What is asked for at once, as the product's branch does.
+const REQUEST_BYTES: u64 = 4 << 20;
+/// Small, so that what has come is noted soon.
+const FRAME_BYTES: usize = 64 * 1024;
+/// Resolution of the record.
+pub(crate) const BIN: Duration = Duration::from_millis(100);
+/// What a guest waits for at once: a chunk.
+const DEMAND_BYTES: u64 = 16 * 1024;
+const DEMAND_EVERY: Duration = Duration::from_millis(100);
+/// Both ends are ended by the bench; this is for the case that it cannot.
+const DAY: Duration = Duration::from_secs(86_400);
+/// How long a client tries to reach the server.
+const DIAL: Duration = Duration::from_secs(30);
+
+const FILL: u8 = 0;
+const DEMAND: u8 = 3;
+
+/// What carries the bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Transport {
+    /// The product's link with its default tuning.
+    Splice,
+    /// quinn with its default settings.
+    Quinn,
+    /// The kernel's TCP with the congestion control of that name.
+    Tcp(&'static str),
+}
+
+impl FromStr for Transport {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "splice" => Ok(Self::Splice),
+            "quinn" => Ok(Self::Quinn),
+            "tcp-cubic" => Ok(Self::Tcp("cubic")),
+            "tcp-bbr" => Ok(Self::Tcp("bbr")),
+            _ => Err(format!(
+                "{text:?} is none of splice, quinn, tcp-cubic, tcp-bbr"
+            )),
+        }
+    }
+}
+
+/// Either end.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// splice, quinn, tcp-cubic or tcp-bbr.
+    #[arg(long)]
+    transport: Transport,
+    /// Where to serve, or whom to ask.
+    #[arg(long)]
+    address: SocketAddr,
+    /// The folder of the keys that [`make_keys`] made.
+    #[arg(long)]
+    keys: PathBuf,
+    /// Ask, instead of serving, for this many seconds.
+    #[arg(long)]
+    fetch_seconds: Option<f64>,
+    /// Requests in flight at once; none leaves the line idle.
+    #[arg(long, default_value_t = 4)]
+    flights: usize,
+    /// Also ask as a guest would, ten times a second.
+    #[arg(long)]
+    demand: bool,
+}
+
+/// What the asking end saw.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Record {
+    /// When the first bin began, CLOCK_MONOTONIC in nanoseconds.
+    pub(crate) begun_ns: u64,
+    /// Payload bytes of each [`BIN`].
+    pub(crate) bins: Vec<u64>,
+    /// When each demand was asked, in seconds since the first bin began, and what it waited, in microseconds.
+    pub(crate) demands: Vec<(f64, f64)>,
+}
+
+/// CLOCK_MONOTONIC in nanoseconds.
+pub(crate) fn monotonic_ns() -> u64 {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the pointer is to a live local of the right type; this clock is always there.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+const REALM: RealmId = RealmId([7; 16]);
+
+/// Makes a realm's keys and quinn's certificate in `folder`.
+///
+/// # Errors
+/// They cannot be written.
+pub(crate) fn make_keys(folder: &Path) -> Result<()> {
+    let ca = RealmCa::create(REALM)?;
+    let key = BranchKey::generate();
+    let branch =
+        key.with_certificate(&ca.issue_branch(BranchId([8; 16]), key.csr_der(), DAY)?)?;
+    let datacenter = ca.issue_datacenter(&[], DAY)?;
+    let quinn = rcgen::generate_simple_self_signed(["bench".to_owned()])?;
+    for (name, text) in [
+        ("ca", ca.cert_pem().as_str()),
+        ("branch.cert", &branch.cert_pem),
+        ("branch.key", &branch.key_pem),
+        ("datacenter.cert", &datacenter.cert_pem),
+        ("datacenter.key", &datacenter.key_pem),
+    ] {
+        std::fs::write(folder.join(name), text).with_context(|| name.to_owned())?;
+    }
+    std::fs::write(folder.join("quinn.cert"), quinn.cert.der()).context("quinn's certificate")?;
+    std::fs::write(folder.join("quinn.key"), quinn.signing_key.serialize_der())
+        .context("quinn's key")
+}
+
+fn identity(folder: &Path, name: &str) -> Result<(CertAndKey, String)> {
+    let text = |file: String| std::fs::read_to_string(folder.join(&file)).context(file);
+    let own = CertAndKey {
+        cert_pem: text(format!("{name}.cert"))?,
+        key_pem: text(format!("{name}.key"))?.into(),
+    };
+    Ok((own, text("ca".to_owned())?))
+}
+
+/// Runs one end.
+///
+/// # Errors
+/// The peer cannot be reached, or the connection breaks.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    // There is one provider; that somebody was first is fine.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = tokio::runtime::Runtime::new().context("the runtime")?;
+    runtime.block_on(async {
+        match options.fetch_seconds {
+            None => serve(options).await,
+            Some(seconds) => {
+                let record = fetch(options, Duration::from_secs_f64(seconds)).await?;
+                println!("{}", serde_json::to_string(&record)?);
+                Ok(())
+            }
+        }
+    })?;
+    runtime.shutdown_timeout(Duration::from_millis(200));
+    Ok(())
+}
+
+fn parse(request: &[u8]) -> Result<(u8, u64)> {
+    let (class, length) = request.split_first().context("an empty request")?;
+    Ok((
+        *class,
+        u64::from_le_bytes(length.try_into().context("a request of another length")?),
+    ))
+}
+
+fn request(class: u8, bytes: u64) -> [u8; 9] {
+    let mut request = [class; 9];
+    request[1..].copy_from_slice(&bytes.to_le_bytes());
+    request
+}
+
+async fn serve(options: &Options) -> Result<()> {
+    match options.transport {
+        Transport::Splice => {
+            let (own, ca) = identity(&options.keys, "datacenter")?;
+            let server = LinkServer::bind(options.address, &own, &ca, &LinkTuning::default())?;
+            while let Some(incoming) = server.accept().await {
+                if let Ok(Accepted::Branch(_, link)) = incoming.establish().await {
+                    tokio::spawn(serve_link(link));
+                }
+            }
+        }
+        Transport::Quinn => {
+            let read = |name: &str| std::fs::read(options.keys.join(name)).context(name.to_owned());
+            let key = rustls::pki_types::PrivateKeyDer::Pkcs8(read("quinn.key")?.into());
+            let config =
+                quinn::ServerConfig::with_single_cert(vec![read("quinn.cert")?.into()], key)?;
+            let endpoint = quinn::Endpoint::server(config, options.address)?;
+            while let Some(incoming) = endpoint.accept().await {
+                tokio::spawn(async move {
+                    let Ok(connection) = incoming.await else {
+                        return;
+                    };
+                    while let Ok((mut send, mut recv)) = connection.accept_bi().await {
+                        tokio::spawn(async move {
+                            let request = recv.read_to_end(9).await?;
+                            let (_, mut left) = parse(&request)?;
+                            let frame = vec![0x5a; FRAME_BYTES];
+                            while left > 0 {
+                                let bytes = left.min(FRAME_BYTES as u64) as usize;
+                                send.write_all(&frame[..bytes]).await?;
+                                left -= bytes as u64;
+                            }
+                            send.finish()?;
+                            Ok::<(), anyhow::Error>(())
+                        });
+                    }
+                });
+            }
+        }
+        Transport::Tcp(congestion) => {
+            let listener = TcpListener::bind(options.address).await?;
+            loop {
+                let (mut stream, _) = listener.accept().await?;
+                set_congestion(&stream, congestion)?;
+                stream.set_nodelay(true)?;
+                tokio::spawn(async move {
+                    let frame = vec![0x5a; FRAME_BYTES];
+                    let mut request = [0; 9];
+                    while stream.read_exact(&mut request).await.is_ok() {
+                        let (_, mut left) = parse(&request)?;
+                        while left > 0 {
+                            let bytes = left.min(FRAME_BYTES as u64) as usize;
+                            stream.write_all(&frame[..bytes]).await?;
+                            left -= bytes as u64;
+                        }
+                    }
+                    Ok::<(), anyhow::Error>(())
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn serve_link(link: Link) -> Result<()> {
+    loop {
+        let (mut send, mut recv) = link.accept().await?;
+        tokio::spawn(async move {
+            let asked = recv.recv(9).await?.context("a request")?;
+            let (class, mut left) = parse(&asked)?;
+            send.set_class(if class == DEMAND {
+                Class::Demand
+            } else {
+                Class::Fill
+            });
+            let frame = vec![0x5a; FRAME_BYTES];
+            while left > 0 {
+                let bytes = left.min(FRAME_BYTES as u64) as usize;
+                send.send(&frame[..bytes]).await?;
+                left -= bytes as u64;
+            }
+            send.finish()?;
+            // Dropping it now is fine: it is finished. The link keeps sending.
+            Ok::<(), anyhow::Error>(())
+        });
+    }
+}
+
+fn set_congestion(stream: &TcpStream, name: &str) -> Result<()> {
+    use std::os::fd::AsRawFd;
+    // SAFETY: the pointer and length are of a live string, and the descriptor is open while `stream` lives.
+    let done = unsafe {
+        libc::setsockopt(
+            stream.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_CONGESTION,
+            name.as_ptr().cast(),
+            name.len() as libc::socklen_t,
+        )
+    };
+    if done != 0 {
+        bail!(
+            "the kernel has no congestion control {name}: {}",
+            std::io::Error::last_os_error()
+        );
+    }
+    Ok(())
+}
+
+/// The asking end's connection. TCP's two are fill and demand: it has no streams.
+enum Connection {
+    Splice(Link),
+    Quinn(
+        quinn::Connection,
+        #[expect(dead_code, reason = "it must live as long as its connection")] quinn::Endpoint,
+    ),
+    Tcp(SocketAddr),
+}
+
+async fn connect(options: &Options) -> Result<Connection> {
+    Ok(match options.transport {
+        Transport::Splice => {
+            let (own, ca) = identity(&options.keys, "branch")?;
+            let client = LinkClient::new(&own, &ca, REALM, &LinkTuning::default())?;
+            Connection::Splice(client.connect(&options.address.to_string()).await?)
+        }
+        Transport::Quinn => {
+            let mut roots = rustls::RootCertStore::empty();
+            roots.add(
+                std::fs::read(options.keys.join("quinn.cert"))
+                    .context("quinn.cert")?
+                    .into(),
+            )?;
+            let mut endpoint = quinn::Endpoint::client(SocketAddr::from(([0, 0, 0, 0], 0)))?;
+            endpoint.set_default_client_config(quinn::ClientConfig::with_root_certificates(
+                Arc::new(roots),
+            )?);
+            Connection::Quinn(endpoint.connect(options.address, "bench")?.await?, endpoint)
+        }
+        Transport::Tcp(_) => Connection::Tcp(options.address),
+    })
+}
+
+impl Connection {
+    /// Asks for bytes and says of each piece that came. TCP keeps `stream` from request to request.
+    async fn ask(
+        &self,
+        class: u8,
+        bytes: u64,
+        stream: &mut Option<TcpStream>,
+        mut came: impl FnMut(usize),
+    ) -> Result<()> {
+        match self {
+            Self::Splice(link) => {
+                let (mut send, mut recv) = link
+                    .open(if class == DEMAND {
+                        Class::Demand
+                    } else {
+                        Class::Fill
+                    })
+                    .await?;
+                send.send(&request(class, bytes)).await?;
+                send.finish()?;
+                while let Some(frame) = recv.recv(FRAME_BYTES).await? {
+                    came(frame.len());
+                }
+            }
+            Self::Quinn(connection, _) => {
+                let (mut send, mut recv) = connection.open_bi().await?;
+                send.write_all(&request(class, bytes)).await?;
+                send.finish()?;
+                while let Some(piece) = recv.read_chunk(FRAME_BYTES, true).await? {
+                    came(piece.bytes.len());
+                }
+            }
+            Self::Tcp(address) => {
+                let stream = match stream {
+                    Some(stream) => stream,
+                    None => stream.insert(TcpStream::connect(address).await?),
+                };
+                stream.write_all(&request(class, bytes)).await?;
+                let (mut left, mut buffer) = (bytes, vec![0; FRAME_BYTES]);
+                while left > 0 {
+                    let want = left.min(FRAME_BYTES as u64) as usize;
+                    let read = stream.read(&mut buffer[..want]).await?;
+                    if read == 0 {
+                        bail!("the server ended the connection");
+                    }
+                    came(read);
+                    left -= read as u64;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn fetch(options: &Options, time: Duration) -> Result<Record> {
+    let connection = tokio::time::timeout(DIAL, connect(options))
+        .await
+        .context("connecting")??;
+    let connection = Arc::new(connection);
+    let begun = tokio::time::Instant::now();
+    let record = Arc::new(Mutex::new(Record {
+        begun_ns: monotonic_ns(),
+        ..Record::default()
+    }));
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..options.flights {
+        let (connection, record) = (connection.clone(), record.clone());
+        tasks.spawn(async move {
+            let mut stream = None;
+            loop {
+                // One endless request would do for TCP; with requests a gap of a round trip would come between two.
+                let bytes = if matches!(*connection, Connection::Tcp(_)) {
+                    u64::MAX
+                } else {
+                    REQUEST_BYTES
+                };
+                let note = |bytes: usize| {
+                    let bin = (begun.elapsed().as_nanos() / BIN.as_nanos()) as usize;
+                    let mut record = record
+                        .lock()
+                        .expect("nothing panics while it holds the record");
+                    if record.bins.len() <= bin {
+                        record.bins.resize(bin + 1, 0);
+                    }
+                    record.bins[bin] += bytes as u64;
+                };
+                connection.ask(FILL, bytes, &mut stream, note).await?;
+            }
+        });
+    }
+    if options.demand {
+        let (connection, record) = (connection.clone(), record.clone());
+        tasks.spawn(async move {
+            let mut stream = None;
+            let mut beat = tokio::time::interval(DEMAND_EVERY);
+            // A slow answer delays the next question: a guest that waits asks for nothing else.
+            beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                beat.tick().await;
+                let asked = tokio::time::Instant::now();
+                connection
+                    .ask(DEMAND, DEMAND_BYTES, &mut stream, |_| ())
+                    .await?;
+                let waited = asked.elapsed().as_secs_f64() * 1e6;
+                record
+                    .lock()
+                    .expect("nothing panics while it holds the record")
+                    .demands
+                    .push(((asked - begun).as_secs_f64(), waited));
+            }
+        });
+    }
+    tokio::select! {
+        () = tokio::time::sleep_until(begun + time) => {}
+        Some(ended) = tasks.join_next() => {
+            let ended: Result<std::convert::Infallible> = ended.context("a request's task")?;
+            ended?;
+        }
+    }
+    tasks.shutdown().await;
+    let mut record = std::mem::take(
+        &mut *record
+            .lock()
+            .expect("nothing panics while it holds the record"),
+    );
+    // A connection that brought nothing at the end has bins of nothing, not none.
+    record
+        .bins
+        .resize((time.as_nanos() / BIN.as_nanos()) as usize, 0);
+    Ok(record)
+}

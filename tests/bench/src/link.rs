@@ -1,0 +1,440 @@
+//! `link`: what each transport gets out of a line, what a guest waits while it is full, and how soon it is full again after an
+//! outage. All over the same TUN link between two network namespaces.
+//!
+//! Goodput is payload that arrived after the first ten round trips, as a share of C·(1−p); packet headers (3 to 5 %) are in
+//! what is missing to 1. On lines of 1 Gbit/s the processors are the limit, of the emulator's among them.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::ends::{self, BIN, Record, monotonic_ns};
+use crate::process::{Program, TICK, pause, wait_for};
+use crate::row::{Metric, quantile};
+use crate::session::{Recorder, Session};
+use crate::stage::{self, Line, Stage};
+
+const SYSTEMS: [&str; 4] = ["splice", "quinn", "tcp-cubic", "tcp-bbr"];
+
+/// What is left out at the beginning, in round trips.
+const START_UP_RTTS: f64 = 10.0;
+
+/// A line is cut this long; links must outlive it.
+const OUTAGE: Duration = Duration::from_secs(10);
+/// How long a recovery is waited for.
+const RECOVERY_S: f64 = 30.0;
+/// A line counts as recovered when it carries this share of what it carried before.
+const RECOVERED: f64 = 0.8;
+/// Over this many bins, half a second.
+const RECOVERED_BINS: usize = 5;
+
+const PORT: u16 = 28_700;
+
+fn line(mbit: f64, rtt_ms: f64, loss_percent: f64, burst_packets: f64) -> Line {
+    Line {
+        mbit,
+        rtt_ms,
+        loss_percent,
+        burst_packets,
+    }
+}
+
+/// Lines whose goodput is measured.
+fn lines(quick: bool) -> Vec<Line> {
+    let mut lines = Vec::new();
+    for mbit in [20.0, 100.0] {
+        for rtt in [100.0, 300.0, 600.0] {
+            for loss in [0.0, 0.1, 1.0, 5.0] {
+                // The quick look: the corner cases and one series of losses.
+                if !quick
+                    || (mbit, rtt) == (100.0, 100.0)
+                    || (mbit, rtt, loss) == (20.0, 600.0, 1.0)
+                {
+                    lines.push(line(mbit, rtt, loss, 1.0));
+                }
+            }
+        }
+    }
+    lines.push(line(100.0, 100.0, 1.0, 8.0));
+    if !quick {
+        lines.push(line(20.0, 600.0, 1.0, 8.0));
+        lines.push(line(100.0, 300.0, 5.0, 8.0));
+    }
+    lines.push(line(1000.0, 20.0, 0.0, 1.0));
+    lines
+}
+
+/// Seconds of start-up and of measuring.
+fn times(line: &Line, quick: bool) -> (f64, f64) {
+    let rtt = line.rtt_ms / 1000.0;
+    let (least, rtts) = if quick { (6.0, 15.0) } else { (20.0, 40.0) };
+    (START_UP_RTTS * rtt, f64::max(least, rtts * rtt))
+}
+
+/// Runs the bench.
+///
+/// # Errors
+/// Interrupted, or the line cannot be made.
+pub(crate) fn run(session: &mut Session) -> Result<()> {
+    let quick = session.settings.quick;
+    let rounds = if quick { 1 } else { 3 };
+    let lines = lines(quick);
+    let mut demands = vec![line(100.0, 100.0, 0.1, 1.0)];
+    if !quick {
+        demands.push(line(20.0, 100.0, 0.0, 1.0));
+    }
+    let outages = [line(20.0, 100.0, 0.0, 1.0)];
+    let about = |line: &Line| times(line, quick).0 + times(line, quick).1 + 2.0;
+    let per_round = lines.iter().map(about).sum::<f64>()
+        + demands.iter().map(|line| 2.0 * about(line)).sum::<f64>()
+        + outages.len() as f64 * (OUTAGE.as_secs_f64() + RECOVERY_S + 8.0);
+    session.begin("link", per_round * (SYSTEMS.len() * rounds) as f64)?;
+    let scratch = session.scratch("link")?;
+    ends::make_keys(&scratch)?;
+    let stage = Stage::build(stage::PREPARING, &scratch)?;
+    let programs = session.settings.programs.clone();
+    let systems: Vec<&str> = SYSTEMS
+        .into_iter()
+        .filter(|system| can_run(session, system))
+        .collect();
+    let lab = Lab {
+        stage,
+        scratch,
+        bench: programs.join("bench"),
+    };
+    for round in 0..rounds {
+        for line in &lines {
+            for system in &systems {
+                let key = format!("{}/{system}/{round}", line.name());
+                session.measure(&key, system, about(line), |recorder| {
+                    lab.goodput(recorder, system, line, quick)
+                })?;
+            }
+        }
+        for line in &demands {
+            for (case, fill) in [("demand", true), ("demand-idle", false)] {
+                for system in &systems {
+                    let name = format!("{case}-{}", line.name());
+                    let key = format!("{name}/{system}/{round}");
+                    session.measure(&key, system, about(line), |recorder| {
+                        lab.demand(recorder, system, line, &name, fill, quick)
+                    })?;
+                }
+            }
+        }
+        for line in &outages {
+            for system in &systems {
+                let key = format!("outage-{}/{system}/{round}", line.name());
+                session.measure(&key, system, 50.0, |recorder| {
+                    lab.outage(recorder, system, line)
+                })?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether the kernel, or Debian, has what that needs.
+fn can_run(session: &mut Session, system: &str) -> bool {
+    let Some(congestion) = system.strip_prefix("tcp-") else {
+        return true;
+    };
+    let known = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_available_congestion_control")
+        .unwrap_or_default();
+    if !known.split_whitespace().any(|name| name == congestion) {
+        session.miss(
+            "all cases",
+            system,
+            &format!(
+                "the kernel has no congestion control {congestion} (modprobe tcp_{congestion})"
+            ),
+        );
+        return false;
+    }
+    session.has(system, "iperf3", "install its Debian package")
+}
+
+struct Lab {
+    stage: Stage,
+    scratch: std::path::PathBuf,
+    bench: std::path::PathBuf,
+}
+
+impl Lab {
+    fn goodput(
+        &self,
+        recorder: &mut Recorder,
+        system: &str,
+        line: &Line,
+        quick: bool,
+    ) -> Result<()> {
+        self.stage.set(*line);
+        let drops = self.stage.ring_drops();
+        let (start_up, measured) = times(line, quick);
+        let rate = match system.strip_prefix("tcp-") {
+            Some(congestion) => iperf3(congestion, start_up, measured, &self.scratch)?,
+            None => {
+                let record =
+                    self.ends(system, line, start_up + measured, true, false, || Ok(()))?;
+                rate(&record, start_up, start_up + measured)
+            }
+        };
+        let drops = self.stage.ring_drops() - drops;
+        if drops > 0 {
+            bail!("{drops} packets overran the emulator: the machine is too busy for this line");
+        }
+        recorder.put(
+            &line.name(),
+            Metric::GoodputShare,
+            rate / line.bytes_per_s(),
+            Some(1.0),
+        );
+        Ok(())
+    }
+
+    fn demand(
+        &self,
+        recorder: &mut Recorder,
+        system: &str,
+        line: &Line,
+        case: &str,
+        fill: bool,
+        quick: bool,
+    ) -> Result<()> {
+        self.stage.set(*line);
+        let (start_up, measured) = times(line, quick);
+        let record = self.ends(system, line, start_up + measured, fill, true, || Ok(()))?;
+        let after = record
+            .demands
+            .iter()
+            .filter(|(asked, _)| *asked >= start_up);
+        let mut waits: Vec<f64> = after.map(|(_, waited)| *waited).collect();
+        waits.sort_by(f64::total_cmp);
+        if waits.is_empty() {
+            bail!("no demand was answered in {measured:.0} s");
+        }
+        // A round trip, and a chunk's own time on the line.
+        let limit = line.seconds_for(16_384.0) * 1e6;
+        recorder.put(case, Metric::P50Us, quantile(&waits, 0.5), Some(limit));
+        recorder.put(case, Metric::P99Us, quantile(&waits, 0.99), Some(limit));
+        Ok(())
+    }
+
+    fn outage(&self, recorder: &mut Recorder, system: &str, line: &Line) -> Result<()> {
+        self.stage.set(*line);
+        let before = Duration::from_secs(6);
+        let seconds = before.as_secs_f64() + OUTAGE.as_secs_f64() + RECOVERY_S;
+        let (mut cut_ns, mut restored_ns) = (0, 0);
+        let record = self.ends(system, line, seconds, true, false, || {
+            pause(before)?;
+            self.stage.cut();
+            cut_ns = monotonic_ns();
+            let waited = pause(OUTAGE);
+            self.stage.restore();
+            restored_ns = monotonic_ns();
+            waited
+        });
+        self.stage.restore();
+        let record = record?;
+        let seconds_at = |ns: u64| ns.saturating_sub(record.begun_ns) as f64 / 1e9;
+        let (cut, restored) = (seconds_at(cut_ns), seconds_at(restored_ns));
+        let usual = rate(&record, (cut - 3.0).max(0.0), cut);
+        let after = recovery(&record, restored, usual * RECOVERED).with_context(|| {
+            format!(
+                "not back at {:.0} % of its rate {RECOVERY_S} s after the outage",
+                RECOVERED * 100.0
+            )
+        })?;
+        let case = format!("outage-{}", line.name());
+        recorder.put(&case, Metric::Seconds, after, Some(line.rtt_ms / 1000.0));
+        Ok(())
+    }
+
+    /// Runs both ends for `seconds`, and `meanwhile` beside them.
+    fn ends(
+        &self,
+        system: &str,
+        line: &Line,
+        seconds: f64,
+        fill: bool,
+        demand: bool,
+        meanwhile: impl FnOnce() -> Result<()>,
+    ) -> Result<Record> {
+        let address = format!("{}:{PORT}", stage::DATACENTER_ADDRESS);
+        let end = |namespace: &str| {
+            let end = Program::new(&self.bench).args([
+                "end",
+                "--transport",
+                system,
+                "--address",
+                &address,
+                "--keys",
+            ]);
+            end.arg(&self.scratch).inside(namespace)
+        };
+        let log = self.scratch.join("end.log");
+        let server = end(stage::DATACENTER).start(&log)?;
+        // It answers when its port is taken; the file of its namespace says so without a packet on the line.
+        pause(Duration::from_millis(300))?;
+        server.check()?;
+        // Twice what the path holds, as the product's branch asks; TCP has one stream.
+        let window = line.bytes_per_s() * (2.0 * line.rtt_ms / 1000.0 + 0.25);
+        let flights = match (fill, system.starts_with("tcp-")) {
+            (false, _) => 0,
+            (true, true) => 1,
+            (true, false) => (window / f64::from(4 << 20)).ceil().clamp(2.0, 12.0) as usize,
+        };
+        let seconds_text = format!("{seconds}");
+        let client = end(stage::BRANCH)
+            .args([
+                "--fetch-seconds",
+                &seconds_text,
+                "--flights",
+                &flights.to_string(),
+            ])
+            .args(demand.then_some("--demand"));
+        let output = self.scratch.join("record.json");
+        let _ = std::fs::remove_file(&output);
+        let running = client.start(&output)?;
+        meanwhile()?;
+        let limit = Duration::from_secs_f64(seconds + 60.0);
+        let record = wait_for("the asking end", limit, TICK, || {
+            // It prints one line at its end, and nothing else unless it fails.
+            let text = std::fs::read_to_string(&output).unwrap_or_default();
+            if text.ends_with("}\n") {
+                return Ok(Some(
+                    serde_json::from_str(text.trim()).context("the asking end's record")?,
+                ));
+            }
+            running.check().map(|()| None)
+        })?;
+        server.check()?;
+        Ok(record)
+    }
+}
+
+/// Bytes a second between two instants of a record.
+fn rate(record: &Record, from_s: f64, to_s: f64) -> f64 {
+    let bin = |seconds: f64| ((seconds / BIN.as_secs_f64()) as usize).min(record.bins.len());
+    let bins = &record.bins[bin(from_s)..bin(to_s)];
+    bins.iter().sum::<u64>() as f64 / (bins.len().max(1) as f64 * BIN.as_secs_f64())
+}
+
+/// Seconds from `restored` until half a second's rate has reached `enough`.
+fn recovery(record: &Record, restored: f64, enough: f64) -> Option<f64> {
+    let first = (restored / BIN.as_secs_f64()).ceil() as usize;
+    let windows = record.bins.get(first..)?.windows(RECOVERED_BINS);
+    let seconds = RECOVERED_BINS as f64 * BIN.as_secs_f64();
+    let found = windows
+        .enumerate()
+        .find(|(_, bins)| bins.iter().sum::<u64>() as f64 / seconds >= enough)?;
+    Some((first + found.0) as f64 * BIN.as_secs_f64() - restored)
+}
+
+/// One TCP stream from the datacenter to the branch; bytes a second after the start-up.
+fn iperf3(congestion: &str, start_up: f64, measured: f64, scratch: &Path) -> Result<f64> {
+    let log = scratch.join("iperf3.log");
+    let server = Program::new("iperf3")
+        .args(["-s", "-1", "-B", stage::DATACENTER_ADDRESS])
+        .inside(stage::DATACENTER)
+        .start(&log)?;
+    pause(Duration::from_millis(300))?;
+    server.check()?;
+    let seconds = (start_up + measured).ceil();
+    let client = Program::new("iperf3")
+        .args([
+            "-c",
+            stage::DATACENTER_ADDRESS,
+            "-R",
+            "-J",
+            "-i",
+            "0.1",
+            "-C",
+            congestion,
+            "-t",
+            &seconds.to_string(),
+        ])
+        .inside(stage::BRANCH)
+        .run(scratch, Duration::from_secs_f64(seconds + 60.0))?;
+    let json: Value = serde_json::from_str(&client.stdout).context("what iperf3 printed")?;
+    iperf3_rate(&json, start_up)
+}
+
+fn iperf3_rate(json: &Value, start_up: f64) -> Result<f64> {
+    let intervals = json["intervals"]
+        .as_array()
+        .context("intervals of iperf3")?;
+    let (mut bytes, mut seconds) = (0.0, 0.0);
+    for interval in intervals {
+        let sum = &interval["sum"];
+        let number = |name: &str| {
+            sum[name]
+                .as_f64()
+                .with_context(|| format!("{name} of an interval of iperf3"))
+        };
+        if number("start")? >= start_up {
+            bytes += number("bytes")?;
+            seconds += number("seconds")?;
+        }
+    }
+    if seconds == 0.0 {
+        bail!("iperf3 has no interval after its start-up");
+    }
+    Ok(bytes / seconds)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn record(bins: &[u64]) -> Record {
+        Record {
+            begun_ns: 0,
+            bins: bins.to_vec(),
+            demands: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_full_run_has_every_line_of_the_contract() {
+        let names: Vec<String> = lines(false).iter().map(Line::name).collect();
+        assert_eq!(names.len(), 24 + 3 + 1);
+        assert!(
+            names.contains(&"20m-100ms-0.1pct".to_owned())
+                && names.contains(&"1g-20ms-0pct".to_owned())
+        );
+        let quick: Vec<String> = lines(true).iter().map(Line::name).collect();
+        assert!(
+            quick.iter().all(|name| names.contains(name)) && quick.len() == 7,
+            "{quick:?}"
+        );
+    }
+
+    #[test]
+    fn rates_leave_the_start_up_out() {
+        let record = record(&[0, 10, 100, 100, 100]);
+        assert!((rate(&record, 0.2, 0.5) - 1000.0).abs() < 1e-6);
+        assert!((rate(&record, 0.2, 9.0) - 1000.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn recovery_is_counted_from_the_restored_line() {
+        let mut bins = vec![100; 10];
+        bins.extend([0; 10]);
+        bins.extend([0, 0, 0, 90, 90, 90, 90, 90]);
+        let found = recovery(&record(&bins), 2.0, 800.0).unwrap();
+        assert!((0.2..=0.31).contains(&found), "{found}");
+        assert_eq!(recovery(&record(&bins), 2.0, 950.0), None);
+    }
+
+    #[test]
+    fn iperf3s_intervals_are_read() {
+        let interval = |start: f64, bytes: f64| serde_json::json!({"sum": {"start": start, "seconds": 0.1, "bytes": bytes}});
+        let json = serde_json::json!({"intervals": [interval(0.0, 5.0), interval(0.1, 100.0), interval(0.2, 300.0)]});
+        assert!((iperf3_rate(&json, 0.1).unwrap() - 2000.0).abs() < 1e-6);
+        assert!(iperf3_rate(&json, 5.0).is_err());
+    }
+}

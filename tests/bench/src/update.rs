@@ -1,0 +1,411 @@
+//! `update`: from one version of a desktop to the next, as bytes on the line and as seconds.
+//!
+//! Ours and rsync cross the emulated line and are counted by it, both directions, everything included. Stores without a
+//! protocol are given what they grow by ([`crate::stores`]). zstd and xdelta3 with both disks at hand are the pairwise limit.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::images::Images;
+use crate::ingest;
+use crate::pairwise;
+use crate::process::{Program, TICK, pause, wait_for};
+use crate::row::{Metric, Sample, rows};
+use crate::session::{Recorder, SPLICE, Session};
+use crate::splice::{Branch, Datacenter, Place};
+use crate::stage::{self, OFFICE, PREPARING, Stage};
+use crate::stores::{SYSTEMS, Store, is_there};
+
+/// The two updates.
+pub(crate) const CASES: [(&str, u32, u32); 2] = [("v1-v2", 1, 2), ("v2-v3", 2, 3)];
+
+/// Half a gigabyte at 100 Mbit/s is 40 s; the product may take long on a busy machine.
+const UPDATE: Duration = Duration::from_secs(1800);
+
+/// How long the line must carry nothing but keep-alives before the manifest counts as received.
+const QUIET: Duration = Duration::from_secs(2);
+/// What a link says in that time when it has nothing to say.
+const QUIET_BYTES: u64 = 20_000;
+
+const RSYNC_PORT: u16 = 28_873;
+
+/// Runs the bench.
+///
+/// # Errors
+/// Interrupted, or the disks or the line cannot be made.
+pub(crate) fn run(session: &mut Session) -> Result<()> {
+    let quick = session.settings.quick;
+    let rounds = if quick { 1 } else { 3 };
+    let stores: f64 = SYSTEMS.iter().skip(1).map(|(_, seconds)| seconds).sum();
+    session.begin(
+        "update",
+        rounds as f64 * (260.0 + 2.0 * 110.0) + 2.0 * 120.0 + 110.0 + stores,
+    )?;
+    let images = Images::ready(session, 3)?;
+    let scratch = session.scratch("update")?;
+    let ours = |round| format!("link/{SPLICE}/{round}");
+    let rsync = |round, case: &str| format!("link/rsync/{round}/{case}");
+    let over_link: Vec<String> = (0..rounds)
+        .flat_map(|round| {
+            [
+                ours(round),
+                rsync(round, CASES[0].0),
+                rsync(round, CASES[1].0),
+            ]
+        })
+        .collect();
+    if session.any_left(&over_link) {
+        let stage = Stage::build(PREPARING, &scratch)?;
+        for round in 0..rounds {
+            splice(session, &stage, &images, &ours(round), !quick && round == 0)?;
+            for (case, from, to) in CASES {
+                if quick && case != "v1-v2" {
+                    continue;
+                }
+                session.measure(&rsync(round, case), "rsync", 110.0, |recorder| {
+                    over_rsync(
+                        &stage,
+                        &images,
+                        (case, from, to),
+                        &scratch,
+                        recorder,
+                        !quick,
+                    )
+                })?;
+            }
+        }
+    }
+    for (case, from, to) in CASES {
+        let disks = (images.version(from), images.version(to));
+        let data_mb = images.data_mb(to)?;
+        session.measure(
+            &format!("zstd-patch/{case}"),
+            "zstd-patch",
+            120.0,
+            |recorder| pairwise::zstd_patch(recorder, case, &disks, data_mb, &scratch),
+        )?;
+        // Its figure for the second update adds nothing to a quick look.
+        if (quick && case != "v1-v2")
+            || !session.has("xdelta3", "xdelta3", "install its Debian package")
+        {
+            continue;
+        }
+        session.measure(&format!("xdelta3/{case}"), "xdelta3", 110.0, |recorder| {
+            pairwise::xdelta3(recorder, case, &disks, data_mb, &scratch)
+        })?;
+    }
+    growth(session, &images)
+}
+
+/// A branch that holds v1 whole gets v2, then v3.
+fn splice(
+    session: &mut Session,
+    stage: &Stage,
+    images: &Images,
+    key: &str,
+    verify: bool,
+) -> Result<()> {
+    if session.is_done(key) {
+        return session.measure(key, SPLICE, 260.0, |_| Ok(()));
+    }
+    stage.set(PREPARING);
+    eprintln!("==> preparing: three versions published, version 1 whole at a branch");
+    let prepared = (|| {
+        let datacenter = Datacenter::start(session, Place::Stage, "dc")?;
+        datacenter.create("desktop")?;
+        for version in 1..=3 {
+            datacenter.publish("desktop", &images.version(version))?;
+        }
+        let branch = Branch::join(session, &datacenter, "br")?;
+        datacenter.assign(branch.name(), "desktop@1", true)?;
+        branch.wait_known(1)?;
+        branch.wait_complete(1, UPDATE)?;
+        Ok::<_, anyhow::Error>((datacenter, branch))
+    })();
+    let (datacenter, branch) = match prepared {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            session.miss(key, SPLICE, &format!("{error:#}"));
+            return Ok(());
+        }
+    };
+    let scratch = session.scratch("update")?;
+    session.measure(key, SPLICE, 150.0, |recorder| {
+        stage.set(OFFICE);
+        for (case, from, to) in CASES {
+            let (wire, datacenter_cpu, branch_cpu) = (
+                stage.wire_bytes(),
+                datacenter.daemon.cpu_s()?,
+                branch.daemon()?.cpu_s()?,
+            );
+            let reference = format!("desktop@{to}");
+            let begun = Instant::now();
+            datacenter.assign(branch.name(), &reference, false)?;
+            let id = branch.wait_known(to)?;
+            let mut seconds = begun.elapsed().as_secs_f64();
+            quiet(stage)?;
+            let index = stage.wire_bytes() - wire;
+            let begun = Instant::now();
+            datacenter.assign(branch.name(), &reference, true)?;
+            branch.wait_complete(to, UPDATE)?;
+            seconds += begun.elapsed().as_secs_f64();
+            let wire = (stage.wire_bytes() - wire) as f64;
+            let branch_cpu = branch.daemon()?.cpu_s()? - branch_cpu;
+            let new_mb = datacenter.new_bytes(&format!("desktop@{from}"), &reference)? / 1e6;
+            recorder.put(case, Metric::WireBytes, wire, None);
+            recorder.put(
+                &format!("{case}-index"),
+                Metric::WireBytes,
+                index as f64,
+                None,
+            );
+            recorder.put(
+                case,
+                Metric::Seconds,
+                seconds,
+                Some(OFFICE.seconds_for(wire)),
+            );
+            recorder.put(
+                case,
+                Metric::CpuS,
+                datacenter.daemon.cpu_s()? - datacenter_cpu,
+                None,
+            );
+            // Of the chunks that had to come, not of the disk: the rest is not touched. All of the branch's work is in it.
+            recorder.put(case, Metric::MbPerS, new_mb / branch_cpu.max(0.01), None);
+            if verify {
+                let uri = branch.uri(&format!("version/{id}"));
+                Program::new("qemu-img")
+                    .args(["compare", "-f", "raw", "-F", "raw"])
+                    .arg(images.version(to))
+                    .arg(uri)
+                    .run(&scratch, UPDATE)
+                    .context("comparing the branch's version with the disk")?;
+            }
+        }
+        if stage.ring_drops() > 0 {
+            bail!(
+                "{} packets overran the emulator: the machine is too busy",
+                stage.ring_drops()
+            );
+        }
+        Ok(())
+    })?;
+    drop((branch, datacenter));
+    session.discard("br");
+    session.discard("dc");
+    Ok(())
+}
+
+/// Waits until the line is quiet.
+fn quiet(stage: &Stage) -> Result<()> {
+    let deadline = Instant::now() + UPDATE;
+    loop {
+        let before = stage.wire_bytes();
+        pause(QUIET)?;
+        if stage.wire_bytes() - before < QUIET_BYTES {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            bail!(
+                "the line is not quiet {} s after the manifest came",
+                UPDATE.as_secs()
+            );
+        }
+    }
+}
+
+fn over_rsync(
+    stage: &Stage,
+    images: &Images,
+    (case, from, to): (&str, u32, u32),
+    scratch: &Path,
+    recorder: &mut Recorder,
+    verify: bool,
+) -> Result<()> {
+    let (before, after) = (images.version(from), images.version(to));
+    let copy = scratch.join("copy.raw");
+    let limit = Duration::from_secs(900);
+    Program::new("cp")
+        .args(["--sparse=always", "--"])
+        .arg(&before)
+        .arg(&copy)
+        .run(scratch, limit)?;
+    let configuration = scratch.join("rsyncd.conf");
+    let module = after
+        .parent()
+        .context("a disk is in a folder")?
+        .display()
+        .to_string();
+    let text = format!(
+        "port = {RSYNC_PORT}\nuse chroot = no\nuid = root\ngid = root\n[disks]\npath = {module}\nread only = yes\n"
+    );
+    std::fs::write(&configuration, text).context("rsync's configuration")?;
+    let daemon = Program::new("rsync")
+        .args(["--daemon", "--no-detach", "--log-file=/dev/stderr"])
+        .arg(format!("--address={}", stage::DATACENTER_ADDRESS))
+        .arg(format!("--config={}", configuration.display()))
+        .inside(stage::DATACENTER)
+        .start(&scratch.join("rsync.log"))?;
+    let name = after
+        .file_name()
+        .context("a disk has a name")?
+        .to_string_lossy();
+    let source = format!(
+        "rsync://{}:{RSYNC_PORT}/disks/{name}",
+        stage::DATACENTER_ADDRESS
+    );
+    stage.set(OFFICE);
+    let list = Program::new("rsync")
+        .args(["--contimeout=5", &source])
+        .inside(stage::BRANCH);
+    wait_for("rsync's daemon", Duration::from_secs(20), TICK * 5, || {
+        daemon.check()?;
+        Ok(list.run(scratch, Duration::from_secs(10)).ok())
+    })?;
+    let wire = stage.wire_bytes();
+    let client = Program::new("rsync")
+        .args([
+            "-z",
+            "--inplace",
+            "--no-whole-file",
+            "--ignore-times",
+            &source,
+        ])
+        .arg(&copy)
+        .inside(stage::BRANCH);
+    let done = client.run(scratch, limit)?;
+    let wire = (stage.wire_bytes() - wire) as f64;
+    recorder.put(case, Metric::WireBytes, wire, None);
+    recorder.put(
+        case,
+        Metric::Seconds,
+        done.usage.seconds,
+        Some(OFFICE.seconds_for(wire)),
+    );
+    drop(daemon);
+    if verify {
+        Program::new("cmp")
+            .arg(&after)
+            .arg(&copy)
+            .run(scratch, limit)
+            .context("rsync's copy")?;
+    }
+    std::fs::remove_file(&copy).context("rsync's copy")
+}
+
+/// What stores grow by: from `ingest` of this run, or from a filling of their own.
+fn growth(session: &mut Session, images: &Images) -> Result<()> {
+    for (system, seconds) in SYSTEMS.into_iter().skip(1) {
+        let key = format!("growth/{system}");
+        if session.is_done(&key) || !is_there(session, system) {
+            continue;
+        }
+        if let Some(samples) = session.samples_of("ingest", &ingest::key(system, 0)) {
+            let samples = samples.clone();
+            session.measure(&key, system, 0.0, |recorder| {
+                put_growth(recorder, |case| stored(&samples, case));
+                Ok(())
+            })?;
+            continue;
+        }
+        let store = match Store::create(session, system) {
+            Ok(store) => store,
+            Err(error) => {
+                session.miss(&key, system, &format!("{error:#}"));
+                continue;
+            }
+        };
+        session.measure(&key, system, seconds, |recorder| {
+            let mut grown = Vec::new();
+            for version in 1..=3 {
+                grown.push(store.fill(images, version)?);
+            }
+            put_growth(recorder, |case| {
+                let (stem, index) = case
+                    .strip_suffix("-index")
+                    .map_or((case, false), |stem| (stem, true));
+                let filled = &grown[ingest_case(stem)?];
+                if index {
+                    filled.index_bytes
+                } else {
+                    Some(filled.grown_bytes)
+                }
+            });
+            Ok(())
+        })?;
+        drop(store);
+        session.discard("store");
+    }
+    Ok(())
+}
+
+fn ingest_case(case: &str) -> Option<usize> {
+    ["v1", "v2-after-v1", "v3-after-v2"]
+        .iter()
+        .position(|known| *known == case)
+}
+
+fn stored(samples: &[Sample], case: &str) -> Option<f64> {
+    let found = samples
+        .iter()
+        .find(|sample| sample.case == case && sample.metric == Metric::StoredBytes);
+    Some(found?.value)
+}
+
+fn put_growth(recorder: &mut Recorder, grown: impl Fn(&str) -> Option<f64>) {
+    for (case, from) in [("v1-v2", "v2-after-v1"), ("v2-v3", "v3-after-v2")] {
+        if let Some(bytes) = grown(from) {
+            recorder.put(case, Metric::WireBytes, bytes, None);
+        }
+        if let Some(index) = grown(&format!("{from}-index")) {
+            recorder.put(&format!("{case}-index"), Metric::WireBytes, index, None);
+        }
+    }
+}
+
+/// Gives the rows of wire bytes the limit that was measured for them: the best pairwise delta of the same two disks.
+pub(crate) fn with_limits(samples: &mut [Sample]) {
+    let limits = rows("update", samples);
+    for sample in samples
+        .iter_mut()
+        .filter(|sample| sample.metric == Metric::WireBytes)
+    {
+        let pairwise = limits.iter().filter(|row| {
+            row.metric == Metric::WireBytes
+                && row.case == sample.case
+                && matches!(row.system.as_str(), "zstd-patch" | "xdelta3")
+        });
+        sample.limit = pairwise.map(|row| row.median).min_by(f64::total_cmp);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_best_pairwise_delta_is_the_limit_of_its_own_case() {
+        let sample = |case: &str, system: &str, value| Sample {
+            case: case.into(),
+            system: system.into(),
+            metric: Metric::WireBytes,
+            value,
+            limit: None,
+        };
+        let mut samples = [
+            sample("v1-v2", "splice", 400.0),
+            sample("v1-v2", "zstd-patch", 337.0),
+            sample("v1-v2", "xdelta3", 390.0),
+            sample("v2-v3", "splice", 100.0),
+        ];
+        with_limits(&mut samples);
+        assert_eq!(
+            samples.each_ref().map(|s| s.limit),
+            [Some(337.0), Some(337.0), Some(337.0), None]
+        );
+    }
+}

@@ -1,0 +1,25 @@
+//! A branch and its datacenter on a virtual clock.
+//!
+//! The real cores run here: the branch's cache, catalog, queue and both protocol ends, the datacenter's chunk store and responders,
+//! on disks that lose what was not flushed. What is simulated is what surrounds them: time, the line, the disk, and who is killed
+//! when. A run is a pure function of its seed.
+//!
+//! ```text
+//!   World ── events by virtual time ──► Master (store, responders) ◄── messages ──► Site (cache, catalog, queue, guests)
+//!     │                                                               Line: delay, loss, rate, cuts
+//!     └── troubles: cuts, kills, power cuts, publishes ── until they end; then everything must become whole
+//! ```
+//!
+//! What is not here: QUIC (see the tests of the link over the real state machine), threads, and the glue that puts the cores on them.
+
+#![allow(clippy::unwrap_used)]
+
+mod content;
+mod keys;
+mod line;
+mod master;
+mod site;
+mod sync;
+mod world;
+
+pub use world::{Tally, run};
