@@ -49,16 +49,7 @@ impl Cache {
             return Ok(false);
         }
         let len = bytes.len() as u32;
-        let run = self.take_slots(slots_of(len))?;
-        let slab = self.slab(run.slab);
-        if let Err(error) = slab.write(&self.dir, &id, run.slot, bytes) {
-            self.give_slots(run);
-            if slab.has_failed() {
-                lock(&self.slots).close_slab(run.slab);
-                tracing::error!(cache = %self.dir, file = %slab.name, %error, "slab takes no more chunks");
-            }
-            return Err(error);
-        }
+        let run = self.write(&id, bytes)?;
         let stay = Stay {
             slab: run.slab,
             slot: run.slot,
@@ -84,6 +75,36 @@ impl Cache {
             let _ = self.sync();
         }
         Ok(true)
+    }
+
+    /// Writes a chunk into slots of its own. A disk that has no room, or a slab that fails, is tried a second time elsewhere.
+    fn write(&self, id: &ChunkId, bytes: &[u8]) -> Result<Run, CacheError> {
+        let count = slots_of(bytes.len() as u32);
+        let first = self.take_slots(count)?;
+        let error = match self.write_at(first, id, bytes) {
+            Ok(()) => return Ok(first),
+            Err(error) => error,
+        };
+        let second = match &error {
+            CacheError::NoSpace { .. } => lock(&self.slots).take_written(count),
+            CacheError::Io { .. } => self.take_slots(count).ok(),
+            _ => None,
+        };
+        let Some(second) = second else {
+            return Err(error);
+        };
+        self.write_at(second, id, bytes).map(|()| second)
+    }
+
+    fn write_at(&self, run: Run, id: &ChunkId, bytes: &[u8]) -> Result<(), CacheError> {
+        let slab = self.slab(run.slab);
+        slab.write(&self.dir, id, run.slot, bytes).inspect_err(|error| {
+            self.give_slots(run);
+            if slab.has_failed() {
+                lock(&self.slots).close_slab(run.slab);
+                tracing::error!(cache = %self.dir, file = %slab.name, %error, "slab takes no more chunks");
+            }
+        })
     }
 
     /// Adds to what is pending; true if it is time to sync.

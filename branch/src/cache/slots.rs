@@ -26,6 +26,8 @@ struct Slab {
     closed: bool,
     /// Where the next search begins.
     rover: u32,
+    /// End of the highest slot that was ever taken: below it the file has blocks, beyond it the disk may have no room for them.
+    written: u32,
 }
 
 /// The free slots of all slabs.
@@ -48,6 +50,7 @@ impl Slots {
                 free_slots: slots,
                 closed: false,
                 rover: 0,
+                written: 0,
             },
         );
     }
@@ -101,6 +104,28 @@ impl Slots {
                 slab.rover = slot + count;
                 self.used += u64::from(count);
                 self.current = number;
+                return Some(Run {
+                    slab: number,
+                    slot,
+                    count,
+                });
+            }
+        }
+        None
+    }
+
+    /// Takes `count` slots in a row that held something before: a disk without room still takes what is written over.
+    pub fn take_written(&mut self, count: u32) -> Option<Run> {
+        for (&number, slab) in &mut self.slabs {
+            if slab.closed || slab.free_slots < count {
+                continue;
+            }
+            let written = slab.written;
+            let mut below = slab.free.range(..written);
+            let fits = |(slot, len): &(&u32, &u32)| (**slot + **len).min(written) - **slot >= count;
+            if let Some((&slot, &len)) = below.find(fits) {
+                slab.cut(slot, len, slot, count);
+                self.used += u64::from(count);
                 return Some(Run {
                     slab: number,
                     slot,
@@ -177,6 +202,7 @@ impl Slab {
             self.free.insert(end, run_end - end);
         }
         self.free_slots -= count;
+        self.written = self.written.max(end);
     }
 }
 

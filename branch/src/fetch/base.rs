@@ -244,7 +244,8 @@ fn cache_error(error: crate::cache::CacheError) -> BlockError {
 
 fn wait_error(error: WaitError) -> BlockError {
     let kind = match &error {
-        WaitError::Cache { .. } => BlockErrorKind::NoSpace,
+        WaitError::Cache { full: true, .. } => BlockErrorKind::NoSpace,
+        WaitError::Cache { full: false, .. } => BlockErrorKind::Io,
         WaitError::TimedOut { .. } | WaitError::Refused { .. } => BlockErrorKind::Unavailable,
     };
     BlockError::with_source(kind, "base of the volume", error)

@@ -87,6 +87,8 @@ pub enum WaitError {
         id: ChunkId,
         /// Why.
         reason: String,
+        /// Whether it was for want of room.
+        full: bool,
     },
 }
 
@@ -329,41 +331,51 @@ impl Fetcher {
     }
 
     /// Caches chunks of a request and wakes who waits for them. Blocks on the disk.
+    ///
+    /// What nobody waits for ends at the first chunk that finds no room: looking for room anew for each of the others, in a cache of
+    /// what is assigned, would take a look at the whole residency map each. A guest's wait is never answered by that.
     pub fn deliver(&self, urgency: Urgency, chunks: &[Chunk]) -> Result<(), CacheError> {
         let mut result = Ok(());
+        let mut full = false;
         let mut bytes = 0;
         let mut failed = Vec::new();
-        for chunk in chunks {
-            match self.insert(urgency, chunk) {
-                Ok(()) => bytes += chunk.bytes().len() as u64,
-                Err(error) => {
-                    failed.push((chunk.id(), error.to_string()));
-                    result = Err(error);
-                }
+        let mut in_vain = &chunks[chunks.len()..];
+        for (at, chunk) in chunks.iter().enumerate() {
+            let Err(error) = self.insert(urgency, chunk) else {
+                bytes += chunk.bytes().len() as u64;
+                continue;
+            };
+            full |= is_full(&error);
+            if full && urgency != Urgency::Demand {
+                in_vain = &chunks[at..];
+                result = Err(error);
+                break;
             }
+            failed.push((chunk.id(), error.to_string(), is_full(&error)));
+            result = Err(error);
         }
-        let full = matches!(
-            result,
-            Err(CacheError::Full { .. } | CacheError::NoSpace { .. })
-        );
         self.counters
             .chunk_bytes
             .fetch_add(bytes, Ordering::Relaxed);
+        let came = &chunks[..chunks.len() - in_vain.len()];
         if urgency != Urgency::Demand {
             self.counters
                 .prefetch_chunks
-                .fetch_add(chunks.len() as u64, Ordering::Relaxed);
+                .fetch_add(came.len() as u64, Ordering::Relaxed);
         }
         let now_ms = self.now_ms();
         let mut state = self.state();
         if full {
             state.queue.cache_is_full(now_ms);
         }
-        for chunk in chunks {
+        for chunk in came {
             state.queue.arrived(&chunk.id());
         }
-        for (id, reason) in failed {
-            remember(&mut state, id, WaitError::Cache { id, reason });
+        for chunk in in_vain {
+            state.queue.came_in_vain(&chunk.id());
+        }
+        for (id, reason, full) in failed {
+            remember(&mut state, id, WaitError::Cache { id, reason, full });
         }
         drop(state);
         self.changed.notify_all();
@@ -375,7 +387,7 @@ impl Fetcher {
     fn insert(&self, urgency: Urgency, chunk: &Chunk) -> Result<(), CacheError> {
         let full = match self.cache.insert(chunk) {
             Ok(_) => return Ok(()),
-            Err(error @ (CacheError::Full { .. } | CacheError::NoSpace { .. })) => error,
+            Err(error) if is_full(&error) => error,
             Err(error) => return Err(error),
         };
         // A percent at a time: an eviction looks at the whole residency map.
@@ -401,7 +413,7 @@ impl Fetcher {
                     tracing::info!("the cache takes chunks again");
                 }
             }
-            Err(error @ (CacheError::Full { .. } | CacheError::NoSpace { .. })) => {
+            Err(error) if is_full(error) => {
                 if !self.full.swap(true, Ordering::Relaxed) {
                     tracing::warn!(
                         error = line(error),
@@ -443,6 +455,10 @@ impl Fetcher {
         drop(state);
         self.changed.notify_all();
     }
+}
+
+fn is_full(error: &CacheError) -> bool {
+    matches!(error, CacheError::Full { .. } | CacheError::NoSpace { .. })
 }
 
 fn remember(state: &mut State, id: ChunkId, error: WaitError) {

@@ -125,16 +125,16 @@ enum Flight {
     Flying {
         /// Number of the request.
         request: u64,
-        /// Whether a guest asked for it since: after a cut it is asked for again as demand.
+        /// Whether a guest waits for it: after a cut it is asked for as demand, whoever asked first.
         demanded: bool,
     },
 }
 
 impl Flight {
-    fn flying(request: u64) -> Self {
+    fn flying(request: u64, urgency: Urgency) -> Self {
         Self::Flying {
             request,
-            demanded: false,
+            demanded: urgency == Urgency::Demand,
         }
     }
 }
@@ -307,7 +307,9 @@ impl Queue {
                 }
             }
         }
-        if let Some(request) = self.next_prefetch(fill_flight_bytes, resident) {
+        if now_ms >= self.full_until_ms
+            && let Some(request) = self.next_prefetch(fill_flight_bytes, resident)
+        {
             return Some(request);
         }
         if !self.fill_allowed(now_ms, fill_flight_bytes) {
@@ -350,11 +352,21 @@ impl Queue {
         Some(next.saturating_sub(now_ms).max(10))
     }
 
+    /// Whether fill may run at all: its hours, and room for what it brings.
+    fn fill_is_open(&self, now_ms: u64) -> bool {
+        !self.fill_closed && now_ms >= self.full_until_ms
+    }
+
+    /// Whether guests have the line to themselves, but for the reserved share.
+    fn fill_yields(&self, now_ms: u64) -> bool {
+        now_ms < self.yield_until_ms() || !self.prefetches.is_empty()
+    }
+
     fn fill_allowed(&self, now_ms: u64, flight_bytes: u64) -> bool {
-        if self.fill_closed || now_ms < self.full_until_ms {
+        if !self.fill_is_open(now_ms) {
             return false;
         }
-        if now_ms < self.yield_until_ms() || !self.prefetches.is_empty() {
+        if self.fill_yields(now_ms) {
             return self.flying[slot(Urgency::Fill)] == 0
                 && now_ms >= self.last_fill_ms + FILL_RESERVED_EVERY_MS;
         }
@@ -393,7 +405,7 @@ impl Queue {
             }
             bytes += u64::from(want.place().len);
             // A chunk that is queued twice must not be asked for twice in one request.
-            self.flights.insert(id, Flight::flying(number));
+            self.flights.insert(id, Flight::flying(number, urgency));
             taken.extend(queue.pop_front());
         }
         taken
@@ -474,6 +486,18 @@ impl Queue {
         self.flights.remove(id);
     }
 
+    /// A chunk that was fetched early found no room. A guest that waits for it still has its flight, and when that ends its demand,
+    /// which may evict what nobody's guess may.
+    pub fn came_in_vain(&mut self, id: &ChunkId) {
+        let waited_for = matches!(
+            self.flights.get(id),
+            Some(Flight::Flying { demanded: true, .. } | Flight::Queued(Urgency::Demand))
+        );
+        if !waited_for {
+            self.flights.remove(id);
+        }
+    }
+
     /// A request ended. Those of its chunks that did not arrive go back to the front of their queue, to the queue of demands if a
     /// guest asked for them meanwhile, or to the fill that asked.
     pub fn ended(&mut self, request: Request) {
@@ -500,7 +524,7 @@ impl Queue {
             if request.fill.is_some() {
                 lost_fill.push(want.index);
             }
-            if demanded || request.urgency == Urgency::Demand {
+            if demanded {
                 self.flights.insert(id, Flight::Queued(Urgency::Demand));
                 self.demand.push_front(want);
             } else if request.urgency == Urgency::Boot && request.fill.is_none() {

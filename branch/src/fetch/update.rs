@@ -209,10 +209,11 @@ impl Fetcher {
         bytes: u64,
     ) -> Option<UpdateTicket> {
         let now_ms = self.now_ms();
-        let departs = self
-            .state()
-            .queue
-            .update_departs(now_ms, fill_flight_bytes, bytes);
+        let fill_hour = self.is_fill_hour();
+        let mut state = self.state();
+        state.queue.set_fill_hour(fill_hour);
+        let departs = state.queue.update_departs(now_ms, fill_flight_bytes, bytes);
+        drop(state);
         departs.then(|| UpdateTicket {
             fetcher: Arc::clone(self),
             bytes,

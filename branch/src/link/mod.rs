@@ -13,7 +13,7 @@ mod profiles;
 mod update;
 mod versions;
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
@@ -63,8 +63,8 @@ pub struct LinkState {
     caps: RwLock<Caps>,
     /// Bytes received on connections that ended.
     received_before: AtomicU64,
-    /// Versions whose update was tried since the process started: what they still lack comes plain.
-    pub(crate) updates_tried: Mutex<HashSet<VersionId>>,
+    /// How updates fared since the process started.
+    pub(crate) update_attempts: Mutex<HashMap<VersionId, update::Attempt>>,
     /// Wakes the version task: the assignment changed.
     pub(crate) assigned: Notify,
     /// Wakes the report task: something worth telling changed.

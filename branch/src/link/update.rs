@@ -9,8 +9,9 @@
 //! Invariant: whatever becomes of an update, plain fill of the version follows it, so that the version becomes whole as if there were no
 //! updates. Batches depart by the rules of fill ([`crate::fetch::queue`]); nothing waits for one but this task.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::convert::Infallible;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,14 +21,15 @@ use dedup_protocol::client::ChunkExchange;
 use dedup_protocol::records::Tree;
 use dedup_protocol::update::{UpdateExchange, UpdateShape};
 use dedup_protocol::wire::{
-    BatchRange, FRAME_BYTES_MAX, GetChunks, GetUpdate, Message, RefuseCode, Run, UpdatePart,
-    Urgency,
+    BatchRange, FRAME_BYTES_MAX, GetChunks, GetUpdate, Message, RUNS_MAX, RefuseCode, Run,
+    UpdatePart, Urgency,
 };
 use dedup_transport::link::{Class, Link};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use super::ConnectionEnd;
+use crate::cache::CacheError;
 use crate::desktop::error_line;
 use crate::fetch::update::{Choice, Following, UpdateTicket, parent_of};
 use crate::server::Branch;
@@ -45,10 +47,12 @@ const HEAD_WAIT_MAX: Duration = Duration::from_secs(600);
 const BUSY_PAUSE: Duration = Duration::from_secs(2);
 /// Times in a row that an update is begun anew without a batch of it having come.
 const BARREN_ROUNDS_MAX: usize = 30;
+/// Batches that may come in vain, for want of a chunk they were made with, before the rest is fetched plain: each costs its bytes twice.
+const SPOILT_MAX: usize = 3;
 /// Plain bytes that fill sends for each packed byte, about: what the bounds of fill are written in.
 const PLAIN_PER_PACKED: f64 = 2.5;
-/// Plain bytes in one plain request for what a mostly resident batch lacks.
-const PLAIN_REQUEST_BYTES: u64 = 4 << 20;
+/// Chunks in one plain request for what a batch lacks: all of a batch of chunks of the usual size, and a request's limit for small ones.
+const PLAIN_CHUNKS_MAX: usize = if RUNS_MAX < 1024 { RUNS_MAX } else { 1024 };
 /// What a path is taken to carry before it was measured, in bytes a second: 20 Mbit/s.
 const RATE_FIRST: f64 = 2.5e6;
 
@@ -61,12 +65,21 @@ pub struct Wanted {
     pub parent: VersionId,
 }
 
-/// The version that an update to `version` should start from, unless its update was tried before.
+/// How a version's update fared since the process started. It outlives connections, and so does the wait for the datacenter to make it.
+#[derive(Debug, Clone, Copy)]
+pub enum Attempt {
+    /// Wanted since then.
+    Since(Instant),
+    /// Followed to whatever end: what the version still lacks comes plain.
+    Over,
+}
+
+/// The version that an update to `version` should start from, unless its update was followed to an end before.
 pub async fn parent_for(
     branch: &Arc<Branch>,
     version: VersionId,
 ) -> Result<Option<VersionId>, ConnectionEnd> {
-    if tried(branch).contains(&version) {
+    if is_over(branch, version) {
         return Ok(None);
     }
     let worker = Arc::clone(branch);
@@ -74,9 +87,13 @@ pub async fn parent_for(
     Ok(tokio::task::spawn_blocking(look).await??)
 }
 
-fn tried(branch: &Branch) -> std::sync::MutexGuard<'_, std::collections::HashSet<VersionId>> {
-    let tried = branch.link.updates_tried.lock();
-    tried.expect("no panic under this lock")
+fn attempts(branch: &Branch) -> std::sync::MutexGuard<'_, HashMap<VersionId, Attempt>> {
+    let attempts = branch.link.update_attempts.lock();
+    attempts.expect("no panic under this lock")
+}
+
+fn is_over(branch: &Branch, version: VersionId) -> bool {
+    matches!(attempts(branch).get(&version), Some(Attempt::Over))
 }
 
 /// Follows the updates that are wanted, one after the other, until the connection ends.
@@ -88,8 +105,7 @@ pub async fn run(
     loop {
         let next = {
             let wanted = wanted.borrow_and_update();
-            let tried = tried(branch);
-            let mut untried = wanted.iter().filter(|w| !tried.contains(&w.version));
+            let mut untried = wanted.iter().filter(|w| !is_over(branch, w.version));
             untried.next().copied()
         };
         let Some(next) = next else {
@@ -103,7 +119,7 @@ pub async fn run(
         tokio::select! {
             ended = follow(branch, link, next) => {
                 ended?;
-                tried(branch).insert(next.version);
+                attempts(branch).insert(next.version, Attempt::Over);
                 super::versions::fill(branch, next.version)?;
                 branch.link.report_now.notify_one();
             }
@@ -129,8 +145,8 @@ struct Work {
 enum Landed {
     /// Its chunks are cached.
     Here,
-    /// It cannot be decoded here; its chunks come plain.
-    Skipped(UpdateRefused),
+    /// It came in vain: a chunk it was made with is not here. Its own chunks came plain.
+    Spoilt,
     /// The datacenter asks to come again.
     Again,
     /// There is no use in going on.
@@ -148,13 +164,24 @@ enum Round {
 async fn follow(branch: &Arc<Branch>, link: &Link, wanted: Wanted) -> Result<(), ConnectionEnd> {
     let Wanted { version, parent } = wanted;
     let _held = branch.versions.hold(parent);
+    // It was chosen when the assignment came; others were followed since, and may have pushed it out of the cache.
+    if parent_for(branch, version).await? != Some(parent) {
+        return Ok(());
+    }
     let begun = Instant::now();
+    let attempt = *attempts(branch)
+        .entry(version)
+        .or_insert(Attempt::Since(begun));
+    let wait_began = match attempt {
+        Attempt::Since(at) => at,
+        Attempt::Over => begun,
+    };
     let mut barren = 0;
     loop {
         let Some(following) = number(branch, wanted).await? else {
             return Ok(());
         };
-        let shape = match head(link, &following).await? {
+        let shape = match head(link, &following, wait_began).await? {
             Ok(shape) => shape,
             Err(reason) => {
                 tracing::info!(%version, %parent, reason, "no update; the version is fetched plain");
@@ -171,7 +198,10 @@ async fn follow(branch: &Arc<Branch>, link: &Link, wanted: Wanted) -> Result<(),
             flying: watch::Sender::default(),
         });
         let mut pace = Pace::new(link);
-        complete_plain(&work, link, &choices, &mut pace).await?;
+        if !complete_plain(&work, link, &choices, &mut pace).await? {
+            tracing::info!(%version, %parent, "update given up for want of room; the rest of the version is fetched plain");
+            return Ok(());
+        }
         match batches(&work, link, &choices, &mut pace).await? {
             Round::Whole => {
                 tracing::info!(%version, %parent, batches = choices.len(), took = ?begun.elapsed(), "updated");
@@ -211,38 +241,49 @@ async fn number(branch: &Arc<Branch>, wanted: Wanted) -> Result<Option<Following
 async fn head(
     link: &Link,
     following: &Following,
+    wait_began: Instant,
 ) -> Result<Result<UpdateShape, String>, ConnectionEnd> {
-    let begun = Instant::now();
     let request = Message::GetUpdate(GetUpdate {
         version: following.tree.version,
         parent: following.parent,
         head: true,
         batches: Vec::new(),
     });
-    while begun.elapsed() < HEAD_WAIT_MAX {
+    loop {
         match ask(link, &request).await? {
-            Some(Message::UpdateHead(head)) => {
+            Ok(Message::UpdateHead(head)) => {
                 let shape = UpdateShape::new(&head, &following.numbering);
                 return Ok(shape.map_err(|e| error_line(&e)));
             }
-            Some(Message::Refuse(refuse)) if refuse.code == RefuseCode::Busy => {
+            Ok(Message::Refuse(refuse)) if refuse.code == RefuseCode::Busy => {
+                if wait_began.elapsed() > HEAD_WAIT_MAX {
+                    return Ok(Err("it is not ready yet".into()));
+                }
                 tokio::time::sleep(BUSY_PAUSE).await;
             }
-            Some(Message::Refuse(refuse)) => return Ok(Err(refuse.message)),
-            Some(other) => return Ok(Err(format!("{} came", other.name()))),
-            None => return Ok(Err("an empty answer".into())),
+            other => return Ok(Err(no_answer(other))),
         }
     }
-    Ok(Err("it is not ready yet".into()))
 }
 
-/// One request and the first frame of its answer.
-async fn ask(link: &Link, request: &Message) -> Result<Option<Message>, ConnectionEnd> {
+/// One request and the first frame of its answer. What cannot be understood ends the update, not the link: plain fill needs that.
+async fn ask(link: &Link, request: &Message) -> Result<Result<Message, String>, ConnectionEnd> {
     let (mut send, mut recv) = link.open(Class::Fill).await?;
     send.send(&request.encode()).await?;
     send.finish()?;
-    let frame = recv.recv(FRAME_BYTES_MAX).await?;
-    Ok(frame.map(|frame| Message::decode(&frame)).transpose()?)
+    let Some(frame) = recv.recv(FRAME_BYTES_MAX).await? else {
+        return Ok(Err("an empty answer".into()));
+    };
+    Ok(Message::decode(&frame).map_err(|e| error_line(&e)))
+}
+
+/// Why an answer is not the one that was asked for.
+fn no_answer(answer: Result<Message, String>) -> String {
+    match answer {
+        Ok(Message::Refuse(refuse)) => refuse.message,
+        Ok(other) => format!("{} came", other.name()),
+        Err(reason) => reason,
+    }
 }
 
 /// Asks for the chosen batches, some at a time.
@@ -255,7 +296,7 @@ async fn batches(
     let chosen = (0u32..).zip(choices).filter(|(_, c)| **c == Choice::Update);
     let mut todo: VecDeque<u32> = chosen.map(|(number, _)| number).collect();
     let mut tasks: JoinSet<Result<Landed, ConnectionEnd>> = JoinSet::new();
-    let (mut came, mut ends_with) = (0, None);
+    let (mut came, mut spoilt, mut ends_with) = (0, 0, None);
     loop {
         while ends_with.is_none() && tasks.len() < BATCHES_MAX {
             let Some(number) = todo.front().copied() else {
@@ -274,9 +315,13 @@ async fn batches(
         tokio::select! {
             Some(landed) = tasks.join_next() => match landed?? {
                 Landed::Here => came += 1,
-                Landed::Skipped(reason) => tracing::info!(
-                    version = %work.following.tree.version, reason = error_line(&reason), "a batch comes plain"
-                ),
+                Landed::Spoilt => {
+                    spoilt += 1;
+                    if spoilt >= SPOILT_MAX {
+                        let reason = format!("{spoilt} batches were made with chunks that are not here");
+                        ends_with = Some(Round::GiveUp(reason));
+                    }
+                }
                 Landed::Again => ends_with = ends_with.or(Some(Round::Again { came: 0 })),
                 Landed::GiveUp(reason) => ends_with = Some(Round::GiveUp(reason)),
             },
@@ -343,13 +388,11 @@ async fn fly(
         batches: ranges,
     });
     let part = match ask(&link, &request).await? {
-        Some(Message::UpdatePart(part)) => part,
-        Some(Message::Refuse(refuse)) if refuse.code == RefuseCode::Busy => {
+        Ok(Message::UpdatePart(part)) => part,
+        Ok(Message::Refuse(refuse)) if refuse.code == RefuseCode::Busy => {
             return Ok(Landed::Again);
         }
-        Some(Message::Refuse(refuse)) => return Ok(Landed::GiveUp(refuse.message)),
-        Some(other) => return Ok(Landed::GiveUp(format!("{} came", other.name()))),
-        None => return Ok(Landed::GiveUp("an empty answer".into())),
+        other => return Ok(Landed::GiveUp(no_answer(other))),
     };
     drop(ticket);
     let packed_bytes = part.batch.len() as u64;
@@ -367,8 +410,25 @@ async fn fly(
     let _ = work.flying.subscribe().wait_for(settled).await;
     let permit = work.decoding.acquire().await;
     let worker = Arc::clone(&work);
-    let landed = tokio::task::spawn_blocking(move || land(&worker, &batch, packed_bytes)).await?;
+    let landed = tokio::task::spawn_blocking(move || land(&worker, &batch, packed_bytes)).await;
     drop(permit);
+    let landed = match landed {
+        Ok(Ok(())) => Landed::Here,
+        Ok(Err(LandError::Batch(reason @ UpdateRefused::MissingPrefix(_)))) => {
+            tracing::info!(
+                version = %work.following.tree.version, reason = error_line(&reason), "a batch comes plain"
+            );
+            // At once: others may be made with its chunks, and wait for it.
+            if fetch_plain(&work, &link, work.shape.chunks(number)).await? {
+                Landed::Spoilt
+            } else {
+                Landed::GiveUp("chunks could not be cached".into())
+            }
+        }
+        Ok(Err(error)) => Landed::GiveUp(error_line(&error)),
+        // A defect of the decoder must not end the link as well.
+        Err(defect) => Landed::GiveUp(error_line(&defect)),
+    };
     drop(flying);
     Ok(landed)
 }
@@ -378,65 +438,73 @@ fn take(exchange: &mut UpdateExchange, part: UpdatePart) -> Result<UpdateBatch, 
     Ok(taken.1)
 }
 
-/// Decodes a batch and caches its chunks. Blocks.
-fn land(work: &Work, batch: &UpdateBatch, packed_bytes: u64) -> Landed {
-    let fetcher = &work.branch.fetcher;
-    let key = &work.branch.identity.id_key;
-    match work.following.decode(batch, key, fetcher.cache()) {
-        Ok(chunks) => match fetcher.deliver_update(chunks, packed_bytes) {
-            Ok(()) => Landed::Here,
-            Err(error) => Landed::GiveUp(error_line(&error)),
-        },
-        Err(missing @ UpdateRefused::MissingPrefix(_)) => Landed::Skipped(missing),
-        Err(error) => Landed::GiveUp(error_line(&error)),
-    }
+/// Why a batch that came could not be used.
+#[derive(Debug, thiserror::Error)]
+enum LandError {
+    #[error(transparent)]
+    Batch(#[from] UpdateRefused),
+    #[error("caching an update")]
+    Cache(#[from] CacheError),
 }
 
-/// Fetches plain what mostly resident batches lack, before anything that may be made with it.
+/// Decodes a batch and caches its chunks. Blocks.
+fn land(work: &Work, batch: &UpdateBatch, packed_bytes: u64) -> Result<(), LandError> {
+    let fetcher = &work.branch.fetcher;
+    let key = &work.branch.identity.id_key;
+    let chunks = work.following.decode(batch, key, fetcher.cache())?;
+    Ok(fetcher.deliver_update(chunks, packed_bytes)?)
+}
+
+/// Fetches plain what mostly resident batches lack, before anything that may be made with it. False: there is no room for it.
 async fn complete_plain(
     work: &Arc<Work>,
     link: &Link,
     choices: &[Choice],
     pace: &mut Pace,
-) -> Result<(), ConnectionEnd> {
-    let cache = work.branch.fetcher.cache();
-    let mut indexes = VecDeque::new();
+) -> Result<bool, ConnectionEnd> {
     for (number, _) in (0u32..).zip(choices).filter(|(_, c)| **c == Choice::Plain) {
-        let chunks = work.shape.chunks(number);
-        let named = chunks.clone().zip(work.following.new_chunks(chunks));
-        indexes.extend(
-            named
-                .filter(|(_, (id, _))| !cache.contains(id))
-                .map(|(i, _)| i),
-        );
-    }
-    while !indexes.is_empty() {
-        let (mut some, mut bytes) = (Vec::new(), 0);
-        while bytes < PLAIN_REQUEST_BYTES && some.len() < 4096 {
-            let Some(index) = indexes.pop_front() else {
-                break;
-            };
-            bytes += u64::from(work.following.new_chunks(index..index + 1)[0].1);
-            some.push(index);
-        }
+        let bytes = work.following.plain_bytes(&work.shape, number);
         let ticket = loop {
-            match work.branch.fetcher.update_departs(pace.window(link), bytes) {
+            let window = pace.window(link);
+            match work.branch.fetcher.update_departs(window, bytes) {
                 Some(ticket) => break ticket,
                 None => tokio::time::sleep(DEPART_POLL).await,
             }
         };
-        plain_request(work, link, &some).await?;
+        let fetched = fetch_plain(work, link, work.shape.chunks(number)).await?;
         drop(ticket);
+        if !fetched {
+            return Ok(false);
+        }
     }
-    Ok(())
+    Ok(true)
 }
 
-/// What does not come is left to plain fill.
+/// Fetches plain which of these new chunks are not here. What does not come is left to plain fill. False: what came found no room.
+async fn fetch_plain(
+    work: &Arc<Work>,
+    link: &Link,
+    chunks: Range<u32>,
+) -> Result<bool, ConnectionEnd> {
+    let cache = work.branch.fetcher.cache();
+    let named = chunks.clone().zip(work.following.new_chunks(chunks));
+    let missing: Vec<u32> = named
+        .filter(|(_, (id, _))| !cache.contains(id))
+        .map(|(index, _)| index)
+        .collect();
+    for some in missing.chunks(PLAIN_CHUNKS_MAX) {
+        if !plain_request(work, link, some).await? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 async fn plain_request(
     work: &Arc<Work>,
     link: &Link,
     indexes: &[u32],
-) -> Result<(), ConnectionEnd> {
+) -> Result<bool, ConnectionEnd> {
     let tree = &work.following.tree;
     let places = indexes
         .iter()
@@ -465,14 +533,17 @@ async fn plain_request(
         match Message::decode(&frame)? {
             Message::Batch(batch) => {
                 let worker = Arc::clone(&work.branch);
-                exchange = tokio::task::spawn_blocking(move || {
+                let (goes_on, cached) = tokio::task::spawn_blocking(move || {
                     let chunks = exchange.batch(&batch)?;
-                    if let Err(error) = worker.fetcher.deliver(Urgency::Fill, &chunks) {
-                        tracing::error!(error = error_line(&error), "chunks could not be cached");
-                    }
-                    Ok::<_, ConnectionEnd>(exchange)
+                    let cached = worker.fetcher.deliver(Urgency::Fill, &chunks);
+                    worker.fetcher.log_uncached(&cached);
+                    Ok::<_, ConnectionEnd>((exchange, cached.is_ok()))
                 })
                 .await??;
+                if !cached {
+                    return Ok(false);
+                }
+                exchange = goes_on;
             }
             Message::Unreadable(part) => {
                 exchange.unreadable(part.count)?;
@@ -480,7 +551,7 @@ async fn plain_request(
             _ => break,
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 /// How fast the link brings bytes, and so how much may be on its way.

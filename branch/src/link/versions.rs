@@ -45,7 +45,15 @@ pub async fn run(
                 continue;
             }
             match update::parent_for(branch, version).await? {
-                Some(parent) => updates.push(Wanted { version, parent }),
+                Some(parent) => {
+                    // What an update does not bring, and a desktop that starts meanwhile needs first.
+                    for tree in branch.versions.trees(version)? {
+                        if tree.tree != Tree::Disk {
+                            branch.fetcher.fill(tree);
+                        }
+                    }
+                    updates.push(Wanted { version, parent });
+                }
                 None => fill(branch, version)?,
             }
         }

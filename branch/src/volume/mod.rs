@@ -80,12 +80,14 @@ impl Volume {
         Ok(self.overlay.parts(self.disk, offset, len)?)
     }
 
-    /// Fills `buf` from `parts`, which begin at `offset`; the base's parts by `read_base`, which may decline by `false`.
+    /// Fills `buf` from `parts`, which begin at `offset`; the base's parts by `read_base`, which may decline by `false`, as the log does
+    /// unless it `may_wait`.
     fn read_parts(
         &self,
         parts: &[Part],
         offset: u64,
         buf: &mut [u8],
+        may_wait: bool,
         mut read_base: impl FnMut(u64, &mut [u8]) -> Result<bool, BlockError>,
     ) -> Result<bool, BlockError> {
         // The base first: if it declines, nothing was read from the log in vain.
@@ -107,7 +109,9 @@ impl Volume {
             .filter(|part| !matches!(part.source, Source::Base))
         {
             let buf = &mut buf[(part.start - offset) as usize..(part.end - offset) as usize];
-            self.overlay.read_part(self.disk, part, buf)?;
+            if !self.overlay.read_part(self.disk, part, buf, may_wait)? {
+                return Ok(false);
+            }
         }
         Ok(true)
     }
@@ -171,7 +175,7 @@ impl BlockDevice for Volume {
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), BlockError> {
         let parts = self.parts(offset, buf.len() as u64)?;
-        let whole = self.read_parts(&parts, offset, buf, |at, buf| {
+        let whole = self.read_parts(&parts, offset, buf, true, |at, buf| {
             self.base.read(at, buf).map(|()| true)
         })?;
         debug_assert!(whole, "a base that may wait never declines");
@@ -180,7 +184,9 @@ impl BlockDevice for Volume {
 
     fn try_read(&self, offset: u64, buf: &mut [u8]) -> Result<bool, BlockError> {
         let parts = self.parts(offset, buf.len() as u64)?;
-        self.read_parts(&parts, offset, buf, |at, buf| self.base.try_read(at, buf))
+        self.read_parts(&parts, offset, buf, false, |at, buf| {
+            self.base.try_read(at, buf)
+        })
     }
 
     fn write(&self, offset: u64, data: &[u8], fua: bool) -> Result<(), BlockError> {

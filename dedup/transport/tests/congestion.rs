@@ -88,6 +88,20 @@ fn grid(mbit: f64, rtt_ms: f64) {
     }
 }
 
+/// Another address is another path to QUIC, with a controller of its own: it begins anew, and nothing else does.
+#[test]
+fn a_branch_whose_address_changes_keeps_its_link_and_soon_its_rate() {
+    let line = Line::new(50.0, 40.0, Loss::Random { p: 0.001 }, 1.0);
+    let spec = Spec::bulk(LinkTuning::default())
+        .remembering(50.0, line.rtt())
+        .moving(seconds(6.0));
+    let report = sim::run(&line, &[spec], &[], seconds(20.0), 5);
+    assert!(report.ended.is_empty(), "{:?}", report.ended);
+    let before = report.goodput(&(seconds(2.0)..seconds(6.0)));
+    let after = report.goodput(&(seconds(8.0)..seconds(20.0)));
+    assert!(before > 0.9 && after > 0.9, "{before:.3}, then {after:.3}");
+}
+
 #[test]
 fn a_20_mbit_line_of_100_ms_is_filled() {
     grid(20.0, 100.0);

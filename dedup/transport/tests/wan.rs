@@ -163,10 +163,15 @@ async fn a_line_that_loses_a_third_slows_a_link_but_does_not_end_it() {
     let (pair, _proxy) = pair_over(&bad, &LinkTuning::default()).await;
     serve(&pair);
     let fill = tokio::spawn(fetch(pair.branch.clone(), Class::Fill, 240));
-    let ended = tokio::time::timeout(Duration::from_secs(10), pair.branch.closed()).await;
-    assert!(ended.is_err(), "{}", ended.unwrap());
-    let stats = pair.datacenter.stats();
-    assert!(stats.lost_packets > 1000, "not the case meant: {stats:?}");
+    let begun = Instant::now();
+    while pair.datacenter.stats().lost_packets < 1000 {
+        let second = tokio::time::timeout(Duration::from_secs(1), pair.branch.closed());
+        if let Ok(error) = second.await {
+            panic!("it ended: {error}");
+        }
+        let stats = pair.datacenter.stats();
+        assert!(begun.elapsed() < Duration::from_secs(90), "{stats:?}");
+    }
     fill.abort();
 }
 

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use dedup::ChunkId;
+use dedup_protocol::wire::Urgency;
 
 use super::{CHUNKS_PER_REQUEST_MAX, Flight, TreeHandle, Want};
 
@@ -72,7 +73,7 @@ impl Fill {
         let mut take = |flights: &mut HashMap<ChunkId, Flight>, index: usize| {
             let place = &chunks[index];
             bytes += u64::from(place.len);
-            flights.insert(place.id, Flight::flying(request));
+            flights.insert(place.id, Flight::flying(request, Urgency::Fill));
             taken.push(Want {
                 tree: tree.clone(),
                 index,

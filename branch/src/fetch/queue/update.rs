@@ -14,9 +14,9 @@ impl Queue {
     /// Whether a batch of an update may be asked for now; if so, it counts as in flight until [`Self::update_landed`]. `bytes` are
     /// about what plain fill would send in the same time.
     pub fn update_departs(&mut self, now_ms: u64, fill_flight_bytes: u64, bytes: u64) -> bool {
-        let yielding = now_ms < self.yield_until_ms();
+        let few = self.updates_flying < UPDATES_FLYING_MIN;
         let allowed = self.fill_allowed(now_ms, fill_flight_bytes)
-            || (!yielding && self.updates_flying < UPDATES_FLYING_MIN);
+            || (few && self.fill_is_open(now_ms) && !self.fill_yields(now_ms));
         if allowed {
             self.last_fill_ms = now_ms;
             self.flying[slot(Urgency::Fill)] += 1;
@@ -73,5 +73,16 @@ mod tests {
         // Nobody waited for fifteen seconds: the boot has settled.
         assert!(queue.update_departs(15_001, 48 * MIB, MIB));
         assert!(queue.update_departs(15_001, 48 * MIB, MIB));
+    }
+
+    #[test]
+    fn no_batch_departs_outside_of_the_hours_or_into_a_full_cache() {
+        let mut queue = Queue::new();
+        queue.set_fill_hour(false);
+        assert!(!queue.update_departs(60_000, 48 * MIB, MIB));
+        queue.set_fill_hour(true);
+        queue.cache_is_full(60_000);
+        assert!(!queue.update_departs(60_001, 48 * MIB, MIB));
+        assert!(queue.update_departs(90_000, 48 * MIB, MIB));
     }
 }

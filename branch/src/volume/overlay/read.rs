@@ -4,6 +4,7 @@
 //! tried: like a bad sector, it goes away when the guest writes the place again.
 
 use std::cell::RefCell;
+use std::io::IoSliceMut;
 use std::sync::atomic::Ordering;
 
 use super::Overlay;
@@ -31,18 +32,19 @@ impl Overlay {
         Ok(self.map_read().lookup(disk, offset, offset + len))
     }
 
-    /// Fills `buf` with a part that is in the log or zero.
+    /// Fills `buf` with a part that is in the log or zero. False, unless it `may_wait`: the host would have to ask the medium.
     pub(crate) fn read_part(
         &self,
         disk: u16,
         part: &Part,
         buf: &mut [u8],
-    ) -> Result<(), OverlayError> {
+        may_wait: bool,
+    ) -> Result<bool, OverlayError> {
         match &part.source {
             Source::Base => unreachable!("the caller reads the base's parts from the base"),
             Source::Zero { .. } => {
                 buf.fill(0);
-                Ok(())
+                Ok(true)
             }
             Source::Log {
                 place,
@@ -56,9 +58,14 @@ impl Overlay {
                         scratch.resize(span, 0);
                     }
                     let scratch = &mut scratch[..span];
-                    file.read_at(from, scratch)
+                    let read = file
+                        .read_parts_at(from, &mut [IoSliceMut::new(scratch)], may_wait)
                         .map_err(|e| OverlayError::io(name, "read", e))?;
+                    if !read {
+                        return Ok(false);
+                    }
                     self.copy_verified(disk, place, *seq, part, scratch, buf)
+                        .map(|()| true)
                         .map_err(|at| OverlayError::Corrupt {
                             file: name.to_string(),
                             offset: from + at as u64,

@@ -100,6 +100,8 @@ enum Phase {
 struct Round {
     acked: u64,
     lost: u64,
+    /// A router marked a packet instead of dropping it (RFC 3168): its queue is too long.
+    marked: bool,
     starved: bool,
     /// Acknowledgements that came while the queue was seen to grow, and all.
     queued: u32,
@@ -166,7 +168,8 @@ pub struct Delivery {
     backed_off_round: u64,
     /// What was begun with on another connection's word, until it is confirmed.
     resumed: Option<u64>,
-    remembered_asked: bool,
+    /// Bytes acknowledged when the window was last set.
+    delivered_then: u64,
 }
 
 impl Delivery {
@@ -199,7 +202,7 @@ impl Delivery {
             rests_queued: 0,
             backed_off_round: 0,
             resumed: None,
-            remembered_asked: false,
+            delivered_then: 0,
         }
     }
 
@@ -284,7 +287,7 @@ impl Delivery {
         if rate > self.plateau_rate * 1.25 {
             self.plateau_rate = rate;
             self.plateau = 0;
-        } else if seen.queued * 2 > seen.acknowledgements {
+        } else if seen.marked || seen.queued * 2 > seen.acknowledgements {
             self.plateau += PLATEAU;
         } else {
             self.plateau += if seen.starved {
@@ -313,7 +316,7 @@ impl Delivery {
 
     /// A round beside somebody who fills the queue: as TCP does it, but for losses that the path has anyway.
     fn contended_round(&mut self, window: u64, seen: Round) {
-        let lossy = seen.loss() > self.loss_floor * 2.0 + CONTENDED_LOSS;
+        let lossy = seen.marked || seen.loss() > self.loss_floor * 2.0 + CONTENDED_LOSS;
         let next = if lossy && self.round > self.backed_off_round + 1 {
             self.backed_off_round = self.round;
             (window as f64 * CONTENDED_BETA) as u64
@@ -340,7 +343,7 @@ impl Delivery {
         }
         self.loss_recent += (seen.loss() - self.loss_recent) * LOSS_GAIN;
         let lossy = self.loss_recent.min(seen.loss()) > self.loss_floor * 1.5 + LOSS_ABOVE_FLOOR;
-        if lossy && queue > slack / 2.0 {
+        if seen.marked || (lossy && queue > slack / 2.0) {
             self.slack_share = (self.slack_share * 0.7).max(0.05);
             self.rate.expire(self.round, RATE_ROUNDS_CONGESTED);
             self.probe_wait = (self.probe_wait * 2).min(PROBE_WAIT_MAX);
@@ -367,7 +370,7 @@ impl Delivery {
             self.probe_rate = 0.0;
         }
         let due = self.contended.is_none() && self.round >= self.probe_round + 2 + self.probe_wait;
-        if due && !seen.starved && !lossy && queue < slack / 4.0 {
+        if due && !seen.starved && !lossy && !seen.marked && queue < slack / 4.0 {
             self.probe_round = self.round;
             self.probe_rate = self.rate.best();
             self.phase = Phase::Probe;
@@ -376,13 +379,12 @@ impl Delivery {
 
     /// Another connection's word about this path, once, as soon as a round trip confirms that it is this path.
     fn resume(&mut self) {
-        if self.remembered_asked || self.phase != Phase::Startup {
+        if self.phase != Phase::Startup {
             return;
         }
-        let Some(PathRecord { rate, rtt, .. }) = self.cell.remembered() else {
+        let Some(PathRecord { rate, rtt, .. }) = self.cell.take_remembered() else {
             return;
         };
-        self.remembered_asked = true;
         let rtt = rtt.as_secs_f64();
         let seen = self.rtt.last_sample();
         if !(0.5 * rtt..=1.5 * rtt + 0.01).contains(&seen) {
@@ -463,7 +465,6 @@ impl Controller for Delivery {
         let sample = now.saturating_duration_since(sent);
         // The newest packet of an acknowledgement only: older ones waited for it, after a loss of acknowledgements for long.
         self.rtt.sample(sample);
-        let delivered_before = self.cell.delivered();
         if app_limited {
             self.rate.starved(now, sample);
             self.this.starved = true;
@@ -484,7 +485,9 @@ impl Controller for Delivery {
             self.rest_began = now;
             self.end_round_quietly(now);
         }
-        let acked = self.rate.delivered() - delivered_before;
+        // Not the cell's count: a path that a connection moves to has a controller of its own, which begins at nothing.
+        let acked = self.rate.delivered() - self.delivered_then;
+        self.delivered_then = self.rate.delivered();
         self.set_window(acked);
         self.cell
             .publish(self.rate.best(), self.rtt.rest(), self.rate.delivered());
@@ -502,6 +505,8 @@ impl Controller for Delivery {
         if !matches!(self.phase, Phase::Drain | Phase::Rest { .. }) || sent >= self.rest_began {
             self.this.lost += lost_bytes;
         }
+        // quinn tells of a mark as of a loss of nothing.
+        self.this.marked |= lost_bytes == 0;
         self.cell.lost(lost_bytes);
         if let Some(resumed) = self.resumed
             && self.phase == Phase::Startup

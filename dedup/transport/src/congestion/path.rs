@@ -152,8 +152,9 @@ impl PathCell {
         *self.lock() = Some(record);
     }
 
-    pub(super) fn remembered(&self) -> Option<PathRecord> {
-        *self.lock()
+    /// Once: it is of the path that the connection began on, not of one that it may move to.
+    pub(super) fn take_remembered(&self) -> Option<PathRecord> {
+        self.lock().take()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<PathRecord>> {
@@ -199,7 +200,7 @@ impl PathCell {
         Duration::from_micros(self.rest_us.load(Ordering::Relaxed))
     }
 
-    /// Bytes acknowledged since the connection began.
+    /// Bytes acknowledged since the connection began to use this path.
     pub fn delivered(&self) -> u64 {
         self.delivered.load(Ordering::Relaxed)
     }

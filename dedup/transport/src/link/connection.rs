@@ -169,8 +169,14 @@ impl Link {
             .accept_bi()
             .await
             .map_err(|error| self.shared.error(error))?;
-        let slot = self.shared.repairs.accepted(u64::from(recv.id()));
-        let recv = FrameRecv::repairable(recv, Arc::clone(&self.shared), slot);
+        // Who has not shown who it is, a branch that joins, is read in order: what a hole keeps waiting is memory.
+        let stranger = self.shared.here == Party::Datacenter && self.shared.identity.is_none();
+        let recv = if stranger {
+            FrameRecv::new(recv, Arc::clone(&self.shared))
+        } else {
+            let slot = self.shared.repairs.accepted(u64::from(recv.id()));
+            FrameRecv::repairable(recv, Arc::clone(&self.shared), slot)
+        };
         let mut send = self.frames(send, Class::Fill);
         send.answers();
         Ok((send, recv))

@@ -178,6 +178,12 @@ pub enum LinkError {
         /// The limit.
         bytes_max: usize,
     },
+    /// The peer leaves a hole in a stream and goes on behind it.
+    #[error("a hole in a stream keeps more than {bytes_max} bytes waiting")]
+    TooFarAhead {
+        /// The limit.
+        bytes_max: usize,
+    },
     /// The stream ended inside a frame.
     #[error("the stream ended inside a frame")]
     FrameTruncated,
@@ -212,6 +218,7 @@ impl LinkError {
             | Self::WrongJoinAuthority
             | Self::Refused { .. }
             | Self::FrameTooLarge { .. }
+            | Self::TooFarAhead { .. }
             | Self::Tuning { .. }
             | Self::Identity(_) => true,
             Self::ResolveFailed { .. }

@@ -111,7 +111,8 @@ impl FrameSend {
     pub fn set_class(&mut self, class: Class) {
         self.class = class;
         // A stream that is gone has nothing left to order.
-        let _ = self.stream.set_priority(class.priority());
+        let index = self.stream.id().index();
+        let _ = self.stream.set_priority(class.priority(index));
     }
 
     /// Sends one frame. Returns when QUIC has taken it, which is before the peer has it.
@@ -360,7 +361,7 @@ impl FrameRecv {
             tokio::select! {
                 // In any order: what comes behind a lost packet is what the lost packet is computed from.
                 chunk = self.stream.read_chunk(READ_BYTES_MAX, false) => match chunk {
-                    Ok(Some(chunk)) => assembly.insert(chunk.offset, &chunk.bytes),
+                    Ok(Some(chunk)) => assembly.insert(chunk.offset, &chunk.bytes)?,
                     Ok(None) if assembly.is_between_frames() => return Ok(None),
                     Ok(None) => return Err(LinkError::FrameTruncated),
                     Err(error) => return Err(self.link.read_error(error)),

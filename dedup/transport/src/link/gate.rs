@@ -19,7 +19,11 @@ pub(super) const SHARE_INTERVAL: Duration = Duration::from_millis(500);
 
 const CLASSES: usize = 4;
 
-/// What a stream carries, lowest first. Strict between classes, round robin within one.
+/// Streams of one class that are told apart by age. Where the count begins anew, younger ones go first once.
+const STREAMS_IN_ORDER: u64 = 1 << 24;
+
+/// What a stream carries, lowest first. Strict between classes. Within one the oldest request is answered first, so that requests end one
+/// after the other and not all together, with an empty line behind them; those that guests wait for share evenly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Class {
@@ -34,9 +38,13 @@ pub enum Class {
 }
 
 impl Class {
-    /// quinn's stream priority: larger goes first, 0 is what a stream starts with.
-    pub(super) fn priority(self) -> i32 {
-        self as i32
+    /// quinn's stream priority for the stream that its opener opened as number `index`: larger goes first.
+    pub(super) fn priority(self, index: u64) -> i32 {
+        let oldest = (self as i32 + 1) * STREAMS_IN_ORDER as i32;
+        match self {
+            Self::Demand => oldest,
+            Self::Boot | Self::State | Self::Fill => oldest - (index % STREAMS_IN_ORDER) as i32,
+        }
     }
 }
 
@@ -117,6 +125,22 @@ impl Drop for Writing<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn older_streams_go_first_within_a_class_and_no_class_passes_another() {
+        let last = STREAMS_IN_ORDER - 1;
+        for (lower, higher) in [
+            (Class::Fill, Class::State),
+            (Class::State, Class::Boot),
+            (Class::Boot, Class::Demand),
+        ] {
+            assert!(lower.priority(0) > lower.priority(1));
+            assert!(lower.priority(0) <= higher.priority(last));
+        }
+        assert!(Class::Boot.priority(0) < Class::Demand.priority(0));
+        assert_eq!(Class::Demand.priority(7), Class::Demand.priority(8));
+        assert!(Class::Fill.priority(last) > 0, "0 is a stream without a class");
+    }
 
     #[tokio::test(start_paused = true)]
     async fn lower_classes_stand_back_but_not_for_ever() {

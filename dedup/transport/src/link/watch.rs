@@ -53,6 +53,10 @@ pub(super) struct Watch {
     memory: Option<Remembering>,
     window_bytes_max: u64,
     send_window: u64,
+    /// Bytes acknowledged when the send buffer was last fitted.
+    fitted_at: u64,
+    /// The peer has another address than the memory's: what is measured now is of another path.
+    moved: bool,
     knocker: Knocker,
     mtu: u16,
     stored_bytes: u64,
@@ -69,6 +73,8 @@ impl Watch {
             memory,
             window_bytes_max,
             send_window: SEND_WINDOW_BYTES_FIRST.min(window_bytes_max),
+            fitted_at: 0,
+            moved: false,
             knocker: Knocker::default(),
             mtu: 1200,
             stored_bytes: 0,
@@ -107,6 +113,10 @@ impl Watch {
 
     fn look(&mut self, link: &Shared) {
         self.mtu = link.connection().stats().path.current_mtu;
+        if let Some(memory) = &self.memory {
+            let address = link.connection().remote_address().ip();
+            self.moved |= Network::of(address) != Network::of(memory.address);
+        }
         let fitted = self.fit(link);
         // Setting the window, even to what it was, also wakes the connection.
         if self.knocker.look(&self.path, self.mtu) && !fitted {
@@ -118,8 +128,14 @@ impl Watch {
     fn fit(&mut self, link: &Shared) -> bool {
         let connection = link.connection();
         let cwnd = connection.stats().path.cwnd;
-        let wanted = congestion::send_window(self.send_window, cwnd, self.window_bytes_max);
+        let delivered = self.path.delivered();
+        // A path that the connection has just moved to counts from nothing.
+        let acked = delivered.saturating_sub(self.fitted_at);
+        let wanted = congestion::send_window(self.send_window, cwnd, acked, self.window_bytes_max);
         let other = wanted != self.send_window;
+        if other || delivered < self.fitted_at {
+            self.fitted_at = delivered;
+        }
         if other {
             self.send_window = wanted;
             connection.set_send_window(wanted);
@@ -130,10 +146,10 @@ impl Watch {
     fn store(&mut self) {
         let delivered = self.path.delivered();
         let (rate, rtt) = (self.path.rate(), self.path.rest());
-        let Some(memory) = &self.memory else {
+        let Some(memory) = self.memory.as_ref().filter(|_| !self.moved) else {
             return;
         };
-        if delivered < self.stored_bytes + STORE_BYTES_MIN || rate == 0 || rtt.is_zero() {
+        if delivered < self.stored_bytes.saturating_add(STORE_BYTES_MIN) || rate == 0 || rtt.is_zero() {
             return;
         }
         self.stored_bytes = delivered;

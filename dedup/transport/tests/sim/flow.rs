@@ -46,6 +46,8 @@ pub struct Spec {
     pub load: Load,
     pub starts: Duration,
     pub stops: Duration,
+    /// When the branch gets another address, as after a reconnected DSL line.
+    pub moves: Option<Duration>,
     /// What the datacenter remembers of this path from an earlier link.
     pub remembered: Option<PathRecord>,
 }
@@ -60,8 +62,14 @@ impl Spec {
             },
             starts: Duration::ZERO,
             stops: Duration::MAX,
+            moves: None,
             remembered: None,
         }
+    }
+
+    pub fn moving(mut self, at: Duration) -> Self {
+        self.moves = Some(at);
+        self
     }
 
     pub fn remembering(mut self, mbit: f64, rtt: Duration) -> Self {
@@ -102,6 +110,7 @@ pub struct Flow {
     knocker: Knocker,
     next_look: Duration,
     send_window: u64,
+    fitted_at: u64,
     looks: u32,
     connected: bool,
     received: u64,
@@ -154,6 +163,7 @@ impl Flow {
             knocker: Knocker::default(),
             next_look: spec.starts,
             send_window: 2 << 20,
+            fitted_at: 0,
             looks: 0,
             connected: false,
             received: 0,
@@ -223,6 +233,11 @@ impl Flow {
             return;
         }
         let at = self.base + now;
+        if self.spec.moves.is_some_and(|at| now >= at) {
+            self.datacenter.peer = SocketAddr::from((Ipv4Addr::new(10, 99, 0, 2), 4433));
+            // What it had measured, it had measured of the old path.
+            self.fitted_at = self.fitted_at.min(self.path.delivered());
+        }
         if self.branch.connection.is_none() {
             let made = self.branch.endpoint.connect(
                 at,
@@ -247,8 +262,14 @@ impl Flow {
             }
             if let Some((_, connection)) = &mut self.datacenter.connection {
                 let cwnd = connection.stats().path.cwnd;
-                self.send_window =
-                    send_window(self.send_window, cwnd, self.spec.tuning.window_bytes);
+                let delivered = self.path.delivered();
+                let acked = delivered.saturating_sub(self.fitted_at);
+                let most = self.spec.tuning.window_bytes;
+                let wanted = send_window(self.send_window, cwnd, acked, most);
+                if wanted != self.send_window {
+                    self.fitted_at = delivered;
+                }
+                self.send_window = wanted;
                 connection.set_send_window(self.send_window);
             }
         }

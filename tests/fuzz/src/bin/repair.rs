@@ -31,7 +31,8 @@ mod link {
                 if choice & 1 == 0 {
                     let offset = u64::from(script.word());
                     let len = usize::from(script.byte().unwrap_or(0));
-                    assembly.insert(offset, script.take(len));
+                    // Too far ahead ends the stream; here it goes on with what it has.
+                    let _ = assembly.insert(offset, script.take(len));
                 } else {
                     let len = usize::from(script.word());
                     let datagram = bytes::Bytes::copy_from_slice(script.take(len));

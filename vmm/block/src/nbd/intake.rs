@@ -85,7 +85,9 @@ impl Intake {
         self.make_room();
         let begun = Instant::now();
         let poll = patience.poll();
-        while !poll.is_zero() {
+        let mut looked = begun;
+        let place = (!poll.is_zero() && self.source.can_look()).then(poller).flatten();
+        while place.is_some() {
             if let Some(received) = self.source.receive_now(&mut self.buf[self.end..]) {
                 patience.learn(begun.elapsed());
                 return match received? {
@@ -96,11 +98,19 @@ impl Intake {
                     }
                 };
             }
-            if begun.elapsed() >= poll {
+            let now = Instant::now();
+            if now - looked > PUT_ASIDE {
+                patience.put_aside();
                 break;
             }
-            std::hint::spin_loop();
+            if now - begun >= poll {
+                break;
+            }
+            looked = now;
+            // Each look takes the socket's locks, which the client's end needs.
+            (0..8).for_each(|_| std::hint::spin_loop());
         }
+        drop(place);
         let filled = self.fill();
         patience.learn(begun.elapsed());
         filled

@@ -4,7 +4,8 @@
 //! before them, and repair symbols of blocks that are not whole. As soon as a block's symbols, of either kind, are as many
 //! as its data symbols, the holes in it are computed.
 //!
-//! Bounds: pieces hold at most what the stream's flow control lets the peer send, because each byte is kept once; repairs must lie
+//! Bounds: pieces with holes before them hold at most [`HELD_BYTES_MAX`], their keeping counted in, else the stream fails: bytes read out of
+//! order give the peer credit for more at once, so flow control is no bound. Repairs must lie
 //! within [`AHEAD_BYTES_MAX`] of the front, of at most [`BLOCKS_MAX`] blocks, each of at most [`code::REPAIR_MAX`] symbols.
 
 use std::collections::BTreeMap;
@@ -17,6 +18,10 @@ use crate::link::LinkError;
 
 /// Bytes of a frame's length.
 const HEADER_BYTES: usize = 4;
+/// What a hole may keep waiting, in bytes. A hole is filled within a few round trips, and a stream's window is 2 MiB a round trip.
+const HELD_BYTES_MAX: usize = 16 << 20;
+/// What keeping a piece costs beside its bytes, at most.
+const PIECE_COST_BYTES: usize = 128;
 /// Blocks with symbols that are kept at once: those of one large answer.
 const BLOCKS_MAX: usize = 8;
 /// How far beyond the front a repair may reach, in bytes: no demand answer is longer.
@@ -30,6 +35,8 @@ pub(in crate::link) struct Assembly {
     front: BytesMut,
     /// Not overlapping, none touching `front`'s end.
     ahead: BTreeMap<u64, Bytes>,
+    /// What `ahead` holds, with its cost.
+    held_bytes: usize,
     blocks: Vec<Block>,
     /// Bytes that were computed, since the stream began.
     pub(super) repaired_bytes: u64,
@@ -94,9 +101,18 @@ impl Assembly {
     }
 
     /// Bytes that QUIC delivered.
-    pub(in crate::link) fn insert(&mut self, offset: u64, bytes: &[u8]) {
+    ///
+    /// # Errors
+    /// [`LinkError::TooFarAhead`]: a hole keeps too much waiting.
+    pub(in crate::link) fn insert(&mut self, offset: u64, bytes: &[u8]) -> Result<(), LinkError> {
         self.insert_once(offset, bytes);
         self.repair_blocks();
+        if self.held_bytes > HELD_BYTES_MAX {
+            return Err(LinkError::TooFarAhead {
+                bytes_max: HELD_BYTES_MAX,
+            });
+        }
+        Ok(())
     }
 
     /// A repair for this stream.
@@ -182,6 +198,7 @@ impl Assembly {
             if offset == self.base + self.front.len() as u64 {
                 self.front.extend_from_slice(now);
             } else {
+                self.held_bytes += now.len() + PIECE_COST_BYTES;
                 self.ahead.insert(offset, Bytes::copy_from_slice(now));
             }
             new += now.len() as u64;
@@ -192,7 +209,9 @@ impl Assembly {
         while let Some(entry) = self.ahead.first_entry()
             && *entry.key() == self.base + self.front.len() as u64
         {
-            self.front.extend_from_slice(&entry.remove());
+            let piece = entry.remove();
+            self.held_bytes -= piece.len() + PIECE_COST_BYTES;
+            self.front.extend_from_slice(&piece);
         }
         new
     }
@@ -320,9 +339,9 @@ mod tests {
                 repairs.iter().for_each(|repair| assembly.repair(repair));
             }
             for (offset, bytes) in &packets {
-                assembly.insert(*offset, bytes);
+                assembly.insert(*offset, bytes).unwrap();
                 if random(&mut state).is_multiple_of(8) {
-                    assembly.insert(*offset, bytes);
+                    assembly.insert(*offset, bytes).unwrap();
                 }
             }
             if !early {
@@ -333,7 +352,7 @@ mod tests {
             assert!(assembly.repaired_bytes > 0);
             // The retransmissions come all the same, and change nothing.
             for (offset, bytes) in &lost {
-                assembly.insert(*offset, bytes);
+                assembly.insert(*offset, bytes).unwrap();
             }
             assert!(assembly.is_between_frames(), "seed {seed}");
             assert_eq!(assembly.take_frame(1 << 20).unwrap(), None);
@@ -369,6 +388,23 @@ mod tests {
         assert!(assembly.ahead.is_empty());
     }
 
+    #[test]
+    fn a_peer_that_never_fills_a_hole_is_refused_before_it_fills_memory() {
+        for step in [2u64, 1 << 16] {
+            let mut assembly = Assembly::default();
+            let piece = vec![7; step as usize - 1];
+            let refused = (1..1_000_000u64).find_map(|n| {
+                let refused = assembly.insert(n * step, &piece).err();
+                refused.map(|error| (error, n))
+            });
+            let (error, pieces) = refused.unwrap();
+            assert!(matches!(error, LinkError::TooFarAhead { .. }), "{error}");
+            let held: usize = assembly.ahead.values().map(Bytes::len).sum();
+            assert!(held <= HELD_BYTES_MAX, "{held} bytes in {pieces} pieces");
+            assert!(pieces as usize <= HELD_BYTES_MAX / PIECE_COST_BYTES + 1);
+        }
+    }
+
     /// Whatever a peer sends, nothing breaks and memory stays within the bounds of the module.
     #[test]
     fn hostile_repairs_do_no_harm() {
@@ -378,10 +414,12 @@ mod tests {
             for _ in 0..200 {
                 let offset = random(&mut state) % 5000;
                 match random(&mut state) % 3 {
-                    0 => assembly.insert(
-                        offset,
-                        &vec![seed as u8; (random(&mut state) % 300) as usize],
-                    ),
+                    0 => assembly
+                        .insert(
+                            offset,
+                            &vec![seed as u8; (random(&mut state) % 300) as usize],
+                        )
+                        .unwrap(),
                     1 => assembly.repair(&Repair {
                         loss: 1,
                         stream: 0,
