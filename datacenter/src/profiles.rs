@@ -1,8 +1,11 @@
 //! Boot profiles: recorded boots of a version become one signed annotation of it, told to the branches that run it.
 //!
-//! The last [`BOOTS_MAX`] recordings of each version are kept, at most [`PER_BRANCH_MAX`] of one branch, so that no single branch
+//! The last [`BOOTS_MAX`] recordings of each version are kept, at most [`PER_BRANCH_MAX`] of one branch. Those of a branch are merged first,
+//! so that each branch has one voice, and where two or more have told, two must agree on each chunk: no single branch
 //! decides what others fetch. A new profile is signed when the boots reported have doubled since the last, or after a day.
 //! Invariant: a profile's counter only goes up, and every place that it names shows a chunk of the version's disk.
+
+use std::collections::BTreeMap;
 
 use dedup::manifest::ManifestError;
 use dedup::{BranchId, Manifest, VersionId};
@@ -29,6 +32,9 @@ use crate::problem::describe;
 
 /// Most of the recordings kept that come from one branch.
 pub const PER_BRANCH_MAX: usize = 3;
+
+/// So many branches must have seen a chunk touched, where as many have told of boots at all.
+const BRANCHES_THAT_AGREE: usize = 2;
 
 /// A branch tells of boots of one version this often at most, in seconds; its own pace is slower.
 const RECORD_EVERY_S: u64 = 2;
@@ -232,7 +238,9 @@ impl Datacenter {
         let now = self.now_unix_s();
         let kept = self.catalog().read(|tx| recordings(tx, version))?;
         let too_soon = |(_, row): &(RecordingKey, BootRecordingRow)| {
-            row.branch == branch && now < row.reported_unix_s.saturating_add(RECORD_EVERY_S)
+            // One from the future was told before the clock was set back.
+            let soon = row.reported_unix_s..row.reported_unix_s.saturating_add(RECORD_EVERY_S);
+            row.branch == branch && soon.contains(&now)
         };
         if kept.iter().any(too_soon) {
             return Err(RecordError::TooSoon { version });
@@ -275,16 +283,31 @@ impl Datacenter {
     /// Makes a profile of the recordings that are kept. The caller holds the turn.
     fn remake(&self, version: VersionId, disk: &Manifest) -> Result<u64, RecordError> {
         let kept = self.catalog().read(|tx| recordings(tx, version))?;
-        let mut boots: Vec<Entries> = kept.into_iter().map(|(_, row)| row.entries).collect();
-        if boots.len() < 2 {
+        let told = kept.len();
+        let mut by_branch: BTreeMap<BranchId, Vec<Entries>> = BTreeMap::new();
+        for (_, row) in kept {
+            by_branch.entry(row.branch).or_default().push(row.entries);
+        }
+        let mut boots: Vec<Entries> = by_branch
+            .values()
+            .map(|boots| profile::merge(boots, 1))
+            .collect();
+        let least = boots.len().min(BRANCHES_THAT_AGREE);
+        if told < 2 {
             // The first boot may have been cut short: what was carried over counts as another, until there are two.
             let (head, row) = self.signed_row(version)?;
             if let Some(row) = row.filter(|_| head.carried_from.is_some()) {
                 boots.push(open_profile(version, &row)?.entries);
             }
         }
-        let merged = profile::merge(&boots);
-        let counter = self.sign_profile(version, disk, boots.len() as u32, None, merged)?;
+        let merged = match &mut boots[..] {
+            // How many of its boots touched each place is known already.
+            [one] => std::mem::take(one),
+            _ => profile::merge(&boots, least),
+        };
+        // What an entry's `seen` is to be compared with: boots where one branch told of all, else voices.
+        let made_of = if boots.len() == 1 { told } else { boots.len() } as u32;
+        let counter = self.sign_profile(version, disk, made_of, None, merged)?;
         self.carry_to_next(version);
         Ok(counter)
     }

@@ -23,12 +23,18 @@ const RETRY: Duration = Duration::from_secs(30);
 pub async fn run(branch: &Arc<Branch>, link: &Link) -> Result<Infallible, ConnectionEnd> {
     let boots = branch.desktops.boots();
     let mut tell_after = Instant::now();
+    // What the datacenter cannot take must not keep the others from being told.
+    let mut told_last = None;
     loop {
         for told in boots.take_announced() {
             fetch(branch, link, told).await?;
         }
         let waiting = branch.versions.catalog().recordings()?;
-        if let Some((version, frame)) = waiting.first()
+        let next = waiting
+            .iter()
+            .find(|(version, _)| told_last.is_none_or(|last| version.0 > last))
+            .or_else(|| waiting.first());
+        if let Some((version, frame)) = next
             && tell_after <= Instant::now()
         {
             let pause = if tell(branch, link, *version, frame).await? {
@@ -37,6 +43,7 @@ pub async fn run(branch: &Arc<Branch>, link: &Link) -> Result<Infallible, Connec
                 RETRY
             };
             tell_after = Instant::now() + pause;
+            told_last = Some(version.0);
             // Whether more is waiting is looked up.
             continue;
         }
@@ -61,7 +68,12 @@ async fn fetch(
     told: ProfileAvailable,
 ) -> Result<(), ConnectionEnd> {
     let catalog = branch.versions.catalog();
-    let have = catalog.profile(told.version)?.map_or(0, |p| p.counter);
+    // One that cannot be read is fetched anew: it is a hint, and no reason to end the link.
+    let have = catalog.profile(told.version).unwrap_or_else(|error| {
+        tracing::warn!(version = %told.version, error = crate::desktop::error_line(&error), "the boot profile here cannot be read");
+        None
+    });
+    let have = have.map_or(0, |p| p.counter);
     if told.counter <= have {
         return Ok(());
     }

@@ -75,7 +75,11 @@ pub async fn run(
 
 /// Makes a version whole: kernel and initrd first, then what boots touch, then the rest, so that it boots early on a slow line.
 pub(super) fn fill(branch: &Branch, version: VersionId) -> Result<(), ConnectionEnd> {
-    let order = branch.desktops.boots().order(version)?;
+    // Without a profile it comes in disk order; one that cannot be read is no reason to end the link.
+    let order = branch.desktops.boots().order(version).unwrap_or_else(|error| {
+        tracing::warn!(%version, error = crate::desktop::error_line(&error), "no boot profile can be followed");
+        None
+    });
     for tree in branch.versions.trees(version)? {
         match &order {
             Some((disk, order)) if disk.tree == tree.tree => {

@@ -41,6 +41,7 @@ pub async fn serve(dc: Arc<Datacenter>, server: LinkServer, cancel: Cancellation
         dc,
         // Packing is pure CPU: more at once than cores only makes every branch wait longer.
         packers: Semaphore::new(std::thread::available_parallelism().map_or(2, usize::from)),
+        recordings: Semaphore::new(1),
     });
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
     loop {
@@ -70,6 +71,8 @@ struct Shared {
     dc: Arc<Datacenter>,
     content: SharedContent,
     packers: Semaphore,
+    /// Recorded boots being taken in.
+    recordings: Semaphore,
 }
 
 async fn establish(incoming: Incoming) -> Result<Accepted, LinkError> {
@@ -194,7 +197,7 @@ async fn answer(
     };
     send.set_class(class);
     if let Message::BootRecorded(_) | Message::GetProfile(_) = &request {
-        return profiles::answer(&shared.dc, branch, request, send).await;
+        return profiles::answer(shared, branch, request, send).await;
     }
     let worker = Arc::clone(shared);
     let begun = tokio::task::spawn_blocking(move || {

@@ -6,22 +6,36 @@ use dedup::BranchId;
 use dedup_protocol::wire::{Message, ProfileAvailable, RefuseCode, SignedBytes};
 use dedup_transport::link::{FrameSend, LinkError};
 
-use super::{error_line, refuse};
+use super::{Shared, error_line, refuse};
 use crate::Datacenter;
 use crate::profiles::RecordError;
 
 /// Answers one request about boot profiles.
 pub(super) async fn answer(
-    dc: &Arc<Datacenter>,
+    shared: &Arc<Shared>,
     branch: BranchId,
     request: Message,
     send: &mut FrameSend,
 ) -> Result<(), LinkError> {
-    let worker = Arc::clone(dc);
+    // One at a time, and whoever comes meanwhile tells it later: the morning after an update a thousand branches have a boot to tell,
+    // and what works on them works for guests as well.
+    let turn = match &request {
+        Message::BootRecorded(_) => match shared.recordings.try_acquire() {
+            Ok(turn) => Some(turn),
+            Err(_) => {
+                let later = refuse(RefuseCode::Busy, "other boots are being taken in");
+                send.send(&later.encode()).await?;
+                return send.finish();
+            }
+        },
+        _ => None,
+    };
+    let worker = Arc::clone(&shared.dc);
     // Leaves are read and many recordings compared: not for the link's threads.
     let answer = tokio::task::spawn_blocking(move || respond(&worker, branch, request))
         .await
         .expect("answering does not panic");
+    drop(turn);
     send.send(&answer.encode()).await?;
     send.finish()
 }

@@ -33,7 +33,7 @@ const ENCODERS: usize = 2;
 const SKETCH_RUN: usize = 512;
 
 /// What must stay free on the disk, in bytes: updates can be made again, publishing needs the room more.
-const FREE_BYTES_MIN: u64 = 1 << 30;
+pub(super) const FREE_BYTES_MIN: u64 = 1 << 30;
 
 /// The nice value of encoding threads.
 const NICE: i32 = 10;
@@ -83,6 +83,30 @@ pub enum UpdateError {
     /// It was asked to stop.
     #[error("encoding the update was cancelled")]
     Cancelled,
+}
+
+impl UpdateError {
+    /// Whether less on the disk would have helped.
+    pub(super) fn is_for_want_of_room(&self) -> bool {
+        let full = |e: &std::io::Error| {
+            use std::io::ErrorKind;
+            matches!(e.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+        };
+        match self {
+            Self::NoRoom { .. } => true,
+            Self::File(UpdateFileError::Io(error)) => full(error),
+            _ => false,
+        }
+    }
+}
+
+/// Updates leave room to others, whose work cannot be made again.
+fn leave_room(dc: &Datacenter) -> Result<(), UpdateError> {
+    let free = dc.free_bytes();
+    if free < FREE_BYTES_MIN {
+        return Err(UpdateError::NoRoom { free });
+    }
+    Ok(())
 }
 
 impl From<&UpdateError> for Problem {
@@ -150,10 +174,7 @@ pub(super) fn make(
     let pair = update.pair;
     let ends = Ends::open(dc, &pair)?;
     meter.begin(Phase::Open, 0);
-    let free = dc.free_bytes();
-    if free < FREE_BYTES_MIN {
-        return Err(UpdateError::NoRoom { free });
-    }
+    leave_room(dc)?;
     lower_priority();
     let nodes = StoreNodes(dc);
     let load = |record: &VersionRecord| Manifest::load(&nodes, record.disk.root);
@@ -309,6 +330,7 @@ fn encode_all(
         let Some(number) = next else {
             return Ok(false);
         };
+        leave_room(dc)?;
         let plan = &file.plans()[number as usize];
         let batch: UpdateBatch = encode_batch(plan, numbering, |n| chunks.read(n), effort)?;
         let packed = file.append(number, &batch)?;

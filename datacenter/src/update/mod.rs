@@ -203,14 +203,19 @@ impl Updates {
 
     /// The update of a pair, if there is one or one is on its way.
     pub fn find(&self, dc: &Datacenter, pair: Pair) -> Result<Option<Arc<Update>>, io::Error> {
-        let mut state = self.state();
-        if let Some(known) = state.known.get(&pair) {
+        if let Some(known) = self.state().known.get(&pair) {
             return Ok(Some(Arc::clone(known)));
         }
         let disk = self.disk()?;
         let (whole, _) = file::names(&pair);
         let identity = Identity::new(dc.realm(), dc.id_key(), pair);
-        match UpdateFile::open(disk.as_ref(), &whole, &identity) {
+        // Not under the lock: a large file takes thousands of reads, and every request for any update would wait for them.
+        let opened = UpdateFile::open(disk.as_ref(), &whole, &identity);
+        let mut state = self.state();
+        if let Some(known) = state.known.get(&pair) {
+            return Ok(Some(Arc::clone(known)));
+        }
+        match opened {
             Ok(file) => {
                 let update = Arc::new(Update::new(pair));
                 update.planned(file);
@@ -302,6 +307,9 @@ impl Updates {
             Self::enter(&mut state, pair)
         };
         update.set(Stage::Planning);
+        if dc.free_bytes() < make::FREE_BYTES_MIN {
+            self.prune(dc, pair, 0);
+        }
         // A panic must not leave branches waiting for what nobody makes.
         let mut guard = FailOnDrop {
             updates: self,
@@ -311,9 +319,13 @@ impl Updates {
         let made = make::make(dc, disk.as_ref(), &update, meter);
         guard.reason = made.as_ref().err().map(|error| describe(error).into());
         drop(guard);
+        if made.as_ref().is_err_and(UpdateError::is_for_want_of_room) {
+            // Gone on with it cannot be, and others need the room.
+            let _ = disk.remove(&file::names(&pair).1);
+        }
         drop(turn);
         if made.is_ok() {
-            self.prune(dc, pair);
+            self.prune(dc, pair, KEPT_BYTES_MAX);
         }
         made
     }
@@ -366,12 +378,12 @@ impl Updates {
         }
     }
 
-    /// Removes updates of the oldest versions while all take too much room. `keep` stays.
-    fn prune(&self, dc: &Datacenter, keep: Pair) {
+    /// Removes updates of the oldest versions, half-made ones too, while all take more than `bytes_max`. `keep` stays.
+    fn prune(&self, dc: &Datacenter, keep: Pair, bytes_max: u64) {
         let Ok(disk) = self.disk() else { return };
         let mut kept = Vec::new();
         for name in disk.list("").unwrap_or_default() {
-            let Some((pair, false)) = file::pair_of_name(&name) else {
+            let Some((pair, growing)) = file::pair_of_name(&name) else {
                 continue;
             };
             let bytes = std::fs::metadata(self.dir.join(&name)).map_or(0, |m| m.len());
@@ -382,17 +394,21 @@ impl Updates {
                 pair,
                 name,
                 bytes,
+                growing,
             ));
         }
         kept.sort();
-        let mut total: u64 = kept.iter().map(|(.., bytes)| bytes).sum();
-        for (_, pair, name, bytes) in kept {
-            if total <= KEPT_BYTES_MAX {
+        let mut total: u64 = kept.iter().map(|(.., bytes, _)| bytes).sum();
+        for (_, pair, name, bytes, growing) in kept {
+            if total <= bytes_max {
                 return;
             }
             if pair != keep && disk.remove(&name).is_ok() {
                 tracing::info!(file = name, bytes, "an old update was removed to make room");
-                self.state().known.remove(&pair);
+                // Who waits for a half-made one waits on: it is made from the start.
+                if !growing {
+                    self.state().known.remove(&pair);
+                }
                 total -= bytes;
             }
         }
@@ -411,7 +427,7 @@ impl Updates {
             let Some((pair, growing)) = file::pair_of_name(&name) else {
                 continue;
             };
-            if Ends::open(dc, &pair).is_err() {
+            if matches!(Ends::open(dc, &pair), Err(UpdateError::Missing(_))) {
                 tracing::info!(
                     file = name,
                     "an update of versions that are not here is removed"

@@ -52,26 +52,32 @@ pub fn plan<E>(
 
     let mut plans = Vec::new();
     let mut prefix = Prefix::new(numbering, 0);
+    // Rank, number, and the chunk beside which it lies.
+    let mut wanted: Vec<(u32, u32, u32)> = Vec::new();
     // The number behind the last match: where a chunk without one looks.
     let mut next = None;
     for (chunks, sketches) in cut(numbering).map(|r| (r.clone(), &sketches[as_usize(&r)])) {
         prefix.restart(chunks.start);
+        wanted.clear();
         for sketch in sketches {
             let matches = index.candidates(*sketch, prefix.end, next);
             if let [best, others @ ..] = &matches[..] {
                 for number in best.saturating_sub(NEIGHBOURS)..=best + NEIGHBOURS {
-                    prefix.add(number, *best);
+                    wanted.push((2 * number.abs_diff(*best), number, *best));
                 }
-                for other in others {
-                    prefix.add(*other, *other);
-                }
+                wanted.extend(others.iter().map(|other| (1, *other, *other)));
                 next = Some(best + 1);
             } else if let Some(number) = next {
                 for ahead in number..=number + NEIGHBOURS {
-                    prefix.add(ahead, number);
+                    wanted.push((2 * (ahead - number) + 1, ahead, number));
                 }
                 next = Some(number + 1);
             }
+        }
+        // Where there is not room for all, each chunk's best comes before any chunk's neighbours.
+        wanted.sort_by_key(|(rank, ..)| *rank);
+        for (_, number, origin) in &wanted {
+            prefix.add(*number, *origin);
         }
         plans.push(BatchPlan {
             chunks,

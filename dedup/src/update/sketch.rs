@@ -62,29 +62,6 @@ const fn scramble(word: u64) -> u64 {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Sketch(pub(super) [u32; SUPER_FEATURES]);
 
-impl Sketch {
-    /// Length of [`Self::to_bytes`].
-    pub const LEN: usize = 4 * SUPER_FEATURES;
-
-    /// For a cache of sketches: little-endian words. They mean nothing to a release that sketches in another way.
-    pub fn to_bytes(self) -> [u8; Self::LEN] {
-        let mut out = [0; Self::LEN];
-        for (slot, feature) in out.chunks_exact_mut(4).zip(self.0) {
-            slot.copy_from_slice(&feature.to_le_bytes());
-        }
-        out
-    }
-
-    /// Reads [`Self::to_bytes`] back.
-    pub fn from_bytes(bytes: [u8; Self::LEN]) -> Self {
-        let mut features = [0; SUPER_FEATURES];
-        for (feature, slot) in features.iter_mut().zip(bytes.chunks_exact(4)) {
-            *feature = u32::from_le_bytes(slot.try_into().expect("chunks of four"));
-        }
-        Self(features)
-    }
-}
-
 /// Sketches a chunk's plain bytes, at about 1 GB/s.
 pub fn sketch(bytes: &[u8]) -> Sketch {
     let mut least = [u32::MAX; FEATURES];
@@ -150,7 +127,6 @@ mod tests {
         assert_eq!(sketch(&[]), Sketch::default());
         assert_eq!(sketch(&[1, 2, 3]).0.len(), SUPER_FEATURES);
         let sketched = sketch(&GEAR.map(|w| w as u8).repeat(40));
-        assert_eq!(Sketch::from_bytes(sketched.to_bytes()), sketched);
         assert!(sketched.0.iter().all(|f| *f != 0));
     }
 }

@@ -1,7 +1,8 @@
 //! Many boots made one profile.
 //!
 //! Hosts differ in speed by a factor of ten and more, so times are brought to the pace of one boot before they are compared: the
-//! longest recording, whichever it is. Invariant: the outcome depends on the set of recordings only, never on their order.
+//! recording of middle length. Invariants: the outcome depends on the set of recordings only, never on their order; one of three or
+//! more has no more to say than the others, whatever it holds.
 
 use std::collections::HashMap;
 
@@ -10,14 +11,23 @@ use super::{AT_MS_MAX, ENTRIES_MAX, Entries, Entry, Place};
 /// An entry stays if at least one boot in so many has it: what one desktop did by chance drops out.
 const SHARE: usize = 4;
 
+/// Of three or more recordings, none counts beyond so many times the middle one's length: a desktop that reads its whole disk at its start, or
+/// somebody who lies, does not decide what others fetch.
+const LENGTH_MAX: usize = 2;
+
 /// Merges recordings: for each place the median of its times and in how many boots it was touched. What few boots touch drops out;
-/// of too many entries those stay that most boots touch, the earlier ones first.
-pub fn merge(boots: &[Entries]) -> Entries {
+/// of too many entries those stay that most boots touch, the earlier ones first. `least` boots must have touched a place.
+pub fn merge(boots: &[Entries], least: usize) -> Entries {
     let mut boots: Vec<&Entries> = boots.iter().collect();
     // By content, so that the pace-maker is the same whoever came first.
     boots.sort_by_cached_key(|b| (std::cmp::Reverse(b.len()), b.encode()));
-    let Some(leader) = boots.first() else {
+    let Some(leader) = boots.get(boots.len() / 2) else {
         return Entries::default();
+    };
+    let length_max = if boots.len() > 2 {
+        leader.len() * LENGTH_MAX
+    } else {
+        ENTRIES_MAX
     };
     let pace: HashMap<Place, u32> = leader
         .as_slice()
@@ -27,7 +37,7 @@ pub fn merge(boots: &[Entries]) -> Entries {
     let mut times: HashMap<Place, Vec<u32>> = HashMap::new();
     for boot in &boots {
         let (theirs, ours) = common_time(&pace, boot);
-        for entry in boot.as_slice() {
+        for entry in boot.as_slice().iter().take(length_max) {
             // Sums of 2^16 times below 2^22: far from overflow.
             let at_ms = (u64::from(entry.at_ms) * theirs)
                 .checked_div(ours)
@@ -38,7 +48,7 @@ pub fn merge(boots: &[Entries]) -> Entries {
     }
     let mut entries: Vec<Entry> = times
         .into_iter()
-        .filter(|(_, times)| times.len() * SHARE >= boots.len())
+        .filter(|(_, times)| times.len() >= least && times.len() * SHARE >= boots.len())
         .map(|(place, mut times)| {
             times.sort_unstable();
             Entry {

@@ -139,7 +139,10 @@ mod tests {
         }
         assert!(Class::Boot.priority(0) < Class::Demand.priority(0));
         assert_eq!(Class::Demand.priority(7), Class::Demand.priority(8));
-        assert!(Class::Fill.priority(last) > 0, "0 is a stream without a class");
+        assert!(
+            Class::Fill.priority(last) > 0,
+            "0 is a stream without a class"
+        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -149,7 +149,10 @@ impl Watch {
         let Some(memory) = self.memory.as_ref().filter(|_| !self.moved) else {
             return;
         };
-        if delivered < self.stored_bytes.saturating_add(STORE_BYTES_MIN) || rate == 0 || rtt.is_zero() {
+        if delivered < self.stored_bytes.saturating_add(STORE_BYTES_MIN)
+            || rate == 0
+            || rtt.is_zero()
+        {
             return;
         }
         self.stored_bytes = delivered;

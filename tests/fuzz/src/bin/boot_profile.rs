@@ -44,11 +44,11 @@ fuzz_target!(|data: &[u8]| {
         assert!(short.encode().len() <= 40);
         assert!(boot.clone().within(RECORDING_BYTES_MAX).len() <= boot.len());
     }
-    let merged = merge(&boots);
+    let merged = merge(&boots, 1);
     check(&merged);
     let mut turned = boots.clone();
     turned.reverse();
-    assert_eq!(merge(&turned), merged);
+    assert_eq!(merge(&turned, 1), merged);
     let profile = BootProfile {
         realm: REALM,
         version: VersionId([1; 32]),

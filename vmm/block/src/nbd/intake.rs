@@ -4,7 +4,7 @@ use std::io;
 use std::time::Instant;
 
 use super::limits::INTAKE_BYTES;
-use super::patience::Patience;
+use super::patience::{PUT_ASIDE, Patience, poller};
 use super::socket::Source;
 
 /// Why no more bytes can be had.
@@ -86,7 +86,9 @@ impl Intake {
         let begun = Instant::now();
         let poll = patience.poll();
         let mut looked = begun;
-        let place = (!poll.is_zero() && self.source.can_look()).then(poller).flatten();
+        let place = (!poll.is_zero() && self.source.can_look())
+            .then(poller)
+            .flatten();
         while place.is_some() {
             if let Some(received) = self.source.receive_now(&mut self.buf[self.end..]) {
                 patience.learn(begun.elapsed());

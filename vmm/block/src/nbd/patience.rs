@@ -9,8 +9,8 @@
 //!
 //! Pure but for the count of those who poll: time is an argument.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// Longest polling for one request. A client that is woken, takes a reply and asks again needs about 40 µs.

@@ -107,12 +107,12 @@ pub(crate) enum Source {
     Memory { bytes: Vec<u8>, taken: usize },
 }
 
+impl Source {
     /// Whether [`Self::receive_now`] can tell anything: not what TLS has made of the bytes.
     pub(crate) fn can_look(&self) -> bool {
         matches!(self, Self::Plain(_))
     }
 
-impl Source {
     /// Takes what is there now, where a look costs one system call; `None` if nothing is, or if it cannot be looked at like this.
     pub(crate) fn receive_now(&mut self, buf: &mut [u8]) -> Option<io::Result<usize>> {
         let Self::Plain(socket) = self else {
