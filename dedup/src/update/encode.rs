@@ -10,7 +10,7 @@ const CORE_SECONDS_MAX: f64 = 120.0;
 
 /// Measured seconds of one core for each plain MB (10⁶ bytes), prefixes included, and what they buy; strongest first.
 const STRENGTHS: [(f64, Strength); 4] = [
-    (0.400, Strength::new(16, 22, 24)),
+    (0.800, Strength::new(16, 22, 24)),
     (0.060, Strength::new(12, 23, 24)),
     (0.038, Strength::new(9, 22, 22)),
     (0.020, Strength::new(3, 22, 22)),

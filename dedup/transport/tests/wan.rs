@@ -84,7 +84,7 @@ async fn demand_amid_fills(tuning: &LinkTuning) {
     for fill in fills {
         ended.push(fill.await.unwrap());
     }
-    let meanwhile = ended.iter().filter(|at| (asked..answered).contains(at));
+    let meanwhile = ended.iter().filter(|at| (asked..answered).contains(*at));
     assert!(
         meanwhile.count() <= 1,
         "fills were served before the demand"

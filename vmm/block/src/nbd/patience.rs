@@ -37,9 +37,10 @@ pub(crate) fn poller() -> Option<Poller> {
         (processors / 2).max(1)
     });
     let taken = POLLERS.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |polling| {
-        (polling < max).then_some(polling + 1)
+        (polling < max).then(|| polling + 1)
     });
-    taken.is_ok().then_some(Poller(()))
+    // Made only if there is a place: it gives one back when it is dropped.
+    taken.is_ok().then(|| Poller(()))
 }
 
 impl Drop for Poller {
