@@ -6,7 +6,8 @@
 //!
 //! ```text
 //!   World ── events by virtual time ──► Master (store, responders) ◄── messages ──► Site (cache, catalog, queue, guests)
-//!     │                                                               Line: delay, loss, rate, cuts
+//!     │                                                              a Carrier
+//!     │                                                 Messages: delay, loss, rate, cuts of a Line
 //!     └── troubles: cuts, kills, power cuts, publishes ── until they end; then everything must become whole
 //! ```
 //!
@@ -14,12 +15,17 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod carrier;
 mod content;
 mod keys;
 mod line;
 mod master;
+mod messages;
+mod schedule;
 mod site;
 mod sync;
+mod tally;
 mod world;
 
-pub use world::{Tally, run};
+pub use tally::Tally;
+pub use world::run;
