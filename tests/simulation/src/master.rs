@@ -84,9 +84,9 @@ pub struct Master {
 }
 
 impl Master {
-    pub fn new(seed: u64, keys: Keys, rng: &mut Rng) -> Self {
+    pub fn new(seed: u64, keys: Keys, chunk_bytes_min: u32) -> Self {
         let disk = SimDisk::new(seed);
-        let min = 1024 << rng.below(2);
+        let min = chunk_bytes_min;
         let mut master = Self {
             keys,
             kv: SimKv::new(&disk),

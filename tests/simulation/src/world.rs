@@ -8,10 +8,11 @@ use dedup_protocol::records::PoolAssignment;
 use dedup_protocol::wire::Message;
 
 use crate::carrier::{Arrival, Carrier, End};
-use crate::content::{first_disk, next_disk};
+use crate::content::{Scale, first_disk, next_disk};
 use crate::keys::Keys;
 use crate::master::Master;
 use crate::messages::Messages;
+use crate::quic::Quic;
 use crate::schedule::Schedule;
 use crate::site::Site;
 use crate::tally::Tally;
@@ -43,6 +44,7 @@ struct World {
     master: Master,
     site: Site,
     carrier: Box<dyn Carrier>,
+    scale: Scale,
     pause_ms: u64,
     published: Vec<VersionId>,
     /// The disk being published: a death in the middle is followed by another attempt.
@@ -59,25 +61,33 @@ struct World {
 pub fn run(seed: u64) -> Tally {
     let mut rng = Rng::new(seed);
     let carrier = Messages::new(rng.bits());
-    World::new(rng, Box::new(carrier)).live()
+    World::new(rng, Box::new(carrier), Scale::Messages).live()
+}
+
+/// As [`run`], over QUIC connections and a line that carries packets.
+pub fn run_over_quic(seed: u64) -> Tally {
+    let mut rng = Rng::new(seed);
+    let carrier = Quic::new(rng.bits());
+    World::new(rng, Box::new(carrier), Scale::Packets).live()
 }
 
 impl World {
-    fn new(mut rng: Rng, carrier: Box<dyn Carrier>) -> Self {
+    fn new(mut rng: Rng, carrier: Box<dyn Carrier>, scale: Scale) -> Self {
         let keys = Keys::new();
         Self {
             now_ms: 0,
             events: Schedule::new(),
-            master: Master::new(rng.bits(), keys.clone(), &mut rng),
+            master: Master::new(rng.bits(), keys.clone(), scale.chunk_bytes_min(&mut rng)),
             site: Site::new(rng.bits(), keys),
             carrier,
+            scale,
             pause_ms: PAUSE_MIN_MS,
             published: Vec::new(),
             attempt: None,
             last: None,
             assigned: 0,
             to_publish: 1 + rng.below(4),
-            troubles_until_ms: 2_000 + rng.below(120_000),
+            troubles_until_ms: 2_000 + rng.below(scale.troubles_ms_max()),
             wake_at_ms: None,
             tally: Tally::default(),
             rng,
@@ -91,11 +101,11 @@ impl World {
     fn live(mut self) -> Tally {
         self.after(0, Event::Publish);
         self.carrier.dial();
-        for _ in 0..self.rng.below(30) {
+        for _ in 0..self.rng.below(self.scale.reads_max()) {
             let at = self.rng.below(self.troubles_until_ms);
             self.after(at, Event::Read);
         }
-        for _ in 0..self.rng.below(12) {
+        for _ in 0..self.rng.below(self.scale.troubles_max()) {
             let at = self.rng.below(self.troubles_until_ms);
             self.after(at, Event::Trouble);
         }
@@ -268,7 +278,7 @@ impl World {
             Some(attempt) => attempt,
             None => match &self.last {
                 None => (
-                    Arc::new(first_disk(&mut self.rng)),
+                    Arc::new(first_disk(&mut self.rng, self.scale)),
                     Arc::new(self.rng.bytes(9_000)),
                 ),
                 Some((disk, kernel)) => (
