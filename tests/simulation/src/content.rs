@@ -2,13 +2,68 @@
 
 use crash::Rng;
 
-/// A disk of noise, holes, repeated pieces and text. One in sixty is large enough for several batches.
-pub fn first_disk(rng: &mut Rng) -> Vec<u8> {
-    let data = match rng.below(60) {
-        0 => (4 << 20) + rng.below(4 << 20),
-        1..=10 => rng.below(600_000),
-        _ => rng.below(120_000),
-    };
+/// How large a world is: by what its carrier costs, and by what its line can be expected to lose.
+#[derive(Debug, Clone, Copy)]
+pub enum Scale {
+    /// Mostly a few messages; one in sixty has a disk large enough for several batches.
+    Messages,
+    /// Mostly thousands of packets, as every one is a chance to be lost; one in twelve is many times what a path holds.
+    Packets,
+}
+
+impl Scale {
+    /// Bytes of a first disk that are no holes.
+    fn disk_bytes(self, rng: &mut Rng) -> u64 {
+        match self {
+            Self::Messages => match rng.below(60) {
+                0 => (4 << 20) + rng.below(4 << 20),
+                1..=10 => rng.below(600_000),
+                _ => rng.below(120_000),
+            },
+            Self::Packets => match rng.below(12) {
+                0 => (8 << 20) + rng.below(24 << 20),
+                1..=8 => 500_000 + rng.below(6 << 20),
+                _ => rng.below(500_000),
+            },
+        }
+    }
+
+    /// The smallest chunks of a world: at least 1 KiB.
+    pub fn chunk_bytes_min(self, rng: &mut Rng) -> u32 {
+        1024 << rng.below(match self {
+            Self::Messages => 2,
+            Self::Packets => 5,
+        })
+    }
+
+    /// Guests' reads in a world, at most.
+    pub fn reads_max(self) -> u64 {
+        match self {
+            Self::Messages => 30,
+            Self::Packets => 120,
+        }
+    }
+
+    /// Troubles in a world, at most.
+    pub fn troubles_max(self) -> u64 {
+        match self {
+            Self::Messages => 12,
+            Self::Packets => 24,
+        }
+    }
+
+    /// How long the troubles last, at most.
+    pub fn troubles_ms_max(self) -> u64 {
+        match self {
+            Self::Messages => 120_000,
+            Self::Packets => 300_000,
+        }
+    }
+}
+
+/// A disk of noise, holes, repeated pieces and text.
+pub fn first_disk(rng: &mut Rng, scale: Scale) -> Vec<u8> {
+    let data = scale.disk_bytes(rng);
     let mut disk = Vec::new();
     let mut written = 0;
     while written <= data {

@@ -12,7 +12,7 @@ pub fn id_key() -> IdKey {
     IdKey::new([0x33; 32])
 }
 
-/// Key pairs of RFC 8032, section 7.1, tests 1 and 2: secret and public half.
+/// Key pairs of RFC 8032, section 7.1, tests 1 to 3: secret and public half.
 const ROOT: [&str; 2] = [
     "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60",
     "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a",
@@ -22,9 +22,26 @@ const PUBLISHER: [&str; 2] = [
     "3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c",
 ];
 
-fn rfc8032([secret, public]: [&str; 2]) -> SigningKey {
-    let document = format!("3051020101300506032b657004220420{secret}812100{public}");
-    SigningKey::from_pkcs8(&hex::decode(document).unwrap()).unwrap()
+/// Test 3: the datacenter's certificate.
+const CERTIFICATE: [&str; 2] = [
+    "c5aa8df43f9f837bedb7442f31dcb7b166d38535076f094b85ce3a2e0b4458f7",
+    "fc51cd8e6218a1a38da47ed00230f0580816ed13ba3303ac5deb911548908025",
+];
+
+fn pkcs8([secret, public]: [&str; 2]) -> Vec<u8> {
+    hex::decode(format!(
+        "3051020101300506032b657004220420{secret}812100{public}"
+    ))
+    .unwrap()
+}
+
+fn rfc8032(pair: [&str; 2]) -> SigningKey {
+    SigningKey::from_pkcs8(&pkcs8(pair)).unwrap()
+}
+
+/// The key of the datacenter's certificate. The same in every run, because a certificate's length depends on its key's hash.
+pub fn certificate_key() -> Vec<u8> {
+    pkcs8(CERTIFICATE)
 }
 
 /// The realm's keys. Signing needs no randomness, so every run of a process makes the same signatures.

@@ -5,21 +5,33 @@
 //! when. A run is a pure function of its seed.
 //!
 //! ```text
-//!   World ── events by virtual time ──► Master (store, responders) ◄── messages ──► Site (cache, catalog, queue, guests)
-//!     │                                                               Line: delay, loss, rate, cuts
+//!   World ── events by virtual time ──► Master (store, responders) ◄── a Carrier ──► Site (cache, catalog, queue, guests)
+//!     │                                                                 │
+//!     │                                 Messages: one event each, over a Line that delays, loses and is cut
+//!     │                                 Quic: real connections, over packets that are lost, overtaken, doubled
 //!     └── troubles: cuts, kills, power cuts, publishes ── until they end; then everything must become whole
 //! ```
 //!
-//! What is not here: QUIC (see the tests of the link over the real state machine), threads, and the glue that puts the cores on them.
+//! A world of [`run`] is small, and there are ten thousand of them; one of [`run_over_quic`] has larger disks and more trouble, each of
+//! its packets costs, and there are two hundred.
+//!
+//! What is not here: threads and sockets, and the glue that puts the cores on them; of the transport, whatever lies above QUIC's own
+//! state machine and needs a running link (its send gate, its repair datagrams, mutual certificates).
 
 #![allow(clippy::unwrap_used)]
 
+mod carrier;
 mod content;
 mod keys;
 mod line;
 mod master;
+mod messages;
+mod quic;
+mod schedule;
 mod site;
 mod sync;
+mod tally;
 mod world;
 
-pub use world::{Tally, run};
+pub use tally::{QuicTally, Tally};
+pub use world::{run, run_over_quic};

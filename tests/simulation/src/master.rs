@@ -78,14 +78,15 @@ pub struct Master {
     assignment: Option<Assignment>,
     /// `None` while the process is dead.
     store: Option<Arc<ChunkStore>>,
-    streams: BTreeMap<u64, Stream>,
+    /// By link and stream. Of several links all but one are dead, and nobody here can know which.
+    streams: BTreeMap<(u64, u64), Stream>,
     params: ChunkerParams,
 }
 
 impl Master {
-    pub fn new(seed: u64, keys: Keys, rng: &mut Rng) -> Self {
+    pub fn new(seed: u64, keys: Keys, chunk_bytes_min: u32) -> Self {
         let disk = SimDisk::new(seed);
-        let min = 1024 << rng.below(2);
+        let min = chunk_bytes_min;
         let mut master = Self {
             keys,
             kv: SimKv::new(&disk),
@@ -214,8 +215,8 @@ impl Master {
         Ok(Published { id, disk, kernel })
     }
 
-    /// The branch is to run this; tells it if it is connected.
-    pub fn assign(&mut self, pools: Vec<PoolAssignment>) -> Vec<(u64, Message)> {
+    /// The branch is to run this; says it on every control stream: link, stream, message.
+    pub fn assign(&mut self, pools: Vec<PoolAssignment>) -> Vec<(u64, u64, Message)> {
         let counter = self.assignment.as_ref().map_or(0, |a| a.counter) + 1;
         self.assignment = Some(Assignment {
             realm: REALM,
@@ -226,11 +227,12 @@ impl Master {
             offline_grace_s: 86_400,
             pools,
         });
-        let control = self
-            .streams
+        let control = |stream: &Stream| matches!(stream, Stream::Control(_));
+        self.streams
             .iter()
-            .find_map(|(number, stream)| matches!(stream, Stream::Control(_)).then_some(*number));
-        control.map(|s| (s, self.signed())).into_iter().collect()
+            .filter(|(_, stream)| control(stream))
+            .map(|((link, stream), _)| (*link, *stream, self.signed()))
+            .collect()
     }
 
     fn signed(&self) -> Message {
@@ -240,13 +242,14 @@ impl Master {
         })
     }
 
-    /// The connection is gone.
-    pub fn hung_up(&mut self) {
-        self.streams.clear();
+    /// A link is gone.
+    pub fn hung_up(&mut self, link: u64) {
+        self.streams.retain(|(of, _), _| *of != link);
     }
 
     /// Takes a frame; answers control frames at once. Requests are answered by [`Master::pull`].
-    pub fn handle(&mut self, stream: u64, frame: &[u8]) -> Vec<(u64, Message)> {
+    pub fn handle(&mut self, link: u64, stream: u64, frame: &[u8]) -> Vec<Message> {
+        let stream = (link, stream);
         let Some(shared) = self.shared() else {
             return Vec::new();
         };
@@ -265,13 +268,13 @@ impl Master {
             else {
                 return Vec::new();
             };
-            let mut out = vec![(stream, self.welcome())];
+            let mut out = vec![self.welcome()];
             if self
                 .assignment
                 .as_ref()
                 .is_some_and(|a| a.counter > assignment_counter)
             {
-                out.push((stream, self.signed()));
+                out.push(self.signed());
             }
             return out;
         }
@@ -297,7 +300,8 @@ impl Master {
     }
 
     /// The next frame of an answer: `None`, the stream is none of ours; `Some(None)`, the answer is whole.
-    pub fn pull(&mut self, stream: u64) -> Option<Option<Message>> {
+    pub fn pull(&mut self, link: u64, stream: u64) -> Option<Option<Message>> {
+        let stream = (link, stream);
         let Some(Stream::Answer(responder)) = self.streams.get_mut(&stream) else {
             return None;
         };
@@ -313,10 +317,5 @@ impl Master {
             self.streams.remove(&stream);
         }
         Some(frame)
-    }
-
-    /// Whether the stream is answered frame by frame.
-    pub fn is_answer(&self, stream: u64) -> bool {
-        matches!(self.streams.get(&stream), Some(Stream::Answer(_)))
     }
 }
