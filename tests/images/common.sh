@@ -29,6 +29,7 @@ need() { # PROGRAM:PACKAGE...
     done
 }
 
+# Asked for by whoever makes something, not where all is current: a machine without package lists can use what it has.
 # The Debian mirrors that this machine's own apt uses, unless MIRROR and SECURITY_MIRROR name others.
 find_mirrors() {
     MIRROR=${MIRROR:-$(target_uri "$SUITE")}
@@ -137,6 +138,7 @@ SOURCES
 upgrade_in_place() { # FROM TO PACKAGE...
     local from=$1 to=$2
     shift 2
+    find_mirrors
     cp --sparse=always "$from" "$to.part"
     attach "$to.part"
     enter_chroot

@@ -25,10 +25,10 @@ MBR_CODE=/usr/lib/syslinux/mbr/mbr.bin
 [ -f "$MBR_CODE" ] || die "$MBR_CODE is missing; install the Debian package syslinux-common"
 start_work "$1"
 shift
-find_mirrors
 
 make_v1() {
     local image=$OUT/desktop-v1.raw
+    find_mirrors
     rm -f "$image.part"
     truncate -s "$IMAGE_BYTES" "$image.part"
     echo "start=2048, size=$(($(partition_bytes "$IMAGE_BYTES") / 512)), type=83, bootable" |

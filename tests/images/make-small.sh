@@ -21,10 +21,10 @@ own_mounts "$@"
 need mmdebstrap:mmdebstrap sfdisk:fdisk mke2fs:e2fsprogs losetup:mount fstrim:util-linux unshare:util-linux
 start_work "$1"
 shift
-find_mirrors
 
 make_v1() {
     local image=$OUT/debian-v1.raw root=$WORK/root
+    find_mirrors
     say "debian-v1.raw: installing Debian $SUITE"
     mmdebstrap --quiet --mode=root --variant=important --dpkgopt=force-unsafe-io \
         --include="$V1_PACKAGES" "$SUITE" "$root" "deb $MIRROR $SUITE main" 9>&-

@@ -13,7 +13,7 @@ use crate::images::Images;
 use crate::process::{Daemon, Program, TICK, wait_for};
 use crate::row::{Sample, median};
 use crate::session::{SPLICE, Session};
-use crate::splice::{Branch, Datacenter, POOL, Place};
+use crate::splice::{Branch, Datacenter, POOL, Place, fresh};
 use crate::workshop::Workshop;
 
 const SYSTEMS: [&str; 4] = ["raw", SPLICE, "qemu-nbd", "nbdkit"];
@@ -50,6 +50,8 @@ enum Server {
     /// Of the branch that both benches share.
     Splice {
         export: String,
+        /// What is written is its disk; a version has none.
+        desktop: Option<String>,
     },
     /// Of a raw file, at a Unix socket.
     Peer {
@@ -66,7 +68,7 @@ impl Server {
     fn restart(&mut self, ours: &mut Option<(Datacenter, Branch)>) -> Result<()> {
         match self {
             Self::Raw(_) => Ok(()),
-            Self::Splice { export } => {
+            Self::Splice { export, .. } => {
                 let (_, branch) = ours.as_mut().context("there is no branch")?;
                 branch.restart()?;
                 let probe = Program::new("nbdinfo").args(["--size", &branch.uri(export)]);
@@ -96,6 +98,21 @@ impl Server {
         }
     }
 
+    /// Gives what was written back. A desktop's overlay is a log that grows with every write; files are written in place.
+    fn renew(&mut self, ours: &Option<(Datacenter, Branch)>) -> Result<()> {
+        if let Self::Splice {
+            export,
+            desktop: Some(desktop),
+        } = self
+        {
+            let (_, branch) = ours.as_ref().context("there is no branch")?;
+            branch.stop_desktop(desktop)?;
+            *desktop = fresh("w");
+            *export = branch.start_desktop(desktop)?;
+        }
+        Ok(())
+    }
+
     fn run(
         &self,
         ours: &Option<(Datacenter, Branch)>,
@@ -105,7 +122,7 @@ impl Server {
     ) -> Result<Figures> {
         match self {
             Self::Raw(path) => job.run(&Target::File(path), seconds, scratch),
-            Self::Splice { export } => {
+            Self::Splice { export, .. } => {
                 let (_, branch) = ours.as_ref().context("there is no branch")?;
                 job.run(&Target::Nbd(&branch.uri(export)), seconds, scratch)
             }
@@ -186,7 +203,6 @@ fn measure(
         eprintln!("==> preparing {system}");
         let prepared = if system == SPLICE {
             prepare_ours(&session.workshop, &images, way, ours)
-                .map(|export| Server::Splice { export })
         } else {
             prepare(&session.workshop, &images, way, system)
         };
@@ -197,6 +213,15 @@ fn measure(
     }
     for round in 0..rounds {
         for job in jobs {
+            for (system, server) in &mut servers {
+                let keys = keys_of(job, system, round);
+                if way == Way::Write
+                    && session.any_left(&keys)
+                    && let Err(error) = server.renew(ours)
+                {
+                    session.miss(job.case, system, &format!("a new desktop: {error:#}"));
+                }
+            }
             for (index, suffix) in ["", "-restarted"].iter().enumerate() {
                 for (system, server) in &mut servers {
                     let key = &keys_of(job, system, round)[index];
@@ -262,7 +287,7 @@ fn prepare_ours(
     images: &Images,
     way: Way,
     ours: &mut Option<(Datacenter, Branch)>,
-) -> Result<String> {
+) -> Result<Server> {
     if ours.is_none() {
         // Of an attempt that did not come so far.
         workshop.discard("dc");
@@ -278,8 +303,17 @@ fn prepare_ours(
     }
     let (_, branch) = ours.as_ref().context("it was just prepared")?;
     match way {
-        Way::Read => Ok(format!("pool/{POOL}")),
-        Way::Write => branch.start_desktop("bench"),
+        Way::Read => Ok(Server::Splice {
+            export: format!("pool/{POOL}"),
+            desktop: None,
+        }),
+        Way::Write => {
+            let desktop = fresh("w");
+            Ok(Server::Splice {
+                export: branch.start_desktop(&desktop)?,
+                desktop: Some(desktop),
+            })
+        }
     }
 }
 

@@ -7,7 +7,6 @@
 //! on, as the raw file's does behind a server of the same kind (`warm`).
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -16,7 +15,7 @@ use crate::process::{Daemon, Program, TICK, pause, wait_for};
 use crate::replay::{Disk, LOCAL_BOOT_S, Late, Outcome, Think, replay};
 use crate::row::Metric;
 use crate::session::{Recorder, SPLICE, Session};
-use crate::splice::{Branch, Datacenter, Place};
+use crate::splice::{Branch, Datacenter, Place, fresh};
 use crate::stage::{self, Line, OFFICE, PREPARING, Stage};
 use crate::touched::Touched;
 use crate::trace::Trace;
@@ -25,7 +24,7 @@ use crate::workshop::Workshop;
 /// 10,000 round trips of 20 ms and 415 MB at 100 Mbit/s are 235 s.
 const REPLAY: Duration = Duration::from_secs(900);
 /// A quick look does not wait for ten thousand round trips one after another.
-const PEER_QUICK: Duration = Duration::from_secs(120);
+const PEER_QUICK: Duration = Duration::from_secs(90);
 const FILL: Duration = Duration::from_secs(1800);
 
 /// Until what a boot taught has reached the datacenter. A boot counts as settled after 20 quiet seconds, or when its desktop ends.
@@ -47,13 +46,6 @@ pub(crate) fn cold_limit_s(line: &Line, zstd_bytes: f64, thinks_s: f64) -> f64 {
     crossing_s.max(thinks_s) + line.rtt_ms / 1000.0
 }
 
-/// A name that no branch, desktop or image of this run has: an old branch is still given its old version, and a version that has
-/// booted has a profile.
-fn fresh(stem: &str) -> String {
-    static NEXT: AtomicU32 = AtomicU32::new(1);
-    format!("{stem}{}", NEXT.fetch_add(1, Ordering::Relaxed))
-}
-
 /// Runs the bench.
 ///
 /// # Errors
@@ -61,7 +53,7 @@ fn fresh(stem: &str) -> String {
 pub(crate) fn run(session: &mut Session) -> Result<()> {
     let quick = session.settings.quick;
     let rounds = if quick { 1 } else { 3 };
-    let each = if quick { 430.0 } else { 750.0 };
+    let each = if quick { 450.0 } else { 800.0 };
     let images = session.begin("boot", 60.0 + rounds as f64 * each, 2)?;
     let touched = Touched::of(session, &images)?;
     let scratch = session.scratch("boot")?;
@@ -102,7 +94,7 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
         if let Some(datacenter) = &datacenter {
             ours(session, &bench, datacenter, round)?;
         }
-        let about_s = if quick { 125.0 } else { 280.0 };
+        let about_s = if quick { 95.0 } else { 280.0 };
         session.measure(
             &key("cold", "qemu-nbd", round),
             "qemu-nbd",
@@ -396,7 +388,7 @@ fn ours(session: &mut Session, bench: &Bench, datacenter: &Datacenter, round: us
         })?;
     }
     let key = key("cold-previous", SPLICE, round);
-    session.measure(&key, SPLICE, 110.0, |recorder| {
+    session.measure(&key, SPLICE, 160.0, |recorder| {
         let image = bench.publish(datacenter, &[&bench.previous, &bench.disk])?;
         let previous = Version {
             number: 1,

@@ -308,3 +308,35 @@ fn cache() -> Result<PathBuf> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_file_of_json_may_be_left_out() {
+        let parsed = |words: &[&str]| {
+            let words = [&["bench"], words].concat();
+            Arguments::try_parse_from(words).unwrap().run
+        };
+        let run = parsed(&["all", "--quick", "--json"]);
+        assert!(run.quick && run.name == Some(Name::All));
+        assert_eq!(run.json, Some("bench.json".into()));
+        let run = parsed(&["read", "--json", "here.json", "--fresh"]);
+        assert_eq!(run.json, Some("here.json".into()));
+        assert_eq!(parsed(&["read"]).json, None);
+    }
+
+    #[test]
+    fn every_bench_is_in_a_run_of_all() {
+        let all: Vec<Name> = ALL.into_iter().flatten().copied().collect();
+        let wanted: Vec<Name> = Name::value_variants().to_vec();
+        assert_eq!(all.len(), wanted.len() - 1);
+        assert!(
+            wanted
+                .iter()
+                .all(|name| all.contains(name) != (*name == Name::All))
+        );
+    }
+}

@@ -2,6 +2,7 @@
 
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -70,6 +71,13 @@ fn free_ports() -> Result<[u16; 2]> {
         (Some(link), Some(api)) => Ok([link, api]),
         _ => bail!("no two ports of {PORTS:?} are free"),
     }
+}
+
+/// A name that no branch, desktop or image of this run has: an old branch is still given its old version, and a version that has
+/// booted has a profile.
+pub(crate) fn fresh(stem: &str) -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    format!("{stem}{}", NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// A datacenter with its daemon.
