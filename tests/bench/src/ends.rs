@@ -560,4 +560,42 @@ mod tests {
         assert_eq!(record.demands[1], (1.0, 2e6));
         assert_eq!((record.bins.len(), record.is_whole), (30, true));
     }
+
+    /// Over loopback: guests are answered first on an idle line, then on a full one, and it ends when that is enough.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn demands_are_asked_on_an_idle_line_and_then_on_a_full_one() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let keys = tempfile::tempdir().unwrap();
+        make_keys(keys.path()).unwrap();
+        for transport in ["splice", "quinn", "tcp-cubic"] {
+            let free = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+            let options = |seconds| Options {
+                transport: transport.parse().unwrap(),
+                address: free.local_addr().unwrap(),
+                keys: keys.path().to_owned(),
+                fetch_seconds: seconds,
+                flights: 1,
+                demands: 8,
+                start_up: 0.1,
+                follow: false,
+            };
+            let (server, client) = (options(None), options(Some(20.0)));
+            drop(free);
+            let serving = tokio::spawn(async move { serve(&server).await });
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            let record = fetch(&client, 20.0).await.unwrap();
+            serving.abort();
+            let filled = (record.filling_from_s / BIN.as_secs_f64()) as usize;
+            assert!(record.is_whole && filled >= 3, "{transport}: {filled}");
+            assert_eq!(record.bins[..filled].iter().sum::<u64>(), 0, "{transport}");
+            assert!(
+                record.bins[filled..].iter().sum::<u64>() > 1 << 20,
+                "{transport}"
+            );
+            let then = record.answered_from(record.filling_from_s + 0.1);
+            let before = record.answered_from(0.1) - record.answered_from(record.filling_from_s);
+            assert!(before >= 8 && then >= 8, "{transport}: {before}, {then}");
+            assert!(record.filling_from_s < 10.0, "{transport}");
+        }
+    }
 }
