@@ -1,16 +1,25 @@
 # Shared by the image makers in this folder: mirrors, stamps, loop mounts and their clean-up. Sourced, not run.
 # Everything is made under a name ending in .part and renamed when it is whole, so that a killed run leaves nothing
-# that looks finished. Mounts and loop devices go away in the EXIT trap.
+# that looks finished. Mounts are made in a namespace of their own and loop devices belong to their mounts, so that both are gone
+# however a run ends; the EXIT trap removes the rest. The checkout may go away in the midst of a run: nothing is read from it late.
 
 export LC_ALL=C DEBIAN_FRONTEND=noninteractive
 SUITE=bookworm
 PARTITION_START=$((1024 * 1024))
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+SELF=$(cd "$(dirname "$0")" && pwd)/$(basename "$0")
+# Of the scripts that make a result.
+RECIPE=$(cat "$HERE/common.sh" "$SELF")
 
 say() { printf '%s  %s\n' "$(date -u +%T)" "$*"; }
 die() {
     printf '%s: %s\n' "$(basename "$0")" "$*" >&2
     exit 1
+}
+
+# Starts the script once more where its mounts are nobody else's, and end with it. Call it as root.
+own_mounts() { # ARGUMENT...
+    [ "${SPLICE_OWN_MOUNTS:-}" = "$$" ] || SPLICE_OWN_MOUNTS=$$ exec unshare --mount --propagation private -- bash "$SELF" "$@"
 }
 
 need() { # PROGRAM:PACKAGE...
@@ -20,6 +29,7 @@ need() { # PROGRAM:PACKAGE...
     done
 }
 
+# Asked for by whoever makes something, not where all is current: a machine without package lists can use what it has.
 # The Debian mirrors that this machine's own apt uses, unless MIRROR and SECURITY_MIRROR name others.
 find_mirrors() {
     MIRROR=${MIRROR:-$(target_uri "$SUITE")}
@@ -34,7 +44,7 @@ target_uri() { # CODENAME or SUITE
 
 # A result is current when its stamp holds the hash of the scripts that make it and of the stage before it.
 stamp_of() { # [PREVIOUS-STAMP-FILE]
-    cat "$HERE/common.sh" "$0" ${1:+"$1"} | sha256sum | cut -d' ' -f1
+    { printf '%s\n' "$RECIPE"; [ -z "${1:-}" ] || cat "$1"; } | sha256sum | cut -d' ' -f1
 }
 is_current() { # FILE [PREVIOUS-STAMP-FILE]
     [ -f "$1" ] && [ -f "$1.stamp" ] && [ "$(cat "$1.stamp")" = "$(stamp_of "${2:-}")" ]
@@ -56,6 +66,8 @@ start_work() { # OUTDIR
         say "another run is making images in $OUT; waiting"
         flock 9
     }
+    # Of runs that were killed; nobody else works here while we have the lock.
+    rm -rf --one-file-system "$OUT"/.work.* 2>/dev/null || true
     WORK=$(mktemp -d -p "$OUT" .work.XXXXXX)
     MNT=$WORK/mnt
     mkdir "$MNT"
@@ -80,12 +92,13 @@ attach() { # IMAGE: mounts its only partition at $MNT
     LOOP=$(losetup -f --show -o "$PARTITION_START" --sizelimit "$bytes" "$1")
     # noinit_itable: the kernel would otherwise fill unused inode tables with zeros that are really written.
     mount -o noatime,noinit_itable "$LOOP" "$MNT"
+    # From now on the kernel frees it when it is unmounted, whoever does that.
+    losetup -d "$LOOP"
+    LOOP=
 }
 detach() {
     sync -f "$MNT"
     umount "$MNT"
-    losetup -d "$LOOP"
-    LOOP=
 }
 # The partition leaves 1 MiB at each end, room for either partition table.
 partition_bytes() { echo $(($1 - 2 * PARTITION_START)); } # IMAGE-BYTES
@@ -125,6 +138,7 @@ SOURCES
 upgrade_in_place() { # FROM TO PACKAGE...
     local from=$1 to=$2
     shift 2
+    find_mirrors
     cp --sparse=always "$from" "$to.part"
     attach "$to.part"
     enter_chroot

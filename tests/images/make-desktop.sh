@@ -19,15 +19,16 @@ V1_PACKAGES=task-xfce-desktop,linux-image-amd64,openssh-server,qemu-guest-agent,
 
 [ $# -ge 1 ] || die "usage: make-desktop.sh OUTDIR [v1|v2|v3]..."
 [ "$(id -u)" = 0 ] || die "run it as root"
-need mmdebstrap:mmdebstrap sfdisk:fdisk mke2fs:e2fsprogs losetup:mount fstrim:util-linux extlinux:extlinux
+own_mounts "$@"
+need mmdebstrap:mmdebstrap sfdisk:fdisk mke2fs:e2fsprogs losetup:mount fstrim:util-linux unshare:util-linux extlinux:extlinux
 MBR_CODE=/usr/lib/syslinux/mbr/mbr.bin
 [ -f "$MBR_CODE" ] || die "$MBR_CODE is missing; install the Debian package syslinux-common"
 start_work "$1"
 shift
-find_mirrors
 
 make_v1() {
     local image=$OUT/desktop-v1.raw
+    find_mirrors
     rm -f "$image.part"
     truncate -s "$IMAGE_BYTES" "$image.part"
     echo "start=2048, size=$(($(partition_bytes "$IMAGE_BYTES") / 512)), type=83, bootable" |

@@ -17,13 +17,14 @@ V1_PACKAGES=linux-image-cloud-amd64,systemd-sysv,udev,dbus,openssh-server,ca-cer
 
 [ $# -ge 1 ] || die "usage: make-small.sh OUTDIR [v1|v2]..."
 [ "$(id -u)" = 0 ] || die "run it as root"
-need mmdebstrap:mmdebstrap sfdisk:fdisk mke2fs:e2fsprogs losetup:mount fstrim:util-linux
+own_mounts "$@"
+need mmdebstrap:mmdebstrap sfdisk:fdisk mke2fs:e2fsprogs losetup:mount fstrim:util-linux unshare:util-linux
 start_work "$1"
 shift
-find_mirrors
 
 make_v1() {
     local image=$OUT/debian-v1.raw root=$WORK/root
+    find_mirrors
     say "debian-v1.raw: installing Debian $SUITE"
     mmdebstrap --quiet --mode=root --variant=important --dpkgopt=force-unsafe-io \
         --include="$V1_PACKAGES" "$SUITE" "$root" "deb $MIRROR $SUITE main" 9>&-

@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
 # Records a boot trace (docs/boot-trace.md); started by ./x lab trace IMAGE OUT.
 #
-# Boots IMAGE to its settled desktop under QEMU's CPU emulation from nbdkit with its log filter, and makes a trace of the log. About
-# 12 minutes of a core. IMAGE is not written to.
+# Boots IMAGE to its settled desktop under QEMU's CPU emulation from nbdkit with its log filter, and makes a trace of the log in which
+# what lies in files is named by them. About 12 minutes of a core. IMAGE is not written to. Mounting it (read-only) at the end needs root.
 set -euo pipefail
 target=${CARGO_TARGET_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/splice/target}
+export PATH=$PATH:/usr/sbin:/sbin
+as_root=
+if [ "$(id -u)" != 0 ]; then as_root=sudo; fi
 
 # A boot has settled when the disk is not read for so long, and not before it has come as far as a file system.
 SETTLED_SECONDS=75
@@ -17,6 +20,7 @@ die() {
 }
 
 [ $# = 2 ] && [ -f "$1" ] || die "usage: ./x lab trace IMAGE OUT"
+[ -z "$as_root" ] || command -v sudo >/dev/null || die "mounting the image needs root; run it as root"
 begun=$SECONDS reads=0
 image=$(realpath "$1")
 out=$(realpath -m "$2")
@@ -53,4 +57,7 @@ until [ "$reads" -ge "$READS_MIN" ] && [ $((SECONDS - now)) -ge "$SETTLED_SECOND
     [ $(((SECONDS - begun) % 60)) != 0 ] || echo "lab: $((SECONDS - begun)) s, $((reads)) reads" >&2
 done
 kill "$machine" "$server"
-"$target/debug/bench" trace "$work/log" "$out"
+# What was recorded is worth keeping, should its conversion not work here: `bench trace LOG OUT --image IMAGE` does it again.
+cp "$work/log" "$out.log"
+$as_root "$target/debug/bench" trace "$work/log" "$out" --image "$image"
+rm -f "$out.log"

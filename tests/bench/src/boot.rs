@@ -2,43 +2,48 @@
 //!
 //! The trace is of version 1 of the desktop. So that a previous version can be held, version 2's disk is published first and version
 //! 1's behind it: an update backwards, whose chunks are as alike as those of one forwards. Every case is replayed with the
-//! guest's thinking scaled to a local boot of 15 s, and (`-nothink`) without any. Peers and the raw file are read from the boot loader
-//! on; a branch brings kernel and initrd itself, inside the time, and its guest reads from there on.
+//! guest's thinking scaled to a local boot of 15 s; the cold one with a profile also (`-nothink`) without any. The raw file itself and
+//! qemu-nbd are read from the boot loader on; a branch brings kernel and initrd itself, inside the time, and its guest reads from there
+//! on, as the raw file's does behind a server of the same kind (`warm`).
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use crate::images::Images;
-use crate::process::{Program, TICK, pause, wait_for};
-use crate::replay::{Disk, LOCAL_BOOT_S, Outcome, Think, replay};
+use crate::process::{Daemon, Program, TICK, pause, wait_for};
+use crate::replay::{Disk, LOCAL_BOOT_S, Late, Outcome, Think, replay};
 use crate::row::Metric;
 use crate::session::{Recorder, SPLICE, Session};
-use crate::splice::{Branch, Datacenter, Place};
-use crate::stage::{self, OFFICE, PREPARING, Stage};
+use crate::splice::{Branch, Datacenter, Place, fresh};
+use crate::stage::{self, Line, OFFICE, PREPARING, Stage};
+use crate::touched::Touched;
 use crate::trace::Trace;
-
-/// The recorded boot, in the tree.
-const TRACE: &str = "tests/bench/traces/debian12-xfce.trace.gz";
+use crate::workshop::Workshop;
 
 /// 10,000 round trips of 20 ms and 415 MB at 100 Mbit/s are 235 s.
 const REPLAY: Duration = Duration::from_secs(900);
+/// A quick look does not wait for ten thousand round trips one after another.
+const PEER_QUICK: Duration = Duration::from_secs(90);
 const FILL: Duration = Duration::from_secs(1800);
 
-/// Until what a boot taught has reached the datacenter and the next branch. A boot counts as settled after 20 quiet seconds.
-const LEARN: Duration = Duration::from_secs(30);
+/// Until what a boot taught has reached the datacenter. A boot counts as settled after 20 quiet seconds, or when its desktop ends.
+const LEARN: Duration = Duration::from_secs(60);
+
+/// Share of C·(1−p) that payload can have: the rest is packet headers.
+const GOODPUT_SHARE: f64 = 0.95;
 
 const NBD_PORT: u16 = 28_809;
 
-const THINKS: [(Think, &str); 2] = [(Think::Scaled, ""), (Think::None, "-nothink")];
+const PROFILED: [(&str, Think); 2] = [
+    ("cold-profile", Think::Scaled),
+    ("cold-profile-nothink", Think::None),
+];
 
-/// Reads the trace in the tree.
-///
-/// # Errors
-/// It is not there, or is none.
-pub(crate) fn trace(session: &Session) -> Result<Trace> {
-    Trace::load(&session.settings.tree.join(TRACE))
+/// The least time in which a guest that has nothing can boot over a line: it thinks, and what it touches crosses, at best both at once.
+pub(crate) fn cold_limit_s(line: &Line, zstd_bytes: f64, thinks_s: f64) -> f64 {
+    let crossing_s = zstd_bytes / (line.bytes_per_s() * GOODPUT_SHARE);
+    crossing_s.max(thinks_s) + line.rtt_ms / 1000.0
 }
 
 /// Runs the bench.
@@ -46,52 +51,56 @@ pub(crate) fn trace(session: &Session) -> Result<Trace> {
 /// # Errors
 /// Interrupted, or disks, line or trace cannot be had.
 pub(crate) fn run(session: &mut Session) -> Result<()> {
-    let rounds = if session.settings.quick { 1 } else { 3 };
-    let each = if session.settings.quick {
-        450.0
-    } else {
-        1000.0
-    };
-    session.begin("boot", 60.0 + rounds as f64 * each)?;
-    let images = Images::ready(session, 2)?;
-    let trace = trace(session)?;
+    let quick = session.settings.quick;
+    let rounds = if quick { 1 } else { 3 };
+    let each = if quick { 450.0 } else { 800.0 };
+    let images = session.begin("boot", 60.0 + rounds as f64 * each, 2)?;
+    let touched = Touched::of(session, &images)?;
     let scratch = session.scratch("boot")?;
-    let stage = Stage::build(PREPARING, &scratch)?;
     let bench = Bench {
-        guest: trace.without_loader(),
-        trace,
-        stage,
+        guest: touched.trace.without_loader(),
+        touched,
+        stage: Stage::build(PREPARING, &scratch)?,
+        workshop: session.workshop.clone(),
         scratch,
         disk: images.version(1),
         previous: images.version(2),
     };
-    eprintln!(
-        "==> trace: {} reads, {:.0} MB of distinct blocks",
-        bench.trace.reads.len(),
-        bench.trace.distinct_bytes() as f64 / 1e6
-    );
-    let keys: Vec<String> = (0..rounds).flat_map(all_keys).collect();
+    let keys: Vec<String> = (0..rounds).flat_map(our_keys).collect();
     let datacenter = if session.any_left(&keys) {
-        Some(Datacenter::start(session, Place::Stage, "dc")?)
+        match Datacenter::start(&bench.workshop, Place::Stage, "dc") {
+            Ok(datacenter) => Some(datacenter),
+            Err(error) => {
+                session.miss("all cases", SPLICE, &format!("{error:#}"));
+                None
+            }
+        }
     } else {
         None
     };
+    let has_nbdkit = session.has("raw", "nbdkit", "install its Debian package");
     for round in 0..rounds {
-        for (think, suffix) in THINKS {
-            let key = format!("local/raw/{round}{suffix}");
-            session.measure(&key, "raw", 20.0, |recorder| {
-                let outcome = replay(&bench.trace, Disk::File(&bench.disk), think, REPLAY)?;
-                bench.put(recorder, &format!("local{suffix}"), &outcome, 0.0, think);
-                Ok(())
+        session.measure(&key("local", "raw", round), "raw", 20.0, |recorder| {
+            let disk = Disk::File(&bench.disk);
+            let outcome = replay(&bench.touched.trace, disk, Think::Scaled, REPLAY)?;
+            put(recorder, "local", &outcome, LOCAL_BOOT_S);
+            Ok(())
+        })?;
+        if has_nbdkit {
+            session.measure(&key("warm", "raw", round), "raw", 25.0, |recorder| {
+                bench.exported(recorder)
             })?;
-            if let Some(datacenter) = &datacenter {
-                ours(session, &bench, datacenter, round, think, suffix)?;
-            }
-            // Ten thousand round trips one after another; a quick look takes them once.
-            if think == Think::Scaled || !session.settings.quick {
-                qemu_nbd(session, &bench, round, think, suffix)?;
-            }
         }
+        if let Some(datacenter) = &datacenter {
+            ours(session, &bench, datacenter, round)?;
+        }
+        let about_s = if quick { 95.0 } else { 280.0 };
+        session.measure(
+            &key("cold", "qemu-nbd", round),
+            "qemu-nbd",
+            about_s,
+            |recorder| bench.qemu_nbd(recorder, quick),
+        )?;
     }
     session.miss(
         "all cases",
@@ -112,24 +121,35 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
     Ok(())
 }
 
-fn all_keys(round: usize) -> Vec<String> {
-    let systems = [
-        "local/raw",
-        "cold/splice",
-        "cold-previous/splice",
-        "cold/qemu-nbd",
-    ];
-    systems
-        .iter()
-        .flat_map(|system| THINKS.map(|(_, suffix)| format!("{system}/{round}{suffix}")))
-        .collect()
+fn key(case: &str, system: &str, round: usize) -> String {
+    format!("{case}/{system}/{round}")
+}
+
+fn our_keys(round: usize) -> Vec<String> {
+    let cases = PROFILED.map(|(case, _)| case);
+    let cases = cases.into_iter().chain(["cold", "cold-previous"]);
+    cases.map(|case| key(case, SPLICE, round)).collect()
+}
+
+fn put(recorder: &mut Recorder, case: &str, outcome: &Outcome, limit_s: f64) {
+    recorder.put(case, Metric::Seconds, outcome.seconds, Some(limit_s));
+    recorder.put(case, Metric::P50Us, outcome.p50_us, None);
+    recorder.put(case, Metric::P99Us, outcome.p99_us, None);
+}
+
+/// A version as branches and datacenter name it.
+#[derive(Debug, Clone)]
+struct Version {
+    number: u32,
+    reference: String,
 }
 
 struct Bench {
-    trace: Trace,
-    /// Without what a branch reads for its machine by itself.
+    touched: Touched,
+    /// The trace without what a branch reads for its machine by itself.
     guest: Trace,
     stage: Stage,
+    workshop: Workshop,
     scratch: PathBuf,
     /// The disk that the trace is of.
     disk: PathBuf,
@@ -138,63 +158,183 @@ struct Bench {
 }
 
 impl Bench {
-    fn put(&self, recorder: &mut Recorder, case: &str, outcome: &Outcome, wire: f64, think: Think) {
-        let thought = if think == Think::Scaled {
-            LOCAL_BOOT_S
-        } else {
-            0.0
+    /// The raw file behind a server of the kind that a branch is, from the page cache.
+    fn exported(&self, recorder: &mut Recorder) -> Result<()> {
+        let socket = self.scratch.join("raw.sock");
+        let _ = std::fs::remove_file(&socket);
+        let server = Program::new("nbdkit")
+            .args(["-f", "-r", "-U"])
+            .arg(&socket)
+            .arg("file")
+            .arg(&self.disk)
+            .start(&self.scratch.join("nbdkit.log"))?;
+        wait_listening(&server, &socket)?;
+        let disk = Disk::Nbd {
+            socket: &socket,
+            export: "",
         };
-        // Whatever crossed the line took its time there, and the guest thinks all the same; at best both at once.
-        let limit = if wire > 0.0 {
-            OFFICE.seconds_for(wire).max(thought)
-        } else {
-            thought
-        };
-        recorder.put(case, Metric::Seconds, outcome.seconds, Some(limit));
-        recorder.put(case, Metric::WireBytes, wire, None);
-        recorder.put(case, Metric::P50Us, outcome.p50_us, None);
-        recorder.put(case, Metric::P99Us, outcome.p99_us, None);
-    }
-
-    /// Replays over the line and counts what crosses it.
-    fn over_line(
-        &self,
-        recorder: &mut Recorder,
-        case: &str,
-        disk: Disk<'_>,
-        think: Think,
-    ) -> Result<()> {
-        self.stage.set(OFFICE);
-        let wire = self.stage.wire_bytes();
-        let outcome = replay(&self.trace, disk, think, REPLAY);
-        let wire = (self.stage.wire_bytes() - wire) as f64;
-        self.stage.set(PREPARING);
-        self.put(recorder, case, &outcome?, wire, think);
+        replay(&self.guest, disk, Think::None, REPLAY).context("warming")?;
+        let outcome = replay(&self.guest, disk, Think::Scaled, REPLAY)?;
+        put(recorder, "warm", &outcome, LOCAL_BOOT_S);
         Ok(())
     }
 
     /// One boot of a fresh desktop, from the moment when it is asked for: kernel and initrd cross first, and a profile is streamed
-    /// from then on.
+    /// from then on. `crossing` is what must cross at least.
     fn desktop(
         &self,
         recorder: &mut Recorder,
         case: &str,
         branch: &Branch,
         think: Think,
+        crossing: Option<f64>,
     ) -> Result<()> {
+        let name = fresh("d");
         self.stage.set(OFFICE);
-        let wire = self.stage.wire_bytes();
-        let outcome = boot_desktop(branch, &format!("d-{case}"), &self.guest, think);
-        let wire = (self.stage.wire_bytes() - wire) as f64;
+        let booted = self.stage.counted(|| {
+            let wire = self.stage.wire_bytes();
+            let booted = boot_desktop(branch, &name, &self.guest, think)?;
+            Ok((booted, (self.stage.wire_bytes() - wire) as f64))
+        });
         self.stage.set(PREPARING);
-        self.put(recorder, case, &outcome?, wire, think);
+        let ((outcome, started_s), wire) = booted?;
+        let thinks_s = if think == Think::Scaled {
+            LOCAL_BOOT_S
+        } else {
+            0.0
+        };
+        let limit_s = crossing.map_or(thinks_s, |bytes| cold_limit_s(&OFFICE, bytes, thinks_s));
+        put(recorder, case, &outcome, limit_s);
+        recorder.put(case, Metric::WireBytes, wire, crossing);
+        recorder.put(&format!("{case}-start"), Metric::Seconds, started_s, None);
         // What the boot taught is noted when it ends.
         pause(Duration::from_secs(1))?;
-        branch.stop_desktop(&format!("d-{case}"))
+        branch.stop_desktop(&name)
+    }
+
+    /// An image of its own with these disks; the version is the last. The store knows their chunks after the first time.
+    fn publish(&self, datacenter: &Datacenter, disks: &[&Path]) -> Result<String> {
+        let image = fresh("i");
+        datacenter.create(&image)?;
+        for disk in disks {
+            datacenter.publish(&image, disk)?;
+        }
+        Ok(image)
+    }
+
+    /// Has a branch that knows a version, and holds all of it if it is `whole`.
+    fn at_branch<T>(
+        &self,
+        datacenter: &Datacenter,
+        version: &Version,
+        whole: bool,
+        work: impl FnOnce(&Branch) -> Result<T>,
+    ) -> Result<T> {
+        self.stage.set(PREPARING);
+        let name = fresh("b");
+        let done = (|| {
+            let branch = Branch::join(&self.workshop, datacenter, &name)?;
+            datacenter.assign(&name, &version.reference, whole)?;
+            branch.wait_known(version.number)?;
+            if whole {
+                branch.wait_complete(version.number, FILL)?;
+            }
+            work(&branch)
+        })();
+        self.workshop.discard(&name);
+        done
+    }
+
+    /// qemu-nbd at the branch with copy-on-read over an NBD server at the datacenter: what one can build of QEMU's parts.
+    fn qemu_nbd(&self, recorder: &mut Recorder, quick: bool) -> Result<()> {
+        self.stage.set(PREPARING);
+        let log = self.scratch.join("qemu-nbd.log");
+        let port = NBD_PORT.to_string();
+        let server = Program::new("qemu-nbd")
+            .args(["-r", "-t", "-f", "raw", "-e", "8"])
+            .args(["-b", stage::DATACENTER_ADDRESS, "-p", &port])
+            .arg(&self.disk)
+            .inside(stage::DATACENTER)
+            .start(&log)?;
+        let (cache, socket) = (
+            self.scratch.join("cache.qcow2"),
+            self.scratch.join("cor.sock"),
+        );
+        for old in [&cache, &socket] {
+            let _ = std::fs::remove_file(old);
+        }
+        let remote = format!("nbd://{}:{port}", stage::DATACENTER_ADDRESS);
+        let create = Program::new("qemu-img")
+            .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b", &remote])
+            .arg(&cache)
+            .inside(stage::BRANCH);
+        wait_for("qemu-nbd", Duration::from_secs(20), TICK * 10, || {
+            server.check()?;
+            Ok(create.run(&self.scratch, Duration::from_secs(20)).ok())
+        })?;
+        let front = front(&cache, &socket).start(&log)?;
+        wait_listening(&front, &socket)?;
+        let disk = Disk::Nbd {
+            socket: &socket,
+            export: "",
+        };
+        if quick {
+            return self.peer(recorder, "cold", disk, PEER_QUICK);
+        }
+        self.peer(recorder, "cold", disk, REPLAY)?;
+        self.peer(recorder, "warm", disk, REPLAY)
+    }
+
+    /// Replays over the line and counts what crosses it. One that takes too long is recorded as what it took at least.
+    fn peer(
+        &self,
+        recorder: &mut Recorder,
+        case: &str,
+        disk: Disk<'_>,
+        limit: Duration,
+    ) -> Result<()> {
+        self.stage.set(OFFICE);
+        let replayed = self.stage.counted(|| {
+            let wire = self.stage.wire_bytes();
+            let outcome = replay(&self.touched.trace, disk, Think::Scaled, limit);
+            let wire = (self.stage.wire_bytes() - wire) as f64;
+            match outcome {
+                Ok(outcome) => Ok(Ok((outcome, wire))),
+                Err(error) => error.downcast::<Late>().map(Err),
+            }
+        });
+        self.stage.set(PREPARING);
+        let crossing = (case == "cold").then_some(self.touched.zstd_bytes);
+        let limit_s = crossing.map_or(LOCAL_BOOT_S, |bytes| {
+            cold_limit_s(&OFFICE, bytes, LOCAL_BOOT_S)
+        });
+        match replayed? {
+            Ok((outcome, wire)) => {
+                put(recorder, case, &outcome, limit_s);
+                recorder.put(case, Metric::WireBytes, wire, crossing);
+            }
+            Err(late) => {
+                let seconds = limit.as_secs_f64();
+                recorder.put(case, Metric::Seconds, seconds, Some(limit_s));
+                recorder.note(&format!(
+                    "{case} qemu-nbd was ended after {seconds:.0} s with {} of {} reads answered: it takes longer than its figure",
+                    late.answered,
+                    self.touched.trace.reads.len()
+                ));
+            }
+        }
+        Ok(())
     }
 }
 
-/// Asks for a desktop and is its guest. The seconds are from the asking on.
+fn wait_listening(server: &Daemon, socket: &Path) -> Result<()> {
+    wait_for("the NBD server", Duration::from_secs(20), TICK, || {
+        server.check()?;
+        Ok(socket.exists().then_some(()))
+    })
+}
+
+/// Asks for a desktop and is its guest. The seconds are from the asking on; those until the desktop was there are returned too.
 ///
 /// # Errors
 /// It does not start, or a read fails.
@@ -203,138 +343,85 @@ pub(crate) fn boot_desktop(
     name: &str,
     guest: &Trace,
     think: Think,
-) -> Result<Outcome> {
+) -> Result<(Outcome, f64)> {
     let begun = Instant::now();
     let export = branch.start_desktop(name)?;
-    let started = begun.elapsed().as_secs_f64();
+    let started_s = begun.elapsed().as_secs_f64();
     let socket = branch.nbd_socket();
-    let mut outcome = replay(
-        guest,
-        Disk::Nbd {
-            socket: &socket,
-            export: &export,
-        },
-        think,
-        REPLAY,
-    )?;
-    outcome.seconds += started;
-    Ok(outcome)
+    let disk = Disk::Nbd {
+        socket: &socket,
+        export: &export,
+    };
+    let mut outcome = replay(guest, disk, think, REPLAY)?;
+    outcome.seconds += started_s;
+    Ok((outcome, started_s))
 }
 
-/// Cold, warm, with the boot's profile, and cold behind the previous version; each on a branch that holds just that.
-///
-/// A version's first boot teaches its profile, so each round has images of its own: the store knows their chunks already.
-fn ours(
-    session: &mut Session,
-    bench: &Bench,
-    datacenter: &Datacenter,
-    round: usize,
-    think: Think,
-    suffix: &str,
-) -> Result<()> {
-    let cold = format!("cold/splice/{round}{suffix}");
-    let profile = format!("cold-profile/splice/{round}{suffix}");
-    if session.any_left([&cold, &profile]) {
-        let image = format!("cold{round}{suffix}");
-        datacenter.create(&image)?;
-        datacenter.publish(&image, &bench.disk)?;
-        let version = Version {
+/// Cold, warm, with the boot's profile, and cold behind the previous version; each at a branch that holds just that.
+fn ours(session: &mut Session, bench: &Bench, datacenter: &Datacenter, round: usize) -> Result<()> {
+    let touched = Some(bench.touched.zstd_bytes);
+    // A version's first boot teaches its profile, so a cold boot is of a version that has not booted yet.
+    let mut taught: Option<Version> = None;
+    session.measure(&key("cold", SPLICE, round), SPLICE, 130.0, |recorder| {
+        let version = new_version(bench, datacenter)?;
+        bench.at_branch(datacenter, &version, false, |branch| {
+            bench.desktop(recorder, "cold", branch, Think::Scaled, touched)?;
+            taught = Some(version.clone());
+            datacenter.assign(branch.name(), &version.reference, true)?;
+            branch.wait_complete(version.number, FILL)?;
+            bench.desktop(recorder, "warm", branch, Think::Scaled, None)
+        })
+    })?;
+    for (case, think) in PROFILED {
+        session.measure(&key(case, SPLICE, round), SPLICE, 40.0, |recorder| {
+            let version = match &taught {
+                Some(version) => version.clone(),
+                None => teach(bench, datacenter)?,
+            };
+            taught = Some(version.clone());
+            wait_for("a boot profile of the first boot", LEARN, TICK * 25, || {
+                Ok(has_profile(datacenter, &version)?.then_some(()))
+            })?;
+            bench.at_branch(datacenter, &version, false, |branch| {
+                bench.desktop(recorder, case, branch, think, touched)
+            })
+        })?;
+    }
+    let key = key("cold-previous", SPLICE, round);
+    session.measure(&key, SPLICE, 160.0, |recorder| {
+        let image = bench.publish(datacenter, &[&bench.previous, &bench.disk])?;
+        let previous = Version {
             number: 1,
             reference: format!("{image}@1"),
         };
-        let joined = with_version(
-            session,
-            bench,
-            datacenter,
-            &format!("br-{image}"),
-            &version,
-            false,
-        );
-        measure(
-            session,
-            &cold,
-            joined,
-            &format!("br-{image}"),
-            |branch, recorder| {
-                bench.desktop(recorder, &format!("cold{suffix}"), branch, think)?;
-                datacenter.assign(branch.name(), &version.reference, true)?;
-                branch.wait_complete(version.number, FILL)?;
-                bench.desktop(recorder, &format!("warm{suffix}"), branch, think)
-            },
-        )?;
-        profiled(
-            session, bench, datacenter, &profile, &version, think, suffix,
-        )?;
-    }
-    let key = format!("cold-previous/splice/{round}{suffix}");
-    // A branch has to be filled for it; a quick look takes it once.
-    if session.is_done(&key) || (think == Think::None && session.settings.quick) {
-        return Ok(());
-    }
-    let image = format!("previous{round}{suffix}");
-    datacenter.create(&image)?;
-    datacenter.publish(&image, &bench.previous)?;
-    datacenter.publish(&image, &bench.disk)?;
-    let previous = Version {
-        number: 1,
-        reference: format!("{image}@1"),
-    };
-    let joined = with_version(
-        session,
-        bench,
-        datacenter,
-        &format!("br-{image}"),
-        &previous,
-        true,
-    );
-    measure(
-        session,
-        &key,
-        joined,
-        &format!("br-{image}"),
-        |branch, recorder| {
+        // As after any publish: the update is there when branches are told of it.
+        datacenter.encode(&previous.reference, &format!("{image}@2"))?;
+        bench.at_branch(datacenter, &previous, true, |branch| {
             datacenter.assign(branch.name(), &format!("{image}@2"), false)?;
             branch.wait_known(2)?;
-            bench.desktop(recorder, &format!("cold-previous{suffix}"), branch, think)
-        },
-    )
-}
-
-/// A branch that holds nothing, of a version that has booted elsewhere.
-fn profiled(
-    session: &mut Session,
-    bench: &Bench,
-    datacenter: &Datacenter,
-    key: &str,
-    version: &Version,
-    think: Think,
-    suffix: &str,
-) -> Result<()> {
-    if session.is_done(key) {
-        return Ok(());
-    }
-    if !has_profile(datacenter, version)? {
-        pause(LEARN)?;
-    }
-    if !has_profile(datacenter, version)? {
-        session.miss(
-            "cold-profile",
-            SPLICE,
-            "no boot profile came of a boot: this version of the product records none",
-        );
-        return Ok(());
-    }
-    let name = format!("br-profile{suffix}-{}", session.samples().len());
-    let joined = with_version(session, bench, datacenter, &name, version, false);
-    measure(session, key, joined, &name, |branch, recorder| {
-        bench.desktop(recorder, &format!("cold-profile{suffix}"), branch, think)
+            bench.desktop(recorder, "cold-previous", branch, Think::Scaled, None)
+        })
     })
 }
 
-/// A version as branches and datacenter name it.
-struct Version {
-    number: u32,
-    reference: String,
+fn new_version(bench: &Bench, datacenter: &Datacenter) -> Result<Version> {
+    let image = bench.publish(datacenter, &[&bench.disk])?;
+    Ok(Version {
+        number: 1,
+        reference: format!("{image}@1"),
+    })
+}
+
+/// A version that has booted, where a run goes on behind the boot that was measured.
+fn teach(bench: &Bench, datacenter: &Datacenter) -> Result<Version> {
+    let version = new_version(bench, datacenter)?;
+    bench.at_branch(datacenter, &version, false, |branch| {
+        let name = fresh("d");
+        boot_desktop(branch, &name, &bench.guest, Think::None)?;
+        pause(Duration::from_secs(1))?;
+        branch.stop_desktop(&name)
+    })?;
+    Ok(version)
 }
 
 /// Whether the traced version has a boot profile of its own boots.
@@ -347,102 +434,6 @@ fn has_profile(datacenter: &Datacenter, version: &Version) -> Result<bool> {
     Ok(profile["counter"].as_u64() > Some(0) && profile["boots"].as_u64() > Some(0))
 }
 
-/// A branch of a name that was not there before (an old one would still be given its old version) that knows a version, and holds all of it if it is `whole`.
-fn with_version(
-    session: &Session,
-    bench: &Bench,
-    datacenter: &Datacenter,
-    name: &str,
-    version: &Version,
-    whole: bool,
-) -> Result<Branch> {
-    bench.stage.set(PREPARING);
-    session.discard(name);
-    let branch = Branch::join(session, datacenter, name)?;
-    datacenter.assign(name, &version.reference, whole)?;
-    branch.wait_known(version.number)?;
-    if whole {
-        branch.wait_complete(version.number, FILL)?;
-    }
-    Ok(branch)
-}
-
-fn measure(
-    session: &mut Session,
-    key: &str,
-    joined: Result<Branch>,
-    name: &str,
-    work: impl FnOnce(&Branch, &mut Recorder) -> Result<()>,
-) -> Result<()> {
-    match joined {
-        Ok(branch) => session.measure(key, SPLICE, 90.0, |recorder| work(&branch, recorder))?,
-        Err(error) => session.miss(key, SPLICE, &format!("{error:#}")),
-    }
-    session.discard(name);
-    Ok(())
-}
-
-/// qemu-nbd at the branch with copy-on-read over an NBD server at the datacenter: what one can build of QEMU's parts.
-fn qemu_nbd(
-    session: &mut Session,
-    bench: &Bench,
-    round: usize,
-    think: Think,
-    suffix: &str,
-) -> Result<()> {
-    let key = format!("cold/qemu-nbd/{round}{suffix}");
-    session.measure(&key, "qemu-nbd", 300.0, |recorder| {
-        bench.stage.set(PREPARING);
-        let log = bench.scratch.join("qemu-nbd.log");
-        let address = format!("{}:{NBD_PORT}", stage::DATACENTER_ADDRESS);
-        let server = Program::new("qemu-nbd")
-            .args([
-                "-r",
-                "-t",
-                "-f",
-                "raw",
-                "-e",
-                "8",
-                "-b",
-                stage::DATACENTER_ADDRESS,
-                "-p",
-                &NBD_PORT.to_string(),
-            ])
-            .arg(&bench.disk)
-            .inside(stage::DATACENTER)
-            .start(&log)?;
-        let cache = bench.scratch.join("cache.qcow2");
-        let socket = bench.scratch.join("cor.sock");
-        let remote = format!("nbd://{address}");
-        let create = Program::new("qemu-img")
-            .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b", &remote])
-            .arg(&cache)
-            .inside(stage::BRANCH);
-        wait_for("qemu-nbd", Duration::from_secs(20), TICK * 10, || {
-            server.check()?;
-            Ok(create.run(&bench.scratch, Duration::from_secs(20)).ok())
-        })?;
-        let front = front(&cache, &socket).start(&log)?;
-        wait_for("qemu-nbd", Duration::from_secs(20), TICK, || {
-            front.check()?;
-            Ok(socket.exists().then_some(()))
-        })?;
-        let disk = Disk::Nbd {
-            socket: &socket,
-            export: "",
-        };
-        for case in ["cold", "warm"] {
-            bench
-                .over_line(recorder, &format!("{case}{suffix}"), disk, think)
-                .with_context(|| case.to_owned())?;
-        }
-        drop((front, server));
-        std::fs::remove_file(&cache)
-            .and_then(|()| std::fs::remove_file(&socket))
-            .context("the peer's cache")
-    })
-}
-
 fn front(cache: &Path, socket: &Path) -> Program {
     let options = format!(
         "driver=copy-on-read,file.driver=qcow2,file.file.driver=file,file.file.filename={}",
@@ -453,4 +444,16 @@ fn front(cache: &Path, socket: &Path) -> Program {
         .arg(socket)
         .args(["--image-opts", &options])
         .inside(stage::BRANCH)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cold_boot_is_bound_by_the_line_or_by_the_guest() {
+        // 95 Mbit/s of payload: 23.75 MB are 2 s.
+        assert!((cold_limit_s(&OFFICE, 23.75e6, 0.0) - 2.02).abs() < 1e-9);
+        assert!((cold_limit_s(&OFFICE, 23.75e6, LOCAL_BOOT_S) - 15.02).abs() < 1e-9);
+    }
 }

@@ -18,6 +18,8 @@ use dedup_transport::link::{Accepted, Class, Link, LinkClient, LinkServer, LinkT
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 /// What is asked for at once, as the product's branch does.
 const REQUEST_BYTES: u64 = 4 << 20;
@@ -28,6 +30,10 @@ pub(crate) const BIN: Duration = Duration::from_millis(100);
 /// What a guest waits for at once: a chunk.
 const DEMAND_BYTES: u64 = 16 * 1024;
 const DEMAND_EVERY: Duration = Duration::from_millis(100);
+/// How many wait at a time. Each asks again when it has its answer.
+const GUESTS: u32 = 2;
+/// How often it is looked whether that is enough.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Both ends are ended by the bench; this is for the case that it cannot.
 const DAY: Duration = Duration::from_secs(86_400);
 /// How long a client tries to reach the server.
@@ -75,15 +81,22 @@ pub(crate) struct Options {
     /// The folder of the keys that [`make_keys`] made.
     #[arg(long)]
     keys: PathBuf,
-    /// Ask, instead of serving, for this many seconds.
+    /// Ask, instead of serving, for at most this many seconds in each phase.
     #[arg(long)]
     fetch_seconds: Option<f64>,
-    /// Requests in flight at once; none leaves the line idle.
+    /// Requests in flight at once.
     #[arg(long, default_value_t = 4)]
     flights: usize,
-    /// Also ask as a guest would, ten times a second.
+    /// Also ask as guests would: until so many demands are answered on the idle line, and then until so many are answered on the full
+    /// one.
+    #[arg(long, default_value_t = 0)]
+    demands: usize,
+    /// Seconds at the beginning of a phase whose demands do not count.
+    #[arg(long, default_value_t = 0.0)]
+    start_up: f64,
+    /// Print what was seen so far twice a second.
     #[arg(long)]
-    demand: bool,
+    follow: bool,
 }
 
 /// What the asking end saw.
@@ -93,8 +106,35 @@ pub(crate) struct Record {
     pub(crate) begun_ns: u64,
     /// Payload bytes of each [`BIN`].
     pub(crate) bins: Vec<u64>,
-    /// When each demand was asked, in seconds since the first bin began, and what it waited, in microseconds.
+    /// From when on the line was filled, in seconds since the first bin began.
+    pub(crate) filling_from_s: f64,
+    /// When each demand was asked, in seconds since the first bin began, and what it waited, in microseconds. What was not answered at
+    /// the end counts as what it had waited until then.
     pub(crate) demands: Vec<(f64, f64)>,
+    /// Whether it asks no more.
+    pub(crate) is_whole: bool,
+    /// When each guest asked what it still waits for.
+    #[serde(skip)]
+    pub(crate) pending: Vec<Option<f64>>,
+}
+
+impl Record {
+    /// Demands that were asked from `from_s` on and have an answer.
+    fn answered_from(&self, from_s: f64) -> usize {
+        let asked_then = |(asked, _): &&(f64, f64)| *asked >= from_s;
+        self.demands.iter().filter(asked_then).count()
+    }
+
+    /// Ends it `at_s`, with bins to there: a connection that brought nothing at the end has bins of nothing, not none.
+    fn end(&mut self, at_s: f64) {
+        let waiting = self.pending.iter().flatten();
+        let waits: Vec<_> = waiting
+            .map(|asked| (*asked, (at_s - asked) * 1e6))
+            .collect();
+        self.demands.extend(waits);
+        self.bins.resize((at_s / BIN.as_secs_f64()) as usize, 0);
+        self.is_whole = true;
+    }
 }
 
 /// CLOCK_MONOTONIC in nanoseconds.
@@ -156,7 +196,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         match options.fetch_seconds {
             None => serve(options).await,
             Some(seconds) => {
-                let record = fetch(options, Duration::from_secs_f64(seconds)).await?;
+                let record = fetch(options, seconds).await?;
                 println!("{}", serde_json::to_string(&record)?);
                 Ok(())
             }
@@ -377,80 +417,185 @@ impl Connection {
     }
 }
 
-async fn fetch(options: &Options, time: Duration) -> Result<Record> {
+type Shared = Arc<Mutex<Record>>;
+
+fn locked(record: &Shared) -> std::sync::MutexGuard<'_, Record> {
+    record
+        .lock()
+        .expect("nothing panics while it holds the record")
+}
+
+async fn fetch(options: &Options, seconds_max: f64) -> Result<Record> {
     let connection = tokio::time::timeout(DIAL, connect(options))
         .await
         .context("connecting")??;
     let connection = Arc::new(connection);
-    let begun = tokio::time::Instant::now();
+    let begun = Instant::now();
     let record = Arc::new(Mutex::new(Record {
         begun_ns: monotonic_ns(),
+        pending: vec![None; GUESTS as usize],
         ..Record::default()
     }));
-    let mut tasks = tokio::task::JoinSet::new();
+    let mut tasks: Tasks = JoinSet::new();
+    if options.demands > 0 {
+        for guest in 0..GUESTS {
+            tasks.spawn(demand(guest, connection.clone(), record.clone(), begun));
+        }
+        phase(options, seconds_max, begun, &record, &mut tasks).await?;
+    }
+    locked(&record).filling_from_s = begun.elapsed().as_secs_f64();
     for _ in 0..options.flights {
-        let (connection, record) = (connection.clone(), record.clone());
-        tasks.spawn(async move {
-            let mut stream = None;
-            loop {
-                // One endless request would do for TCP; with requests a gap of a round trip would come between two.
-                let bytes = if matches!(*connection, Connection::Tcp(_)) {
-                    u64::MAX
-                } else {
-                    REQUEST_BYTES
-                };
-                let note = |bytes: usize| {
-                    let bin = (begun.elapsed().as_nanos() / BIN.as_nanos()) as usize;
-                    let mut record = record
-                        .lock()
-                        .expect("nothing panics while it holds the record");
-                    if record.bins.len() <= bin {
-                        record.bins.resize(bin + 1, 0);
-                    }
-                    record.bins[bin] += bytes as u64;
-                };
-                connection.ask(FILL, bytes, &mut stream, note).await?;
-            }
-        });
+        tasks.spawn(fill(connection.clone(), record.clone(), begun));
     }
-    if options.demand {
-        let (connection, record) = (connection.clone(), record.clone());
-        tasks.spawn(async move {
-            let mut stream = None;
-            let mut beat = tokio::time::interval(DEMAND_EVERY);
-            // A slow answer delays the next question: a guest that waits asks for nothing else.
-            beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-            loop {
-                beat.tick().await;
-                let asked = tokio::time::Instant::now();
-                connection
-                    .ask(DEMAND, DEMAND_BYTES, &mut stream, |_| ())
-                    .await?;
-                let waited = asked.elapsed().as_secs_f64() * 1e6;
-                record
-                    .lock()
-                    .expect("nothing panics while it holds the record")
-                    .demands
-                    .push(((asked - begun).as_secs_f64(), waited));
+    phase(options, seconds_max, begun, &record, &mut tasks).await?;
+    let mut record = std::mem::take(&mut *locked(&record));
+    record.end(begun.elapsed().as_secs_f64());
+    tasks.shutdown().await;
+    Ok(record)
+}
+
+/// Of requests that go on until they fail.
+type Tasks = JoinSet<Result<std::convert::Infallible>>;
+
+/// Waits until enough demands are answered, or the time is over.
+async fn phase(
+    options: &Options,
+    seconds_max: f64,
+    begun: Instant,
+    record: &Shared,
+    tasks: &mut Tasks,
+) -> Result<()> {
+    let from = begun.elapsed().as_secs_f64();
+    let mut said = from;
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+            Some(ended) = tasks.join_next() => {
+                ended.context("a request's task")??;
             }
-        });
-    }
-    tokio::select! {
-        () = tokio::time::sleep_until(begun + time) => {}
-        Some(ended) = tasks.join_next() => {
-            let ended: Result<std::convert::Infallible> = ended.context("a request's task")?;
-            ended?;
+        }
+        let now = begun.elapsed().as_secs_f64();
+        let answered = locked(record).answered_from(from + options.start_up);
+        if now >= from + seconds_max || (options.demands > 0 && answered >= options.demands) {
+            return Ok(());
+        }
+        if options.follow && now >= said + 0.5 {
+            said = now;
+            let text = serde_json::to_string(&*locked(record))?;
+            println!("{text}");
         }
     }
-    tasks.shutdown().await;
-    let mut record = std::mem::take(
-        &mut *record
-            .lock()
-            .expect("nothing panics while it holds the record"),
-    );
-    // A connection that brought nothing at the end has bins of nothing, not none.
-    record
-        .bins
-        .resize((time.as_nanos() / BIN.as_nanos()) as usize, 0);
-    Ok(record)
+}
+
+/// Asks for bulk, one request behind another.
+async fn fill(
+    connection: Arc<Connection>,
+    record: Shared,
+    begun: Instant,
+) -> Result<std::convert::Infallible> {
+    let mut stream = None;
+    loop {
+        // One endless request would do for TCP; with requests a gap of a round trip would come between two.
+        let bytes = if matches!(*connection, Connection::Tcp(_)) {
+            u64::MAX
+        } else {
+            REQUEST_BYTES
+        };
+        let note = |bytes: usize| {
+            let bin = (begun.elapsed().as_nanos() / BIN.as_nanos()) as usize;
+            let mut record = locked(&record);
+            if record.bins.len() <= bin {
+                record.bins.resize(bin + 1, 0);
+            }
+            record.bins[bin] += bytes as u64;
+        };
+        connection.ask(FILL, bytes, &mut stream, note).await?;
+    }
+}
+
+/// Asks as a guest does that reads now and then.
+async fn demand(
+    guest: u32,
+    connection: Arc<Connection>,
+    record: Shared,
+    begun: Instant,
+) -> Result<std::convert::Infallible> {
+    let mut stream = None;
+    let first = begun + DEMAND_EVERY * guest / GUESTS;
+    let mut beat = tokio::time::interval_at(first, DEMAND_EVERY);
+    // A slow answer delays the next question: a guest that waits asks for nothing else.
+    beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        beat.tick().await;
+        let asked = begun.elapsed().as_secs_f64();
+        locked(&record).pending[guest as usize] = Some(asked);
+        connection
+            .ask(DEMAND, DEMAND_BYTES, &mut stream, |_| ())
+            .await?;
+        let waited = (begun.elapsed().as_secs_f64() - asked) * 1e6;
+        let mut record = locked(&record);
+        // The record is taken away at the end.
+        if let Some(pending) = record.pending.get_mut(guest as usize) {
+            *pending = None;
+            record.demands.push((asked, waited));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn what_was_not_answered_counts_as_long_as_it_waited() {
+        let mut record = Record {
+            demands: vec![(0.5, 100_000.0)],
+            pending: vec![None, Some(1.0)],
+            bins: vec![7],
+            ..Record::default()
+        };
+        assert_eq!(record.answered_from(0.6), 0);
+        record.end(3.0);
+        assert_eq!(record.demands[1], (1.0, 2e6));
+        assert_eq!((record.bins.len(), record.is_whole), (30, true));
+    }
+
+    /// Over loopback: guests are answered first on an idle line, then on a full one, and it ends when that is enough.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn demands_are_asked_on_an_idle_line_and_then_on_a_full_one() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let keys = tempfile::tempdir().unwrap();
+        make_keys(keys.path()).unwrap();
+        for transport in ["splice", "quinn", "tcp-cubic"] {
+            let free = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+            let options = |seconds| Options {
+                transport: transport.parse().unwrap(),
+                address: free.local_addr().unwrap(),
+                keys: keys.path().to_owned(),
+                fetch_seconds: seconds,
+                flights: 1,
+                demands: 8,
+                start_up: 0.1,
+                follow: false,
+            };
+            let (server, client) = (options(None), options(Some(20.0)));
+            drop(free);
+            let serving = tokio::spawn(async move { serve(&server).await });
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            let record = fetch(&client, 20.0).await.unwrap();
+            serving.abort();
+            let filled = (record.filling_from_s / BIN.as_secs_f64()) as usize;
+            assert!(record.is_whole && filled >= 3, "{transport}: {filled}");
+            assert_eq!(record.bins[..filled].iter().sum::<u64>(), 0, "{transport}");
+            assert!(
+                record.bins[filled..].iter().sum::<u64>() > 1 << 20,
+                "{transport}"
+            );
+            let then = record.answered_from(record.filling_from_s + 0.1);
+            let before = record.answered_from(0.1) - record.answered_from(record.filling_from_s);
+            assert!(before >= 8 && then >= 8, "{transport}: {before}, {then}");
+            assert!(record.filling_from_s < 10.0, "{transport}");
+        }
+    }
 }

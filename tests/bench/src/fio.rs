@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use crate::process::Program;
-use crate::row::{Metric, Sample};
+use crate::row::Metric;
 use crate::session::Recorder;
 
 /// A job: one way to read or write.
@@ -88,7 +88,7 @@ pub(crate) enum Target<'a> {
 }
 
 /// The part of a disk that jobs touch, in MiB: where a desktop's data is dense.
-const SPAN_MIB: u32 = 3500;
+pub(crate) const SPAN_MIB: u32 = 3500;
 
 impl Job {
     /// Runs it for `seconds`.
@@ -144,7 +144,7 @@ impl Job {
 /// What a job came to.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Figures {
-    pub(crate) iops: f64,
+    iops: f64,
     mb_per_s: f64,
     p50_us: f64,
     p99_us: f64,
@@ -175,26 +175,15 @@ impl Figures {
         })
     }
 
-    /// Of samples that [`Figures::record`] made.
-    pub(crate) fn of(samples: &[Sample]) -> Option<Self> {
-        let value = |metric| Some(samples.iter().find(|sample| sample.metric == metric)?.value);
-        Some(Self {
-            iops: value(Metric::Iops)?,
-            mb_per_s: value(Metric::MbPerS)?,
-            p50_us: value(Metric::P50Us)?,
-            p99_us: value(Metric::P99Us)?,
-        })
-    }
-
-    /// Records it; `limit` is the raw file's.
-    pub(crate) fn record(&self, recorder: &mut Recorder, case: &str, limit: Option<&Figures>) {
-        for (metric, value, limit) in [
-            (Metric::Iops, self.iops, limit.map(|l| l.iops)),
-            (Metric::MbPerS, self.mb_per_s, limit.map(|l| l.mb_per_s)),
-            (Metric::P50Us, self.p50_us, limit.map(|l| l.p50_us)),
-            (Metric::P99Us, self.p99_us, limit.map(|l| l.p99_us)),
+    /// Records it.
+    pub(crate) fn record(&self, recorder: &mut Recorder, case: &str) {
+        for (metric, value) in [
+            (Metric::Iops, self.iops),
+            (Metric::MbPerS, self.mb_per_s),
+            (Metric::P50Us, self.p50_us),
+            (Metric::P99Us, self.p99_us),
         ] {
-            recorder.put(case, metric, value, limit);
+            recorder.put(case, metric, value, None);
         }
     }
 }

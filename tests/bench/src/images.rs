@@ -9,10 +9,13 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::process::Program;
-use crate::session::Session;
+use crate::workshop::Workshop;
 
 /// Making three versions of a desktop: mirrors may be slow.
 const MAKING: Duration = Duration::from_secs(7200);
+
+/// Until an interrupted maker has unmounted what it works on: a disk's dirty pages are written first.
+const CLEARING: Duration = Duration::from_secs(60);
 
 /// Unit in which a disk's data is counted, in bytes.
 const BLOCK: usize = 4096;
@@ -28,22 +31,32 @@ impl Images {
     ///
     /// # Errors
     /// The maker fails, or there is none and a disk is missing.
-    pub(crate) fn ready(session: &Session, last: u32) -> Result<Self> {
-        let folder = session.settings.images.clone();
-        let maker = session.settings.tree.join("tests/images/make-desktop.sh");
-        eprintln!("==> disks in {} (made once, then kept)", folder.display());
-        let scratch = session.scratch("images")?;
-        Program::new("bash")
-            .arg(maker)
-            .arg(&folder)
-            .args((1..=last).map(|version| format!("v{version}")))
-            .run(&scratch, MAKING)
-            .context("making the desktop disks")?;
+    pub(crate) fn ready(workshop: &Workshop, folder: &Path, last: u32) -> Result<Self> {
+        if last > 0 {
+            eprintln!("==> disks in {} (made once, then kept)", folder.display());
+            Program::new("bash")
+                .arg(workshop.tree("tests/images/make-desktop.sh"))
+                .arg(folder)
+                .args((1..=last).map(|version| format!("v{version}")))
+                .grace(CLEARING)
+                .run(&workshop.scratch("images")?, MAKING)
+                .context("making the desktop disks")?;
+        }
         // Some tools keep a symbolic link as what it is.
-        let folder = folder
-            .canonicalize()
-            .with_context(|| folder.display().to_string())?;
+        let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
         Ok(Self { folder })
+    }
+
+    /// What a version was made of; empty when there is none.
+    pub(crate) fn stamp(folder: &Path, number: u32) -> String {
+        let path = folder.join(format!("desktop-v{number}.raw.stamp"));
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        text.trim().to_owned()
+    }
+
+    /// Where they are.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// The disk of a version.

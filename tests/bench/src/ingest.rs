@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use crate::images::Images;
-use crate::process::Program;
+use crate::process::{Program, is_installed};
 use crate::row::Metric;
-use crate::session::{Recorder, Session};
+use crate::session::{Recorder, SPLICE, Session};
 use crate::stores::{Filled, SYSTEMS, Store, is_there};
 
 /// What a compressor's speed is measured on, in bytes of data.
@@ -30,16 +30,19 @@ pub(crate) fn key(system: &str, round: usize) -> String {
     format!("fill/{system}/{round}")
 }
 
-/// Runs the bench. Version 3 is taken in too: `update` needs what the stores grow by.
+/// Runs the bench. Peers take version 3 in too: `update` needs what the stores grow by.
 ///
 /// # Errors
 /// Interrupted, or the disks cannot be made.
 pub(crate) fn run(session: &mut Session) -> Result<()> {
     let quick = session.settings.quick;
     let rounds = if quick { 1 } else { 3 };
-    let each: f64 = SYSTEMS.iter().map(|(_, seconds)| seconds).sum();
-    session.begin("ingest", each * rounds as f64 + 20.0)?;
-    let images = Images::ready(session, 3)?;
+    let each: f64 = SYSTEMS
+        .iter()
+        .filter(|(system, _)| is_installed(system) || *system == SPLICE)
+        .map(|(_, seconds)| seconds)
+        .sum();
+    let images = session.begin("ingest", each * rounds as f64 + 20.0, 3)?;
     let mut data_mb = [0.0; 3];
     for (index, mb) in data_mb.iter_mut().enumerate() {
         *mb = images.data_mb(index as u32 + 1)?;
@@ -49,22 +52,13 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
         .into_iter()
         .filter(|(system, _)| is_there(session, system))
         .collect();
+    let workshop = session.workshop.clone();
     for round in 0..rounds {
         for (system, seconds) in &systems {
-            let key = key(system, round);
-            if session.is_done(&key) {
-                continue;
-            }
-            let store = match Store::create(session, system) {
-                Ok(store) => store,
-                Err(error) => {
-                    session.miss(&key, system, &format!("{error:#}"));
-                    continue;
-                }
-            };
-            session.measure(&key, system, *seconds, |recorder| {
-                // The slowest of all is not asked for the third version in a quick look.
-                let versions = if quick && *system == "casync" {
+            session.measure(&key(system, round), system, *seconds, |recorder| {
+                let store = Store::create(&workshop, system)?;
+                // Ours crosses the line in `update` with a store of its own.
+                let versions = if quick && *system == SPLICE {
                     2
                 } else {
                     CASES.len()
@@ -79,8 +73,7 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
                 }
                 Ok(())
             })?;
-            drop(store);
-            session.discard("store");
+            workshop.discard("store");
         }
     }
     Ok(())

@@ -28,9 +28,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 ///
 /// # Errors
 /// The folder cannot be written.
-pub(crate) fn install(folder: &Path, programs: &Path) -> Result<PathBuf> {
+pub(crate) fn install(folder: &Path, bench: &Path) -> Result<PathBuf> {
     let path = folder.join(NAME);
-    match std::os::unix::fs::symlink(programs.join("bench"), &path) {
+    match std::os::unix::fs::symlink(bench, &path) {
         Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
             Err(error).context("the stand-in machine")
         }

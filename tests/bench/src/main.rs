@@ -7,14 +7,19 @@
 mod block;
 mod boot;
 mod ends;
+mod fiemap;
 mod fio;
+mod host;
 mod images;
 mod ingest;
+mod layout;
 mod link;
 mod machine;
+mod named;
 mod nbd;
 mod pairwise;
 mod process;
+mod record;
 mod replay;
 mod report;
 mod row;
@@ -24,8 +29,10 @@ mod stage;
 mod stores;
 mod storm;
 mod svg;
+mod touched;
 mod trace;
 mod update;
+mod workshop;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -33,8 +40,8 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use row::{Results, rows, table};
-use session::{SPLICE, Session, Settings};
+use row::{Host, Results, rows, table};
+use session::{SPLICE, Session, Settings, write_whole};
 
 /// Measures the product beside its peers.
 #[derive(Parser)]
@@ -49,10 +56,11 @@ struct Arguments {
 const EXAMPLES: &str = "\
 Examples:
   ./x bench read --quick
-  ./x bench all --json bench.json
+  ./x bench all --quick --json
   ./x bench report bench.json
 
-A run that was interrupted goes on where it stopped when the same command is given again.
+The desktop disks are made once, which takes half an hour and is in no estimate. A run that was interrupted goes on where it
+stopped when the same command is given again.
 Exit codes: 0 every figure of the product was measured; 1 one was not, or an error; 2 wrong usage.";
 
 #[derive(Subcommand)]
@@ -60,7 +68,10 @@ enum Command {
     /// Render docs/performance.md and its plots from the files that --json wrote.
     Report(report::Options),
     /// Make a boot trace of the log of nbdkit's log filter.
-    Trace(trace::Options),
+    Trace(record::Options),
+    /// Place a trace's files on an image; used by `boot` and `storm` themselves.
+    #[command(hide = true)]
+    Place(layout::Options),
     /// One end of the line under test; used by `link` itself.
     #[command(hide = true)]
     End(ends::Options),
@@ -71,22 +82,22 @@ struct Run {
     /// What to measure.
     #[arg(value_enum)]
     name: Option<Name>,
-    /// Write the figures here.
-    #[arg(long, value_name = "FILE")]
+    /// Write the figures here, after every bench.
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "bench.json")]
     json: Option<PathBuf>,
-    /// Every bench once and shortly: 45 minutes for all on two quiet cores.
+    /// Every bench once and shortly: 45 minutes for all on two quiet cores, without the making of the desktop disks.
     #[arg(long)]
     quick: bool,
     /// Forget what an interrupted run has measured.
     #[arg(long)]
     fresh: bool,
-    /// Where everything is kept while it runs; it needs 20 GB.
+    /// Where everything is kept while it runs; it needs 20 GB. Sockets are in it, so its path may not be long.
     #[arg(long, value_name = "DIR", default_value = "/var/tmp/splice-bench")]
     work: PathBuf,
     /// Where the desktop disks are kept from run to run [default: the user's cache].
     #[arg(long, value_name = "DIR")]
     images: Option<PathBuf>,
-    /// The checkout [default: the current folder].
+    /// The checkout [default: as ./x says, or the current folder].
     #[arg(long, value_name = "DIR", hide = true)]
     tree: Option<PathBuf>,
 }
@@ -124,30 +135,31 @@ impl Name {
             Self::All => "all",
         }
     }
-
-    fn run(self, session: &mut Session) -> Result<()> {
-        match self {
-            Self::Ingest => ingest::run(session),
-            Self::Update => update::run(session),
-            Self::Link => link::run(session),
-            Self::Read => block::run(session, block::Way::Read),
-            Self::Write => block::run(session, block::Way::Write),
-            Self::Boot => boot::run(session),
-            Self::Storm => storm::run(session),
-            Self::All => bail!("all is run one by one"),
-        }
-    }
 }
 
-const ALL: [Name; 7] = [
-    Name::Read,
-    Name::Write,
-    Name::Ingest,
-    Name::Update,
-    Name::Link,
-    Name::Boot,
-    Name::Storm,
+/// Benches that share what they set up, in the order of a run.
+const ALL: [&[Name]; 6] = [
+    &[Name::Read, Name::Write],
+    &[Name::Ingest],
+    &[Name::Update],
+    &[Name::Link],
+    &[Name::Boot],
+    &[Name::Storm],
 ];
+
+fn run(group: &[Name], session: &mut Session) -> Result<()> {
+    match group {
+        [Name::Read, Name::Write] => block::run(session, &[block::Way::Read, block::Way::Write]),
+        [Name::Read] => block::run(session, &[block::Way::Read]),
+        [Name::Write] => block::run(session, &[block::Way::Write]),
+        [Name::Ingest] => ingest::run(session),
+        [Name::Update] => update::run(session),
+        [Name::Link] => link::run(session),
+        [Name::Boot] => boot::run(session),
+        [Name::Storm] => storm::run(session),
+        _ => bail!("these benches are not run together"),
+    }
+}
 
 fn main() -> ExitCode {
     if machine::is_asked_for() {
@@ -156,7 +168,8 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let outcome = match arguments.command {
         Some(Command::Report(options)) => report::run(&options).map(|()| true),
-        Some(Command::Trace(options)) => trace::convert(&options).map(|()| true),
+        Some(Command::Trace(options)) => record::convert(&options).map(|()| true),
+        Some(Command::Place(options)) => layout::place(&options).map(|()| true),
         Some(Command::End(options)) => ends::run(&options).map(|()| true),
         None => measure(&arguments.run),
     };
@@ -179,54 +192,98 @@ fn measure(options: &Run) -> Result<bool> {
         bail!("namespaces and disk images need root; run it with sudo");
     }
     process::catch_interrupts();
-    let mut session = Session::open(settings(options)?)?;
-    let mut host = session::host();
-    let benches = if name == Name::All {
-        &ALL[..]
-    } else {
-        std::slice::from_ref(&name)
+    let json = match &options.json {
+        Some(file) => Some(absolute(file)?),
+        None => None,
     };
-    let mut all_rows = Vec::new();
-    for bench in benches {
-        bench.run(&mut session)?;
-        let mut samples = session.samples();
-        if *bench == Name::Update {
-            update::with_limits(&mut samples);
+    let mut session = Session::open(settings(options)?)?;
+    session.workshop.check_room()?;
+    let mut host = host::host();
+    let one = [name];
+    let groups = if name == Name::All {
+        ALL.to_vec()
+    } else {
+        vec![&one[..]]
+    };
+    let mut benches: Vec<&'static str> = Vec::new();
+    for group in groups {
+        if let Err(error) = run(group, &mut session) {
+            if process::interrupted() {
+                return Err(error);
+            }
+            // What could not be set up for one says nothing of the next.
+            for bench in group {
+                session.miss_of(bench.text(), "all cases", SPLICE, &format!("{error:#}"));
+            }
         }
-        let found = rows(bench.text(), &samples);
-        println!("\n{}\n{}", bench.text(), table(&found));
-        all_rows.extend(found);
+        for bench in group {
+            benches.push(bench.text());
+            println!(
+                "\n{}\n{}",
+                bench.text(),
+                table(&rows(bench.text(), &samples(*bench, &session)))
+            );
+        }
+        host.load_after = host::load();
+        if let Some(file) = &json {
+            let results = results(name, &benches, &session, &host);
+            write_whole(
+                file,
+                (serde_json::to_string_pretty(&results)? + "\n").as_bytes(),
+            )?;
+        }
     }
-    host.load_after = session::load();
     for missing in session.missing() {
         println!(
             "not measured: {} {} {}: {}",
             missing.bench, missing.system, missing.what, missing.reason
         );
     }
-    if let Some(file) = &options.json {
-        let results = Results {
-            bench: name.text().to_owned(),
-            quick: options.quick,
-            ended_unix_s: session::unix_now(),
-            host,
-            rows: all_rows,
-            missing: session.missing().to_vec(),
-        };
-        std::fs::write(file, serde_json::to_string_pretty(&results)? + "\n")
-            .with_context(|| file.display().to_string())?;
+    for note in benches.iter().flat_map(|bench| session.notes(bench)) {
+        println!("note: {note}");
     }
-    let whole = !session
-        .missing()
-        .iter()
-        .any(|missing| missing.system == SPLICE && !missing.is_expected());
-    session.finish()?;
+    let whole = benches.iter().all(|bench| session.is_whole(bench));
+    session.finish(&benches)?;
     Ok(whole)
 }
 
+/// The samples of a bench with what they can be held against.
+fn samples(bench: Name, session: &Session) -> Vec<row::Sample> {
+    let mut samples = session.samples(bench.text());
+    match bench {
+        Name::Update => update::with_references(&mut samples),
+        Name::Read | Name::Write => block::with_limits(&mut samples),
+        _ => {}
+    }
+    samples
+}
+
+fn results(name: Name, benches: &[&str], session: &Session, host: &Host) -> Results {
+    let of = |bench: &&Name| benches.contains(&bench.text());
+    let measured: Vec<Name> = ALL.into_iter().flatten().filter(of).copied().collect();
+    let found = |bench: &Name| rows(bench.text(), &samples(*bench, session));
+    let notes = |bench: &&str| session.notes(bench).to_vec();
+    Results {
+        bench: name.text().to_owned(),
+        quick: session.settings.quick,
+        ended_unix_s: host::unix_now(),
+        host: host.clone(),
+        rows: measured.iter().flat_map(found).collect(),
+        missing: session.missing().to_vec(),
+        notes: benches.iter().flat_map(notes).collect(),
+    }
+}
+
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).with_context(|| path.display().to_string())
+}
+
+/// The checkout: what ./x said, or the current folder.
+fn tree() -> PathBuf {
+    std::env::var_os("SPLICE_TREE").map_or_else(|| PathBuf::from("."), PathBuf::from)
+}
+
 fn settings(options: &Run) -> Result<Settings> {
-    let absolute =
-        |path: &Path| std::path::absolute(path).with_context(|| path.display().to_string());
     let images = match &options.images {
         Some(folder) => absolute(folder)?,
         None => cache()?.join("splice/images"),
@@ -237,7 +294,7 @@ fn settings(options: &Run) -> Result<Settings> {
         fresh: options.fresh,
         work: absolute(&options.work)?,
         images,
-        tree: absolute(options.tree.as_deref().unwrap_or(Path::new(".")))?,
+        tree: absolute(&options.tree.clone().unwrap_or_else(tree))?,
         programs: own.parent().context("a program is in a folder")?.to_owned(),
     })
 }
@@ -249,5 +306,37 @@ fn cache() -> Result<PathBuf> {
         _ => {
             bail!("neither XDG_CACHE_HOME nor HOME is set; say where disks are kept with --images")
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_file_of_json_may_be_left_out() {
+        let parsed = |words: &[&str]| {
+            let words = [&["bench"], words].concat();
+            Arguments::try_parse_from(words).unwrap().run
+        };
+        let run = parsed(&["all", "--quick", "--json"]);
+        assert!(run.quick && run.name == Some(Name::All));
+        assert_eq!(run.json, Some("bench.json".into()));
+        let run = parsed(&["read", "--json", "here.json", "--fresh"]);
+        assert_eq!(run.json, Some("here.json".into()));
+        assert_eq!(parsed(&["read"]).json, None);
+    }
+
+    #[test]
+    fn every_bench_is_in_a_run_of_all() {
+        let all: Vec<Name> = ALL.into_iter().flatten().copied().collect();
+        let wanted: Vec<Name> = Name::value_variants().to_vec();
+        assert_eq!(all.len(), wanted.len() - 1);
+        assert!(
+            wanted
+                .iter()
+                .all(|name| all.contains(name) != (*name == Name::All))
+        );
     }
 }

@@ -1,7 +1,7 @@
 //! Programs that are measured: commands with what they used, and daemons.
 //!
 //! Invariant: nothing that is started here outlives us. Every program is a process group of its own which is killed when
-//! its handle is dropped or its limit passed, and the kernel kills it when we die (`setpriv --pdeathsig`). That signal
+//! its handle is dropped or its limit passed (an image maker is first told to end), and the kernel kills it when we die (`setpriv --pdeathsig`). That signal
 //! follows the thread, so a daemon is started from the main thread only, and a command's thread waits for it.
 
 use std::ffi::{OsStr, OsString};
@@ -112,6 +112,7 @@ pub(crate) struct Program {
     namespace: Option<String>,
     folder: Option<PathBuf>,
     stdin: Option<PathBuf>,
+    grace: Duration,
 }
 
 impl Program {
@@ -123,6 +124,7 @@ impl Program {
             namespace: None,
             folder: None,
             stdin: None,
+            grace: Duration::ZERO,
         }
     }
 
@@ -156,6 +158,12 @@ impl Program {
     /// A file as its standard input.
     pub(crate) fn stdin(mut self, file: &Path) -> Self {
         self.stdin = Some(file.to_owned());
+        self
+    }
+
+    /// Its group is told to end, and killed only so much later, when the run is interrupted or its limit passed.
+    pub(crate) fn grace(mut self, time: Duration) -> Self {
+        self.grace = time;
         self
     }
 
@@ -215,12 +223,15 @@ impl Program {
             .stderr(err.try_clone().context("a descriptor")?)
             .spawn()
             .with_context(|| line.clone())?;
-        let group = Group(child.id() as i32);
+        let group = Group {
+            leader: child.id() as i32,
+            grace: self.grace,
+        };
         let (status, used) = wait_for(
             &format!("`{line}`"),
             limit,
             Duration::from_millis(5),
-            || reap(group.0),
+            || reap(group.leader),
         )?;
         let seconds = begun.elapsed().as_secs_f64();
         if !status_ok(status) {
@@ -263,21 +274,32 @@ impl Program {
             .with_context(|| self.line())?;
         Ok(Daemon {
             line: self.line(),
-            group: Group(child.id() as i32),
+            group: Group {
+                leader: child.id() as i32,
+                grace: Duration::ZERO,
+            },
             log: log.to_owned(),
         })
     }
 }
 
-/// A process group that is killed with its handle.
-struct Group(i32);
+/// A process group that ends with its handle: at once, or after a while in which it may clear up.
+struct Group {
+    leader: i32,
+    grace: Duration,
+}
 
 impl Drop for Group {
     fn drop(&mut self) {
+        if !self.grace.is_zero() && matches!(reap(self.leader), Ok(None)) {
+            // SAFETY: as below.
+            unsafe { libc::kill(-self.leader, libc::SIGTERM) };
+            wait_gone(self.leader, self.grace);
+        }
         // SAFETY: kill takes any numbers. The leader's id is ours until it is reaped; a group that has ended is gone, and its
         // number is not given again while a member lives.
-        unsafe { libc::kill(-self.0, libc::SIGKILL) };
-        let _ = wait_gone(self.0, Duration::from_secs(5));
+        unsafe { libc::kill(-self.leader, libc::SIGKILL) };
+        let _ = wait_gone(self.leader, Duration::from_secs(5));
     }
 }
 
@@ -345,7 +367,7 @@ impl Daemon {
     /// # Errors
     /// It has ended by itself; the end of its log is in the error.
     pub(crate) fn check(&self) -> Result<()> {
-        match reap(self.group.0) {
+        match reap(self.group.leader) {
             Ok(None) => Ok(()),
             _ => bail!("`{}` ended by itself: {}", self.line, self.last_words()),
         }
@@ -382,6 +404,15 @@ impl Daemon {
         Ok(self.field("status", "VmHWM:")? * 1024.0 / 1e6)
     }
 
+    /// Forgets the peak: from now on it is counted anew.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub(crate) fn reset_peak(&self) -> Result<()> {
+        let path = format!("/proc/{}/clear_refs", self.group.leader);
+        std::fs::write(&path, "5").context(path)
+    }
+
     /// Bytes that it made the disk read.
     ///
     /// # Errors
@@ -391,7 +422,7 @@ impl Daemon {
     }
 
     fn proc(&self, file: &str) -> Result<String> {
-        let path = format!("/proc/{}/{file}", self.group.0);
+        let path = format!("/proc/{}/{file}", self.group.leader);
         std::fs::read_to_string(&path).context(path)
     }
 
@@ -406,8 +437,8 @@ impl Daemon {
     /// Asks it to end and waits; kills it when it does not.
     pub(crate) fn stop(self) {
         // SAFETY: see `Group::drop`; the leader has not been reaped.
-        unsafe { libc::kill(self.group.0, libc::SIGTERM) };
-        wait_gone(self.group.0, ENDING);
+        unsafe { libc::kill(self.group.leader, libc::SIGTERM) };
+        wait_gone(self.group.leader, ENDING);
     }
 }
 
@@ -457,6 +488,25 @@ mod tests {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
         // Gone, or a zombie that init has not looked at yet.
         assert!(stat.is_err() || stat.unwrap().contains(") Z "));
+    }
+
+    #[test]
+    fn a_command_with_grace_may_clear_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let mark = folder.path().join("cleared");
+        let script = format!(
+            "trap 'echo > {}' EXIT; trap 'exit 130' TERM; sleep 60",
+            mark.display()
+        );
+        let slow = Program::new("bash")
+            .args(["-c", &script])
+            .grace(Duration::from_secs(20));
+        let begun = Instant::now();
+        slow.run(folder.path(), Duration::from_millis(700))
+            .err()
+            .unwrap();
+        assert!(begun.elapsed() < Duration::from_secs(10));
+        assert!(mark.exists());
     }
 
     #[test]

@@ -12,11 +12,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::nbd;
+use crate::process::{interrupted, pause};
 use crate::row::quantile;
 use crate::trace::Trace;
 
 /// A desktop's boot on a local disk is taken to last this long: thinking is scaled to it.
 pub(crate) const LOCAL_BOOT_S: f64 = 15.0;
+
+/// How soon an interruption is noticed.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// Who answers.
 #[derive(Debug, Clone, Copy)]
@@ -34,6 +38,20 @@ pub(crate) struct Outcome {
     pub(crate) p50_us: f64,
     pub(crate) p99_us: f64,
 }
+
+/// A replay's limit was passed with so many reads answered.
+#[derive(Debug)]
+pub(crate) struct Late {
+    pub(crate) answered: usize,
+}
+
+impl std::fmt::Display for Late {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "only {} reads were answered in time", self.answered)
+    }
+}
+
+impl std::error::Error for Late {}
 
 /// How long the guest thinks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +87,7 @@ impl Progress {
 /// Replays `trace`, for at most `limit`.
 ///
 /// # Errors
-/// A read failed, or the limit is passed.
+/// A read failed, the run is interrupted, or the limit is passed ([`Late`]).
 pub(crate) fn replay(
     trace: &Trace,
     disk: Disk<'_>,
@@ -167,10 +185,16 @@ fn wait_answered(
         }
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            bail!("{} of the reads were answered in time", progress.answered);
+            return Err(Late {
+                answered: progress.answered,
+            }
+            .into());
+        }
+        if interrupted() {
+            bail!("interrupted");
         }
         progress = answered
-            .wait_timeout(progress, left)
+            .wait_timeout(progress, left.min(LOOK_EVERY))
             .expect("nothing panics while it holds the progress")
             .0;
     }
@@ -197,7 +221,7 @@ fn issue(
         owed += Duration::from_secs_f64(read.think_us as f64 / 1e6 * scale);
         if owed > Duration::from_millis(1) {
             let slept = Instant::now();
-            std::thread::sleep(owed);
+            pause(owed)?;
             owed = owed.saturating_sub(slept.elapsed());
         }
         progress
@@ -278,5 +302,6 @@ mod tests {
         );
         let late = replay(&trace(0, 0), disk, Think::None, Duration::from_millis(200)).unwrap_err();
         assert!(late.to_string().contains("answered in time"), "{late}");
+        assert!(late.is::<Late>());
     }
 }

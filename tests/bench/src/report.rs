@@ -8,6 +8,7 @@ use clap::Args;
 
 use crate::row::{Metric, Results, Row, figure};
 use crate::svg::bars;
+use crate::tree;
 
 /// Below this share of a limit nothing is said to be at it.
 const AT_LIMIT: f64 = 0.95;
@@ -18,9 +19,9 @@ pub(crate) struct Options {
     /// What --json wrote; of two files with the same bench the later one counts.
     #[arg(required = true)]
     files: Vec<PathBuf>,
-    /// The folder of performance.md and performance/.
-    #[arg(long, default_value = "docs")]
-    out: PathBuf,
+    /// The folder of performance.md and performance/ [default: docs/ of the checkout].
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
 }
 
 /// What each bench is, for its reader.
@@ -31,29 +32,37 @@ const ABOUT: [(&str, &str); 7] = [
     ),
     (
         "update",
-        "From version to version: bytes that crossed the emulated line (100 Mbit/s, 20 ms) both ways, index included; for tools without a protocol, what their store grows by. The limit of bytes is the best pairwise delta by a tool that has both disks at hand; the limit of seconds is the system's own bytes at the line's rate. `cpu_s` of ours is the datacenter's, `mb_per_s` of ours the new chunks by the branch's CPU seconds; of the delta tools, the whole disk's data by decoding time.",
+        "From version to version: bytes that crossed the emulated line (100 Mbit/s, 20 ms) both ways, index included; for tools without a protocol, what their store grows by. The reference of bytes is the best pairwise delta by a tool that has both disks at hand, which is no limit; the limit of seconds is the system's own bytes at the line's rate. Ours is encoded before the line is measured: `…-encode` is the datacenter's work for that, `cpu_s` of the case itself its work while it sends. `mb_per_s` of ours is the new chunks by all of the branch's CPU seconds, receiving and storing included; of the delta tools, the whole disk's data by decoding time.",
     ),
     (
         "link",
-        "Payload that arrived after the first ten round trips as a share of C·(1−p); packet headers are in what is missing to 1. Losses and delay both ways, a queue of one round trip. `demand-…`: what a 16 KiB request waits beside a saturating fill; `demand-idle-…`: without it. `outage-…`: seconds from the end of a 10 s cut until half a second carries 80 % of what it did before. At 1 Gbit/s the processors are the limit, the emulator's work included.",
+        "Payload that arrived after the first ten round trips as a share of C·(1−p); packet headers are in what is missing to 1. Losses and delay both ways, a queue of one round trip. `demand-idle-…`: what two guests wait that ask for 16 KiB now and then; `demand-…`: the same guests on the same connection while it is filled. What is not answered at the end counts as what it has waited. `outage-…`: seconds from the end of a 10 s cut until half a second carries 80 % of what it did before. At 1 Gbit/s the processors are the limit, the emulator's work included.",
     ),
     (
         "read",
-        "fio on the NBD export, against qemu-nbd and nbdkit on the raw file, all from the page cache. `raw` is the file itself (pread; io_uring at depth). `-restarted`: the server was restarted a moment ago.",
+        "fio on the NBD export, against qemu-nbd and nbdkit on the raw file, all from the page cache. `raw` is the file itself (pread; io_uring at depth), and the others' limit; of sequential reads its best run, which a server that reads ahead better than the kernel can still pass. `-restarted`: the server was restarted a moment ago.",
     ),
     (
         "write",
-        "The same for writing; `write4k-flush` is a flush behind every write, on `raw` an fdatasync.",
+        "The same for writing, each peer on a copy of its own with all blocks allocated; `write4k-flush` is a flush behind every write, on `raw` an fdatasync.",
     ),
     (
         "boot",
-        "A recorded boot of the desktop, replayed on a desktop's export over 100 Mbit/s and 20 ms: in the guest's order, with its parallelism and its thinking scaled to 15 s (`-nothink`: none). `local`: the raw file. `cold`: the branch holds nothing; `cold-previous`: the whole previous version; `cold-profile`: nothing, but the version's boot profile is known; `warm`: everything. The limit is the bytes that crossed at the line's rate, or the thinking.",
+        "A recorded boot of the desktop, replayed on a desktop's export over 100 Mbit/s and 20 ms: in the guest's order, with its parallelism and its thinking scaled to 15 s (`-nothink`: none). `local`: the raw file. `cold`: the branch holds nothing; `cold-previous`: the whole previous version; `cold-profile`: nothing, but the version's boot profile is known; `warm`: everything, and for `raw` the file behind nbdkit, from the page cache. `…-start`: seconds of them until the desktop was there. The limit is the thinking or, of cold boots, what the guest touches (pieces of 16 KiB, zstd level 3) at 95 % of the line's rate, and a round trip.",
     ),
     (
         "storm",
-        "As `boot`, many desktops of one pool at once. `seconds` is the last one's end; `stored_bytes` is what the branch read from its disk.",
+        "As `boot`, many desktops of one pool at once. `seconds` is the last one's end, `wire_bytes` are beside those that one cold boot touches; `stored_bytes` is what the branch read from its disk, for `warm-…` with an empty page cache, beside the distinct blocks that a guest reads.",
     ),
 ];
+
+/// What stands in the last column.
+fn held_against(bench: &str, metric: Metric) -> &'static str {
+    match (bench, metric) {
+        ("update", Metric::WireBytes) | ("storm", Metric::StoredBytes) => "reference",
+        _ => "limit",
+    }
+}
 
 /// Writes page and plots.
 ///
@@ -67,7 +76,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             serde_json::from_slice(&bytes).with_context(|| file.display().to_string())?;
         results.push(result);
     }
-    let plots = options.out.join("performance");
+    let out = options.out.clone().unwrap_or_else(|| tree().join("docs"));
+    let plots = out.join("performance");
     std::fs::create_dir_all(&plots).with_context(|| plots.display().to_string())?;
     for entry in std::fs::read_dir(&plots)
         .context("the folder of plots")?
@@ -85,7 +95,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         let path = plots.join(name);
         std::fs::write(&path, svg).with_context(|| path.display().to_string())
     })?;
-    let path = options.out.join("performance.md");
+    let path = out.join("performance.md");
     std::fs::write(&path, page).with_context(|| path.display().to_string())?;
     println!("{}", path.display());
     Ok(())
@@ -94,8 +104,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 fn render(results: &[Results], mut plot: impl FnMut(&str, &str) -> Result<()>) -> Result<String> {
     let mut page = String::from(
         "# Performance\n\nMade by `./x bench report` from what `./x bench` measured; figures as they are, met or not. Medians, with the range where \
-         there is more than one run. A limit is what no system can beat on that machine or line. Runs below a load of 0.5 are of a \
-         quiet machine; in others bytes hold, and seconds are as good as the neighbours let them be.\n",
+         there is more than one run. A limit is what no system can beat on that machine or line; a reference is what somebody else reached. Runs below a load of 0.5 are of a \
+         quiet machine; in others bytes hold, and seconds are as good as the neighbours let them be.\n\n\
+         To repeat it: `./x bench all --quick --json bench.json` (45 minutes on two quiet cores) or the same without `--quick` (three rounds and every line \
+         of `link`), then `./x bench report bench.json`. The desktop disks are made once before, which takes half an hour more. An interrupted run goes on \
+         when it is given again.\n",
     );
     let mut any = false;
     for (bench, about) in ABOUT {
@@ -135,7 +148,7 @@ fn render(results: &[Results], mut plot: impl FnMut(&str, &str) -> Result<()>) -
                 .copied()
                 .filter(|row| row.metric == metric)
                 .collect();
-            page += &table(metric, &of_metric);
+            page += &table(bench, metric, &of_metric);
             for case in cases(&of_metric) {
                 let of_case: Vec<&Row> = of_metric
                     .iter()
@@ -146,10 +159,21 @@ fn render(results: &[Results], mut plot: impl FnMut(&str, &str) -> Result<()>) -
                 if of_case.len() > 1 && is_headline(bench, metric, &case) {
                     let name = format!("{bench}-{case}-{}.svg", metric.name());
                     let title = format!("{bench} {case}: {} ({})", metric.name(), metric.unit());
-                    plot(&name, &bars(&title, &of_case))?;
+                    plot(
+                        &name,
+                        &bars(&title, held_against(bench, metric) == "limit", &of_case),
+                    )?;
                     let _ = writeln!(page, "\n![{title}](performance/{name})");
                 }
             }
+        }
+        let head = format!("{bench}: ");
+        for note in result
+            .notes
+            .iter()
+            .filter_map(|note| note.strip_prefix(&head))
+        {
+            let _ = writeln!(page, "\nNote: {note}");
         }
         let missing: Vec<_> = result
             .missing
@@ -213,7 +237,7 @@ fn cases(rows: &[&Row]) -> Vec<String> {
 }
 
 /// One line a case, one column a system.
-fn table(metric: Metric, rows: &[&Row]) -> String {
+fn table(bench: &str, metric: Metric, rows: &[&Row]) -> String {
     let mut systems: Vec<&str> = Vec::new();
     for row in rows {
         if !systems.contains(&row.system.as_str()) {
@@ -221,10 +245,11 @@ fn table(metric: Metric, rows: &[&Row]) -> String {
         }
     }
     let mut text = format!(
-        "\n| {} ({}) | {} | limit |\n|---|",
+        "\n| {} ({}) | {} | {} |\n|---|",
         metric.name(),
         metric.unit(),
-        systems.join(" | ")
+        systems.join(" | "),
+        held_against(bench, metric)
     );
     text += &"---:|".repeat(systems.len() + 1);
     text.push('\n');
@@ -240,7 +265,7 @@ fn table(metric: Metric, rows: &[&Row]) -> String {
         for system in &systems {
             let cell = of_case()
                 .find(|row| row.system == **system)
-                .map(|row| cell(row, best))
+                .map(|row| cell(row, best, held_against(bench, metric) == "limit"))
                 .unwrap_or_default();
             let _ = write!(text, " {cell} |");
         }
@@ -257,14 +282,14 @@ fn table(metric: Metric, rows: &[&Row]) -> String {
     text
 }
 
-fn cell(row: &Row, best: Option<f64>) -> String {
+fn cell(row: &Row, best: Option<f64>, is_limit: bool) -> String {
     let range = if row.n > 1 {
         format!(" ({}–{})", figure(row.min), figure(row.max))
     } else {
         String::new()
     };
     let text = format!("{}{range}", figure(row.median));
-    let at_limit = row.limit.is_some_and(|limit| {
+    let at_limit = row.limit.filter(|_| is_limit).is_some_and(|limit| {
         let share = if row.metric.more_is_better() {
             row.median / limit
         } else {
@@ -309,6 +334,7 @@ fn example() -> Results {
             system: "desync".into(),
             reason: "not in Debian".into(),
         }],
+        notes: vec!["ingest: a sentence.".into(), "boot: another.".into()],
     }
 }
 
@@ -337,6 +363,7 @@ mod tests {
             "{page}"
         );
         assert!(page.contains("desync (all cases): not in Debian"), "{page}");
+        assert!(page.contains("Note: a sentence.") && !page.contains("another"));
         assert_eq!(plots, ["ingest-v1-mb_per_s.svg"]);
     }
 

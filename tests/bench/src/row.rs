@@ -97,13 +97,6 @@ pub(crate) struct Missing {
     pub(crate) reason: String,
 }
 
-impl Missing {
-    /// Whether it is of a part of the product that this version does not have, and no failure.
-    pub(crate) fn is_expected(&self) -> bool {
-        self.what == "cold-profile"
-    }
-}
-
 /// The machine, as far as figures depend on it.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub(crate) struct Host {
@@ -126,6 +119,9 @@ pub(crate) struct Results {
     pub(crate) host: Host,
     pub(crate) rows: Vec<Row>,
     pub(crate) missing: Vec<Missing>,
+    /// What the figures must be read with, each behind its bench's name.
+    #[serde(default)]
+    pub(crate) notes: Vec<String>,
 }
 
 /// Order of systems in every table; a system that is not here comes last.

@@ -1,26 +1,26 @@
-//! One run of the bench: its folders, what is done already, progress, and what could not be measured.
+//! One run of the bench: what is done already, progress, and what could not be measured.
 //!
 //! Work is done in *measures*: the smallest thing that is worth keeping, such as one peer's ingest. A finished measure is
 //! written to the state file at once; a run that was interrupted goes on behind it. Invariant: the state file holds
-//! measures of one configuration only (programs, disks, length of the run), so that a figure is never of an older build.
+//! measures of one configuration only (programs, disks, trace; quick and full runs have files of their own), so that a figure is
+//! never of an older build.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
+use crate::images::Images;
 use crate::process::{interrupted, is_installed};
-use crate::row::{Host, Metric, Missing, Sample};
+use crate::row::{Metric, Missing, Sample};
+use crate::stage::Overrun;
+use crate::workshop::Workshop;
 
 /// Ours, in every table.
 pub(crate) const SPLICE: &str = "splice";
-
-/// Says that a folder was made here and may be emptied.
-const MARK: &str = ".splice-bench";
 
 /// What may be chosen for a run.
 #[derive(Debug, Clone)]
@@ -35,16 +35,25 @@ pub(crate) struct Settings {
     pub(crate) programs: PathBuf,
 }
 
+/// What is kept of a bench.
+#[derive(Default, Serialize, Deserialize)]
+struct Kept {
+    fingerprint: String,
+    /// Measure → its samples.
+    done: BTreeMap<String, Vec<Sample>>,
+    /// What its figures must be read with.
+    notes: Vec<String>,
+}
+
 #[derive(Default, Serialize, Deserialize)]
 struct State {
-    fingerprint: String,
-    /// Bench → measure → its samples.
-    done: BTreeMap<String, BTreeMap<String, Vec<Sample>>>,
+    benches: BTreeMap<String, Kept>,
 }
 
 /// See the module.
 pub(crate) struct Session {
     pub(crate) settings: Settings,
+    pub(crate) workshop: Workshop,
     bench: String,
     state: State,
     missing: Vec<Missing>,
@@ -60,6 +69,7 @@ pub(crate) struct Session {
 pub(crate) struct Recorder {
     system: String,
     samples: Vec<Sample>,
+    notes: Vec<String>,
 }
 
 impl Recorder {
@@ -68,7 +78,13 @@ impl Recorder {
         Self {
             system: system.to_owned(),
             samples: Vec::new(),
+            notes: Vec::new(),
         }
+    }
+
+    /// Records a sentence that the figures must be read with.
+    pub(crate) fn note(&mut self, text: &str) {
+        self.notes.push(text.to_owned());
     }
 
     /// What was recorded.
@@ -106,50 +122,15 @@ impl Session {
     /// Takes the work folder and what an interrupted run left in it.
     ///
     /// # Errors
-    /// Another run uses it, or it holds something else.
+    /// The folder cannot be had.
     pub(crate) fn open(settings: Settings) -> Result<Self> {
-        let at = || settings.work.display().to_string();
-        std::fs::create_dir_all(&settings.work).with_context(at)?;
-        let mark = settings.work.join(MARK);
-        let empty = std::fs::read_dir(&settings.work)
-            .with_context(at)?
-            .next()
-            .is_none();
-        if !empty && !mark.exists() {
-            bail!(
-                "{} holds something else; choose another folder with --work",
-                at()
-            );
-        }
-        let lock = File::create(&mark).with_context(at)?;
-        if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-            bail!(
-                "another bench runs in {}; end it, or choose another folder with --work",
-                at()
-            );
-        }
-        let fingerprint = fingerprint(&settings);
-        let kept: Option<State> = std::fs::read(settings.work.join("state.json"))
-            .ok()
-            .and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        let state = match kept {
-            Some(state) if !settings.fresh && state.fingerprint == fingerprint => state,
-            kept => {
-                if kept.is_some_and(|state| !state.done.is_empty()) {
-                    eprintln!(
-                        "==> starting over: programs, disks or options are not those of the kept measures"
-                    );
-                }
-                State {
-                    fingerprint,
-                    ..State::default()
-                }
-            }
-        };
-        let session = Self {
+        let (workshop, lock) = Workshop::take(&settings.work)?;
+        workshop.stock(&settings.programs, &settings.tree)?;
+        let mut session = Self {
             settings,
+            workshop,
             bench: String::new(),
-            state,
+            state: State::default(),
             missing: Vec::new(),
             begun: Instant::now(),
             planned_s: 0.0,
@@ -157,20 +138,48 @@ impl Session {
             skipped_s: 0.0,
             _lock: lock,
         };
-        session.clear_scratch()?;
+        if !session.settings.fresh {
+            let kept = std::fs::read(session.state_file()).ok();
+            session.state = kept
+                .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+                .unwrap_or_default();
+        }
         Ok(session)
     }
 
-    /// Begins a bench that should take about `planned_s` seconds on a quiet machine.
+    /// Begins a bench that should take about `planned_s` seconds on a quiet machine, with the disks of the versions up to `last`.
     ///
     /// # Errors
-    /// What an earlier one left cannot be removed.
-    pub(crate) fn begin(&mut self, bench: &str, planned_s: f64) -> Result<()> {
+    /// What an earlier one left cannot be removed, or the disks cannot be made.
+    pub(crate) fn begin(&mut self, bench: &str, planned_s: f64, last: u32) -> Result<Images> {
+        self.workshop.clear()?;
+        self.enter(bench, planned_s, last)
+    }
+
+    /// As [`Self::begin`], for a bench that uses what the one before it set up.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn enter(&mut self, bench: &str, planned_s: f64, last: u32) -> Result<Images> {
         bench.clone_into(&mut self.bench);
+        let images = Images::ready(&self.workshop, &self.settings.images, last)?;
+        let fingerprint = self.fingerprint(last);
+        let kept = self.state.benches.entry(self.bench.clone()).or_default();
+        if kept.fingerprint != fingerprint {
+            if !kept.done.is_empty() {
+                eprintln!(
+                    "==> {bench}: starting over: programs, disks or trace are not those of the kept measures"
+                );
+            }
+            *kept = Kept {
+                fingerprint,
+                ..Kept::default()
+            };
+        }
         self.begun = Instant::now();
         (self.planned_s, self.spent_s, self.skipped_s) = (planned_s, 0.0, 0.0);
         eprintln!("==> {bench}: about {:.0} min", (planned_s / 60.0).ceil());
-        self.clear_scratch()
+        Ok(images)
     }
 
     /// A folder for this bench's own things; it is emptied when the next one begins.
@@ -178,35 +187,16 @@ impl Session {
     /// # Errors
     /// It cannot be made.
     pub(crate) fn scratch(&self, name: &str) -> Result<PathBuf> {
-        let path = self.settings.work.join("run").join(name);
-        std::fs::create_dir_all(&path).with_context(|| path.display().to_string())?;
-        Ok(path)
+        self.workshop.scratch(name)
     }
 
-    /// Removes a folder of this bench, whether it is there or not.
-    pub(crate) fn discard(&self, name: &str) {
-        let _ = std::fs::remove_dir_all(self.settings.work.join("run").join(name));
-    }
-
-    /// Removes what benches left.
-    ///
-    /// # Errors
-    /// It cannot be removed.
-    pub(crate) fn clear_scratch(&self) -> Result<()> {
-        match std::fs::remove_dir_all(self.settings.work.join("run")) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(error).context("emptying the work folder")
-            }
-            _ => Ok(()),
-        }
+    fn kept(&self) -> Option<&Kept> {
+        self.state.benches.get(&self.bench)
     }
 
     /// Whether that measure is done.
     pub(crate) fn is_done(&self, key: &str) -> bool {
-        self.state
-            .done
-            .get(&self.bench)
-            .is_some_and(|done| done.contains_key(key))
+        self.kept().is_some_and(|kept| kept.done.contains_key(key))
     }
 
     /// Whether any of these is still to be done: what they share need not be set up otherwise.
@@ -214,7 +204,8 @@ impl Session {
         keys.into_iter().any(|key| !self.is_done(key))
     }
 
-    /// Does one measure, unless it is done. A failure is reported and the run goes on.
+    /// Does one measure, unless it is done. One whose packets overran the emulator is done a second time; any other failure is reported
+    /// and the run goes on.
     ///
     /// # Errors
     /// Interrupted, or the state cannot be kept.
@@ -223,7 +214,7 @@ impl Session {
         key: &str,
         system: &str,
         about_s: f64,
-        work: impl FnOnce(&mut Recorder) -> Result<()>,
+        mut work: impl FnMut(&mut Recorder) -> Result<()>,
     ) -> Result<()> {
         if self.is_done(key) {
             self.skipped_s += about_s;
@@ -237,7 +228,12 @@ impl Session {
             (left / 60.0).ceil()
         );
         let mut recorder = Recorder::of(system);
-        let outcome = work(&mut recorder);
+        let mut outcome = work(&mut recorder);
+        if outcome.as_ref().is_err_and(|error| error.is::<Overrun>()) && !interrupted() {
+            eprintln!("             once more: packets overran the emulator");
+            recorder = Recorder::of(system);
+            outcome = work(&mut recorder);
+        }
         self.spent_s += about_s;
         if interrupted() {
             bail!("interrupted; run the same command again to go on");
@@ -254,8 +250,11 @@ impl Session {
                         sample.metric.unit()
                     );
                 }
-                let bench = self.state.done.entry(self.bench.clone()).or_default();
-                bench.insert(key.to_owned(), recorder.samples);
+                for note in std::mem::take(&mut recorder.notes) {
+                    self.note(&note)?;
+                }
+                let kept = self.state.benches.entry(self.bench.clone()).or_default();
+                kept.done.insert(key.to_owned(), recorder.samples);
                 self.save()
             }
             Err(error) => {
@@ -265,10 +264,36 @@ impl Session {
         }
     }
 
+    /// Keeps a sentence that this bench's figures must be read with.
+    ///
+    /// # Errors
+    /// The state cannot be kept.
+    pub(crate) fn note(&mut self, text: &str) -> Result<()> {
+        let kept = self.state.benches.entry(self.bench.clone()).or_default();
+        let note = format!("{}: {text}", self.bench);
+        if !kept.notes.contains(&note) {
+            eprintln!("             {note}");
+            kept.notes.push(note);
+        }
+        self.save()
+    }
+
+    /// The sentences of a bench.
+    pub(crate) fn notes(&self, bench: &str) -> &[String] {
+        let kept = self.state.benches.get(bench);
+        kept.map_or(&[], |kept| &kept.notes)
+    }
+
     /// Reports that something cannot be measured here.
     pub(crate) fn miss(&mut self, what: &str, system: &str, reason: &str) {
+        let bench = self.bench.clone();
+        self.miss_of(&bench, what, system, reason);
+    }
+
+    /// Reports that something of some bench cannot be measured here.
+    pub(crate) fn miss_of(&mut self, bench: &str, what: &str, system: &str, reason: &str) {
         let missing = Missing {
-            bench: self.bench.clone(),
+            bench: bench.to_owned(),
             what: what.to_owned(),
             system: system.to_owned(),
             reason: reason.to_owned(),
@@ -293,19 +318,23 @@ impl Session {
         there
     }
 
-    /// The samples of this bench so far.
-    pub(crate) fn samples(&self) -> Vec<Sample> {
-        let done = self.state.done.get(&self.bench);
-        done.into_iter()
-            .flat_map(BTreeMap::values)
+    /// The samples of a bench so far.
+    pub(crate) fn samples(&self, bench: &str) -> Vec<Sample> {
+        let kept = self.state.benches.get(bench);
+        kept.into_iter()
+            .flat_map(|kept| kept.done.values())
             .flatten()
             .cloned()
             .collect()
     }
 
-    /// The samples of one measure of any bench.
+    /// The samples of one measure of another bench on the same disks with the same programs.
     pub(crate) fn samples_of(&self, bench: &str, key: &str) -> Option<&Vec<Sample>> {
-        self.state.done.get(bench)?.get(key)
+        let kept = self.state.benches.get(bench)?;
+        if kept.fingerprint != self.kept()?.fingerprint {
+            return None;
+        }
+        kept.done.get(key)
     }
 
     /// What could not be measured so far.
@@ -313,96 +342,65 @@ impl Session {
         &self.missing
     }
 
-    /// Forgets the measures: the run is whole, the next one begins anew.
+    /// Whether all of the product's figures of a bench are there.
+    pub(crate) fn is_whole(&self, bench: &str) -> bool {
+        let is_ours = |missing: &Missing| missing.bench == bench && missing.system == SPLICE;
+        !self.missing.iter().any(is_ours)
+    }
+
+    /// Forgets the measures of benches that are whole: the next run of them begins anew.
     ///
     /// # Errors
     /// The state cannot be written.
-    pub(crate) fn finish(&mut self) -> Result<()> {
-        self.state.done.clear();
+    pub(crate) fn finish(&mut self, benches: &[&str]) -> Result<()> {
+        for bench in benches {
+            if self.is_whole(bench) {
+                self.state.benches.remove(*bench);
+            } else {
+                eprintln!(
+                    "==> {bench}: what was measured is kept; the same command measures the rest, with --fresh all of it"
+                );
+            }
+        }
         self.save()?;
-        self.clear_scratch()
+        self.workshop.clear()
+    }
+
+    /// Changes whenever a kept measure would no longer be one of what is there now.
+    fn fingerprint(&self, last: u32) -> String {
+        let mut text = self.workshop.fingerprint();
+        for version in 1..=last {
+            let stamp = Images::stamp(&self.settings.images, version);
+            text += &format!(" v{version}={stamp}");
+        }
+        text
+    }
+
+    fn state_file(&self) -> PathBuf {
+        self.workshop.file(if self.settings.quick {
+            "state-quick.json"
+        } else {
+            "state-full.json"
+        })
     }
 
     fn save(&self) -> Result<()> {
-        let (path, part) = (
-            self.settings.work.join("state.json"),
-            self.settings.work.join("state.part"),
-        );
-        std::fs::write(&part, serde_json::to_vec(&self.state).context("state")?)
-            .and_then(|()| std::fs::rename(&part, &path))
-            .context("keeping the state")
+        write_whole(
+            &self.state_file(),
+            &serde_json::to_vec(&self.state).context("state")?,
+        )
     }
 }
 
-/// Changes whenever a kept measure would no longer be one of what is there now.
-fn fingerprint(settings: &Settings) -> String {
-    let mut text = format!("quick={}", settings.quick);
-    for program in ["splice", "splice-datacenter", "splice-branch", "bench"] {
-        text += &format!(" {program}={}", stamp(&settings.programs.join(program)));
-    }
-    for version in 1..=3 {
-        let path = settings
-            .images
-            .join(format!("desktop-v{version}.raw.stamp"));
-        text += &format!(
-            " v{version}={}",
-            std::fs::read_to_string(path).unwrap_or_default().trim()
-        );
-    }
-    text
-}
-
-fn stamp(path: &Path) -> String {
-    let Ok(metadata) = std::fs::metadata(path) else {
-        return "none".to_owned();
-    };
-    let time = metadata
-        .modified()
-        .ok()
-        .and_then(|t| t.duration_since(UNIX_EPOCH).ok());
-    format!("{}@{}", metadata.len(), time.unwrap_or_default().as_nanos())
-}
-
-/// Seconds since 1970.
-pub(crate) fn unix_now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or(Duration::ZERO)
-        .as_secs()
-}
-
-/// This machine.
-pub(crate) fn host() -> Host {
-    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
-    let (cpu, memory) = (read("/proc/cpuinfo"), read("/proc/meminfo"));
-    let field = |text: &str, name: &str| {
-        let line = text.lines().find(|line| line.starts_with(name));
-        line.and_then(|line| Some(line.split_once(':')?.1.trim().to_owned()))
-            .unwrap_or_default()
-    };
-    let kib = field(&memory, "MemTotal");
-    let kib = kib
-        .split_whitespace()
-        .next()
-        .and_then(|word| word.parse().ok())
-        .unwrap_or(0.0);
-    Host {
-        cpu: field(&cpu, "model name"),
-        cores: std::thread::available_parallelism().map_or(1, usize::from),
-        memory_gb: (kib * 1024.0 / 1e8_f64).round() / 10.0,
-        kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
-        load_before: load(),
-        load_after: 0.0,
-    }
-}
-
-/// One-minute load average.
-pub(crate) fn load() -> f64 {
-    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    text.split_whitespace()
-        .next()
-        .and_then(|word| word.parse().ok())
-        .unwrap_or(0.0)
+/// Writes a file that is never seen in part.
+///
+/// # Errors
+/// It cannot be written.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let part = path.with_extension("part");
+    std::fs::write(&part, bytes)
+        .and_then(|()| std::fs::rename(&part, path))
+        .with_context(|| path.display().to_string())
 }
 
 #[cfg(test)]
@@ -427,7 +425,7 @@ mod tests {
         let open = || Session::open(settings(folder.path())).unwrap();
         {
             let mut session = open();
-            session.begin("read", 1.0).unwrap();
+            session.begin("read", 1.0, 0).unwrap();
             let put = |recorder: &mut Recorder| {
                 recorder.put("seq1m", Metric::MbPerS, 5.0, None);
                 Ok(())
@@ -438,27 +436,55 @@ mod tests {
         }
         {
             let mut session = open();
-            session.begin("read", 1.0).unwrap();
+            session.begin("read", 1.0, 0).unwrap();
             assert!(session.is_done("a/0") && !session.is_done("b/0"));
             session
                 .measure("a/0", "raw", 1.0, |_| panic!("it is done"))
                 .unwrap();
-            assert_eq!(session.samples()[0].value, 5.0);
+            assert_eq!(session.samples("read")[0].value, 5.0);
         }
         std::fs::write(folder.path().join("splice"), "another build").unwrap();
         let mut session = open();
-        session.begin("read", 1.0).unwrap();
+        session.begin("read", 1.0, 0).unwrap();
         assert!(!session.is_done("a/0"));
     }
 
     #[test]
-    fn only_a_folder_of_our_own_is_used() {
+    fn only_benches_that_are_whole_are_forgotten() {
         let folder = tempfile::tempdir().unwrap();
-        let settings = settings(folder.path());
-        std::fs::create_dir(&settings.work).unwrap();
-        std::fs::write(settings.work.join("thesis"), "years").unwrap();
-        let error = Session::open(settings.clone()).err().unwrap().to_string();
-        assert!(error.contains("holds something else"), "{error}");
-        assert!(settings.work.join("thesis").exists());
+        let mut session = Session::open(settings(folder.path())).unwrap();
+        for bench in ["read", "write", "boot"] {
+            session.begin(bench, 1.0, 0).unwrap();
+            session.measure("a", "raw", 1.0, |_| Ok(())).unwrap();
+        }
+        session.miss_of("write", "all cases", SPLICE, "no");
+        session.finish(&["read", "write"]).unwrap();
+        let kept: Vec<_> = session.state.benches.keys().collect();
+        assert_eq!(kept, ["boot", "write"]);
+    }
+
+    #[test]
+    fn a_measure_that_overran_the_emulator_is_done_once_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut session = Session::open(settings(folder.path())).unwrap();
+        session.begin("link", 1.0, 0).unwrap();
+        let mut runs = 0;
+        let mut overrun_until = |last: u32| {
+            session
+                .measure(&format!("until-{last}"), "raw", 1.0, |recorder| {
+                    runs += 1;
+                    recorder.put("case", Metric::Seconds, f64::from(runs), None);
+                    if runs < last {
+                        return Err(Overrun(3).into());
+                    }
+                    Ok(())
+                })
+                .unwrap();
+        };
+        overrun_until(2);
+        overrun_until(9);
+        assert_eq!(session.samples("link").len(), 1);
+        assert_eq!(session.samples("link")[0].value, 2.0);
+        assert!(session.missing()[0].reason.contains("3 packets"));
     }
 }

@@ -2,6 +2,7 @@
 
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -9,8 +10,8 @@ use serde_json::Value;
 
 use crate::machine;
 use crate::process::{Daemon, Program, TICK, wait_for};
-use crate::session::Session;
 use crate::stage;
+use crate::workshop::Workshop;
 
 /// A command that only asks or changes a record.
 const QUICK: Duration = Duration::from_secs(60);
@@ -72,11 +73,18 @@ fn free_ports() -> Result<[u16; 2]> {
     }
 }
 
+/// A name that no branch, desktop or image of this run has: an old branch is still given its old version, and a version that has
+/// booted has a profile.
+pub(crate) fn fresh(stem: &str) -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    format!("{stem}{}", NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
 /// A datacenter with its daemon.
 pub(crate) struct Datacenter {
     place: Place,
     data: PathBuf,
-    programs: PathBuf,
+    workshop: Workshop,
     scratch: PathBuf,
     /// Where branches reach it.
     address: String,
@@ -88,11 +96,10 @@ impl Datacenter {
     ///
     /// # Errors
     /// It does not answer in time.
-    pub(crate) fn start(session: &Session, place: Place, name: &str) -> Result<Self> {
-        let scratch = session.scratch("logs")?;
-        let data = session.scratch(name)?.join("data");
-        let programs = session.settings.programs.clone();
-        let path = programs.join("splice-datacenter");
+    pub(crate) fn start(workshop: &Workshop, place: Place, name: &str) -> Result<Self> {
+        let scratch = workshop.scratch("logs")?;
+        let data = workshop.scratch(name)?.join("data");
+        let path = workshop.program("splice-datacenter");
         let [link_port, api_port] = free_ports()?;
         let address = format!("{}:{link_port}", place.host());
         let api = format!("127.0.0.1:{api_port}");
@@ -108,7 +115,7 @@ impl Datacenter {
         let this = Self {
             place,
             data,
-            programs,
+            workshop: workshop.clone(),
             scratch,
             address,
             daemon,
@@ -130,7 +137,7 @@ impl Datacenter {
     /// # Errors
     /// The command's own words.
     pub(crate) fn splice(&self, words: &[&str], limit: Duration) -> Result<Value> {
-        let program = Program::new(self.programs.join("splice"))
+        let program = Program::new(self.workshop.program("splice"))
             .arg("--config")
             .arg(self.data.join("cli.toml"))
             .args(words)
@@ -159,6 +166,15 @@ impl Datacenter {
         let disk = disk.to_string_lossy();
         self.splice(&["version", "publish", image, &disk], PUBLISH)?;
         Ok(begun.elapsed().as_secs_f64())
+    }
+
+    /// Waits until an update from one version to another is encoded.
+    ///
+    /// # Errors
+    /// As above.
+    pub(crate) fn encode(&self, from: &str, to: &str) -> Result<()> {
+        self.splice(&["version", "update", from, to], PUBLISH)
+            .map(drop)
     }
 
     /// Says what a branch's pool runs, and whether the whole of it is to be fetched ahead.
@@ -195,7 +211,7 @@ pub(crate) const POOL: &str = "office";
 pub(crate) struct Branch {
     place: Place,
     data: PathBuf,
-    programs: PathBuf,
+    workshop: Workshop,
     scratch: PathBuf,
     machine: PathBuf,
     name: String,
@@ -207,14 +223,13 @@ impl Branch {
     ///
     /// # Errors
     /// The datacenter cannot be reached or refuses.
-    pub(crate) fn join(session: &Session, datacenter: &Datacenter, name: &str) -> Result<Self> {
-        let scratch = session.scratch("logs")?;
-        let data = session.scratch(name)?.join("data");
+    pub(crate) fn join(workshop: &Workshop, datacenter: &Datacenter, name: &str) -> Result<Self> {
+        let scratch = workshop.scratch("logs")?;
+        let data = workshop.scratch(name)?.join("data");
         let place = datacenter.place;
-        let programs = session.settings.programs.clone();
         let answer = datacenter.splice(&["branch", "token", name, "--replace"], QUICK)?;
         let token = answer["token"].as_str().context("a join token")?.to_owned();
-        let join = Program::new(programs.join("splice-branch"))
+        let join = Program::new(workshop.program("splice-branch"))
             .args(["join", &token, "--address", &datacenter.address, "--data"])
             .arg(&data);
         // The command line holds the token, which is a secret even here.
@@ -224,11 +239,11 @@ impl Branch {
             .map_err(|error| {
                 anyhow::anyhow!("{}", format!("{error:#}").replace(&token, "TOKEN"))
             })?;
-        let machine = machine::install(&scratch, &programs)?;
+        let machine = machine::install(&scratch, &workshop.program("bench"))?;
         let mut branch = Self {
             place,
             data,
-            programs,
+            workshop: workshop.clone(),
             scratch,
             machine,
             name: name.to_owned(),
@@ -264,7 +279,7 @@ impl Branch {
     /// It does not come up.
     pub(crate) fn restart(&mut self) -> Result<()> {
         self.stop();
-        let run = Program::new(self.programs.join("splice-branch"))
+        let run = Program::new(self.workshop.program("splice-branch"))
             .args(["run", "--accelerator", "tcg", "--qemu"])
             .arg(&self.machine)
             .arg("--data")
@@ -286,7 +301,7 @@ impl Branch {
     /// # Errors
     /// The command's own words.
     pub(crate) fn splice(&self, words: &[&str], limit: Duration) -> Result<Value> {
-        let program = Program::new(self.programs.join("splice"))
+        let program = Program::new(self.workshop.program("splice"))
             .args(words)
             .args(["--json", "--branch-socket"])
             .arg(self.data.join("branch.sock"));

@@ -158,11 +158,35 @@ impl Stage {
         self.link.stats().wire_bytes()
     }
 
-    /// Packets that overran the devices' rings and are in no counter: such a measurement is to be repeated.
-    pub(crate) fn ring_drops(&self) -> u64 {
-        self.link.ring_drops().unwrap_or(0)
+    /// Measures something of the line.
+    ///
+    /// # Errors
+    /// The work's own; or [`Overrun`], of which no figure may be taken.
+    pub(crate) fn counted<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let before = self.link.ring_drops().unwrap_or(0);
+        let done = work()?;
+        match self.link.ring_drops().unwrap_or(0).saturating_sub(before) {
+            0 => Ok(done),
+            packets => Err(Overrun(packets).into()),
+        }
     }
 }
+
+/// So many packets overran the devices' rings and are in no counter: that measure is to be repeated.
+#[derive(Debug)]
+pub(crate) struct Overrun(pub(crate) u64);
+
+impl std::fmt::Display for Overrun {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{} packets overran the emulator: the machine is too busy for this line",
+            self.0
+        )
+    }
+}
+
+impl std::error::Error for Overrun {}
 
 #[cfg(test)]
 mod tests {

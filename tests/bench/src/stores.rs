@@ -13,13 +13,14 @@ use crate::images::{Images, folder_bytes};
 use crate::process::{Program, Usage};
 use crate::session::{SPLICE, Session};
 use crate::splice::{Datacenter, Place};
+use crate::workshop::Workshop;
 
 /// The slowest peer needs 90 s on a quiet machine for 4 GB.
 const FILL: Duration = Duration::from_secs(1200);
 
 /// Seconds of v1, v2 and v3 together that each takes on two quiet cores, for the estimate.
 pub(crate) const SYSTEMS: [(&str, f64); 6] = [
-    (SPLICE, 60.0),
+    (SPLICE, 30.0),
     ("casync", 240.0),
     ("desync", 200.0),
     ("borg", 85.0),
@@ -46,14 +47,14 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    /// An empty one.
+    /// An empty one, in the place of any before it.
     ///
     /// # Errors
     /// The tool refuses.
-    pub(crate) fn create(session: &Session, system: &'static str) -> Result<Self> {
-        session.discard("store");
-        let folder = session.scratch("store")?;
-        let logs = session.scratch("logs")?;
+    pub(crate) fn create(workshop: &Workshop, system: &'static str) -> Result<Self> {
+        workshop.discard("store");
+        let folder = workshop.scratch("store")?;
+        let logs = workshop.scratch("logs")?;
         let mut store = Self {
             system,
             folder,
@@ -66,7 +67,7 @@ impl Store {
         }
         match system {
             SPLICE => {
-                let datacenter = Datacenter::start(session, Place::Loopback, "store")?;
+                let datacenter = Datacenter::start(workshop, Place::Loopback, "store")?;
                 datacenter.create("desktop")?;
                 store.splice = Some(datacenter);
             }
@@ -108,6 +109,8 @@ impl Store {
         let before = self.bytes()?;
         let usage = match &self.splice {
             Some(datacenter) => {
+                // Each version's own peak, not the highest so far.
+                datacenter.daemon.reset_peak()?;
                 let cpu = datacenter.daemon.cpu_s()?;
                 let seconds = datacenter.publish("desktop", &disk)?;
                 Usage {

@@ -2,21 +2,27 @@
 //!
 //! What crosses the line must not grow with their number, and what the disk reads must not either.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::boot;
-use crate::images::Images;
+use crate::boot::{boot_desktop, cold_limit_s};
+use crate::process::Program;
 use crate::replay::{LOCAL_BOOT_S, Outcome, Think};
 use crate::row::{Metric, quantile};
 use crate::session::{Recorder, SPLICE, Session};
 use crate::splice::{Branch, Datacenter, Place};
 use crate::stage::{OFFICE, PREPARING, Stage};
+use crate::touched::Touched;
 use crate::trace::Trace;
+
+/// One size, from publishing to its last desktop, cold and warm.
+const ABOUT_S: f64 = 130.0;
 
 /// How many at once.
 const SIZES: [usize; 3] = [1, 10, 50];
+const QUICK: [usize; 2] = [1, 50];
 
 const FILL: Duration = Duration::from_secs(1800);
 
@@ -25,130 +31,140 @@ const FILL: Duration = Duration::from_secs(1800);
 /// # Errors
 /// Interrupted, or disks, line or trace cannot be had.
 pub(crate) fn run(session: &mut Session) -> Result<()> {
-    let rounds = if session.settings.quick { 1 } else { 3 };
-    session.begin("storm", 60.0 + (rounds * SIZES.len()) as f64 * 100.0)?;
-    let images = Images::ready(session, 1)?;
-    let guest = boot::trace(session)?.without_loader();
-    let scratch = session.scratch("storm")?;
+    let quick = session.settings.quick;
+    let (rounds, sizes) = if quick {
+        (1, &QUICK[..])
+    } else {
+        (3, &SIZES[..])
+    };
+    let planned_s = 60.0 + (rounds * sizes.len()) as f64 * ABOUT_S;
+    let images = session.begin("storm", planned_s, 1)?;
     let key = |size: usize, round: usize| format!("{size}/{round}");
     let keys: Vec<String> = (0..rounds)
-        .flat_map(|round| SIZES.map(|size| key(size, round)))
+        .flat_map(|round| sizes.iter().map(move |size| key(*size, round)))
         .collect();
     if !session.any_left(&keys) {
         return Ok(());
     }
-    let stage = Stage::build(PREPARING, &scratch)?;
-    let datacenter = Datacenter::start(session, Place::Stage, "dc")?;
+    let touched = Touched::of(session, &images)?;
+    let scratch = session.scratch("storm")?;
+    let workshop = session.workshop.clone();
+    let storm = Storm {
+        guest: touched.trace.without_loader(),
+        zstd_bytes: touched.zstd_bytes,
+        stage: Stage::build(PREPARING, &scratch)?,
+        scratch,
+    };
+    let stage = &storm.stage;
+    let datacenter = Datacenter::start(&workshop, Place::Stage, "dc")?;
+    let mut next = 0;
     for round in 0..rounds {
-        for size in SIZES {
-            let key = key(size, round);
-            if session.is_done(&key) {
-                continue;
-            }
-            stage.set(PREPARING);
-            // A version that has booted has a profile, and a branch that was there keeps what it was given: each size has its own.
-            let (image, name) = (
-                format!("storm-{size}-{round}"),
-                format!("br-{size}-{round}"),
-            );
-            datacenter.create(&image)?;
-            datacenter.publish(&image, &images.version(1))?;
-            let reference = format!("{image}@1");
-            let prepared = Branch::join(session, &datacenter, &name).and_then(|branch| {
-                datacenter.assign(&name, &reference, false)?;
-                branch.wait_known(1).map(|_| branch)
-            });
-            let branch = match prepared {
-                Ok(branch) => branch,
-                Err(error) => {
-                    session.miss(&key, SPLICE, &format!("{error:#}"));
-                    continue;
-                }
-            };
-            session.measure(&key, SPLICE, 100.0, |recorder| {
-                once(
-                    recorder,
-                    &format!("cold-{size}"),
-                    &stage,
-                    &branch,
-                    size,
-                    &guest,
-                )?;
+        for size in sizes {
+            session.measure(&key(*size, round), SPLICE, ABOUT_S, |recorder| {
                 stage.set(PREPARING);
-                datacenter.assign(&name, &reference, true)?;
-                branch.wait_complete(1, FILL)?;
-                once(
-                    recorder,
-                    &format!("warm-{size}"),
-                    &stage,
-                    &branch,
-                    size,
-                    &guest,
-                )
+                // A version that has booted has a profile, and a branch that was there keeps what it was given: each has its own.
+                next += 1;
+                let (image, name) = (format!("storm{next}"), format!("s{next}"));
+                datacenter.create(&image)?;
+                datacenter.publish(&image, &images.version(1))?;
+                let reference = format!("{image}@1");
+                let branch = Branch::join(&workshop, &datacenter, &name)?;
+                datacenter.assign(&name, &reference, false)?;
+                branch.wait_known(1)?;
+                storm.once(recorder, "cold", &branch, *size)?;
+                // A quick look at one warm desktop is in `boot`.
+                if !quick || *size > 1 {
+                    datacenter.assign(&name, &reference, true)?;
+                    branch.wait_complete(1, FILL)?;
+                    if let Err(error) = drop_caches(&storm.scratch) {
+                        recorder.note(&format!(
+                            "what warm desktops read from the disk is not seen here: {error:#}"
+                        ));
+                    }
+                    storm.once(recorder, "warm", &branch, *size)?;
+                }
+                Ok(())
             })?;
-            drop(branch);
-            session.discard(&name);
+            workshop.discard(&format!("s{next}"));
         }
     }
     Ok(())
 }
 
-fn once(
-    recorder: &mut Recorder,
-    case: &str,
-    stage: &Stage,
-    branch: &Branch,
-    size: usize,
-    guest: &Trace,
-) -> Result<()> {
-    stage.set(OFFICE);
-    let (wire, disk, cpu) = (
-        stage.wire_bytes(),
-        branch.daemon()?.disk_read_bytes()?,
-        branch.daemon()?.cpu_s()?,
-    );
-    let outcomes: Vec<Result<Outcome>> = std::thread::scope(|scope| {
-        let name = |desktop| format!("{case}-{desktop}");
+/// Empties the page cache, so that what a branch must read from its disk is seen.
+fn drop_caches(scratch: &Path) -> Result<()> {
+    // Only clean pages are dropped.
+    Program::new("sync").run(scratch, FILL)?;
+    std::fs::write("/proc/sys/vm/drop_caches", "1").context("emptying the page cache")
+}
+
+struct Storm {
+    guest: Trace,
+    zstd_bytes: f64,
+    stage: Stage,
+    scratch: PathBuf,
+}
+
+impl Storm {
+    fn once(
+        &self,
+        recorder: &mut Recorder,
+        case: &str,
+        branch: &Branch,
+        size: usize,
+    ) -> Result<()> {
+        let name = |desktop: usize| format!("{case}-{desktop}");
         let boot =
-            |desktop| move || boot::boot_desktop(branch, &name(desktop), guest, Think::Scaled);
-        let guests: Vec<_> = (0..size)
-            .map(|desktop| scope.spawn(boot(desktop)))
+            |desktop: usize| boot_desktop(branch, &name(desktop), &self.guest, Think::Scaled);
+        self.stage.set(OFFICE);
+        let daemon = branch.daemon()?;
+        let (disk, cpu) = (daemon.disk_read_bytes()?, daemon.cpu_s()?);
+        let booted = self.stage.counted(|| {
+            let wire = self.stage.wire_bytes();
+            let outcomes: Vec<Result<(Outcome, f64)>> = std::thread::scope(|scope| {
+                let boot = &boot;
+                let guests: Vec<_> = (0..size)
+                    .map(|desktop| scope.spawn(move || boot(desktop)))
+                    .collect();
+                guests
+                    .into_iter()
+                    .map(|guest| guest.join().expect("a replay returns its errors"))
+                    .collect()
+            });
+            let wire = (self.stage.wire_bytes() - wire) as f64;
+            let outcomes: Result<Vec<_>> = outcomes.into_iter().collect();
+            Ok((outcomes.context("one of the boots")?, wire))
+        });
+        let (disk, cpu) = (daemon.disk_read_bytes()? - disk, daemon.cpu_s()? - cpu);
+        self.stage.set(PREPARING);
+        let (outcomes, wire) = booted?;
+        for desktop in 0..size {
+            branch.stop_desktop(&name(desktop))?;
+        }
+        let mut seconds: Vec<f64> = outcomes
+            .iter()
+            .map(|(outcome, _)| outcome.seconds)
             .collect();
-        guests
-            .into_iter()
-            .map(|guest| guest.join().expect("a replay returns its errors"))
-            .collect()
-    });
-    let wire = (stage.wire_bytes() - wire) as f64;
-    let outcomes = outcomes
-        .into_iter()
-        .collect::<Result<Vec<_>>>()
-        .context("one of the boots")?;
-    for desktop in 0..size {
-        branch.stop_desktop(&format!("{case}-{desktop}"))?;
+        seconds.sort_by(f64::total_cmp);
+        let Some(last) = seconds.last() else {
+            bail!("no desktops")
+        };
+        let mut waits: Vec<f64> = outcomes.iter().map(|(outcome, _)| outcome.p99_us).collect();
+        waits.sort_by(f64::total_cmp);
+        // One desktop's content, however many there are.
+        let crossing = (case == "cold").then_some(self.zstd_bytes);
+        let limit_s = crossing.map_or(LOCAL_BOOT_S, |bytes| {
+            cold_limit_s(&OFFICE, bytes, LOCAL_BOOT_S)
+        });
+        let row = format!("{case}-{size}");
+        recorder.put(&row, Metric::Seconds, *last, Some(limit_s));
+        recorder.put(&row, Metric::WireBytes, wire, crossing);
+        // Beside it, the distinct blocks that a guest reads: what a cold page cache must take from the disk once.
+        let distinct = self.guest.distinct_bytes() as f64;
+        recorder.put(&row, Metric::StoredBytes, disk, Some(distinct));
+        recorder.put(&row, Metric::CpuS, cpu, None);
+        // Of the desktop in the middle.
+        recorder.put(&row, Metric::P99Us, quantile(&waits, 0.5), None);
+        Ok(())
     }
-    let mut seconds: Vec<f64> = outcomes.iter().map(|outcome| outcome.seconds).collect();
-    seconds.sort_by(f64::total_cmp);
-    let Some(last) = seconds.last() else {
-        bail!("no desktops")
-    };
-    let mut waits: Vec<f64> = outcomes.iter().map(|outcome| outcome.p99_us).collect();
-    waits.sort_by(f64::total_cmp);
-    recorder.put(
-        case,
-        Metric::Seconds,
-        *last,
-        Some(OFFICE.seconds_for(wire).max(LOCAL_BOOT_S)),
-    );
-    recorder.put(case, Metric::WireBytes, wire, None);
-    recorder.put(
-        case,
-        Metric::StoredBytes,
-        branch.daemon()?.disk_read_bytes()? - disk,
-        None,
-    );
-    recorder.put(case, Metric::CpuS, branch.daemon()?.cpu_s()? - cpu, None);
-    // Of the desktop in the middle.
-    recorder.put(case, Metric::P99Us, quantile(&waits, 0.5), None);
-    Ok(())
 }

@@ -1,4 +1,4 @@
-//! Bar charts as SVG text: one bar a system, its range, and the limit as a line.
+//! Bar charts as SVG text: one bar a system, its range, and the limit or reference as a line.
 
 use std::fmt::Write;
 
@@ -11,8 +11,8 @@ const BAR: f64 = 18.0;
 const GAP: f64 = 8.0;
 const TOP: f64 = 44.0;
 
-/// A chart of rows that share bench, case and metric.
-pub(crate) fn bars(title: &str, rows: &[&Row]) -> String {
+/// A chart of rows that share bench, case and metric; red is a limit or else what another reached.
+pub(crate) fn bars(title: &str, is_limit: bool, rows: &[&Row]) -> String {
     let height = TOP + rows.len() as f64 * (BAR + GAP) + 18.0;
     let limits = rows.iter().filter_map(|row| row.limit);
     let most = rows
@@ -66,8 +66,13 @@ pub(crate) fn bars(title: &str, rows: &[&Row]) -> String {
     }
     let _ = write!(
         svg,
-        "<text x=\"8\" y=\"{:.1}\" font-size=\"10\" fill=\"#666\">red: no system can do better on this machine or line; thin line: range of the runs</text>\n</svg>\n",
-        height - 6.0
+        "<text x=\"8\" y=\"{:.1}\" font-size=\"10\" fill=\"#666\">red: {}; thin line: range of the runs</text>\n</svg>\n",
+        height - 6.0,
+        if is_limit {
+            "no system can do better on this machine or line"
+        } else {
+            "what these are held against"
+        }
     );
     svg
 }
@@ -101,7 +106,7 @@ mod tests {
                 sample("a<b", 46.0),
             ],
         );
-        let svg = bars("ingest v1 & more", &rows.iter().collect::<Vec<_>>());
+        let svg = bars("ingest v1 & more", true, &rows.iter().collect::<Vec<_>>());
         assert_eq!(svg.matches("<rect").count(), 3);
         assert!(svg.contains("a&lt;b") && svg.contains("v1 &amp; more"));
         let ends = svg
