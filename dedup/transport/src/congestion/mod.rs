@@ -47,4 +47,4 @@ mod window;
 pub use delivery::{Delivery, DeliveryConfig, Figures};
 pub use known::KnownPaths;
 pub use path::{Knocker, Network, PathCell, PathMemory, PathRecord};
-pub use window::send_window;
+pub use window::SendWindow;

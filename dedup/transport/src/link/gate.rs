@@ -39,7 +39,7 @@ pub enum Class {
 
 impl Class {
     /// quinn's stream priority for the stream that its opener opened as number `index`: larger goes first.
-    pub(super) fn priority(self, index: u64) -> i32 {
+    pub fn priority(self, index: u64) -> i32 {
         let oldest = (self as i32 + 1) * STREAMS_IN_ORDER as i32;
         match self {
             Self::Demand => oldest,

@@ -14,7 +14,7 @@ use quinn::congestion::{BbrConfig, ControllerFactory, CubicConfig, NewRenoConfig
 use quinn::{MtuDiscoveryConfig, TransportConfig, VarInt};
 
 use super::LinkError;
-use crate::congestion::{DeliveryConfig, PathCell};
+use crate::congestion::{DeliveryConfig, PathCell, SendWindow};
 
 /// Smallest window accepted, in bytes: below, not even a frame of ordinary size fits.
 const WINDOW_BYTES_MIN: u64 = 1 << 20;
@@ -26,9 +26,6 @@ const WINDOW_BYTES_MAX: u64 = 1 << 30;
 /// holes between them. A burst that loses every other packet of 1.16 KB reaches that within 2.4 MB; on a long path with
 /// large windows such bursts happen. Below this cap no pattern of loss can end a link.
 const STREAM_WINDOW_BYTES_MAX: u64 = 2 << 20;
-/// Bytes that may wait for acknowledgement until the path has been measured; then it is a multiple of what the path holds. It grows as the
-/// congestion window does; begun with more, a fill would take it all before the path is known, and a guest would wait behind it.
-pub(super) const SEND_WINDOW_BYTES_FIRST: u64 = 2 << 20;
 /// Unread bytes that one branch can make a datacenter hold: 16 GB for a thousand that all do. 223 Mbit/s of uploads at 600 ms.
 const RECEIVE_WINDOW_BYTES_MAX_DATACENTER: u64 = 16 << 20;
 /// Longest idle timeout accepted. A dead peer must be noticed while somebody still waits for it.
@@ -196,7 +193,7 @@ impl LinkTuning {
             .congestion_controller_factory(controller)
             .receive_window(window(receive_bytes))
             .stream_receive_window(window(STREAM_WINDOW_BYTES_MAX.min(window_bytes / 2)))
-            .send_window(window_bytes.min(SEND_WINDOW_BYTES_FIRST))
+            .send_window(SendWindow::new(window_bytes).bytes())
             .keep_alive_interval(Some(keep_alive))
             .max_idle_timeout(Some(
                 idle_timeout

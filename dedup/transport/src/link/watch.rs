@@ -8,8 +8,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::connection::Shared;
-use super::tuning::SEND_WINDOW_BYTES_FIRST;
-use crate::congestion::{self, Knocker, Network, PathCell, PathMemory, PathRecord};
+use crate::congestion::{Knocker, Network, PathCell, PathMemory, PathRecord, SendWindow};
 
 /// How often figures are kept while a link lives: what a crash may lose.
 const STORE_EVERY: Duration = Duration::from_secs(60);
@@ -51,10 +50,7 @@ impl Remembering {
 pub(super) struct Watch {
     path: Arc<PathCell>,
     memory: Option<Remembering>,
-    window_bytes_max: u64,
-    send_window: u64,
-    /// Bytes acknowledged when the send buffer was last fitted.
-    fitted_at: u64,
+    send_window: SendWindow,
     /// The peer has another address than the memory's: what is measured now is of another path.
     moved: bool,
     knocker: Knocker,
@@ -71,9 +67,7 @@ impl Watch {
         Self {
             path,
             memory,
-            window_bytes_max,
-            send_window: SEND_WINDOW_BYTES_FIRST.min(window_bytes_max),
-            fitted_at: 0,
+            send_window: SendWindow::new(window_bytes_max),
             moved: false,
             knocker: Knocker::default(),
             mtu: 1200,
@@ -120,7 +114,7 @@ impl Watch {
         let fitted = self.fit(link);
         // Setting the window, even to what it was, also wakes the connection.
         if self.knocker.look(&self.path, self.mtu) && !fitted {
-            link.connection().set_send_window(self.send_window);
+            link.connection().set_send_window(self.send_window.bytes());
         }
     }
 
@@ -128,17 +122,9 @@ impl Watch {
     fn fit(&mut self, link: &Shared) -> bool {
         let connection = link.connection();
         let cwnd = connection.stats().path.cwnd;
-        let delivered = self.path.delivered();
-        // A path that the connection has just moved to counts from nothing.
-        let acked = delivered.saturating_sub(self.fitted_at);
-        let wanted = congestion::send_window(self.send_window, cwnd, acked, self.window_bytes_max);
-        let other = wanted != self.send_window;
-        if other || delivered < self.fitted_at {
-            self.fitted_at = delivered;
-        }
+        let other = self.send_window.fit(cwnd, self.path.delivered());
         if other {
-            self.send_window = wanted;
-            connection.set_send_window(wanted);
+            connection.set_send_window(self.send_window.bytes());
         }
         other
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use dedup_transport::congestion::{
-    Delivery, Figures, Knocker, Network, PathCell, PathRecord, send_window,
+    Delivery, Figures, Knocker, Network, PathCell, PathRecord, SendWindow,
 };
 use dedup_transport::link::LinkTuning;
 use quinn_proto::crypto::rustls::{QuicClientConfig, QuicServerConfig};
@@ -109,8 +109,7 @@ pub struct Flow {
     path: Arc<PathCell>,
     knocker: Knocker,
     next_look: Duration,
-    send_window: u64,
-    fitted_at: u64,
+    send_window: SendWindow,
     looks: u32,
     connected: bool,
     received: u64,
@@ -162,8 +161,7 @@ impl Flow {
             path,
             knocker: Knocker::default(),
             next_look: spec.starts,
-            send_window: 2 << 20,
-            fitted_at: 0,
+            send_window: SendWindow::new(spec.tuning.window_bytes),
             looks: 0,
             connected: false,
             received: 0,
@@ -235,8 +233,6 @@ impl Flow {
         let at = self.base + now;
         if self.spec.moves.is_some_and(|at| now >= at) {
             self.datacenter.peer = SocketAddr::from((Ipv4Addr::new(10, 99, 0, 2), 4433));
-            // What it had measured, it had measured of the old path.
-            self.fitted_at = self.fitted_at.min(self.path.delivered());
         }
         if self.branch.connection.is_none() {
             let made = self.branch.endpoint.connect(
@@ -262,15 +258,8 @@ impl Flow {
             }
             if let Some((_, connection)) = &mut self.datacenter.connection {
                 let cwnd = connection.stats().path.cwnd;
-                let delivered = self.path.delivered();
-                let acked = delivered.saturating_sub(self.fitted_at);
-                let most = self.spec.tuning.window_bytes;
-                let wanted = send_window(self.send_window, cwnd, acked, most);
-                if wanted != self.send_window {
-                    self.fitted_at = delivered;
-                }
-                self.send_window = wanted;
-                connection.set_send_window(self.send_window);
+                self.send_window.fit(cwnd, self.path.delivered());
+                connection.set_send_window(self.send_window.bytes());
             }
         }
         for side in [Side::Branch, Side::Datacenter] {

@@ -335,7 +335,7 @@ impl LinkEnd {
         }
         let id = StreamId::new(Side::Client, Dir::Bi, stream);
         let mut out = self.quic.send_stream(id);
-        let priority = out.set_priority(sending.class as i32);
+        let priority = out.set_priority(sending.class.priority(id.index()));
         priority.expect("it is open");
         while let Some(frame) = sending.frames.front_mut() {
             match out.write_chunks(std::slice::from_mut(frame)) {

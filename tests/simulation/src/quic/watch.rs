@@ -6,13 +6,11 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dedup_transport::congestion::{Knocker, Network, PathCell, PathRecord, send_window};
+use dedup_transport::congestion::{Knocker, Network, PathCell, PathRecord, SendWindow};
 use quinn_proto::Connection;
 
 use crate::keys::BEGIN_UNIX_S;
 
-/// Bytes that may wait for acknowledgement until the path has been measured.
-const SEND_WINDOW_BYTES_FIRST: u64 = 2 << 20;
 /// How often a young link is looked at, and how many times.
 const FIRST_LOOKS_EVERY: Duration = Duration::from_millis(50);
 const FIRST_LOOKS: u32 = 40;
@@ -23,8 +21,7 @@ const STORE_BYTES_MIN: u64 = 1 << 20;
 pub(super) struct Watch {
     path: Arc<PathCell>,
     knocker: Knocker,
-    window_bytes_max: u64,
-    send_window: u64,
+    send_window: SendWindow,
     looks: u32,
     next_look: Duration,
 }
@@ -34,8 +31,7 @@ impl Watch {
         Self {
             path,
             knocker: Knocker::default(),
-            window_bytes_max,
-            send_window: SEND_WINDOW_BYTES_FIRST.min(window_bytes_max),
+            send_window: SendWindow::new(window_bytes_max),
             looks: 0,
             next_look: Duration::MAX,
         }
@@ -53,10 +49,8 @@ impl Watch {
     /// Whoever calls this drives the connection afterwards, which is being woken.
     pub(super) fn look(&mut self, quic: &mut Connection, now: Duration) {
         let path = quic.stats().path;
-        let wanted = send_window(self.send_window, path.cwnd, self.window_bytes_max);
-        if wanted != self.send_window {
-            self.send_window = wanted;
-            quic.set_send_window(wanted);
+        if self.send_window.fit(path.cwnd, self.path.delivered()) {
+            quic.set_send_window(self.send_window.bytes());
         }
         self.looks += 1;
         if self.looks > FIRST_LOOKS {
