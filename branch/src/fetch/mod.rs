@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use dedup::{Chunk, ChunkId};
 use dedup_protocol::policy::Policy;
+use dedup_protocol::records::Tree;
 use dedup_protocol::wire::Urgency;
 use tokio::sync::Notify;
 
@@ -278,6 +279,13 @@ impl Fetcher {
     pub fn stop_prefetch(&self, number: u64) {
         self.state().queue.stop_prefetch(number);
         self.work.notify_one();
+    }
+
+    /// Whether trees of `version` other than `tree` are being filled.
+    pub fn is_filling_beside(&self, version: dedup::VersionId, tree: Tree) -> bool {
+        let state = self.state();
+        let mut filling = state.queue.filling();
+        filling.any(|(v, t)| v == version && t != tree)
     }
 
     /// Ends the filling of all trees that `keep` does not keep.

@@ -188,6 +188,10 @@ async fn follow(branch: &Arc<Branch>, link: &Link, wanted: Wanted) -> Result<(),
                 return Ok(());
             }
         };
+        // Kernel and initrd are on the disk as well: what they bring need not come again.
+        while branch.fetcher.is_filling_beside(version, Tree::Disk) {
+            tokio::time::sleep(DEPART_POLL).await;
+        }
         let cache = branch.fetcher.cache();
         let choices = following.choose(&shape, |id| cache.contains(id));
         let work = Arc::new(Work {

@@ -46,7 +46,7 @@ pub async fn run(
             }
             match update::parent_for(branch, version).await? {
                 Some(parent) => {
-                    // What an update does not bring, and a desktop that starts meanwhile needs first.
+                    // What a desktop that starts meanwhile needs first; the update is chosen by what is then here.
                     for tree in branch.versions.trees(version)? {
                         if tree.tree != Tree::Disk {
                             branch.fetcher.fill(tree);

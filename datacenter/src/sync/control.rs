@@ -8,7 +8,7 @@ use dedup_protocol::control::{ControlError, DatacenterAction, DatacenterControl}
 use dedup_protocol::wire::{
     Der, FRAME_BYTES_MAX, Message, PROTOCOL_MINOR, RefuseCode, SignedBytes, Welcome,
 };
-use dedup_transport::link::{Caps, FrameRecv, FrameSend, Link, LinkError};
+use dedup_transport::link::{Caps, Class, FrameRecv, FrameSend, Link, LinkError};
 
 use super::{error_line, is_revoked, refuse};
 use crate::Datacenter;
@@ -39,6 +39,8 @@ pub async fn serve(
     mut send: FrameSend,
     mut recv: FrameRecv,
 ) -> Result<std::convert::Infallible, ControlEnd> {
+    // Few and short, and what a branch is to do does not wait behind what it fetches.
+    send.set_class(Class::Demand);
     let mut control = DatacenterControl::new();
     let mut changes = dc.assignment_changes();
     let DatacenterAction::Greeted {

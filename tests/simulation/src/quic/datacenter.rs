@@ -11,7 +11,7 @@ use quinn_proto::{DatagramEvent, Endpoint, Incoming};
 
 use super::link::{LinkEnd, Told};
 use super::wire::Datagram;
-use super::{Around, BRANCH, class_of_answer};
+use super::{Around, BRANCH, class_of};
 use crate::carrier::Arrival;
 use crate::line::Way;
 
@@ -147,7 +147,7 @@ fn hand_on(around: &mut Around, number: u64, link: &mut LinkEnd, told: Told) {
             frame: Some(frame),
         } => {
             let request = Message::decode(&frame).expect("an honest branch's frames parse");
-            link.set_class(stream, class_of_answer(&request));
+            link.set_class(stream, class_of(&request));
             Arrival::ToDatacenter {
                 link: number,
                 stream,

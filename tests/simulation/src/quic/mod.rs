@@ -151,7 +151,7 @@ impl Carrier for Quic {
         self.bytes += payload.len() as u64;
         let is_control = matches!(message, Message::Hello(_));
         self.branch
-            .send(stream, class_of_request(message), &payload, is_control);
+            .send(stream, class_of(message), &payload, is_control);
     }
 
     fn send_down(&mut self, link: u64, stream: u64, message: Option<&Message>) {
@@ -221,19 +221,10 @@ impl Carrier for Quic {
     }
 }
 
-/// As the branch server opens its streams.
-fn class_of_request(message: &Message) -> Class {
+/// As the branch server opens its streams, and as the datacenter answers on them.
+fn class_of(message: &Message) -> Class {
     match message {
         Message::Hello(_) => Class::Demand,
-        Message::GetChunks(request) => class_of_chunks(request.urgency),
-        _ => Class::Boot,
-    }
-}
-
-/// As the datacenter answers: it leaves the control stream at the class that it begins with.
-fn class_of_answer(message: &Message) -> Class {
-    match message {
-        Message::Hello(_) => Class::Fill,
         Message::GetChunks(request) => class_of_chunks(request.urgency),
         _ => Class::Boot,
     }
