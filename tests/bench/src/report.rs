@@ -24,6 +24,9 @@ pub(crate) struct Options {
     out: Option<PathBuf>,
 }
 
+/// What the figures are to reach, whether they do, and what comes next where not: judged by people, hence not made from the files.
+const TARGETS: &str = include_str!("../targets.md");
+
 /// What each bench is, for its reader.
 const ABOUT: [(&str, &str); 7] = [
     (
@@ -110,6 +113,7 @@ fn render(results: &[Results], mut plot: impl FnMut(&str, &str) -> Result<()>) -
          of `link`), then `./x bench report bench.json`. The desktop disks are made once before, which takes half an hour more. An interrupted run goes on \
          when it is given again.\n",
     );
+    page += TARGETS;
     let mut any = false;
     for (bench, about) in ABOUT {
         let Some(result) = results

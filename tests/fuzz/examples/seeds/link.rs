@@ -9,8 +9,8 @@ use dedup_protocol::records::{Assignment, PoolAssignment, Tree, VersionRecord};
 use dedup_protocol::server::Responder;
 use dedup_protocol::trust::{Endorsement, Record, Signed, SigningKey, TrustAnchor};
 use dedup_protocol::wire::{
-    BatchRange, Der, GetChunks, GetLeaves, GetOutline, GetUpdate, GetVersion, Hello, Message, Refuse, RefuseCode, Run,
-    SignedBytes, StatusReport, Urgency, Welcome,
+    BatchRange, Der, GetChunks, GetLeaves, GetOutline, GetUpdate, GetVersion, Hello, Message,
+    Refuse, RefuseCode, Run, SignedBytes, StatusReport, Urgency, Welcome,
 };
 use splice_fuzz::content::{Fixed, REALM};
 use splice_fuzz::script::piece;
@@ -119,11 +119,11 @@ fn manifests(seeds: &Seeds, content: &Fixed) {
         "shuffled",
         &[1, 0, 1, 2, 3, 9, 8, 7, 4, 5, 6, 39, 40],
     );
-    let piece = b"\x01\x42\x0a\x02\0\0\0\0\0\0\0\x04\0\0\0\0\0\0\0ab";
+    let copy = b"\x01\x42\x0a\x02\0\0\0\0\0\0\0\x04\0\0\0\0\0\0\0ab";
     let symbols = b"\x01\x41\0\x04\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x09\0\0\0\x04\0\0\x01\x02\x03\x04";
     let turns = [
-        &[1, piece.len() as u8, 0][..],
-        piece,
+        &[1, copy.len() as u8, 0][..],
+        copy,
         &[1, symbols.len() as u8, 0],
         symbols,
         &[0, 0, 0, 5, 5, 0, 0, 0, 7],

@@ -29,7 +29,10 @@ fuzz_target!(|data: &[u8]| {
             root: root.public(),
         };
         let asked = VersionId([1; 32]);
-        assert!(accept(data, asked, 0, &anchor, &[], 1).is_err(), "nobody signed this");
+        assert!(
+            accept(data, asked, 0, &anchor, &[], 1).is_err(),
+            "nobody signed this"
+        );
         return;
     }
     // The higher bits say into how many boots the rest is cut.

@@ -19,6 +19,7 @@ mod overlay {
     mod fuzz;
     mod index;
     mod map;
+    mod packed;
     mod replay;
 
     pub use fuzz::fuzz_overlay;

@@ -12,6 +12,7 @@ mod link {
     /// The one error that they can make.
     #[derive(Debug)]
     pub enum LinkError {
+        TooFarAhead { bytes_max: usize },
         FrameTooLarge { bytes: u64, bytes_max: usize },
     }
 
@@ -52,6 +53,5 @@ mod link {
 }
 
 fuzz_target!(|data: &[u8]| {
-
     link::repair::run(Script::new(data));
 });

@@ -24,7 +24,9 @@ fn update() -> &'static (NewChunks, UpdateBatch) {
             let (id, _) = numbering.number(number).expect("planned numbers exist");
             Ok::<_, Infallible>(content.chunk(id).expect("the content has its chunks"))
         };
-        let Ok(plans) = plan(&numbering, |number| Ok::<_, Infallible>(sketch(&read(number)?)));
+        let Ok(plans) = plan(&numbering, |number| {
+            Ok::<_, Infallible>(sketch(&read(number)?))
+        });
         let Ok(batch) = encode_batch(&plans[0], &numbering, read, Effort::least());
         (numbering, batch)
     })
@@ -49,7 +51,11 @@ fuzz_target!(|data: &[u8]| {
         1 => {
             let prefix = script.rest().iter().map(|number| u32::from(*number));
             let prefix = prefix.collect();
-            UpdateBatch { prefix, ..genuine.clone() }.encode(&mut bytes);
+            UpdateBatch {
+                prefix,
+                ..genuine.clone()
+            }
+            .encode(&mut bytes);
         }
         _ => {
             genuine.encode(&mut bytes);
