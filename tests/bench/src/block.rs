@@ -12,7 +12,7 @@ use crate::fio::{Figures, Job, READS, SPAN_MIB, Target, WRITES};
 use crate::images::Images;
 use crate::process::{Daemon, Program, TICK, wait_for};
 use crate::row::{Sample, median};
-use crate::session::{SPLICE, Session};
+use crate::session::{SPLICE, Session, rounds};
 use crate::splice::{Branch, Datacenter, POOL, Place, fresh};
 use crate::workshop::Workshop;
 
@@ -172,11 +172,9 @@ fn measure(
     ours: &mut Option<(Datacenter, Branch)>,
 ) -> Result<()> {
     let jobs = way.jobs();
-    let (rounds, seconds) = if session.settings.quick {
-        (1, 2.0)
-    } else {
-        (3, 10.0)
-    };
+    let quick = session.settings.quick;
+    let rounds = rounds(quick);
+    let seconds = if quick { 2.0 } else { 5.0 };
     let per_job = seconds + 1.5;
     let jobs_all = (jobs.len() * 2 * SYSTEMS.len() * rounds) as f64;
     let planned_s = if is_first { 60.0 } else { 20.0 } + jobs_all * per_job;

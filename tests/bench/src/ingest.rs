@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use crate::images::Images;
 use crate::process::{Program, is_installed};
 use crate::row::Metric;
-use crate::session::{Recorder, SPLICE, Session};
+use crate::session::{Recorder, SPLICE, Session, has_turn, rounds};
 use crate::stores::{Filled, SYSTEMS, Store, is_there};
 
 /// What a compressor's speed is measured on, in bytes of data.
@@ -36,13 +36,16 @@ pub(crate) fn key(system: &str, round: usize) -> String {
 /// Interrupted, or the disks cannot be made.
 pub(crate) fn run(session: &mut Session) -> Result<()> {
     let quick = session.settings.quick;
-    let rounds = if quick { 1 } else { 3 };
-    let each: f64 = SYSTEMS
+    let rounds = rounds(quick);
+    let planned_s: f64 = SYSTEMS
         .iter()
         .filter(|(system, _)| is_installed(system) || *system == SPLICE)
-        .map(|(_, seconds)| seconds)
+        .map(|(system, seconds)| {
+            let turns = (0..rounds).filter(|round| has_turn(system, *round));
+            seconds * turns.count() as f64
+        })
         .sum();
-    let images = session.begin("ingest", each * rounds as f64 + 20.0, 3)?;
+    let images = session.begin("ingest", planned_s + 20.0, 3)?;
     let mut data_mb = [0.0; 3];
     for (index, mb) in data_mb.iter_mut().enumerate() {
         *mb = images.data_mb(index as u32 + 1)?;
@@ -54,7 +57,8 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
         .collect();
     let workshop = session.workshop.clone();
     for round in 0..rounds {
-        for (system, seconds) in &systems {
+        let turns = systems.iter().filter(|(system, _)| has_turn(system, round));
+        for (system, seconds) in turns {
             session.measure(&key(system, round), system, *seconds, |recorder| {
                 let store = Store::create(&workshop, system)?;
                 // Ours crosses the line in `update` with a store of its own.

@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::ends::{self, BIN, Record, monotonic_ns};
 use crate::process::{Program, TICK, is_installed, pause, wait_for};
 use crate::row::{Metric, quantile};
-use crate::session::{Recorder, Session};
+use crate::session::{Recorder, Session, has_turn, rounds};
 use crate::stage::{self, Line, Stage};
 
 const SYSTEMS: [&str; 4] = ["splice", "quinn", "tcp-cubic", "tcp-bbr"];
@@ -74,7 +74,7 @@ fn lines(quick: bool) -> Vec<Line> {
 /// Seconds of start-up and of measuring.
 fn times(line: &Line, quick: bool) -> (f64, f64) {
     let rtt = line.rtt_ms / 1000.0;
-    let (least, rtts) = if quick { (6.0, 15.0) } else { (20.0, 40.0) };
+    let (least, rtts) = if quick { (6.0, 15.0) } else { (10.0, 20.0) };
     (START_UP_RTTS * rtt, f64::max(least, rtts * rtt))
 }
 
@@ -89,7 +89,7 @@ fn demands_min(quick: bool) -> usize {
 /// Interrupted, or the line cannot be made.
 pub(crate) fn run(session: &mut Session) -> Result<()> {
     let quick = session.settings.quick;
-    let rounds = if quick { 1 } else { 3 };
+    let rounds = rounds(quick);
     let lines = lines(quick);
     let mut demands = vec![line(100.0, 100.0, 1.0, 1.0)];
     if !quick {
@@ -106,7 +106,10 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
     let per_round = lines.iter().map(about).sum::<f64>()
         + demands.iter().map(about_demand).sum::<f64>()
         + outages.len() as f64 * OUTAGE_ABOUT_S;
-    session.begin("link", per_round * (SYSTEMS.len() * rounds) as f64, 0)?;
+    let turns = SYSTEMS
+        .iter()
+        .flat_map(|system| (0..rounds).filter(|round| has_turn(system, *round)));
+    session.begin("link", per_round * turns.count() as f64, 0)?;
     let scratch = session.scratch("link")?;
     ends::make_keys(&scratch)?;
     let stage = Stage::build(stage::PREPARING, &scratch)?;
@@ -120,8 +123,14 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
         bench: session.workshop.program("bench"),
     };
     for round in 0..rounds {
+        let systems = || {
+            systems
+                .iter()
+                .copied()
+                .filter(|system| has_turn(system, round))
+        };
         for line in &lines {
-            for system in &systems {
+            for system in systems() {
                 let key = format!("{}/{system}/{round}", line.name());
                 session.measure(&key, system, about(line), |recorder| {
                     lab.goodput(recorder, system, line, quick)
@@ -129,7 +138,7 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
             }
         }
         for line in &demands {
-            for system in &systems {
+            for system in systems() {
                 let key = format!("demand-{}/{system}/{round}", line.name());
                 session.measure(&key, system, about_demand(line), |recorder| {
                     lab.demand(recorder, system, line, quick)
@@ -137,7 +146,7 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
             }
         }
         for line in &outages {
-            for system in &systems {
+            for system in systems() {
                 let key = format!("outage-{}/{system}/{round}", line.name());
                 session.measure(&key, system, OUTAGE_ABOUT_S, |recorder| {
                     lab.outage(recorder, system, line)

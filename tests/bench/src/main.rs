@@ -85,7 +85,8 @@ struct Run {
     /// Write the figures here, after every bench.
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "bench.json")]
     json: Option<PathBuf>,
-    /// Every bench once and shortly: 45 minutes for all on two quiet cores, without the making of the desktop disks.
+    /// Every bench once and shortly: 45 minutes for all on two quiet cores, without the making of the desktop disks. Without this,
+    /// everything of ours three times and every line of `link`: two and a half hours.
     #[arg(long)]
     quick: bool,
     /// Forget what an interrupted run has measured.

@@ -22,6 +22,17 @@ use crate::workshop::Workshop;
 /// Ours, in every table.
 pub(crate) const SPLICE: &str = "splice";
 
+/// Rounds of what is repeated in a full run, and in a quick one.
+pub(crate) fn rounds(quick: bool) -> usize {
+    if quick { 1 } else { 3 }
+}
+
+/// Whether a system that takes minutes is measured in that round: ours in each, a peer in the first. Three hours of peers would say
+/// nothing that one says not: most of their figures are bytes, or seconds in which a processor is busy.
+pub(crate) fn has_turn(system: &str, round: usize) -> bool {
+    system == SPLICE || round == 0
+}
+
 /// What may be chosen for a run.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {

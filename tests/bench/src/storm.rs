@@ -11,7 +11,7 @@ use crate::boot::{boot_desktop, cold_limit_s};
 use crate::process::Program;
 use crate::replay::{LOCAL_BOOT_S, Outcome, Think};
 use crate::row::{Metric, quantile};
-use crate::session::{Recorder, SPLICE, Session};
+use crate::session::{Recorder, SPLICE, Session, rounds};
 use crate::splice::{Branch, Datacenter, Place};
 use crate::stage::{OFFICE, PREPARING, Stage};
 use crate::touched::Touched;
@@ -32,11 +32,8 @@ const FILL: Duration = Duration::from_secs(1800);
 /// Interrupted, or disks, line or trace cannot be had.
 pub(crate) fn run(session: &mut Session) -> Result<()> {
     let quick = session.settings.quick;
-    let (rounds, sizes) = if quick {
-        (1, &QUICK[..])
-    } else {
-        (3, &SIZES[..])
-    };
+    let rounds = rounds(quick);
+    let sizes = if quick { &QUICK[..] } else { &SIZES[..] };
     let planned_s = 60.0 + (rounds * sizes.len()) as f64 * ABOUT_S;
     let images = session.begin("storm", planned_s, 1)?;
     let key = |size: usize, round: usize| format!("{size}/{round}");

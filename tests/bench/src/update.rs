@@ -14,7 +14,7 @@ use crate::ingest;
 use crate::pairwise;
 use crate::process::{Program, TICK, pause, wait_for};
 use crate::row::{Metric, Sample, rows};
-use crate::session::{Recorder, SPLICE, Session};
+use crate::session::{Recorder, SPLICE, Session, has_turn, rounds};
 use crate::splice::{Branch, Datacenter, Place};
 use crate::stage::{self, OFFICE, PREPARING, Stage};
 use crate::stores::{SYSTEMS, Store, is_there};
@@ -31,6 +31,9 @@ const QUIET: Duration = Duration::from_secs(2);
 /// What a link says in that time when it has nothing to say.
 const QUIET_BYTES: u64 = 20_000;
 
+/// Publishing, encoding, and two updates over the line.
+const OURS_S: f64 = 130.0;
+
 const RSYNC_PORT: u16 = 28_873;
 
 /// Runs the bench.
@@ -39,37 +42,28 @@ const RSYNC_PORT: u16 = 28_873;
 /// Interrupted, or the disks or the line cannot be made.
 pub(crate) fn run(session: &mut Session) -> Result<()> {
     let quick = session.settings.quick;
-    let rounds = if quick { 1 } else { 3 };
-    let (over_line, pairwise) = if quick {
-        (330.0, 290.0)
-    } else {
-        (440.0, 460.0)
-    };
-    let images = session.begin("update", rounds as f64 * over_line + pairwise, 3)?;
+    let rounds = rounds(quick);
+    let others_s = if quick { 400.0 } else { 680.0 };
+    let images = session.begin("update", rounds as f64 * OURS_S + others_s, 3)?;
     let scratch = session.scratch("update")?;
     let workshop = session.workshop.clone();
     let ours = |round| format!("link/{SPLICE}/{round}");
     let rsync = |round, case: &str| format!("link/rsync/{round}/{case}");
     let over_link: Vec<String> = (0..rounds)
-        .flat_map(|round| {
-            [
-                ours(round),
-                rsync(round, CASES[0].0),
-                rsync(round, CASES[1].0),
-            ]
-        })
+        .map(ours)
+        .chain(CASES.map(|case| rsync(0, case.0)))
         .collect();
     if session.any_left(&over_link) {
         let stage = Stage::build(PREPARING, &scratch)?;
         for round in 0..rounds {
             let verify = !quick && round == 0;
-            session.measure(&ours(round), SPLICE, 220.0, |recorder| {
+            session.measure(&ours(round), SPLICE, OURS_S, |recorder| {
                 splice(&workshop, &stage, &images, recorder, verify)
             })?;
             workshop.discard("br");
             workshop.discard("dc");
             for case in CASES {
-                if quick && case != CASES[0] {
+                if (quick && case != CASES[0]) || !has_turn("rsync", round) {
                     continue;
                 }
                 session.measure(&rsync(round, case.0), "rsync", 110.0, |recorder| {
