@@ -1,5 +1,10 @@
 //! splice-vmm: one process per desktop on KVM.
 //!
-//! [`check`] tells whether this machine can run desktops at all.
+//! [`check`] tells whether this machine can run desktops at all. [`machine`] is a PC of a few parts ([`legacy`]), a PCI bus ([`pci`]) and
+//! virtio devices ([`virtio`]), enough for an unmodified distribution kernel.
 
 pub mod check;
+pub mod legacy;
+pub mod machine;
+pub mod pci;
+pub mod virtio;

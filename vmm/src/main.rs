@@ -1,5 +1,7 @@
 //! The `splice-vmm` command.
 
+mod run;
+
 use std::io::{self, Write};
 use std::process::ExitCode;
 
@@ -26,11 +28,17 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Run a machine until its guest powers off.
+    ///
+    /// A guest's reset starts the machine anew. Exit status: 0 the guest powered off, or the machine was ended by a signal; 1 it
+    /// could not be made or could not go on; 2 wrong usage.
+    Run(run::Arguments),
 }
 
 fn main() -> Result<ExitCode> {
     let Arguments { command } = Arguments::parse();
     match command {
+        Command::Run(arguments) => run::run(&arguments),
         Command::Check { json } => {
             let host = vmm::check::host_virt();
             let mut out = io::stdout().lock();
