@@ -9,6 +9,7 @@ pub mod event;
 pub mod interrupts;
 pub mod layout;
 pub mod memory;
+pub mod rate;
 pub mod vcpu;
 
 use std::path::PathBuf;

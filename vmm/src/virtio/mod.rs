@@ -4,7 +4,11 @@
 //! gives its queues back when the guest resets it or the machine pauses. [`ring`] is a queue as devices use it. Invariant: a device that
 //! is not started touches no guest memory.
 
+pub mod balloon;
 pub mod block;
+pub mod console;
+pub mod input;
+pub mod net;
 pub mod pci;
 pub mod ring;
 pub mod rng;

@@ -120,10 +120,15 @@ impl Ring {
         self.queue
     }
 
-    /// The next chain that the driver has put in.
+    /// The next chain that the driver has put in. When there is none, the driver will kick for the next one.
     pub fn next<'a>(&mut self, memory: &'a Memory) -> Option<Chain<'a>> {
-        // A ring that a guest has spoilt has no next chain; the guest resets the device or is without it.
-        self.queue.iter(memory).ok()?.next()
+        if let Some(chain) = self.queue.pop_descriptor_chain(memory) {
+            return Some(chain);
+        }
+        // One may come between the look and the asking. A ring that a guest has spoilt has no next chain: the guest resets the device,
+        // or is without it.
+        let came = self.queue.enable_notification(memory).unwrap_or(false);
+        came.then(|| self.queue.pop_descriptor_chain(memory))?
     }
 
     /// Puts a chain back that could not be worked on yet.
@@ -141,23 +146,15 @@ impl Ring {
     /// Works on all that is in the ring and on what comes meanwhile; each chain's answer is the bytes written into it. Raises the
     /// interrupt if the driver wants it.
     pub fn drain(&mut self, memory: &Memory, mut work: impl FnMut(Chain<'_>) -> u32) {
-        loop {
-            // Failing to say so only brings more notifications than are needed.
-            let _ = self.queue.disable_notification(memory);
-            let mut any = false;
-            while let Some(chain) = self.next(memory) {
-                let head = chain.head_index();
-                let written = work(chain);
-                self.done(memory, head, written);
-                any = true;
-            }
-            if any {
-                self.signal(memory);
-            }
-            // True if something came in between.
-            if !self.queue.enable_notification(memory).unwrap_or(false) {
-                break;
-            }
+        let mut any = false;
+        while let Some(chain) = self.next(memory) {
+            let head = chain.head_index();
+            let written = work(chain);
+            self.done(memory, head, written);
+            any = true;
+        }
+        if any {
+            self.signal(memory);
         }
     }
 

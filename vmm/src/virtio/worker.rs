@@ -14,7 +14,8 @@ const STOP: u64 = u64::MAX;
 
 /// What happens on the thread.
 pub trait Handler: Send + 'static {
-    /// The descriptor that was given with `token` is readable (or hung up). It must make it unreadable.
+    /// The descriptor that was given with `token` has become readable (or hung up). It is told once: all that is there must be taken now,
+    /// or be taken for another reason later. An event need not be read.
     fn ready(&mut self, token: u64);
 }
 
@@ -34,7 +35,7 @@ impl<H: Handler> Worker<H> {
         let epoll = Epoll::new()?;
         let stopping = (stop.as_raw_fd(), STOP);
         for (fd, token) in waits.iter().chain([&stopping]) {
-            let event = EpollEvent::new(EventSet::IN, *token);
+            let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, *token);
             epoll.ctl(ControlOperation::Add, *fd, event)?;
         }
         let thread = std::thread::Builder::new()
@@ -73,10 +74,4 @@ fn run<H: Handler>(epoll: &Epoll, mut handler: H) -> H {
             handler.ready(event.data());
         }
     }
-}
-
-/// Makes a kick unreadable again.
-pub fn take(kick: &EventFd) {
-    // It fails only if nobody kicked.
-    let _ = kick.read();
 }

@@ -7,7 +7,7 @@ use vmm_block::virtio::{Parsed, SECTOR_BYTES, features};
 use vmm_block::{BlockDevice, Geometry};
 
 use super::ring::{Chain, Ring};
-use super::worker::{Handler, Worker, take};
+use super::worker::{Handler, Worker};
 use super::{Device, Kind, StartError, Started, read_from};
 use crate::machine::memory::Memory;
 
@@ -56,7 +56,6 @@ impl Server {
 
 impl Handler for Server {
     fn ready(&mut self, _: u64) {
-        take(self.ring.kick());
         let (memory, disk, buffer) = (&self.memory, &self.disk, &mut self.buffer);
         self.ring
             .drain(memory, |chain| Self::serve(disk, buffer, chain, memory));

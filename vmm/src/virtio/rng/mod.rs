@@ -6,7 +6,7 @@ use virtio_queue::Writer;
 use vm_memory::GuestMemoryMmap;
 
 use super::ring::{Chain, Ring};
-use super::worker::{Handler, Worker, take};
+use super::worker::{Handler, Worker};
 use super::{Device, Kind, StartError, Started};
 use crate::machine::memory::Memory;
 
@@ -37,7 +37,6 @@ impl Source {
 
 impl Handler for Source {
     fn ready(&mut self, _: u64) {
-        take(self.ring.kick());
         let (memory, bytes) = (&self.memory, &mut self.bytes);
         self.ring
             .drain(memory, |chain| Self::fill(bytes, chain, memory));
