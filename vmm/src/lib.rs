@@ -4,6 +4,7 @@
 //! virtio devices ([`virtio`]), enough for an unmodified distribution kernel.
 
 pub mod check;
+pub mod control;
 pub mod legacy;
 pub mod machine;
 pub mod pci;

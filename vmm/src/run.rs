@@ -7,13 +7,17 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use vmm::legacy::serial::Output;
+use vmm::control::Control;
+use vmm::legacy::serial::SerialLine;
 use vmm::machine::boot::BootSource;
 use vmm::machine::bus::lock;
 use vmm::machine::event::{Event, Events};
 use vmm::machine::{End, Machine, MachineSpec};
 use vmm::virtio::Device;
+use vmm::virtio::balloon::{Balloon, BalloonSize};
 use vmm::virtio::block::{Block, Disk};
+use vmm::virtio::console::{Console, PORTS_MAX, PortSpec};
+use vmm::virtio::net::{Net, Tap};
 use vmm::virtio::rng::Rng;
 use vmm_block::RawFile;
 
@@ -48,6 +52,15 @@ pub struct Arguments {
     /// Show the serial port's output on standard output.
     #[arg(long)]
     serial_stdout: bool,
+    /// A network card: the tap interface's name, and behind a comma `mac=ADDRESS`. The interface is made if it is not there.
+    #[arg(long, value_name = "TAP[,mac=ADDRESS]")]
+    net: Vec<NetOption>,
+    /// A port of the guest's agents: its name in the guest, and the Unix socket where the host's side is.
+    #[arg(long, value_name = "NAME=PATH")]
+    port: Vec<PortOption>,
+    /// Take commands at this Unix socket, one JSON object a line.
+    #[arg(long, value_name = "PATH")]
+    control: Option<PathBuf>,
 }
 
 const EXAMPLES: &str = "\
@@ -91,8 +104,65 @@ impl FromStr for DiskOption {
     }
 }
 
+/// One `--net`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct NetOption {
+    tap: String,
+    mac: Option<[u8; 6]>,
+}
+
+impl FromStr for NetOption {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (tap, options) = text.split_once(',').unwrap_or((text, ""));
+        let mac = match options.strip_prefix("mac=") {
+            Some(address) => Some(mac(address)?),
+            None if options.is_empty() => None,
+            None => return Err(format!("unknown option {options:?}: mac=ADDRESS is known")),
+        };
+        Ok(Self {
+            tap: tap.into(),
+            mac,
+        })
+    }
+}
+
+fn mac(text: &str) -> Result<[u8; 6], String> {
+    let bytes: Option<Vec<u8>> = text
+        .split(':')
+        .map(|part| u8::from_str_radix(part, 16).ok().filter(|_| part.len() == 2))
+        .collect();
+    let bytes: Option<[u8; 6]> = bytes.and_then(|bytes| bytes.try_into().ok());
+    match bytes {
+        // The lowest bit of the first byte is of groups.
+        Some(bytes) if bytes[0] & 1 == 0 => Ok(bytes),
+        _ => Err(format!("{text:?} is no hardware address of a card, such as 52:54:00:12:34:56")),
+    }
+}
+
+/// One `--port`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct PortOption(PortSpec);
+
+impl FromStr for PortOption {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            Some((name, socket)) if !name.is_empty() && name.len() <= 64 && !socket.is_empty() => {
+                Ok(Self(PortSpec {
+                    name: name.into(),
+                    socket: socket.into(),
+                }))
+            }
+            _ => Err("NAME=PATH is needed, such as org.qemu.guest_agent.0=agent.sock".into()),
+        }
+    }
+}
+
 impl Arguments {
-    fn devices(&self) -> Result<Vec<(String, Box<dyn Device>)>> {
+    fn devices(&self, balloon: &BalloonSize) -> Result<Vec<(String, Box<dyn Device>)>> {
         let mut devices: Vec<(String, Box<dyn Device>)> = Vec::new();
         for (index, disk) in self.disk.iter().enumerate() {
             let file = RawFile::open(&disk.path, disk.read_only);
@@ -104,11 +174,28 @@ impl Arguments {
             });
             devices.push((format!("disk-{index}"), Box::new(block)));
         }
+        for (index, net) in self.net.iter().enumerate() {
+            let tap = Tap::open(&net.tap)?;
+            // Locally administered, and another one for each card of a process.
+            let [a, b] = (std::process::id() as u16).to_be_bytes();
+            let mac = net.mac.unwrap_or([0x52, 0x54, 0, a, b, index as u8]);
+            devices.push((format!("net-{index}"), Box::new(Net::new(mac, tap))));
+        }
+        let ports: Vec<PortSpec> = self.port.iter().map(|port| port.0.clone()).collect();
+        if ports.len() > PORTS_MAX {
+            bail!("{} ports: {PORTS_MAX} are possible", ports.len());
+        }
+        if !ports.is_empty() {
+            let console = Console::new(&ports).context("a port's socket")?;
+            devices.push(("ports".into(), Box::new(console)));
+        }
+        devices.push(("balloon".into(), Box::new(Balloon::new(balloon.clone()))));
         devices.push(("rng".into(), Box::<Rng>::default()));
         Ok(devices)
     }
 
-    fn spec(&self, serial: &Output) -> Result<MachineSpec> {
+    fn spec(&self, serial: &SerialLine) -> Result<MachineSpec> {
+        let balloon = BalloonSize::default();
         Ok(MachineSpec {
             memory_mib: self.memory,
             vcpus: self.vcpus,
@@ -117,9 +204,9 @@ impl Arguments {
                 initrd: self.initrd.clone(),
                 command_line: self.command_line.clone(),
             },
-            devices: self.devices()?,
+            devices: self.devices(&balloon)?,
             serial: serial.clone(),
-            console: self.serial_socket.clone(),
+            balloon: Some(balloon),
         })
     }
 }
@@ -163,22 +250,33 @@ impl Signals {
 
 /// Runs a machine; resets start it anew.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let serial = Output::default();
+    let serial = SerialLine::default();
     if let Some(path) = &arguments.serial_log {
         let opened = serial.log_to(path);
         opened.with_context(|| format!("serial log {}", path.display()))?;
+    }
+    if let Some(path) = &arguments.serial_socket {
+        let listens = serial.listen(path);
+        listens.with_context(|| format!("serial console {}", path.display()))?;
     }
     if arguments.serial_stdout {
         serial.to_stdout();
     }
     let signals = Signals::watch()?;
-    loop {
+    if let Some(path) = &arguments.control {
+        let control = Control::listen(path);
+        let control = control.with_context(|| format!("control socket {}", path.display()))?;
+        let running = Arc::clone(&signals.0);
+        control.serve(move || lock(&running).clone())?;
+    }
+    for resets in 0.. {
         let machine = Machine::build(arguments.spec(&serial)?)?;
         signals.end(machine.events());
-        match machine.run() {
+        match machine.run(resets) {
             End::Off => return Ok(ExitCode::SUCCESS),
             End::Reset => {}
             End::Failed(reason) => bail!(reason),
         }
     }
+    Ok(ExitCode::SUCCESS)
 }

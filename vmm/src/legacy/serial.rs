@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use vm_superio::{Serial, Trigger};
@@ -16,6 +16,8 @@ use crate::machine::bus::{Registers, lock};
 const CONSOLE_PATIENCE: Duration = Duration::from_millis(200);
 /// How often bytes that found the port's buffer full are tried again.
 const INPUT_RETRY: Duration = Duration::from_millis(5);
+/// … and how many times.
+const INPUT_TRIES: u32 = 1000;
 /// Bytes taken from a console at a time; the port's buffer has 64.
 const INPUT_BYTES: usize = 64;
 
@@ -30,18 +32,20 @@ impl Trigger for SerialInterrupt {
     }
 }
 
-/// Where the guest's output goes.
+/// The line that a serial port is connected to. It outlives machines: a console stays connected when the guest resets.
 #[derive(Clone, Default)]
-pub struct Output(Arc<Mutex<Ends>>);
+pub struct SerialLine(Arc<Mutex<Ends>>);
 
 #[derive(Default)]
 struct Ends {
     log: Option<File>,
     console: Option<UnixStream>,
     stdout: bool,
+    /// The port of the machine that runs now.
+    port: Weak<Mutex<Port>>,
 }
 
-impl Output {
+impl SerialLine {
     /// Keeps all output in a file, behind what is there.
     ///
     /// # Errors
@@ -56,9 +60,60 @@ impl Output {
     pub fn to_stdout(&self) {
         lock(&self.0).stdout = true;
     }
+
+    /// Lets consoles connect, one at a time; a new one takes the place of the one before it.
+    ///
+    /// # Errors
+    /// The socket cannot be made.
+    pub fn listen(&self, path: &Path) -> io::Result<()> {
+        let _ = std::fs::remove_file(path);
+        let listener = UnixListener::bind(path)?;
+        let line = self.clone();
+        std::thread::Builder::new()
+            .name("serial".into())
+            .spawn(move || {
+                for console in listener.incoming().flatten() {
+                    let _ = line.connect(console);
+                }
+            })
+            .map(drop)
+    }
+
+    fn connect(&self, console: UnixStream) -> io::Result<()> {
+        console.set_write_timeout(Some(CONSOLE_PATIENCE))?;
+        let mut input = console.try_clone()?;
+        if let Some(before) = lock(&self.0).console.replace(console) {
+            let _ = before.shutdown(std::net::Shutdown::Both);
+        }
+        let line = self.clone();
+        std::thread::Builder::new()
+            .name("console".into())
+            .spawn(move || {
+                let mut bytes = [0; INPUT_BYTES];
+                while let Ok(count @ 1..) = input.read(&mut bytes) {
+                    line.type_bytes(&bytes[..count]);
+                }
+            })
+            .map(drop)
+    }
+
+    /// Types on the line; waits while the port's buffer is full. What no machine or a guest that does not listen takes is lost.
+    fn type_bytes(&self, mut bytes: &[u8]) {
+        for _ in 0..INPUT_TRIES {
+            let Some(port) = lock(&self.0).port.upgrade() else {
+                return;
+            };
+            let taken = lock(&port).enqueue_raw_bytes(bytes).unwrap_or(0);
+            bytes = &bytes[taken..];
+            if bytes.is_empty() {
+                return;
+            }
+            std::thread::sleep(INPUT_RETRY);
+        }
+    }
 }
 
-impl Write for Output {
+impl Write for SerialLine {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         // A full disk or a console that went away must not stop the guest.
         let mut ends = lock(&self.0);
@@ -82,73 +137,19 @@ impl Write for Output {
     }
 }
 
-type Port = Serial<SerialInterrupt, vm_superio::serial::NoEvents, Output>;
+type Port = Serial<SerialInterrupt, vm_superio::serial::NoEvents, SerialLine>;
 
 /// See the module.
 #[derive(Clone)]
 pub struct SerialPort(Arc<Mutex<Port>>);
 
 impl SerialPort {
-    /// A port that raises `interrupt`.
-    pub fn new(interrupt: EventFd, output: Output) -> Self {
-        let port = Serial::new(SerialInterrupt(interrupt), output);
-        Self(Arc::new(Mutex::new(port)))
-    }
-
-    /// Types on the guest's line; waits while its buffer is full, but not for ever.
-    ///
-    /// # Errors
-    /// The guest does not read.
-    pub fn type_bytes(&self, mut bytes: &[u8]) -> io::Result<()> {
-        let mut tries = 0;
-        while !bytes.is_empty() {
-            let taken = lock(&self.0).enqueue_raw_bytes(bytes).unwrap_or(0);
-            bytes = &bytes[taken..];
-            tries = if taken > 0 { 0 } else { tries + 1 };
-            if tries > 1000 {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
-            if !bytes.is_empty() {
-                std::thread::sleep(INPUT_RETRY);
-            }
-        }
-        Ok(())
-    }
-
-    /// Lets consoles connect, one at a time; a new one takes the place of the one before it.
-    ///
-    /// # Errors
-    /// The socket cannot be made.
-    pub fn listen(&self, path: &Path, output: &Output) -> io::Result<()> {
-        let _ = std::fs::remove_file(path);
-        let listener = UnixListener::bind(path)?;
-        let (port, output) = (self.clone(), output.clone());
-        std::thread::Builder::new()
-            .name("serial".into())
-            .spawn(move || {
-                for console in listener.incoming().flatten() {
-                    let _ = port.connect(console, &output);
-                }
-            })
-            .map(drop)
-    }
-
-    fn connect(&self, console: UnixStream, output: &Output) -> io::Result<()> {
-        console.set_write_timeout(Some(CONSOLE_PATIENCE))?;
-        let mut input = console.try_clone()?;
-        if let Some(before) = lock(&output.0).console.replace(console) {
-            let _ = before.shutdown(std::net::Shutdown::Both);
-        }
-        let port = self.clone();
-        std::thread::Builder::new()
-            .name("console".into())
-            .spawn(move || {
-                let mut bytes = [0; INPUT_BYTES];
-                while let Ok(count @ 1..) = input.read(&mut bytes) {
-                    let _ = port.type_bytes(&bytes[..count]);
-                }
-            })
-            .map(drop)
+    /// A port on this line that raises `interrupt`.
+    pub fn new(interrupt: EventFd, line: &SerialLine) -> Self {
+        let port = Serial::new(SerialInterrupt(interrupt), line.clone());
+        let port = Arc::new(Mutex::new(port));
+        lock(&line.0).port = Arc::downgrade(&port);
+        Self(port)
     }
 }
 
@@ -175,14 +176,14 @@ mod tests {
     fn output_goes_to_the_log_and_to_the_console_and_input_comes_back() {
         let dir = tempfile::tempdir().expect("a directory");
         let (log, socket) = (dir.path().join("log"), dir.path().join("console"));
-        let output = Output::default();
-        output.log_to(&log).expect("a log");
+        let line = SerialLine::default();
+        line.log_to(&log).expect("a log");
         let interrupt = EventFd::new(libc::EFD_NONBLOCK).expect("an event");
-        let mut port = SerialPort::new(interrupt, output.clone());
-        port.listen(&socket, &output).expect("a socket");
+        let mut port = SerialPort::new(interrupt, &line);
+        line.listen(&socket).expect("a socket");
         let mut console = UnixStream::connect(&socket).expect("a console");
         // Connected when the port has taken it over.
-        while lock(&output.0).console.is_none() {
+        while lock(&line.0).console.is_none() {
             std::thread::sleep(INPUT_RETRY);
         }
         port.write(0, b"x");

@@ -2,11 +2,13 @@
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
+use vmm_api::{Answer, Command};
+
 /// Events that may wait; the machine's own thread takes them at once, and more than a few never come together.
 const EVENTS_MAX: usize = 64;
 
 /// Something that the machine's own thread must act on.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Event {
     /// The guest powered itself off.
     PowerOff,
@@ -16,6 +18,8 @@ pub enum Event {
     Failed(String),
     /// Somebody wants the machine to end now.
     Quit,
+    /// Somebody asks for something, and waits for the answer.
+    Command(Command, SyncSender<Answer>),
 }
 
 /// Where events are put.

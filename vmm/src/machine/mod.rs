@@ -12,21 +12,22 @@ pub mod memory;
 pub mod rate;
 pub mod vcpu;
 
-use std::path::PathBuf;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex};
 
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VmFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
+use vmm_api::{Answer, Command, MachineState, MachineStatus};
 
 use crate::legacy::cmos::Cmos;
 use crate::legacy::power::{PM_BYTES, Power, PowerButton};
 use crate::legacy::reset::I8042;
-use crate::legacy::serial::{Output, SerialPort};
+use crate::legacy::serial::{SerialLine, SerialPort};
 use crate::pci::ports::ConfigPorts;
 use crate::pci::{DEVICES_MAX, Ecam, Function};
 use crate::virtio::Device;
+use crate::virtio::balloon::BalloonSize;
 use crate::virtio::pci::{BAR_BYTES, VirtioPci};
 use boot::BootSource;
 use bus::{Bus, Registers, lock};
@@ -52,10 +53,10 @@ pub struct MachineSpec {
     pub boot: BootSource,
     /// Its devices, with the names that logs use.
     pub devices: Vec<(String, Box<dyn Device>)>,
-    /// Where its serial port's output goes.
-    pub serial: Output,
-    /// Where its serial console can be had.
-    pub console: Option<PathBuf>,
+    /// What its serial port is connected to.
+    pub serial: SerialLine,
+    /// Sizes its balloon, if it has one.
+    pub balloon: Option<BalloonSize>,
 }
 
 /// Why there is no machine.
@@ -112,6 +113,9 @@ pub struct Machine {
     vcpus: Vec<Vcpu>,
     devices: Vec<Arc<Mutex<VirtioPci>>>,
     button: PowerButton,
+    balloon: Option<BalloonSize>,
+    memory_mib: u64,
+    state: MachineState,
     events: Events,
     taken: Receiver<Event>,
     // Behind those that use them.
@@ -141,12 +145,7 @@ impl Machine {
         };
         let interrupts = Arc::new(Interrupts::new(Arc::clone(&vm))?);
 
-        let serial = SerialPort::new(interrupts.edge(SERIAL_IRQ)?, spec.serial.clone());
-        if let Some(path) = &spec.console {
-            serial.listen(path, &spec.serial).map_err(|source| {
-                MachineError::Host(format!("serial console {}", path.display()), source)
-            })?;
-        }
+        let serial = SerialPort::new(interrupts.edge(SERIAL_IRQ)?, &spec.serial);
         let (power, button) = Power::new(Box::new(interrupts.level(SCI_IRQ)), events.clone());
         let port = |base: u16, len, device: Box<dyn Registers>| {
             buses
@@ -192,6 +191,9 @@ impl Machine {
             vcpus,
             devices,
             button,
+            balloon: spec.balloon,
+            memory_mib: spec.memory_mib,
+            state: MachineState::Paused,
             events,
             taken,
             _vm: vm,
@@ -204,23 +206,62 @@ impl Machine {
         self.events.clone()
     }
 
-    /// The button on its front.
-    pub fn button(&self) -> PowerButton {
-        self.button.clone()
-    }
-
-    /// Runs it to its end.
-    pub fn run(self) -> End {
-        self.vcpus.iter().for_each(Vcpu::resume);
+    /// Runs it to its end. `resets` is how often its guest has reset it before.
+    pub fn run(mut self, resets: u32) -> End {
+        self.resume();
         let end = loop {
             match self.taken.recv() {
                 Ok(Event::PowerOff | Event::Quit) | Err(_) => break End::Off,
                 Ok(Event::Reset) => break End::Reset,
                 Ok(Event::Failed(reason)) => break End::Failed(reason),
+                Ok(Event::Command(command, answer)) => {
+                    let is_end = command == Command::Quit;
+                    // Whoever asked may have gone away.
+                    let _ = answer.send(self.obey(&command, resets));
+                    if is_end {
+                        break End::Off;
+                    }
+                }
             }
         };
         self.end();
         end
+    }
+
+    fn resume(&mut self) {
+        self.state = MachineState::Running;
+        self.vcpus.iter().for_each(Vcpu::resume);
+    }
+
+    fn pause(&mut self) {
+        self.state = MachineState::Paused;
+        self.vcpus.iter().for_each(Vcpu::pause);
+    }
+
+    fn obey(&mut self, command: &Command, resets: u32) -> Answer {
+        match command {
+            Command::Status => {
+                return Answer::Status(MachineStatus {
+                    state: self.state,
+                    memory_mib: self.memory_mib,
+                    balloon_mib: self.balloon.as_ref().map_or(0, BalloonSize::given_mib),
+                    vcpus: self.vcpus.len() as u8,
+                    resets,
+                });
+            }
+            Command::PowerButton => self.button.press(),
+            Command::Pause => self.pause(),
+            Command::Resume => self.resume(),
+            Command::Balloon { mib } => match &self.balloon {
+                None => return Answer::Refused("this machine has no balloon".into()),
+                Some(_) if u64::from(*mib) >= self.memory_mib => {
+                    return Answer::Refused(format!("it has {} MiB in all", self.memory_mib));
+                }
+                Some(balloon) => balloon.ask_mib(*mib),
+            },
+            Command::Quit => {}
+        }
+        Answer::Done
     }
 
     fn end(self) {
