@@ -26,7 +26,7 @@ pub const ALL: &[(&str, Check)] = &[
 /// An unmodified Debian boots to its login prompt, and what it finds is what was given.
 fn boot(lab: &Lab, name: &str) -> Result<Vec<String>> {
     let options = Options {
-        disk: Some(lab.fresh_disk(name)?),
+        disk: Some(lab.fresh_disk()?),
         vcpus: 2,
         ..Options::default()
     };
@@ -53,7 +53,7 @@ fn boot(lab: &Lab, name: &str) -> Result<Vec<String>> {
 
 /// What a guest has synced is there after the machine was ended without warning.
 fn disk(lab: &Lab, name: &str) -> Result<Vec<String>> {
-    let disk = lab.fresh_disk(name)?;
+    let disk = lab.fresh_disk()?;
     let options = Options {
         disk: Some(disk),
         ..Options::default()
@@ -78,7 +78,7 @@ fn disk(lab: &Lab, name: &str) -> Result<Vec<String>> {
 /// A guest that reboots starts anew in the same process.
 fn reboot(lab: &Lab, name: &str) -> Result<Vec<String>> {
     let options = Options {
-        disk: Some(lab.fresh_disk(name)?),
+        disk: Some(lab.fresh_disk()?),
         ..Options::default()
     };
     let mut vm = lab.launch(name, &options)?;
@@ -92,7 +92,7 @@ fn reboot(lab: &Lab, name: &str) -> Result<Vec<String>> {
 /// The power button shuts a guest down in order.
 fn power_button(lab: &Lab, name: &str) -> Result<Vec<String>> {
     let options = Options {
-        disk: Some(lab.fresh_disk(name)?),
+        disk: Some(lab.fresh_disk()?),
         ..Options::default()
     };
     let mut vm = lab.launch(name, &options)?;
@@ -107,7 +107,7 @@ fn power_button(lab: &Lab, name: &str) -> Result<Vec<String>> {
 /// A paused machine does nothing, and goes on as if nothing had been.
 fn pause(lab: &Lab, name: &str) -> Result<Vec<String>> {
     let options = Options {
-        disk: Some(lab.fresh_disk(name)?),
+        disk: Some(lab.fresh_disk()?),
         vcpus: 2,
         ..Options::default()
     };
@@ -132,7 +132,7 @@ fn pause(lab: &Lab, name: &str) -> Result<Vec<String>> {
 /// Memory that the balloon takes is the host's again.
 fn balloon(lab: &Lab, name: &str) -> Result<Vec<String>> {
     let options = Options {
-        disk: Some(lab.fresh_disk(name)?),
+        disk: Some(lab.fresh_disk()?),
         memory_mib: 640,
         ..Options::default()
     };

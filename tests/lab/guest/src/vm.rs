@@ -58,9 +58,9 @@ impl Lab {
         self.out.join(format!("{check}.{what}"))
     }
 
-    /// The guest's disk, fresh for this check; holes stay holes.
-    pub fn fresh_disk(&self, check: &str) -> Result<PathBuf> {
-        let disk = std::env::temp_dir().join(format!("{check}.raw"));
+    /// The guest's disk, fresh for this check, in the place of the one of the check before; holes stay holes.
+    pub fn fresh_disk(&self) -> Result<PathBuf> {
+        let disk = self.guest.join("scratch");
         let copied = Command::new("cp")
             .args(["--sparse=always"])
             .arg(self.guest.join("disk"))
