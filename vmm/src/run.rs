@@ -12,8 +12,7 @@ use vmm::legacy::serial::SerialLine;
 use vmm::machine::boot::BootSource;
 use vmm::machine::bus::lock;
 use vmm::machine::event::{Event, Events};
-use vmm::machine::{End, Machine, MachineSpec};
-use vmm::virtio::Device;
+use vmm::machine::{self, Devices, End, Machine, MachineSpec};
 use vmm::virtio::balloon::{Balloon, BalloonSize};
 use vmm::virtio::block::{Block, Disk};
 use vmm::virtio::console::{Console, PORTS_MAX, PortSpec};
@@ -162,8 +161,8 @@ impl FromStr for PortOption {
 }
 
 impl Arguments {
-    fn devices(&self, balloon: &BalloonSize) -> Result<Vec<(String, Box<dyn Device>)>> {
-        let mut devices: Vec<(String, Box<dyn Device>)> = Vec::new();
+    fn devices(&self, balloon: &BalloonSize) -> Result<Devices> {
+        let mut devices = Devices::new();
         for (index, disk) in self.disk.iter().enumerate() {
             let file = RawFile::open(&disk.path, disk.read_only);
             let file = file.with_context(|| format!("disk {}", disk.path.display()))?;
@@ -192,22 +191,6 @@ impl Arguments {
         devices.push(("balloon".into(), Box::new(Balloon::new(balloon.clone()))));
         devices.push(("rng".into(), Box::<Rng>::default()));
         Ok(devices)
-    }
-
-    fn spec(&self, serial: &SerialLine) -> Result<MachineSpec> {
-        let balloon = BalloonSize::default();
-        Ok(MachineSpec {
-            memory_mib: self.memory,
-            vcpus: self.vcpus,
-            boot: BootSource {
-                kernel: self.kernel.clone(),
-                initrd: self.initrd.clone(),
-                command_line: self.command_line.clone(),
-            },
-            devices: self.devices(&balloon)?,
-            serial: serial.clone(),
-            balloon: Some(balloon),
-        })
     }
 }
 
@@ -269,10 +252,28 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         let running = Arc::clone(&signals.0);
         control.serve(move || lock(&running).clone())?;
     }
+    let kvm = machine::open_kvm()?;
+    let boot = BootSource::open(
+        &arguments.kernel,
+        arguments.initrd.as_deref(),
+        &arguments.command_line,
+    )?;
+    let balloon = BalloonSize::default();
+    let mut devices = arguments.devices(&balloon)?;
     for resets in 0.. {
-        let machine = Machine::build(arguments.spec(&serial)?)?;
+        let spec = MachineSpec {
+            memory_mib: arguments.memory,
+            vcpus: arguments.vcpus,
+            boot: &boot,
+            devices,
+            serial: serial.clone(),
+            balloon: Some(balloon.clone()),
+        };
+        let machine = Machine::build(&kvm, spec)?;
         signals.end(machine.events());
-        match machine.run(resets) {
+        let (end, back) = machine.run(resets);
+        devices = back;
+        match end {
             End::Off => return Ok(ExitCode::SUCCESS),
             End::Reset => {}
             End::Failed(reason) => bail!(reason),

@@ -16,15 +16,37 @@ use super::layout::{
 };
 use super::memory::Memory;
 
-/// What a machine boots.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// An open file and what it is called.
+#[derive(Debug)]
+struct Opened {
+    path: PathBuf,
+    file: File,
+}
+
+/// What a machine boots. Files are opened once: a machine that is reset boots the same ones again, whatever their names mean then.
+#[derive(Debug)]
 pub struct BootSource {
-    /// The kernel: a bzImage or an ELF file.
-    pub kernel: PathBuf,
-    /// Its initial RAM disk.
-    pub initrd: Option<PathBuf>,
-    /// Its command line.
-    pub command_line: String,
+    kernel: Opened,
+    initrd: Option<Opened>,
+    command_line: String,
+}
+
+impl BootSource {
+    /// A kernel, which is a bzImage or an ELF file, its initial RAM disk and its command line.
+    ///
+    /// # Errors
+    /// A file cannot be opened.
+    pub fn open(
+        kernel: &Path,
+        initrd: Option<&Path>,
+        command_line: &str,
+    ) -> Result<Self, BootError> {
+        Ok(Self {
+            kernel: opened("kernel", kernel)?,
+            initrd: initrd.map(|path| opened("initrd", path)).transpose()?,
+            command_line: command_line.to_owned(),
+        })
+    }
 }
 
 /// Why a kernel cannot be booted.
@@ -96,11 +118,15 @@ const E820_RESERVED: u32 = 2;
 
 const PAGE: u64 = 4096;
 
-fn opened(what: &'static str, path: &Path) -> Result<File, BootError> {
-    File::open(path).map_err(|source| BootError::File {
+fn opened(what: &'static str, path: &Path) -> Result<Opened, BootError> {
+    let file = File::open(path).map_err(|source| BootError::File {
         what,
         path: path.to_owned(),
         source,
+    })?;
+    Ok(Opened {
+        path: path.to_owned(),
+        file,
     })
 }
 
@@ -112,8 +138,8 @@ pub fn load(memory: &Memory, source: &BootSource) -> Result<Entry, BootError> {
     let mut parameters = boot_params::default();
     let entry = kernel(memory, &source.kernel, &mut parameters)?;
     command_line(memory, &source.command_line, &mut parameters)?;
-    if let Some(path) = &source.initrd {
-        initrd(memory, path, entry.end, &mut parameters)?;
+    if let Some(file) = &source.initrd {
+        initrd(memory, file, entry.end, &mut parameters)?;
     }
     memory_map(memory, &mut parameters);
     parameters.hdr.boot_flag = BOOT_FLAG;
@@ -134,17 +160,24 @@ struct Loaded {
     end: u64,
 }
 
-fn kernel(memory: &Memory, path: &Path, parameters: &mut boot_params) -> Result<Loaded, BootError> {
-    let mut file = opened("kernel", path)?;
-    let mut magic = [0; 4];
-    let read = file.read_exact(&mut magic).and_then(|()| file.rewind());
-    read.map_err(|source| BootError::File {
+fn kernel(memory: &Memory,     Opened { path, file }: &Opened,
+    parameters: &mut boot_params,
+) -> Result<Loaded, BootError> {
+    let io = |source| BootError::File {
         what: "kernel",
-        path: path.to_owned(),
+        path: path.clone(),
         source,
-    })?;
+    };
+    // The loaders move their file's position, of which there is one for all copies.
+    let mut file = file.try_clone().map_err(io)?;
+    let mut magic = [0; 4];
+    let read = file
+        .rewind()
+        .and_then(|()| file.read_exact(&mut magic))
+        .and_then(|()| file.rewind());
+    read.map_err(io)?;
     let not_a_kernel = |reason: linux_loader::loader::Error| BootError::NotAKernel {
-        path: path.to_owned(),
+        path: path.clone(),
         reason: reason.to_string(),
     };
     if magic == *b"\x7fELF" {
@@ -161,7 +194,7 @@ fn kernel(memory: &Memory, path: &Path, parameters: &mut boot_params) -> Result<
     // Behind protocol 2.12 only.
     let flags = header.xloadflags;
     if header.version < 0x020c || flags & XLF_KERNEL_64 == 0 {
-        return Err(BootError::No64Bit(path.to_owned()));
+        return Err(BootError::No64Bit(path.clone()));
     }
     parameters.hdr = header;
     parameters.hdr.loadflags |= CAN_USE_HEAP;
@@ -194,16 +227,16 @@ fn command_line(
 /// As high as the kernel allows, so that it is out of its way.
 fn initrd(
     memory: &Memory,
-    path: &Path,
+    Opened { path, file }: &Opened,
     kernel_end: u64,
     parameters: &mut boot_params,
 ) -> Result<(), BootError> {
-    let mut file = opened("initrd", path)?;
     let io = |source| BootError::File {
         what: "initrd",
-        path: path.to_owned(),
+        path: path.clone(),
         source,
     };
+    let mut file = file.try_clone().map_err(io)?;
     let len = file.seek(SeekFrom::End(0)).map_err(io)?;
     file.rewind().map_err(io)?;
     let low_end = low_memory_bytes(memory);
@@ -316,11 +349,7 @@ mod tests {
     }
 
     fn source(kernel: &tempfile::NamedTempFile) -> BootSource {
-        BootSource {
-            kernel: kernel.path().to_owned(),
-            initrd: None,
-            command_line: "console=ttyS0".into(),
-        }
+        BootSource::open(kernel.path(), None, "console=ttyS0").expect("a file")
     }
 
     #[test]
@@ -328,8 +357,8 @@ mod tests {
         let memory = memory::create(64).expect("memory");
         let kernel = file(&kernel_image(XLF_KERNEL_64));
         let initrd = file(&[7; 5000]);
-        let mut source = source(&kernel);
-        source.initrd = Some(initrd.path().to_owned());
+        let source = BootSource::open(kernel.path(), Some(initrd.path()), "console=ttyS0");
+        let source = source.expect("files");
         let entry = load(&memory, &source).expect("a kernel");
         assert_eq!(entry.instruction, 0x10_0200);
         let parameters: boot_params = memory
@@ -368,10 +397,9 @@ mod tests {
             load(&memory, &long),
             Err(BootError::CommandLine(_))
         ));
-        let mut large = source(&kernel);
         let initrd = file(&[]);
         initrd.as_file().set_len(64 << 20).expect("a sparse file");
-        large.initrd = Some(initrd.path().to_owned());
+        let large = BootSource::open(kernel.path(), Some(initrd.path()), "").expect("files");
         assert!(matches!(
             load(&memory, &large),
             Err(BootError::Memory { .. })

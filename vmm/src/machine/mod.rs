@@ -44,20 +44,23 @@ use vcpu::{Buses, Vcpu};
 pub const VCPUS_MAX: u8 = 64;
 
 /// What a machine is made of.
-pub struct MachineSpec {
+pub struct MachineSpec<'a> {
     /// Memory, MiB.
     pub memory_mib: u64,
     /// Processors.
     pub vcpus: u8,
     /// What it boots.
-    pub boot: BootSource,
-    /// Its devices, with the names that logs use.
-    pub devices: Vec<(String, Box<dyn Device>)>,
+    pub boot: &'a BootSource,
+    /// Its devices.
+    pub devices: Devices,
     /// What its serial port is connected to.
     pub serial: SerialLine,
     /// Sizes its balloon, if it has one.
     pub balloon: Option<BalloonSize>,
 }
+
+/// Devices with the names that logs use.
+pub type Devices = Vec<(String, Box<dyn Device>)>;
 
 /// Why there is no machine.
 #[derive(Debug, thiserror::Error)]
@@ -97,6 +100,14 @@ pub enum MachineError {
     Host(String, #[source] std::io::Error),
 }
 
+/// Opens KVM.
+///
+/// # Errors
+/// There is none, or this process may not.
+pub fn open_kvm() -> Result<Kvm, MachineError> {
+    Kvm::new().map_err(MachineError::NoKvm)
+}
+
 /// How a machine ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum End {
@@ -128,16 +139,15 @@ impl Machine {
     ///
     /// # Errors
     /// See [`MachineError`].
-    pub fn build(spec: MachineSpec) -> Result<Self, MachineError> {
+    pub fn build(kvm: &Kvm, spec: MachineSpec<'_>) -> Result<Self, MachineError> {
         if !(1..=VCPUS_MAX).contains(&spec.vcpus) {
             return Err(MachineError::Vcpus(spec.vcpus));
         }
         if spec.devices.len() >= DEVICES_MAX {
             return Err(MachineError::Devices(spec.devices.len()));
         }
-        let kvm = Kvm::new().map_err(MachineError::NoKvm)?;
         let memory = memory::create(spec.memory_mib)?;
-        let vm = Arc::new(create_vm(&kvm, &memory)?);
+        let vm = Arc::new(create_vm(kvm, &memory)?);
         let (events, taken) = Events::new();
         let buses = Buses {
             ports: Arc::new(Bus::default()),
@@ -179,12 +189,12 @@ impl Machine {
         port(CONFIG_PORT, CONFIG_PORT_BYTES, Box::new(by_ports))?;
         buses.mmio.insert(ECAM, ECAM_BYTES, ecam)?;
 
-        let entry = boot::load(&memory, &spec.boot)?;
+        let entry = boot::load(&memory, spec.boot)?;
         acpi::write(&memory, spec.vcpus).map_err(MachineError::Acpi)?;
         vcpu::install_signal().map_err(|source| MachineError::Host("a signal".into(), source))?;
         let mut vcpus = Vec::new();
         for index in 0..spec.vcpus {
-            let vcpu = vcpu::create(&kvm, &vm, index, spec.vcpus, entry)?;
+            let vcpu = vcpu::create(kvm, &vm, index, spec.vcpus, entry)?;
             vcpus.push(Vcpu::spawn(index, vcpu, buses.clone(), events.clone())?);
         }
         Ok(Self {
@@ -206,8 +216,8 @@ impl Machine {
         self.events.clone()
     }
 
-    /// Runs it to its end. `resets` is how often its guest has reset it before.
-    pub fn run(mut self, resets: u32) -> End {
+    /// Runs it to its end; its devices come back for the next one. `resets` is how often its guest has reset it before.
+    pub fn run(mut self, resets: u32) -> (End, Devices) {
         self.resume();
         let end = loop {
             match self.taken.recv() {
@@ -224,8 +234,7 @@ impl Machine {
                 }
             }
         };
-        self.end();
-        end
+        (end, self.end())
     }
 
     fn resume(&mut self) {
@@ -264,13 +273,12 @@ impl Machine {
         Answer::Done
     }
 
-    fn end(self) {
+    fn end(self) -> Devices {
         for vcpu in self.vcpus {
             vcpu.quit();
         }
-        for device in &self.devices {
-            lock(device).shut_down();
-        }
+        let devices = self.devices.iter();
+        devices.filter_map(|device| lock(device).take_out()).collect()
     }
 }
 

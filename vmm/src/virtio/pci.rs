@@ -54,6 +54,8 @@ const DRIVER_OK: u8 = 4;
 const FEATURES_OK: u8 = 8;
 const NEEDS_RESET: u8 = 64;
 
+const WHILE_IT_RUNS: &str = "a device is taken out when no processor runs any more";
+
 struct QueueSetup {
     queue: Queue,
     size_max: u16,
@@ -71,7 +73,8 @@ pub struct VirtioPci {
     msix_at: usize,
     msix: Msix<Message>,
     interrupt: Arc<Interrupt>,
-    device: Box<dyn Device>,
+    /// There until the machine ends.
+    device: Option<Box<dyn Device>>,
     name: String,
     status: u8,
     driver_features: u64,
@@ -138,7 +141,7 @@ impl VirtioPci {
                 msix_at,
                 msix: Msix::new(messages),
                 interrupt: Arc::new(interrupt),
-                device,
+                device: Some(device),
                 name: name.to_owned(),
                 status: 0,
                 driver_features: 0,
@@ -190,7 +193,15 @@ impl VirtioPci {
     }
 
     fn features(&self) -> u64 {
-        self.device.features() | F_RINGS
+        self.device().features() | F_RINGS
+    }
+
+    fn device(&self) -> &dyn Device {
+        self.device.as_deref().expect(WHILE_IT_RUNS)
+    }
+
+    fn device_mut(&mut self) -> &mut dyn Device {
+        self.device.as_deref_mut().expect(WHILE_IT_RUNS)
     }
 
     fn selected(&mut self) -> Option<&mut QueueSetup> {
@@ -312,7 +323,7 @@ impl VirtioPci {
             interrupt: Arc::clone(&self.interrupt),
         };
         self.is_started = true;
-        if let Err(error) = self.device.start(started) {
+        if let Err(error) = self.device_mut().start(started) {
             let error = &error as &dyn std::error::Error;
             tracing::warn!(device = self.name, error, "the device does not start");
             self.status |= NEEDS_RESET;
@@ -326,7 +337,7 @@ impl VirtioPci {
 
     fn reset(&mut self) {
         if std::mem::take(&mut self.is_started) {
-            self.device.stop();
+            self.device_mut().stop();
         }
         for (index, setup) in self.queues.iter_mut().enumerate() {
             setup.queue = Queue::new(setup.size_max).expect("made before");
@@ -341,9 +352,11 @@ impl VirtioPci {
         self.queue_select = 0;
     }
 
-    /// Ends the device's work for good.
-    pub fn shut_down(&mut self) {
+    /// Ends the device's work and takes it out. To be called when no processor runs any more.
+    pub fn take_out(&mut self) -> Option<(String, Box<dyn Device>)> {
         self.reset();
+        let device = self.device.take()?;
+        Some((std::mem::take(&mut self.name), device))
     }
 }
 
@@ -394,7 +407,7 @@ impl Registers for VirtioPci {
                 let len = data.len().min(value.len());
                 data[..len].copy_from_slice(&value[..len]);
             }
-            DEVICE => self.device.read_config(at as usize, data),
+            DEVICE => self.device().read_config(at as usize, data),
             TABLE => self.msix.read_table(at as usize, data),
             PENDING => self.msix.read_pending(at as usize, data),
             _ => {}
@@ -412,7 +425,7 @@ impl Registers for VirtioPci {
                     self.set_common(at, u32::from_le_bytes(value));
                 }
             }
-            DEVICE => self.device.write_config(at as usize, data),
+            DEVICE => self.device_mut().write_config(at as usize, data),
             TABLE => self.msix.write_table(at as usize, data),
             _ => {}
         }
