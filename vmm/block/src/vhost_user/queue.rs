@@ -286,7 +286,7 @@ impl<'m> Work<'m> {
         drop(jobs);
         let spawned = std::thread::Builder::new()
             .name("vhost-helper".into())
-            .spawn_scoped(scope, || self.help(true));
+            .spawn_scoped(scope, move || self.help(true));
         if let Err(error) = spawned {
             tracing::warn!(%error, "no thread for a block request; it holds up its queue");
             // This thread is the helper, until nothing waits.

@@ -7,5 +7,6 @@ mod devices;
 #[path = "../guest/mod.rs"]
 mod guest;
 mod hostile;
+mod qemu;
 mod restart;
 mod serve;
