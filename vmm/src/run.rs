@@ -103,7 +103,9 @@ impl FromStr for DiskOption {
         };
         for part in parts {
             if matches!(this.source, DiskSource::VhostUser(_)) {
-                return Err(format!("{part:?}: the server of a vhost-user disk decides on that"));
+                return Err(format!(
+                    "{part:?}: the server of a vhost-user disk decides on that"
+                ));
             }
             match part.split_once('=') {
                 None if part == "readonly" => this.read_only = true,
@@ -256,10 +258,7 @@ mod tests {
         assert_eq!(disk.limits.requests_per_s, Some(500));
         assert_eq!(disk.limits.bytes_per_s, Some(20_000_000));
         let disk = parse("vhost-user=/run/disk.sock").expect("a socket");
-        assert_eq!(
-            disk.source,
-            DiskSource::VhostUser("/run/disk.sock".into())
-        );
+        assert_eq!(disk.source, DiskSource::VhostUser("/run/disk.sock".into()));
         for wrong in [
             "",
             "vhost-user=",

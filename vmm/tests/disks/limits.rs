@@ -51,7 +51,13 @@ fn requests_a_second_are_limited_over_all_queues() {
     let took = time(&mut machine, 100, SECTOR);
     assert!(took >= Duration::from_millis(390), "{took:?}");
     let places = machine.stop();
-    assert_eq!(places.iter().map(|place| usize::from(place.0)).sum::<usize>(), 100);
+    assert_eq!(
+        places
+            .iter()
+            .map(|place| usize::from(place.0))
+            .sum::<usize>(),
+        100
+    );
 }
 
 #[test]

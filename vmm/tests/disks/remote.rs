@@ -42,7 +42,9 @@ fn serve(socket: &Path, disk: &Arc<MemoryDevice>, queues: u16) -> VhostUserServe
 }
 
 fn open(socket: &Path, queues: usize) -> Machine {
-    Machine::new(Box::new(RemoteBlock::open(socket, queues, PATIENCE).unwrap()))
+    Machine::new(Box::new(
+        RemoteBlock::open(socket, queues, PATIENCE).unwrap(),
+    ))
 }
 
 fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
@@ -95,7 +97,11 @@ fn a_guest_waits_for_a_server_that_is_upgraded() {
     let disk = Arc::new(MemoryDevice::new(DISK_BYTES));
     let server = serve(&place.socket, &disk, 1);
     let mut machine = open(&place.socket, 4);
-    assert_eq!(machine.drivers.len(), 1, "no more queues than the server has");
+    assert_eq!(
+        machine.drivers.len(),
+        1,
+        "no more queues than the server has"
+    );
     machine.start(&[0]);
     let mut server = Some(server);
     for round in 0..4u64 {
@@ -116,7 +122,10 @@ fn a_guest_waits_for_a_server_that_is_upgraded() {
     let content = disk.content();
     for sector in 0..40u64 {
         let at = sector as usize * SECTOR;
-        assert!(content[at..at + SECTOR] == pattern(sector, SECTOR), "{sector}");
+        assert!(
+            content[at..at + SECTOR] == pattern(sector, SECTOR),
+            "{sector}"
+        );
     }
 }
 
@@ -189,7 +198,10 @@ fn a_server_that_is_killed_is_replaced() {
     let content = std::fs::read(&place.disk).unwrap();
     for sector in 0..sector {
         let at = sector as usize * SECTOR;
-        assert!(content[at..at + SECTOR] == pattern(sector, SECTOR), "{sector}");
+        assert!(
+            content[at..at + SECTOR] == pattern(sector, SECTOR),
+            "{sector}"
+        );
     }
 }
 
@@ -203,7 +215,10 @@ fn a_disk_without_a_server_stops_all_the_same() {
     machine.start(&[0]);
     machine.drivers[0].submit(IN, 0, Data::In(SECTOR));
     machine.kick(0);
-    assert_eq!(machine.drivers[0].wait_for(Duration::from_millis(100)), None);
+    assert_eq!(
+        machine.drivers[0].wait_for(Duration::from_millis(100)),
+        None
+    );
     assert_eq!(machine.stop(), [(0, 0)]);
     // The next start has a server again.
     let _server = serve(&place.socket, &disk, 1);

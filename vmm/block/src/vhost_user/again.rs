@@ -63,7 +63,7 @@ fn ring(memory: &GuestMemoryMmap<()>, heads: &[u16]) -> Option<GuestMemoryMmap<(
     let region = GuestRegionMmap::new(region, GuestAddress(RING))?;
     let memory = memory.insert_region(Arc::new(region)).ok()?;
     let count = u16::try_from(heads.len()).ok()?;
-    let words = [0, count].iter().chain(heads);
+    let words = [0, count].into_iter().chain(heads.iter().copied());
     let ring: Vec<u8> = words.flat_map(|word| word.to_le_bytes()).collect();
     memory.write_slice(&ring, GuestAddress(RING)).ok()?;
     Some(memory)
@@ -83,9 +83,7 @@ mod tests {
         for head in 0..8u64 {
             let at = GuestAddress(0x1000 + 16 * head);
             memory.write_obj(0x2000u64, at).unwrap();
-            memory
-                .write_obj(head, GuestAddress(at.0 + 8))
-                .unwrap();
+            memory.write_obj(head, GuestAddress(at.0 + 8)).unwrap();
         }
         let heads = [5, 0, 7, 2];
         let again = Again::new(&memory, &queue, &heads);

@@ -172,7 +172,11 @@ impl Channel {
             fds.extend(came);
             if received.bytes == 0 {
                 let between = takes_fds && filled == 0;
-                return Err(if between { ChannelError::Closed } else { ChannelError::Torn });
+                return Err(if between {
+                    ChannelError::Closed
+                } else {
+                    ChannelError::Torn
+                });
             }
             filled += received.bytes;
         }

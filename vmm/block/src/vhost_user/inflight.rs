@@ -275,10 +275,7 @@ mod tests {
             (place(1 << 20, 1, 256), 4096),
             (place(u64::MAX, u16::MAX, u16::MAX), 4096),
         ] {
-            assert!(
-                Inflight::attach(wrong, sealed(bytes)).is_err(),
-                "{wrong:?}"
-            );
+            assert!(Inflight::attach(wrong, sealed(bytes)).is_err(), "{wrong:?}");
         }
         let inflight = fresh(2, 8);
         assert!(inflight.open(2, 8, 0).is_err());

@@ -139,7 +139,11 @@ fn check_table(regions: &[Region]) -> Result<(), MapError> {
     let overlaps = by_user
         .windows(2)
         .any(|pair| pair[0].0 + pair[0].1 > pair[1].0);
-    if overlaps { Err(MapError::Overlap) } else { Ok(()) }
+    if overlaps {
+        Err(MapError::Overlap)
+    } else {
+        Ok(())
+    }
 }
 
 #[cfg(test)]

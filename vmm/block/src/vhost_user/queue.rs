@@ -20,8 +20,8 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestMemoryMmap;
 
 use super::DiskSpec;
-use super::event::{Call, Stop, Waiter, Woken};
 use super::again::Again;
+use super::event::{Call, Stop, Waiter, Woken};
 use super::inflight::QueueLog;
 use super::memory::GuestMap;
 use crate::virtio::{Chain, Parsed};
@@ -204,11 +204,8 @@ impl<'m> Work<'m> {
     }
 
     /// Serves all that is in the ring.
-    fn drain<'scope>(
-        &'scope self,
-        scope: &'scope Scope<'scope, '_>,
-        buffer: &mut Vec<u8>,
-    ) where
+    fn drain<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>, buffer: &mut Vec<u8>)
+    where
         'm: 'scope,
     {
         let mut untold = 0;

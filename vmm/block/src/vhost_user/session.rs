@@ -169,9 +169,9 @@ impl Session {
                 self.map = Some(map);
             }
             Message::SetVringNum(VringState { index, num }) => {
-                let size = u16::try_from(num).ok().filter(|size| {
-                    size.is_power_of_two() && *size <= QUEUE_SIZE_MAX
-                });
+                let size = u16::try_from(num)
+                    .ok()
+                    .filter(|size| size.is_power_of_two() && *size <= QUEUE_SIZE_MAX);
                 self.at_rest(index)?.size = size.ok_or(Refusal::Size(num))?;
             }
             Message::SetVringAddr(addresses) => {
@@ -338,8 +338,7 @@ impl Session {
             let mut again = Vec::new();
             let mut log = None;
             if let Some(inflight) = &self.inflight {
-                let (opened, heads) =
-                    inflight.open(index as u16, queue.size, ready.next_used())?;
+                let (opened, heads) = inflight.open(index as u16, queue.size, ready.next_used())?;
                 // Taken so far are those that were answered and those that are to be worked on again.
                 queue.base = ready.next_used().wrapping_add(heads.len() as u16);
                 (log, again) = (Some(opened), heads);
@@ -369,8 +368,12 @@ fn ready_queue(map: &GuestMap, size: u16, at: VringAddresses, event_idx: bool) -
     let mut queue = Queue::new(QUEUE_SIZE_MAX).ok()?;
     queue.try_set_size(size).ok()?;
     let address = |user| map.guest_address(user).map(vm_memory::GuestAddress);
-    queue.try_set_desc_table_address(address(at.descriptors)?).ok()?;
-    queue.try_set_avail_ring_address(address(at.available)?).ok()?;
+    queue
+        .try_set_desc_table_address(address(at.descriptors)?)
+        .ok()?;
+    queue
+        .try_set_avail_ring_address(address(at.available)?)
+        .ok()?;
     queue.try_set_used_ring_address(address(at.used)?).ok()?;
     queue.set_event_idx(event_idx);
     queue.set_ready(true);

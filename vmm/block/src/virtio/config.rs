@@ -88,7 +88,10 @@ mod tests {
             read_only: true,
         };
         let taken = features::DISCARD | features::WRITE_ZEROES;
-        assert_eq!(features_of(&geometry) & (taken | features::RO), features::RO);
+        assert_eq!(
+            features_of(&geometry) & (taken | features::RO),
+            features::RO
+        );
         geometry.read_only = false;
         assert_eq!(features_of(&geometry) & (taken | features::RO), taken);
     }

@@ -101,10 +101,7 @@ impl<'a> Parsed<'a> {
     ///
     /// # Errors
     /// There is no place for a status, so the driver cannot be told anything.
-    pub fn read(
-        memory: &'a GuestMemoryMmap<()>,
-        chain: Chain<'a>,
-    ) -> Result<Self, Unusable> {
+    pub fn read(memory: &'a GuestMemoryMmap<()>, chain: Chain<'a>) -> Result<Self, Unusable> {
         let mut reader = Reader::new(memory, chain.clone()).map_err(|_| Unusable::Chain)?;
         let mut data = Writer::new(memory, chain).map_err(|_| Unusable::Chain)?;
         let room = data.available_bytes().checked_sub(1);

@@ -226,6 +226,11 @@ impl Driver {
 /// Data that tells where it belongs.
 pub fn pattern(seed: u64, len: usize) -> Vec<u8> {
     (0..len as u64)
-        .map(|at| (seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(at * 31) >> 7) as u8)
+        .map(|at| {
+            (seed
+                .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+                .wrapping_add(at * 31)
+                >> 7) as u8
+        })
         .collect()
 }

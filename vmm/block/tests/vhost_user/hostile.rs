@@ -151,11 +151,7 @@ fn messages_that_look_right_spoil_nothing() {
             let fds: Vec<OwnedFd> = which.iter().map(|one| descriptor(&guest, *one)).collect();
             let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
             let body = body(code, a, b, c);
-            if client
-                .channel
-                .send(code, NEED_REPLY, &body, &fds)
-                .is_err()
-            {
+            if client.channel.send(code, NEED_REPLY, &body, &fds).is_err() {
                 break;
             }
             let _ = client.channel.receive(NOW, None);
@@ -173,7 +169,13 @@ fn a_guest_that_writes_anything_into_its_rings_spoils_its_own_disk() {
         0..SIZE,
         prop_oneof![Just(HIGH), Just(HIGH + HALF - 8), Just(0), edge()],
         prop_oneof![Just(16u32), Just(1), Just(512), any::<u32>()],
-        prop_oneof![Just(NEXT), Just(WRITE), Just(NEXT | WRITE), Just(4u16), any::<u16>()],
+        prop_oneof![
+            Just(NEXT),
+            Just(WRITE),
+            Just(NEXT | WRITE),
+            Just(4u16),
+            any::<u16>()
+        ],
         prop_oneof![0..SIZE, any::<u16>()],
     );
     let descriptors = proptest::collection::vec(one, 1..40);
@@ -259,5 +261,9 @@ fn what_is_not_a_message_is_not_answered() {
     let socket = UnixStream::connect(&place.socket).unwrap();
     let channel = Channel::new(socket.into());
     channel.send(77, 0, &[], &[]).unwrap();
-    assert!(channel.receive(Some(Duration::from_secs(20)), None).is_err());
+    assert!(
+        channel
+            .receive(Some(Duration::from_secs(20)), None)
+            .is_err()
+    );
 }

@@ -53,9 +53,15 @@ fn qemu_boots_from_a_disk_that_is_served() {
     let mut qemu = Command::new("qemu-system-x86_64")
         .args(["-nodefaults", "-display", "none", "-no-reboot", "-m", "64"])
         .args(["-machine", "q35,accel=tcg,memory-backend=memory"])
-        .args(["-object", "memory-backend-memfd,id=memory,size=64M,share=on"])
+        .args([
+            "-object",
+            "memory-backend-memfd,id=memory,size=64M,share=on",
+        ])
         .args(["-chardev", &socket])
-        .args(["-device", "vhost-user-blk-pci,chardev=disk,num-queues=2,bootindex=0"])
+        .args([
+            "-device",
+            "vhost-user-blk-pci,chardev=disk,num-queues=2,bootindex=0",
+        ])
         .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"])
         .stdin(Stdio::null())
         .spawn()

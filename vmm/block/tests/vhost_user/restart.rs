@@ -164,7 +164,10 @@ fn a_server_that_is_killed_loses_nothing() {
             }
             for sector in sectors {
                 let at = sector as usize * SECTOR;
-                assert!(content[at..at + SECTOR] == pattern(sector, SECTOR), "{sector}");
+                assert!(
+                    content[at..at + SECTOR] == pattern(sector, SECTOR),
+                    "{sector}"
+                );
             }
         }
     }
@@ -211,6 +214,9 @@ fn upgrades_one_after_the_other_lose_nothing() {
     let content = disk.content();
     for sector in 0..sector {
         let at = sector as usize * SECTOR;
-        assert!(content[at..at + SECTOR] == pattern(sector, SECTOR), "{sector}");
+        assert!(
+            content[at..at + SECTOR] == pattern(sector, SECTOR),
+            "{sector}"
+        );
     }
 }

@@ -228,7 +228,10 @@ fn a_server_that_stops_finishes_what_it_has_begun() {
     let stopping = std::thread::spawn(move || server.stop());
     disk.open();
     stopping.join().unwrap();
-    assert_eq!(guest.queues[0].answer().map(|answer| answer.status), Some(0));
+    assert_eq!(
+        guest.queues[0].answer().map(|answer| answer.status),
+        Some(0)
+    );
     assert_eq!(disk.disk.content()[..SECTOR], data);
     let gone = client.channel.receive(Some(PATIENCE), None);
     assert!(matches!(gone, Err(ChannelError::Closed)));
@@ -246,7 +249,9 @@ fn a_second_front_end_has_its_turn_when_the_first_is_gone() {
         .channel
         .send(code::GET_QUEUE_NUM, 0, &[], &[])
         .unwrap();
-    let early = second.channel.receive(Some(Duration::from_millis(100)), None);
+    let early = second
+        .channel
+        .receive(Some(Duration::from_millis(100)), None);
     assert!(matches!(early, Err(ChannelError::Silent)));
     drop(first);
     let answer = second.channel.receive(Some(PATIENCE), None).unwrap();

@@ -114,6 +114,9 @@ mod tests {
             }
         }
         let second = moved / 10;
-        assert!(((1 << 20) - (1 << 15)..(1 << 20) + (1 << 15)).contains(&second), "{second}");
+        assert!(
+            ((1 << 20) - (1 << 15)..(1 << 20) + (1 << 15)).contains(&second),
+            "{second}"
+        );
     }
 }

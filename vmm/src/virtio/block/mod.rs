@@ -73,7 +73,12 @@ impl Server {
     }
 
     /// As [`Ring::drain`], until there is nothing to pay with; the timer rings when there is again.
-    fn drain_paying(ring: &mut Ring, paying: &mut Paying, memory: &Memory, mut work: impl FnMut(Chain<'_>) -> u32) {
+    fn drain_paying(
+        ring: &mut Ring,
+        paying: &mut Paying,
+        memory: &Memory,
+        mut work: impl FnMut(Chain<'_>) -> u32,
+    ) {
         let mut any = false;
         while let Some(chain) = ring.next(memory) {
             let bytes: u64 = chain.clone().map(|one| u64::from(one.len())).sum();
@@ -142,7 +147,11 @@ impl Device for Block {
 
     fn read_config(&self, offset: usize, data: &mut [u8]) {
         let queues = self.disk.queues as u16;
-        read_from(&config_of(&self.geometry, queues, SEGMENTS_MAX), offset, data);
+        read_from(
+            &config_of(&self.geometry, queues, SEGMENTS_MAX),
+            offset,
+            data,
+        );
     }
 
     fn start(&mut self, started: Started) -> Result<(), StartError> {

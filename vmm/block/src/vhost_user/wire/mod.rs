@@ -11,10 +11,10 @@ mod body;
 
 use std::os::fd::OwnedFd;
 
-use body::{EVENT_QUEUE, Fields, NO_EVENT, table};
 pub use body::{
     CONFIG_HEAD_BYTES, ConfigPart, InflightPlace, Region, VringAddresses, VringState, event_body,
 };
+use body::{EVENT_QUEUE, Fields, NO_EVENT, table};
 
 /// Bytes before a body.
 pub const HEADER_BYTES: usize = 12;
@@ -260,7 +260,11 @@ impl Message {
             _ => return Err(WireError::Unknown(code)),
         };
         // Those that take descriptors have returned.
-        if count == 0 { Ok(message) } else { Err(descriptors) }
+        if count == 0 {
+            Ok(message)
+        } else {
+            Err(descriptors)
+        }
     }
 }
 
