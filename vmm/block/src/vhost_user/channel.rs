@@ -166,13 +166,13 @@ impl Channel {
             if received.flags.contains(ReturnFlags::CTRUNC) {
                 return Err(ChannelError::Descriptors);
             }
-            if !came.is_empty() && !(takes_fds && filled == 0) {
+            let is_first = takes_fds && filled == 0;
+            if !is_first && !came.is_empty() {
                 return Err(ChannelError::Descriptors);
             }
             fds.extend(came);
             if received.bytes == 0 {
-                let between = takes_fds && filled == 0;
-                return Err(if between {
+                return Err(if is_first {
                     ChannelError::Closed
                 } else {
                     ChannelError::Torn
