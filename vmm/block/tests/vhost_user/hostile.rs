@@ -96,7 +96,7 @@ fn body(code: u32, a: u64, b: u64, c: u64) -> Vec<u8> {
         }
         .body(),
         code::SET_VRING_KICK | code::SET_VRING_CALL | code::SET_VRING_ERR => {
-            event_body(a as u8 % 6, b % 2 == 0)
+            event_body(a as u8 % 6, b.is_multiple_of(2))
         }
         code::GET_INFLIGHT_FD | code::SET_INFLIGHT_FD => InflightPlace {
             len: b,

@@ -23,8 +23,10 @@ struct Stuck(RawFile);
 
 impl Stuck {
     fn pass(offset: u64) {
-        while offset >= STUCK * SECTOR as u64 {
-            std::thread::park();
+        if offset >= STUCK * SECTOR as u64 {
+            loop {
+                std::thread::park();
+            }
         }
     }
 }
