@@ -11,7 +11,7 @@
 //! ```
 //!
 //! A front-end is not trusted: it can spoil its own disk and nothing else. It never decides how much memory or how many threads are used
-//! beyond the limits here, nor can it end this process (see [`memory`]).
+//! beyond the limits here, nor can it end this process (see its `memory`).
 //!
 //! The crates `vhost` and `vhost-user-backend` are not used: the back-end there refuses to track requests in flight and answers
 //! GET_VRING_BASE while its thread still works on the queue, and its sockets retry time-outs for ever.
