@@ -74,7 +74,7 @@ say "the machine boots"
 qemu-system-x86_64 -M q35 -accel tcg,thread=multi -cpu max,+svm -smp 2 -m "$MEMORY_MIB" -nodefaults -display none -no-reboot \
     -serial "file:$out/l1.serial" -monitor none -nic none \
     -kernel "$images/lab.vmlinuz" -initrd "$images/lab.initrd" \
-    -append "console=ttyS0 root=/dev/vda rw init=/bin/sh mitigations=off panic=-1 -- -c 'mount /dev/vdb /lab && exec /lab/init'" \
+    -append 'console=ttyS0 root=/dev/vda rw init=/bin/sh mitigations=off panic=-1 -- -c "mount /dev/vdb /lab && exec /lab/init"' \
     -drive "file=$work/root.qcow2,if=virtio,format=qcow2" \
     -drive "file=$work/lab.img,if=virtio,format=raw" \
     -drive "file=$work/out.img,if=virtio,format=raw" &

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -13,11 +14,13 @@ use vmm::machine::boot::BootSource;
 use vmm::machine::bus::lock;
 use vmm::machine::event::{Event, Events};
 use vmm::machine::{self, Devices, End, Machine, MachineSpec};
+use vmm::virtio::Device;
 use vmm::virtio::balloon::{Balloon, BalloonSize};
-use vmm::virtio::block::{Block, Disk};
+use vmm::virtio::block::{Block, Disk, Limits};
 use vmm::virtio::console::{Console, PORTS_MAX, PortSpec};
 use vmm::virtio::net::{Net, Tap};
 use vmm::virtio::rng::Rng;
+use vmm::virtio::vhost_user::RemoteBlock;
 use vmm_block::RawFile;
 
 /// Options of a machine.
@@ -39,8 +42,9 @@ pub struct Arguments {
     /// Processors.
     #[arg(long, value_name = "N", default_value_t = 1)]
     vcpus: u8,
-    /// A disk: a raw file, and options behind commas: `readonly`, `serial=TEXT`. The first is /dev/vda.
-    #[arg(long, value_name = "FILE[,OPTION…]")]
+    /// A disk, the first is /dev/vda: a raw file, and options behind commas: `readonly`, `serial=TEXT`, and limits, `iops=N` requests
+    /// and `mbps=N` megabytes (10^6 bytes) a second. Or `vhost-user=SOCKET`, which a server such as the branch serves.
+    #[arg(long, value_name = "FILE[,OPTION…]|vhost-user=SOCKET")]
     disk: Vec<DiskOption>,
     /// Append the serial port's output to this file.
     #[arg(long, value_name = "FILE")]
@@ -66,14 +70,25 @@ const EXAMPLES: &str = "\
 Examples:
   splice-vmm run --kernel vmlinuz --initrd initrd.img --command-line 'root=/dev/vda1 ro console=ttyS0' \\
       --disk desktop.raw --memory 2048 --vcpus 2 --serial-stdout
+  splice-vmm run --kernel vmlinuz --disk vhost-user=disk.sock
   splice-vmm run --kernel vmlinuz --serial-socket console.sock    (then: socat - UNIX:console.sock)";
+
+/// Where a disk's bytes come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum DiskSource {
+    /// A raw file.
+    File(PathBuf),
+    /// A server's socket.
+    VhostUser(PathBuf),
+}
 
 /// One `--disk`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct DiskOption {
-    path: PathBuf,
+    source: DiskSource,
     read_only: bool,
     serial: String,
+    limits: Limits,
 }
 
 impl FromStr for DiskOption {
@@ -81,20 +96,46 @@ impl FromStr for DiskOption {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let mut parts = text.split(',');
-        let path = parts.next().filter(|path| !path.is_empty());
+        let first = parts.next().filter(|first| !first.is_empty());
+        let first = first.ok_or("a file or vhost-user=SOCKET is needed")?;
+        let source = match first.strip_prefix("vhost-user=") {
+            Some("") => return Err("vhost-user needs the path of a socket".into()),
+            Some(socket) => DiskSource::VhostUser(socket.into()),
+            None => DiskSource::File(first.into()),
+        };
         let mut this = Self {
-            path: path.ok_or("a file is needed")?.into(),
+            source,
             read_only: false,
             serial: String::new(),
+            limits: Limits::default(),
+        };
+        let positive = |number: &str| {
+            let number: u64 = number.parse().ok().filter(|number| *number > 0)?;
+            // Far beyond any disk, far below what cannot be counted.
+            Some(number.min(u64::from(u32::MAX)))
         };
         for part in parts {
+            if matches!(this.source, DiskSource::VhostUser(_)) {
+                return Err(format!(
+                    "{part:?}: the server of a vhost-user disk decides on that"
+                ));
+            }
             match part.split_once('=') {
                 None if part == "readonly" => this.read_only = true,
                 Some(("serial", serial)) if serial.len() <= 20 => this.serial = serial.into(),
                 Some(("serial", _)) => return Err("a serial number has 20 bytes at most".into()),
+                Some((name @ ("iops" | "mbps"), number)) => {
+                    let number = positive(number);
+                    let number = number.ok_or_else(|| format!("{part:?}: a number above 0"))?;
+                    if name == "iops" {
+                        this.limits.requests_per_s = Some(number);
+                    } else {
+                        this.limits.bytes_per_s = Some(number * 1_000_000);
+                    }
+                }
                 _ => {
                     return Err(format!(
-                        "unknown option {part:?}: readonly and serial=TEXT are known"
+                        "unknown option {part:?}: readonly, serial=TEXT, iops=N and mbps=N are known"
                     ));
                 }
             }
@@ -130,13 +171,19 @@ impl FromStr for NetOption {
 fn mac(text: &str) -> Result<[u8; 6], String> {
     let bytes: Option<Vec<u8>> = text
         .split(':')
-        .map(|part| u8::from_str_radix(part, 16).ok().filter(|_| part.len() == 2))
+        .map(|part| {
+            u8::from_str_radix(part, 16)
+                .ok()
+                .filter(|_| part.len() == 2)
+        })
         .collect();
     let bytes: Option<[u8; 6]> = bytes.and_then(|bytes| bytes.try_into().ok());
     match bytes {
         // The lowest bit of the first byte is of groups.
         Some(bytes) if bytes[0] & 1 == 0 => Ok(bytes),
-        _ => Err(format!("{text:?} is no hardware address of a card, such as 52:54:00:12:34:56")),
+        _ => Err(format!(
+            "{text:?} is no hardware address of a card, such as 52:54:00:12:34:56"
+        )),
     }
 }
 
@@ -160,18 +207,36 @@ impl FromStr for PortOption {
     }
 }
 
+impl DiskOption {
+    fn open(&self, queues: usize) -> Result<Box<dyn Device>> {
+        match &self.source {
+            DiskSource::File(path) => {
+                let file = RawFile::open(path, self.read_only);
+                let file = file.with_context(|| format!("disk {}", path.display()))?;
+                Ok(Box::new(Block::new(Disk {
+                    device: Arc::new(file),
+                    serial: self.serial.clone(),
+                    queues,
+                    limits: self.limits,
+                })))
+            }
+            DiskSource::VhostUser(path) => {
+                let disk = RemoteBlock::open(path, queues, SERVER_PATIENCE);
+                let disk = disk.with_context(|| format!("disk served at {}", path.display()))?;
+                Ok(Box::new(disk))
+            }
+        }
+    }
+}
+
+/// How long a machine's start waits for a disk's server.
+const SERVER_PATIENCE: Duration = Duration::from_secs(30);
+
 impl Arguments {
     fn devices(&self, balloon: &BalloonSize) -> Result<Devices> {
         let mut devices = Devices::new();
         for (index, disk) in self.disk.iter().enumerate() {
-            let file = RawFile::open(&disk.path, disk.read_only);
-            let file = file.with_context(|| format!("disk {}", disk.path.display()))?;
-            let block = Block::new(Disk {
-                device: Arc::new(file),
-                serial: disk.serial.clone(),
-                queues: self.vcpus.into(),
-            });
-            devices.push((format!("disk-{index}"), Box::new(block)));
+            devices.push((format!("disk-{index}"), disk.open(self.vcpus.into())?));
         }
         for (index, net) in self.net.iter().enumerate() {
             let tap = Tap::open(&net.tap)?;
@@ -280,4 +345,37 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<DiskOption, String> {
+        text.parse()
+    }
+
+    #[test]
+    fn disks_are_files_with_options_or_sockets() {
+        let disk = parse("a.raw,readonly,serial=one,iops=500,mbps=20").expect("all are known");
+        assert_eq!(disk.source, DiskSource::File("a.raw".into()));
+        assert!(disk.read_only);
+        assert_eq!(disk.serial, "one");
+        assert_eq!(disk.limits.requests_per_s, Some(500));
+        assert_eq!(disk.limits.bytes_per_s, Some(20_000_000));
+        let disk = parse("vhost-user=/run/disk.sock").expect("a socket");
+        assert_eq!(disk.source, DiskSource::VhostUser("/run/disk.sock".into()));
+        for wrong in [
+            "",
+            "vhost-user=",
+            "vhost-user=a,readonly",
+            "a,iops=0",
+            "a,mbps=many",
+            "a,iops=-1",
+            "a,fast",
+            "a,serial=123456789012345678901",
+        ] {
+            assert!(parse(wrong).is_err(), "{wrong:?}");
+        }
+    }
 }

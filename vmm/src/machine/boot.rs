@@ -160,7 +160,9 @@ struct Loaded {
     end: u64,
 }
 
-fn kernel(memory: &Memory,     Opened { path, file }: &Opened,
+fn kernel(
+    memory: &Memory,
+    Opened { path, file }: &Opened,
     parameters: &mut boot_params,
 ) -> Result<Loaded, BootError> {
     let io = |source| BootError::File {

@@ -278,7 +278,9 @@ impl Machine {
             vcpu.quit();
         }
         let devices = self.devices.iter();
-        devices.filter_map(|device| lock(device).take_out()).collect()
+        devices
+            .filter_map(|device| lock(device).take_out())
+            .collect()
     }
 }
 

@@ -12,6 +12,7 @@ pub mod net;
 pub mod pci;
 pub mod ring;
 pub mod rng;
+pub mod vhost_user;
 pub mod worker;
 
 use std::sync::Arc;

@@ -115,6 +115,12 @@ impl Ring {
         &self.queue
     }
 
+    /// The queue was worked on by somebody else, who has come this far in the available and the used ring.
+    pub fn set_places(&mut self, next_available: u16, next_used: u16) {
+        self.queue.set_next_avail(next_available);
+        self.queue.set_next_used(next_used);
+    }
+
     /// Gives the queue back.
     pub fn into_queue(self) -> Queue {
         self.queue

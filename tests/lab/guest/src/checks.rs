@@ -63,7 +63,10 @@ fn disk(lab: &Lab, name: &str) -> Result<Vec<String>> {
         let mut vm = lab.launch(name, &options)?;
         vm.boot_and_log_in(BOOT)?;
         vm.run("mount -o remount,rw /", SHELL)?;
-        vm.run("dd if=/dev/urandom of=/root/data bs=64k count=64 conv=fsync 2>/dev/null", SHELL)?;
+        vm.run(
+            "dd if=/dev/urandom of=/root/data bs=64k count=64 conv=fsync 2>/dev/null",
+            SHELL,
+        )?;
         sum = vm.run("sha256sum /root/data", SHELL)?;
         vm.run("sync; fstrim -v / || true", SHELL)?;
         ensure!(vm.ask(&Command::Quit)? == Answer::Done);
@@ -146,7 +149,10 @@ fn balloon(lab: &Lab, name: &str) -> Result<Vec<String>> {
         Ok((vm.status()?.balloon_mib >= 256).then_some(()))
     })?;
     let (after, _) = vm.resident_kib()?;
-    ensure!(after < before, "{before} KiB before, {after} KiB with a balloon of 256 MiB");
+    ensure!(
+        after < before,
+        "{before} KiB before, {after} KiB with a balloon of 256 MiB"
+    );
     ensure!(vm.ask(&Command::Balloon { mib: 0 })? == Answer::Done);
     wait("the guest to take it back", SHELL, || {
         Ok((vm.status()?.balloon_mib == 0).then_some(()))

@@ -206,9 +206,7 @@ impl Vm {
         self.asked += 1;
         let mark = self.asked;
         // The shell works the sums out, so that its answer is not mistaken for the echo of what is typed.
-        self.type_line(&format!(
-            "{command}; echo \"end-{mark}-$((20 + 1))-$?\""
-        ))?;
+        self.type_line(&format!("{command}; echo \"end-{mark}-$((20 + 1))-$?\""))?;
         let said = self.wait_for(&format!("end-{mark}-21-"), limit)?;
         let status = self.wait_for("\r\n", Duration::from_secs(10))?;
         ensure!(status == "0", "{command:?} ended with {status}: {said}");
@@ -246,7 +244,9 @@ impl Vm {
         let of = |key: &str| -> Result<u64> {
             let line = status.lines().find_map(|line| line.strip_prefix(key));
             let value = line.and_then(|rest| rest.split_whitespace().next());
-            value.and_then(|value| value.parse().ok()).context(key.to_owned())
+            value
+                .and_then(|value| value.parse().ok())
+                .context(key.to_owned())
         };
         // The guest's memory is a shared file.
         Ok((of("VmRSS:")?, of("RssAnon:")? + of("RssFile:")?))

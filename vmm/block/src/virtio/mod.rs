@@ -3,9 +3,14 @@
 //! Shared by the VMM's own disk and by the vhost-user server, so that one parser of hostile bytes is tested and fuzzed. It knows no
 //! transport and no threads. Guest memory changes while it is read: every field is read once, and data is copied.
 
+mod config;
 mod request;
 
+pub use config::{CONFIG_BYTES, CONFIG_QUEUES_AT, config_of, features_of};
 pub use request::{Parsed, Request, SECTOR_BYTES, Served, Status, Unusable};
+
+/// A chain of descriptors in guest memory.
+pub type Chain<'a> = virtio_queue::DescriptorChain<&'a vm_memory::GuestMemoryMmap<()>>;
 
 /// Features of a disk that this serves.
 pub mod features {

@@ -2,9 +2,10 @@
 
 use std::io::Read;
 
-use virtio_queue::{DescriptorChain, Reader, Writer};
+use virtio_queue::{Reader, Writer};
 use vm_memory::GuestMemoryMmap;
 
+use super::Chain;
 use crate::{BlockDevice, BlockError, BlockErrorKind};
 
 /// Sectors are counted in these whatever the block size.
@@ -100,10 +101,7 @@ impl<'a> Parsed<'a> {
     ///
     /// # Errors
     /// There is no place for a status, so the driver cannot be told anything.
-    pub fn read(
-        memory: &'a GuestMemoryMmap<()>,
-        chain: DescriptorChain<&'a GuestMemoryMmap<()>>,
-    ) -> Result<Self, Unusable> {
+    pub fn read(memory: &'a GuestMemoryMmap<()>, chain: Chain<'a>) -> Result<Self, Unusable> {
         let mut reader = Reader::new(memory, chain.clone()).map_err(|_| Unusable::Chain)?;
         let mut data = Writer::new(memory, chain).map_err(|_| Unusable::Chain)?;
         let room = data.available_bytes().checked_sub(1);
@@ -119,7 +117,48 @@ impl<'a> Parsed<'a> {
 
     /// Does what is asked for and tells the driver how it went. `serial` is the disk's serial number; `buffer` is kept from request to request.
     pub fn serve(mut self, device: &dyn BlockDevice, serial: &str, buffer: &mut Vec<u8>) -> Served {
-        let (status, error) = match self.act(device, serial, buffer) {
+        let done = self.act(device, serial, buffer);
+        self.tell(done)
+    }
+
+    /// As [`Parsed::serve`], but only if that needs no waiting and moves at most `bytes_max` bytes. `None` says that nothing was done: the
+    /// request is to be read and served again where it may wait.
+    pub fn try_serve(
+        mut self,
+        device: &dyn BlockDevice,
+        serial: &str,
+        buffer: &mut Vec<u8>,
+        bytes_max: usize,
+    ) -> Option<Served> {
+        let done = match &self.request {
+            Request::Read { offset, len } if *len <= bytes_max => {
+                buffer.resize(*len, 0);
+                match device.try_read(*offset, buffer) {
+                    Ok(true) => Ok(put(&mut self.data, buffer)),
+                    Ok(false) => return None,
+                    Err(error) => Err(error),
+                }
+            }
+            Request::Write { offset, data } if data.len() <= bytes_max => {
+                match device.try_write(*offset, data) {
+                    Ok(true) => Ok(Status::Ok),
+                    Ok(false) => return None,
+                    Err(error) => Err(error),
+                }
+            }
+            Request::Id | Request::Bad(_) => self.act(device, serial, buffer),
+            _ => return None,
+        };
+        Some(self.tell(done))
+    }
+
+    /// Tells the driver that the request failed.
+    pub fn fail(self) -> Served {
+        self.tell(Ok(Status::Error))
+    }
+
+    fn tell(mut self, done: Result<Status, BlockError>) -> Served {
+        let (status, error) = match done {
             Ok(status) => (status, None),
             Err(error) if error.kind == BlockErrorKind::Unsupported => {
                 (Status::Unsupported, Some(error))

@@ -1,23 +1,28 @@
-//! A disk in this process: any [`BlockDevice`], each queue on a thread of its own.
+//! A disk in this process: any [`BlockDevice`], each queue on a thread of its own, all together within its limits.
+
+mod limit;
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::time::Duration;
 
-use vmm_block::virtio::{Parsed, SECTOR_BYTES, features};
+use vmm_block::virtio::{Parsed, config_of, features_of};
 use vmm_block::{BlockDevice, Geometry};
+use vmm_sys_util::timerfd::TimerFd;
+
+pub use limit::Limits;
 
 use super::ring::{Chain, Ring};
 use super::worker::{Handler, Worker};
 use super::{Device, Kind, StartError, Started, read_from};
 use crate::machine::memory::Memory;
+use limit::Toll;
 
 const QUEUE_SIZE: u16 = 256;
 /// Data segments of a request; with head and status a chain fits its queue.
 const SEGMENTS_MAX: u32 = QUEUE_SIZE as u32 - 2;
 /// Most queues: more than a desktop has processors gains nothing.
 pub const QUEUES_MAX: usize = 16;
-/// Sectors of one range of a discard or zeroing: 1 GiB.
-const RANGE_SECTORS_MAX: u32 = 1 << 21;
 
 /// A disk and what guests are told of it.
 #[derive(Clone)]
@@ -28,6 +33,19 @@ pub struct Disk {
     pub serial: String,
     /// Queues, one for each processor as a rule.
     pub queues: usize,
+    /// How much it may do.
+    pub limits: Limits,
+}
+
+/// Shortest time that a request waits: a timer that is set to nothing never rings.
+const WAIT_MIN: Duration = Duration::from_micros(1);
+/// The timer's token; the queue's is 0.
+const TIMER: u64 = 1;
+
+/// What a queue pays, and how it waits until it can.
+struct Paying {
+    toll: Arc<Toll>,
+    timer: TimerFd,
 }
 
 struct Server {
@@ -35,6 +53,7 @@ struct Server {
     memory: Memory,
     disk: Disk,
     buffer: Vec<u8>,
+    paying: Option<Paying>,
 }
 
 impl Server {
@@ -52,13 +71,43 @@ impl Server {
         }
         served.written
     }
+
+    /// As [`Ring::drain`], until there is nothing to pay with; the timer rings when there is again.
+    fn drain_paying(
+        ring: &mut Ring,
+        paying: &mut Paying,
+        memory: &Memory,
+        mut work: impl FnMut(Chain<'_>) -> u32,
+    ) {
+        let mut any = false;
+        while let Some(chain) = ring.next(memory) {
+            let bytes: u64 = chain.clone().map(|one| u64::from(one.len())).sum();
+            if let Err(wait) = paying.toll.pass(bytes) {
+                ring.put_back();
+                if let Err(error) = paying.timer.reset(wait.max(WAIT_MIN), None) {
+                    tracing::error!(%error, "a disk's timer; its queue waits for the next request");
+                }
+                break;
+            }
+            let head = chain.head_index();
+            let written = work(chain);
+            ring.done(memory, head, written);
+            any = true;
+        }
+        if any {
+            ring.signal(memory);
+        }
+    }
 }
 
 impl Handler for Server {
     fn ready(&mut self, _: u64) {
         let (memory, disk, buffer) = (&self.memory, &self.disk, &mut self.buffer);
-        self.ring
-            .drain(memory, |chain| Self::serve(disk, buffer, chain, memory));
+        let work = |chain: Chain<'_>| Self::serve(disk, buffer, chain, memory);
+        match &mut self.paying {
+            None => self.ring.drain(memory, work),
+            Some(paying) => Self::drain_paying(&mut self.ring, paying, memory, work),
+        }
     }
 }
 
@@ -81,31 +130,6 @@ impl Block {
             workers: Vec::new(),
         }
     }
-
-    /// The configuration in its wire form (virtio 1.2, section 5.2.4).
-    fn config(&self) -> Vec<u8> {
-        let block = self.geometry.block_bytes_preferred.clamp(512, 4096);
-        // Guests use 512-byte blocks and are told to prefer the device's.
-        let exponent = (block / 512).trailing_zeros() as u8;
-        let mut config = Vec::with_capacity(60);
-        config.extend((self.geometry.size_bytes / SECTOR_BYTES).to_le_bytes());
-        config.extend(0u32.to_le_bytes()); // size_max: none
-        config.extend(SEGMENTS_MAX.to_le_bytes());
-        config.extend([0; 4]); // cylinders, heads and sectors
-        config.extend(512u32.to_le_bytes());
-        config.extend([exponent, 0]);
-        config.extend(1u16.to_le_bytes()); // best smallest transfer, blocks
-        config.extend(0u32.to_le_bytes()); // best transfer: none
-        config.extend([0, 0]); // writeback, unused
-        config.extend((self.disk.queues as u16).to_le_bytes());
-        config.extend(RANGE_SECTORS_MAX.to_le_bytes()); // discard
-        config.extend(64u32.to_le_bytes());
-        config.extend((block / 512).to_le_bytes());
-        config.extend(RANGE_SECTORS_MAX.to_le_bytes()); // zeroing
-        config.extend(64u32.to_le_bytes());
-        config.extend([1, 0, 0, 0]); // zeroing may give storage back
-        config
-    }
 }
 
 impl Device for Block {
@@ -114,17 +138,7 @@ impl Device for Block {
     }
 
     fn features(&self) -> u64 {
-        let may_write = if self.geometry.read_only {
-            features::RO
-        } else {
-            features::DISCARD | features::WRITE_ZEROES
-        };
-        let always = features::SEG_MAX
-            | features::BLK_SIZE
-            | features::FLUSH
-            | features::TOPOLOGY
-            | features::MQ;
-        always | may_write
+        features_of(&self.geometry)
     }
 
     fn queue_sizes(&self) -> Vec<u16> {
@@ -132,24 +146,38 @@ impl Device for Block {
     }
 
     fn read_config(&self, offset: usize, data: &mut [u8]) {
-        read_from(&self.config(), offset, data);
+        let queues = self.disk.queues as u16;
+        read_from(
+            &config_of(&self.geometry, queues, SEGMENTS_MAX),
+            offset,
+            data,
+        );
     }
 
     fn start(&mut self, started: Started) -> Result<(), StartError> {
         if started.rings.iter().all(Option::is_none) {
             return Err(StartError::Queue(0));
         }
+        let toll = Toll::new(self.disk.limits).map(Arc::new);
         for ring in started.rings {
             let worker = ring.map(|ring| {
-                let kick = ring.kick().as_raw_fd();
+                let mut waits = vec![(ring.kick().as_raw_fd(), 0)];
+                let mut paying = None;
+                if let Some(toll) = &toll {
+                    let timer = TimerFd::new().map_err(std::io::Error::from)?;
+                    waits.push((timer.as_raw_fd(), TIMER));
+                    let toll = Arc::clone(toll);
+                    paying = Some(Paying { toll, timer });
+                }
                 let name = format!("disk-{}", ring.index());
                 let server = Server {
                     ring,
                     memory: started.memory.clone(),
                     disk: self.disk.clone(),
                     buffer: Vec::new(),
+                    paying,
                 };
-                Worker::spawn(&name, server, &[(kick, 0)])
+                Worker::spawn(&name, server, &waits)
             });
             let worker = worker.transpose();
             self.workers
