@@ -66,7 +66,8 @@ struct QueueSetup {
 pub struct VirtioPci {
     this: Weak<Mutex<Self>>,
     vm: Arc<VmFd>,
-    bus: Arc<Bus>,
+    /// The bus holds the device, not the other way round, or neither would ever go.
+    bus: Weak<Bus>,
     memory: Memory,
     config: ConfigSpace,
     /// Where in the configuration space MSI-X is.
@@ -135,7 +136,7 @@ impl VirtioPci {
             Mutex::new(Self {
                 this: Weak::clone(this),
                 vm,
-                bus,
+                bus: Arc::downgrade(&bus),
                 memory,
                 config,
                 msix_at,
@@ -163,13 +164,16 @@ impl VirtioPci {
         if wanted == self.mapped {
             return Ok(());
         }
+        let Some(bus) = self.bus.upgrade() else {
+            return Ok(());
+        };
         if let Some(bar) = self.mapped.take() {
-            self.bus.remove(bar);
+            bus.remove(bar);
             self.notifications(bar, false)?;
         }
         if let (Some(bar), Some(this)) = (wanted, self.this.upgrade()) {
             let shared: Shared = this;
-            if self.bus.insert(bar, u64::from(BAR_BYTES), shared).is_ok() {
+            if bus.insert(bar, u64::from(BAR_BYTES), shared).is_ok() {
                 self.notifications(bar, true)?;
                 self.mapped = Some(bar);
             }
