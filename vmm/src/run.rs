@@ -12,8 +12,12 @@ use vmm::machine::boot::BootSource;
 use vmm::machine::bus::lock;
 use vmm::machine::event::{Event, Events};
 use vmm::machine::{End, Machine, MachineSpec};
+use vmm::rfb::{self, Inputs};
+use vmm::screen::{Screen, Size};
 use vmm::virtio::Device;
 use vmm::virtio::block::{Block, Disk};
+use vmm::virtio::gpu::Gpu;
+use vmm::virtio::input::{Input, Model};
 use vmm::virtio::rng::Rng;
 use vmm_block::RawFile;
 
@@ -48,13 +52,27 @@ pub struct Arguments {
     /// Show the serial port's output on standard output.
     #[arg(long)]
     serial_stdout: bool,
+    /// Have a screen, a keyboard and a tablet; the guest is asked for this size first.
+    #[arg(long, value_name = "WIDTHxHEIGHT")]
+    display: Option<Size>,
+    /// Have the screen at this Unix socket, for viewers that speak RFB (VNC). Whoever may open it may see and type.
+    #[arg(long, value_name = "PATH", requires = "display")]
+    rfb_socket: Option<PathBuf>,
 }
 
 const EXAMPLES: &str = "\
 Examples:
   splice-vmm run --kernel vmlinuz --initrd initrd.img --command-line 'root=/dev/vda1 ro console=ttyS0' \\
       --disk desktop.raw --memory 2048 --vcpus 2 --serial-stdout
-  splice-vmm run --kernel vmlinuz --serial-socket console.sock    (then: socat - UNIX:console.sock)";
+  splice-vmm run --kernel vmlinuz --serial-socket console.sock    (then: socat - UNIX:console.sock)
+  splice-vmm run --kernel vmlinuz --disk desktop.raw --command-line 'root=/dev/vda1' --display 1280x800 \\
+      --rfb-socket screen.sock    (then: splice-vmm screenshot screen.sock screen.png)";
+
+/// A screen and hands for it, which outlive machines: viewers stay when the guest resets.
+struct Display {
+    screen: Screen,
+    inputs: Inputs,
+}
 
 /// One `--disk`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,7 +110,19 @@ impl FromStr for DiskOption {
 }
 
 impl Arguments {
-    fn devices(&self) -> Result<Vec<(String, Box<dyn Device>)>> {
+    fn display(&self) -> Result<Option<Display>> {
+        let Some(size) = self.display else {
+            return Ok(None);
+        };
+        let (screen, inputs) = (Screen::new(size), Inputs::default());
+        if let Some(path) = &self.rfb_socket {
+            let listening = rfb::listen(path, screen.clone(), inputs.clone(), "Splice desktop");
+            listening.with_context(|| format!("screen at {}", path.display()))?;
+        }
+        Ok(Some(Display { screen, inputs }))
+    }
+
+    fn devices(&self, display: Option<&Display>) -> Result<Vec<(String, Box<dyn Device>)>> {
         let mut devices: Vec<(String, Box<dyn Device>)> = Vec::new();
         for (index, disk) in self.disk.iter().enumerate() {
             let file = RawFile::open(&disk.path, disk.read_only);
@@ -105,10 +135,17 @@ impl Arguments {
             devices.push((format!("disk-{index}"), Box::new(block)));
         }
         devices.push(("rng".into(), Box::<Rng>::default()));
+        if let Some(Display { screen, inputs }) = display {
+            let keyboard = Input::new(Model::Keyboard, inputs.keyboard.clone());
+            let tablet = Input::new(Model::Tablet, inputs.tablet.clone());
+            devices.push(("gpu".into(), Box::new(Gpu::new(screen.clone()))));
+            devices.push(("keyboard".into(), Box::new(keyboard)));
+            devices.push(("tablet".into(), Box::new(tablet)));
+        }
         Ok(devices)
     }
 
-    fn spec(&self, serial: &Output) -> Result<MachineSpec> {
+    fn spec(&self, serial: &Output, display: Option<&Display>) -> Result<MachineSpec> {
         Ok(MachineSpec {
             memory_mib: self.memory,
             vcpus: self.vcpus,
@@ -117,7 +154,7 @@ impl Arguments {
                 initrd: self.initrd.clone(),
                 command_line: self.command_line.clone(),
             },
-            devices: self.devices()?,
+            devices: self.devices(display)?,
             serial: serial.clone(),
             console: self.serial_socket.clone(),
         })
@@ -172,8 +209,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         serial.to_stdout();
     }
     let signals = Signals::watch()?;
+    let display = arguments.display()?;
     loop {
-        let machine = Machine::build(arguments.spec(&serial)?)?;
+        let machine = Machine::build(arguments.spec(&serial, display.as_ref())?)?;
         signals.end(machine.events());
         match machine.run() {
             End::Off => return Ok(ExitCode::SUCCESS),
