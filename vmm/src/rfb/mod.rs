@@ -9,7 +9,7 @@
 //! Left out: Tight with JPEG (a lossy encoder is a large thing to have beside a guest; the portal may do it), colour maps, text of
 //! clipboards (it goes through the guest's agent; what a viewer sends here is passed over), wishes to be alone with the screen.
 //!
-//! [`parser`] and [`wishes`] are the protocol without sockets: what a viewer says, and what it is sent when. [`viewer`] has the threads.
+//! `parser` and `wishes` are the protocol without sockets: what a viewer says, and what it is sent when. `viewer` has the threads.
 //! Invariant: what a viewer says can end that viewer and nothing else, and what it makes us keep is bounded.
 
 pub mod client;

@@ -5,7 +5,7 @@
 //! when a viewer would like another size.
 //!
 //! One thread does one command after the other, so that a fence is over when its command is answered. Invariant: what a guest makes
-//! here is bounded ([`limits`]), and goes away when the guest resets the device.
+//! here is bounded (`limits`), and goes away when the guest resets the device.
 
 mod adapter;
 mod edid;

@@ -319,8 +319,8 @@ mod tests {
             let (mut pieces, mut at, mut cuts) = (Vec::new(), 0, cuts.into_iter().cycle());
             while at < source.len() {
                 let len = (cuts.next().expect("cycles") as usize).min(source.len() - at);
-                // Scattered, the later the lower.
-                let address = (1 << 20) - at as u64 * 3;
+                // Scattered, the later the lower, farther apart than they are long.
+                let address = (1 << 20) - at as u64 * 256;
                 memory.write_slice(&source[at..at + len], GuestAddress(address)).expect("memory");
                 pieces.push((address, len as u32));
                 at += len;
