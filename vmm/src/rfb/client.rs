@@ -152,7 +152,9 @@ impl Client {
         for _ in 0..self.read_update()? {
             let (rect, kind) = self.read_head()?;
             if kind != encoding::RAW || rect.intersect(self.size.rect()) != rect {
-                return Err(ClientError::Unexpected("a rectangle that was not asked for"));
+                return Err(ClientError::Unexpected(
+                    "a rectangle that was not asked for",
+                ));
             }
             for y in rect.y..rect.bottom() {
                 let row = self.read_bytes(usize::from(rect.width) * PIXEL_BYTES)?;

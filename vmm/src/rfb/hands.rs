@@ -63,7 +63,9 @@ impl Hands {
             self.pressed.remove(&code)
         };
         if is_news {
-            self.inputs.keyboard.send(&[event(EV_KEY, code, down.into())]);
+            self.inputs
+                .keyboard
+                .send(&[event(EV_KEY, code, down.into())]);
         }
     }
 
@@ -97,7 +99,9 @@ impl Drop for Hands {
     fn drop(&mut self) {
         let keys = self.pressed.iter().map(|code| event(EV_KEY, *code, 0));
         let keys: Vec<Event> = keys.collect();
-        let buttons = BUTTON_BITS.iter().filter(|(bit, _)| self.buttons >> bit & 1 == 1);
+        let buttons = BUTTON_BITS
+            .iter()
+            .filter(|(bit, _)| self.buttons >> bit & 1 == 1);
         let buttons = buttons.map(|(_, index)| event(EV_KEY, BUTTONS[*index], 0));
         let buttons: Vec<Event> = buttons.collect();
         if !keys.is_empty() {

@@ -32,7 +32,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub use hands::Inputs;
-pub use parser::{Message, ParseError, Parser, Said};
+pub use parser::{MESSAGE_BYTES_MAX, Message, ParseError, Parser, Said};
 pub use pixel::{FORMAT_BYTES, FormatError, PixelFormat};
 pub use wire::encoding;
 

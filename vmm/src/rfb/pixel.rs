@@ -51,7 +51,22 @@ impl PixelFormat {
     /// # Errors
     /// It is not served.
     pub fn parse(wire: &[u8; FORMAT_BYTES]) -> Result<Self, FormatError> {
-        let [bits, depth, big_endian, true_colour, r0, r1, g0, g1, b0, b1, r, g, b, ..] = *wire;
+        let [
+            bits,
+            depth,
+            big_endian,
+            true_colour,
+            r0,
+            r1,
+            g0,
+            g1,
+            b0,
+            b1,
+            r,
+            g,
+            b,
+            ..,
+        ] = *wire;
         if !matches!(bits, 8 | 16 | 32) {
             return Err(FormatError::Bits(bits));
         }
@@ -115,7 +130,11 @@ impl Translator {
         } else {
             (is_low, is_high)
         };
-        let compact = match (bytes == 4 && format.depth <= 24, without_last, without_first) {
+        let compact = match (
+            bytes == 4 && format.depth <= 24,
+            without_last,
+            without_first,
+        ) {
             (true, true, _) => 0..3,
             (true, false, true) => 1..4,
             _ => 0..bytes,

@@ -88,8 +88,12 @@ impl Unpacker {
                 let tile = Rect::new(x, y, TILE, TILE).intersect(rect);
                 let pixels = Self::tile(&mut bytes, tile);
                 for (index, pixel) in pixels.iter().enumerate() {
-                    let (row, column) = (index / usize::from(tile.width), index % usize::from(tile.width));
-                    let at = (usize::from(y) + row) * stride + (usize::from(x) + column) * PIXEL_BYTES;
+                    let (row, column) = (
+                        index / usize::from(tile.width),
+                        index % usize::from(tile.width),
+                    );
+                    let at =
+                        (usize::from(y) + row) * stride + (usize::from(x) + column) * PIXEL_BYTES;
                     picture[at..at + 3].copy_from_slice(pixel);
                 }
             }
@@ -219,7 +223,9 @@ fn a_wish_for_another_size_reaches_the_guest_and_the_new_size_the_viewer() {
     layout(&mut client, Rect::new(0, 0, 320, 128));
     for _ in 0..2 {
         let (rect, _) = client.read_head().expect("a rectangle");
-        client.read_bytes(rect.pixels() * PIXEL_BYTES).expect("pixels");
+        client
+            .read_bytes(rect.pixels() * PIXEL_BYTES)
+            .expect("pixels");
     }
     let mut wish = vec![251, 0, 2, 0, 1, 0, 1, 0];
     wish.extend([0; 16]);
@@ -258,7 +264,14 @@ fn hands_reach_the_guest_and_let_go_when_the_viewer_does() {
     drop(client);
     assert_eq!(wait(&bench.inputs.keyboard, EV_KEY, 1), (30, 0));
     assert_eq!(wait(&bench.inputs.tablet, EV_KEY, 1), (0x110, 0));
-    assert!(bench.inputs.tablet.take().iter().all(|event| event.kind != EV_ABS));
+    assert!(
+        bench
+            .inputs
+            .tablet
+            .take()
+            .iter()
+            .all(|event| event.kind != EV_ABS)
+    );
 }
 
 #[test]
@@ -297,6 +310,7 @@ fn a_viewer_that_takes_nothing_holds_nobody_up() {
     }
     let mut picture = Vec::new();
     slow.read_raw(&mut picture).expect("the first frame");
-    slow.read_raw(&mut picture).expect("one for all wishes since");
+    slow.read_raw(&mut picture)
+        .expect("one for all wishes since");
     assert!(picture == bench.pixels());
 }

@@ -193,14 +193,7 @@ fn send(mut stream: &UnixStream, screen: &Screen, wishes: &Mutex<Wishes>) -> io:
         out.clear();
         out.extend(owed);
         if let Some(update) = update {
-            send_update(
-                stream,
-                screen,
-                &mut encoder,
-                &update,
-                &mut pixels,
-                &mut out,
-            )?;
+            send_update(stream, screen, &mut encoder, &update, &mut pixels, &mut out)?;
         }
         stream.write_all(&out)?;
     }

@@ -170,12 +170,23 @@ mod tests {
     #[test]
     fn sizes_out_of_bounds_are_not_asked_for() {
         assert_eq!("1280x800".parse(), Ok(Size::default()));
-        for text in ["", "1280", "1280x", "x800", "-1x800", "1280x800x1", "1 280x800"] {
+        for text in [
+            "",
+            "1280",
+            "1280x",
+            "x800",
+            "-1x800",
+            "1280x800x1",
+            "1 280x800",
+        ] {
             let parsed: Result<Size, _> = text.parse();
             assert!(matches!(parsed, Err(SizeError::Text(_))), "{text}");
         }
         for (width, height) in [(63, 64), (64, 0), (4096, 64), (65536 + 640, 480)] {
-            assert_eq!(Size::new(width, height), Err(SizeError::Bounds(width, height)));
+            assert_eq!(
+                Size::new(width, height),
+                Err(SizeError::Bounds(width, height))
+            );
         }
         assert!(Size::shown(1, 1).is_some() && Size::shown(0, 1).is_none());
     }

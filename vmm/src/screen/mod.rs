@@ -134,6 +134,10 @@ mod tests {
         screen.ask(size);
         assert_eq!(bell.read().expect("rung"), 1);
         assert_eq!(screen.look().asked(), size);
-        assert_eq!(screen.look().size().width, 640, "the guest has not followed");
+        assert_eq!(
+            screen.look().size().width,
+            640,
+            "the guest has not followed"
+        );
     }
 }

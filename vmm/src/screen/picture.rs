@@ -53,7 +53,10 @@ pub fn write(kind: Kind, size: Size, pixels: &[u8], out: &mut impl Write) -> io:
             let mut above = vec![0u8; usize::from(size.width) * 3];
             for row in rows {
                 let row: Vec<u8> = row.collect();
-                let differences = row.iter().zip(&above).map(|(here, up)| here.wrapping_sub(*up));
+                let differences = row
+                    .iter()
+                    .zip(&above)
+                    .map(|(here, up)| here.wrapping_sub(*up));
                 let differences: Vec<u8> = differences.collect();
                 zlib.write_all(&[PNG_FILTER_UP])?;
                 zlib.write_all(&differences)?;

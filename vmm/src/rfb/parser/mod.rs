@@ -20,7 +20,7 @@ const ENCODINGS_MAX: usize = 1024;
 const LAYOUT_SCREENS_MAX: usize = 16;
 const LAYOUT_SCREEN_BYTES: usize = 16;
 /// Bytes of the longest message.
-pub(super) const MESSAGE_BYTES_MAX: usize = 4 + 4 * ENCODINGS_MAX;
+pub const MESSAGE_BYTES_MAX: usize = 4 + 4 * ENCODINGS_MAX;
 const VERSION_BYTES: usize = 12;
 
 /// Something that a client said.

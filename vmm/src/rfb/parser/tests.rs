@@ -87,11 +87,14 @@ fn a_script_says_the_same_in_any_pieces() {
     assert_eq!(messages(&bytes), Ok(expected));
     let bytes = [HELLO, &bytes].concat();
     let whole = said(&bytes, bytes.len()).expect("a script");
-    assert_eq!(whole[..3], [
-        Said::Version { confirms: true },
-        Said::Security(1),
-        Said::Init
-    ]);
+    assert_eq!(
+        whole[..3],
+        [
+            Said::Version { confirms: true },
+            Said::Security(1),
+            Said::Init
+        ]
+    );
     for step in 1..40 {
         assert_eq!(said(&bytes, step).as_ref(), Ok(&whole), "{step}");
     }
@@ -104,7 +107,12 @@ fn versions_before_three_seven_and_other_protocols_are_refused() {
     assert_eq!(with("RFB 003.007\n"), confirms(false));
     assert_eq!(with("RFB 003.889\n"), confirms(true));
     assert_eq!(with("RFB 004.001\n"), confirms(true));
-    for text in ["RFB 003.003\n", "RFB 003.00 \n", "RFB 003 008\n", "GET / HTTP/1"] {
+    for text in [
+        "RFB 003.003\n",
+        "RFB 003.00 \n",
+        "RFB 003 008\n",
+        "GET / HTTP/1",
+    ] {
         assert_eq!(with(text), Err(ParseError::Version), "{text}");
     }
 }

@@ -91,7 +91,10 @@ fn what_a_viewer_understands_is_announced_once() {
 fn a_new_size_comes_alone_and_the_pixels_after_it() {
     let mut canvas = canvas();
     let mut wishes = Wishes::new(&canvas);
-    hear(&mut wishes, [Message::Encodings(ALL.to_vec()), request(false)]);
+    hear(
+        &mut wishes,
+        [Message::Encodings(ALL.to_vec()), request(false)],
+    );
     wishes.take(&canvas);
     let size = Size::new(64, 128).expect("a size");
     canvas.resize(size);
@@ -187,7 +190,10 @@ fn pointers_are_for_those_who_draw_them() {
     });
     hear(&mut wishes, [request(false)]);
     assert!(update(&mut wishes, &canvas).expect("all").pseudo.is_empty());
-    hear(&mut wishes, [Message::Encodings(ALL.to_vec()), request(true)]);
+    hear(
+        &mut wishes,
+        [Message::Encodings(ALL.to_vec()), request(true)],
+    );
     let pseudo = update(&mut wishes, &canvas).expect("a pointer").pseudo;
     assert!(pseudo.contains(&Pseudo::Cursor(Arc::clone(canvas.cursor()))));
 }

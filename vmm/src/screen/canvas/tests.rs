@@ -50,7 +50,10 @@ fn a_region_leaves_the_rest_to_be_told() {
     assert_eq!(view.take_pixels(&canvas, all), [Rect::new(64, 0, 64, 64)]);
     fill(&mut canvas, Rect::new(250, 60, 100, 100), 1);
     assert!(view.has_pixels(&canvas, all));
-    assert!(!view.has_pixels(&canvas, Rect::new(300, 0, 9, 9)), "outside");
+    assert!(
+        !view.has_pixels(&canvas, Rect::new(300, 0, 9, 9)),
+        "outside"
+    );
 }
 
 #[test]
@@ -90,7 +93,9 @@ fn the_pointer_is_told_when_it_is_another_one() {
 fn rows_that_are_missing_or_short_are_left_alone() {
     let mut canvas = Canvas::new(size(4, 2));
     let short = [9u8; 7];
-    canvas.draw(Rect::new(0, 0, 4, 2), |row| (row == 1).then_some(&short[..]));
+    canvas.draw(Rect::new(0, 0, 4, 2), |row| {
+        (row == 1).then_some(&short[..])
+    });
     let mut pixels = Vec::new();
     canvas.copy(Rect::new(0, 0, 4, 2), &mut pixels);
     assert!(pixels.iter().all(|byte| *byte == 0));

@@ -146,9 +146,15 @@ mod tests {
     fn timings_are_those_of_the_cvt_generator() {
         // `cvt -r 1920 1080` and `cvt -r 2560 1600` print these.
         let (clock, h, v) = read(&descriptor(size(1920, 1080)));
-        assert_eq!((clock, h, v), (138_500, [1920, 160, 48, 32], [1080, 31, 3, 5]));
+        assert_eq!(
+            (clock, h, v),
+            (138_500, [1920, 160, 48, 32], [1080, 31, 3, 5])
+        );
         let (clock, h, v) = read(&descriptor(size(2560, 1600)));
-        assert_eq!((clock, h, v), (268_500, [2560, 160, 48, 32], [1600, 46, 3, 6]));
+        assert_eq!(
+            (clock, h, v),
+            (268_500, [2560, 160, 48, 32], [1600, 46, 3, 6])
+        );
     }
 
     #[test]

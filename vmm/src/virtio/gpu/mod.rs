@@ -136,7 +136,10 @@ impl Device for Gpu {
     fn read_config(&self, offset: usize, data: &mut [u8]) {
         // Events, events to clear, outputs, sets of 3D capabilities.
         let config = [self.events.load(Ordering::Acquire), 0, 1, 0];
-        let config: Vec<u8> = config.iter().flat_map(|field| field.to_le_bytes()).collect();
+        let config: Vec<u8> = config
+            .iter()
+            .flat_map(|field| field.to_le_bytes())
+            .collect();
         read_from(&config, offset, data);
     }
 

@@ -248,7 +248,10 @@ impl Command {
 pub(super) enum Done {
     Nothing,
     /// The size of the one output.
-    Display { width: u32, height: u32 },
+    Display {
+        width: u32,
+        height: u32,
+    },
     Edid(Vec<u8>),
 }
 

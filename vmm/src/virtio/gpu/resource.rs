@@ -277,7 +277,11 @@ mod tests {
         for id in 1..=5 {
             assert_eq!(all.create(id, Format::Bgra, 1, 1), Ok(()));
             let attached = all.attach(&memory, id, &pieces);
-            let fits = if id < 5 { Ok(()) } else { Err(Refusal::OutOfMemory) };
+            let fits = if id < 5 {
+                Ok(())
+            } else {
+                Err(Refusal::OutOfMemory)
+            };
             assert_eq!(attached, fits);
         }
     }

@@ -101,7 +101,10 @@ impl Driver {
             assert!(Instant::now() < end, "no answer");
             std::thread::yield_now();
         }
-        let used = queue.used().ring().ref_at(usize::from((self.sent - 1) % 16));
+        let used = queue
+            .used()
+            .ring()
+            .ref_at(usize::from((self.sent - 1) % 16));
         let written = used.expect("an entry").load().len();
         let mut answer = vec![0; written as usize];
         memory
@@ -158,7 +161,11 @@ fn bytes_that_are_no_commands_are_answered_and_the_next_one_is_done() {
     }
     let mut display = 0x0100u32.to_le_bytes().to_vec();
     display.resize(24, 0);
-    assert_eq!(driver.send(&display, 7).len(), 7, "as much as there is room");
+    assert_eq!(
+        driver.send(&display, 7).len(),
+        7,
+        "as much as there is room"
+    );
     assert_eq!(driver.send(&display, 4096).len(), 408);
     assert_eq!(driver.command(0x0999, &[]), 0x1200);
     assert_eq!(driver.command(0x0102, &[9, 0]), 0x1203);

@@ -140,4 +140,3 @@ fn check(result: libc::c_int) -> io::Result<()> {
     }
     Ok(())
 }
-

@@ -207,14 +207,14 @@ fn any_command() -> impl Strategy<Value = Command> {
     let format = (0..Format::ALL.len()).prop_map(|index| Format::ALL[index]);
     let pieces = prop::collection::vec((number().prop_map(u64::from), number()), 0..4);
     prop_oneof![
-        (resource(), format, number(), number()).prop_map(
-            |(resource, format, width, height)| Command::Create {
+        (resource(), format, number(), number()).prop_map(|(resource, format, width, height)| {
+            Command::Create {
                 resource,
                 format,
                 width,
                 height,
             }
-        ),
+        }),
         resource().prop_map(|resource| Command::Unref { resource }),
         (any_rect(), scanout(), resource()).prop_map(|(rect, scanout, resource)| {
             Command::SetScanout {
