@@ -117,7 +117,7 @@ impl Translator {
         for (colour, table) in tables.iter_mut().enumerate() {
             let (max, shift) = (u32::from(format.max[colour]), format.shift[colour]);
             for (value, bits) in (0..).zip(table.iter_mut()) {
-                *bits = (value * max + 127) / 255 << shift;
+                *bits = ((value * max + 127) / 255) << shift;
             }
         }
         let used = tables.iter().fold(0, |used, table| used | table[255]);

@@ -142,13 +142,10 @@ impl Unpacker {
                         let index = byte();
                         (palette[usize::from(index & 0x7f)], index & 0x80 != 0)
                     };
-                    let mut len = 1;
-                    while is_run {
-                        let more = byte();
+                    let (mut len, mut more) = (1, if is_run { 255 } else { 0 });
+                    while more == 255 {
+                        more = byte();
                         len += usize::from(more);
-                        if more != 255 {
-                            break;
-                        }
                     }
                     pixels.extend(std::iter::repeat_n(colour, len));
                 }
