@@ -14,10 +14,14 @@ use vmm::machine::boot::BootSource;
 use vmm::machine::bus::lock;
 use vmm::machine::event::{Event, Events};
 use vmm::machine::{self, Devices, End, Machine, MachineSpec};
+use vmm::rfb::{self, Inputs};
+use vmm::screen::{Screen, Size};
 use vmm::virtio::Device;
 use vmm::virtio::balloon::{Balloon, BalloonSize};
 use vmm::virtio::block::{Block, Disk, Limits};
 use vmm::virtio::console::{Console, PORTS_MAX, PortSpec};
+use vmm::virtio::gpu::Gpu;
+use vmm::virtio::input::{Input, Model};
 use vmm::virtio::net::{Net, Tap};
 use vmm::virtio::rng::Rng;
 use vmm::virtio::vhost_user::RemoteBlock;
@@ -64,6 +68,18 @@ pub struct Arguments {
     /// Take commands at this Unix socket, one JSON object a line.
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
+    /// Have a screen, a keyboard and a tablet; the guest is asked for this size first.
+    #[arg(long, value_name = "WIDTHxHEIGHT")]
+    display: Option<Size>,
+    /// Have the screen at this Unix socket, for viewers that speak RFB (VNC). Whoever may open it may see and type.
+    #[arg(long, value_name = "PATH", requires = "display")]
+    rfb_socket: Option<PathBuf>,
+}
+
+/// A screen and hands for it, which outlive machines: viewers stay when the guest resets.
+struct Display {
+    screen: Screen,
+    inputs: Inputs,
 }
 
 const EXAMPLES: &str = "\
@@ -71,7 +87,9 @@ Examples:
   splice-vmm run --kernel vmlinuz --initrd initrd.img --command-line 'root=/dev/vda1 ro console=ttyS0' \\
       --disk desktop.raw --memory 2048 --vcpus 2 --serial-stdout
   splice-vmm run --kernel vmlinuz --disk vhost-user=disk.sock
-  splice-vmm run --kernel vmlinuz --serial-socket console.sock    (then: socat - UNIX:console.sock)";
+  splice-vmm run --kernel vmlinuz --serial-socket console.sock    (then: socat - UNIX:console.sock)
+  splice-vmm run --kernel vmlinuz --disk desktop.raw --command-line 'root=/dev/vda1' --display 1280x800 \\
+      --rfb-socket screen.sock    (then: splice-vmm screenshot screen.sock screen.png)";
 
 /// Where a disk's bytes come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -233,7 +251,19 @@ impl DiskOption {
 const SERVER_PATIENCE: Duration = Duration::from_secs(30);
 
 impl Arguments {
-    fn devices(&self, balloon: &BalloonSize) -> Result<Devices> {
+    fn display(&self) -> Result<Option<Display>> {
+        let Some(size) = self.display else {
+            return Ok(None);
+        };
+        let (screen, inputs) = (Screen::new(size), Inputs::default());
+        if let Some(path) = &self.rfb_socket {
+            let listening = rfb::listen(path, screen.clone(), inputs.clone(), "Splice desktop");
+            listening.with_context(|| format!("screen at {}", path.display()))?;
+        }
+        Ok(Some(Display { screen, inputs }))
+    }
+
+    fn devices(&self, balloon: &BalloonSize, display: Option<&Display>) -> Result<Devices> {
         let mut devices = Devices::new();
         for (index, disk) in self.disk.iter().enumerate() {
             devices.push((format!("disk-{index}"), disk.open(self.vcpus.into())?));
@@ -255,6 +285,13 @@ impl Arguments {
         }
         devices.push(("balloon".into(), Box::new(Balloon::new(balloon.clone()))));
         devices.push(("rng".into(), Box::<Rng>::default()));
+        if let Some(Display { screen, inputs }) = display {
+            let keyboard = Input::new(Model::Keyboard, inputs.keyboard.clone());
+            let tablet = Input::new(Model::Tablet, inputs.tablet.clone());
+            devices.push(("gpu".into(), Box::new(Gpu::new(screen.clone()))));
+            devices.push(("keyboard".into(), Box::new(keyboard)));
+            devices.push(("tablet".into(), Box::new(tablet)));
+        }
         Ok(devices)
     }
 }
@@ -324,7 +361,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         &arguments.command_line,
     )?;
     let balloon = BalloonSize::default();
-    let mut devices = arguments.devices(&balloon)?;
+    let display = arguments.display()?;
+    let mut devices = arguments.devices(&balloon, display.as_ref())?;
     for resets in 0.. {
         let spec = MachineSpec {
             memory_mib: arguments.memory,

@@ -7,6 +7,7 @@
 pub mod balloon;
 pub mod block;
 pub mod console;
+pub mod gpu;
 pub mod input;
 pub mod net;
 pub mod pci;

@@ -140,6 +140,12 @@ impl InputSender {
             let _ = wake.write(1);
         }
     }
+
+    /// What waits for the guest, taken away.
+    #[cfg(test)]
+    pub(crate) fn take(&self) -> Vec<Event> {
+        lock(&self.0).waiting.drain(..).collect()
+    }
 }
 
 struct Typist {
