@@ -34,7 +34,7 @@ enum Command {
     ///
     /// A guest's reset starts the machine anew. Exit status: 0 the guest powered off, or the machine was ended by a signal; 1 it
     /// could not be made or could not go on; 2 wrong usage.
-    Run(run::Arguments),
+    Run(Box<run::Arguments>),
     /// Save a picture of a machine's screen.
     ///
     /// Exit status: 0 saved; 1 not; 2 wrong usage.

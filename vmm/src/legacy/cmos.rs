@@ -77,7 +77,7 @@ impl Cmos {
             0x32 => (now.year / 100) as u8,
             _ => 0,
         };
-        value / 10 << 4 | value % 10
+        ((value / 10) << 4) | (value % 10)
     }
 }
 

@@ -308,7 +308,7 @@ fn long_mode_tables(memory: &Memory) -> Result<(), vm_memory::GuestMemoryError> 
         memory.write_obj(*descriptor, GuestAddress(GDT + index as u64 * 8))?;
     }
     let entry = |table: u64, index: u64| GuestAddress(PAGE_TABLES + table * PAGE + index * 8);
-    memory.write_obj(PAGE_TABLES + PAGE | PRESENT_WRITABLE, entry(0, 0))?;
+    memory.write_obj((PAGE_TABLES + PAGE) | PRESENT_WRITABLE, entry(0, 0))?;
     for directory in 0..4 {
         let address = PAGE_TABLES + (2 + directory) * PAGE;
         memory.write_obj(address | PRESENT_WRITABLE, entry(1, directory))?;

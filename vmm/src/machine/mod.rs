@@ -164,7 +164,7 @@ impl Machine {
         };
         port(SERIAL_PORT, 8, Box::new(serial))?;
         port(PM_PORT, PM_BYTES, Box::new(power))?;
-        port(CMOS_PORT, 2, Box::new(Cmos::default()))?;
+        port(CMOS_PORT, 2, Box::<Cmos>::default())?;
         port(I8042_PORT, 5, Box::new(I8042(events.clone())))?;
 
         let mut devices = Vec::new();

@@ -159,10 +159,10 @@ impl Ports {
         let had_client = port.has_client();
         port.accept();
         if let Some(Some(ring)) = self.rings.get_mut(from_guest) {
-            port.from_guest(ring, &memory);
+            port.take_from_guest(ring, &memory);
         }
         if let Some(Some(ring)) = self.rings.get_mut(to_guest) {
-            port.to_guest(ring, &memory);
+            port.give_to_guest(ring, &memory);
         }
         let has_client = port.has_client();
         if had_client != has_client {

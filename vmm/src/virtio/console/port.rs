@@ -86,7 +86,7 @@ impl Port {
     }
 
     /// Sends what the guest has put in, until the client takes no more. Without a client it is lost, as on an unplugged line.
-    pub(super) fn from_guest(&mut self, ring: &mut Ring, memory: &Memory) {
+    pub(super) fn take_from_guest(&mut self, ring: &mut Ring, memory: &Memory) {
         let mut any = false;
         loop {
             self.flush();
@@ -132,7 +132,7 @@ impl Port {
     }
 
     /// Gives the guest what the client has sent, as far as it has room.
-    pub(super) fn to_guest(&mut self, ring: &mut Ring, memory: &Memory) {
+    pub(super) fn give_to_guest(&mut self, ring: &mut Ring, memory: &Memory) {
         let mut any = false;
         let mut bytes = [0; BYTES];
         while self.guest_open
