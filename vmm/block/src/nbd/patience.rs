@@ -25,7 +25,7 @@ pub(crate) const PUT_ASIDE: Duration = Duration::from_micros(20);
 const REST_MIN: u32 = 4;
 const REST_MAX: u32 = 256;
 /// After so many requests without being put aside, the next time counts as the first.
-const CALM_REQUESTS: u32 = 32;
+const CALM_REQUESTS: u32 = 256;
 
 /// Connections that poll at this moment, in the whole process.
 static POLLERS: AtomicUsize = AtomicUsize::new(0);
