@@ -92,6 +92,14 @@ struct Run {
     /// Forget what an interrupted run has measured.
     #[arg(long)]
     fresh: bool,
+    /// Measure only what has this in its name, such as cold-previous; the same command without it measures the rest.
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        hide_default_value = true
+    )]
+    only: String,
     /// Where everything is kept while it runs; it needs 20 GB. Sockets are in it, so its path may not be long.
     #[arg(long, value_name = "DIR", default_value = "/var/tmp/splice-bench")]
     work: PathBuf,
@@ -244,7 +252,9 @@ fn measure(options: &Run) -> Result<bool> {
         println!("note: {note}");
     }
     let whole = benches.iter().all(|bench| session.is_whole(bench));
-    session.finish(&benches)?;
+    if options.only.is_empty() {
+        session.finish(&benches)?;
+    }
     Ok(whole)
 }
 
@@ -293,6 +303,7 @@ fn settings(options: &Run) -> Result<Settings> {
     Ok(Settings {
         quick: options.quick,
         fresh: options.fresh,
+        only: options.only.clone(),
         work: absolute(&options.work)?,
         images,
         tree: absolute(&options.tree.clone().unwrap_or_else(tree))?,

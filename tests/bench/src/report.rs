@@ -51,7 +51,7 @@ const ABOUT: [(&str, &str); 7] = [
     ),
     (
         "boot",
-        "A recorded boot of the desktop, replayed on a desktop's export over 100 Mbit/s and 20 ms: in the guest's order, with its parallelism and its thinking scaled to 15 s (`-nothink`: none). `local`: the raw file. `cold`: the branch holds nothing; `cold-previous`: the whole previous version; `cold-profile`: nothing, but the version's boot profile is known; `warm`: everything, and for `raw` the file behind nbdkit, from the page cache. `…-start`: seconds of them until the desktop was there. The limit is the thinking or, of cold boots, what the guest touches (pieces of 16 KiB, zstd level 3) at 95 % of the line's rate, and a round trip.",
+        "A recorded boot of the desktop, replayed on a desktop's export over 100 Mbit/s and 20 ms: in the guest's order, with its parallelism and its thinking scaled to 15 s (`-nothink`: none). `local`: the raw file. `cold`: the branch holds nothing; `cold-previous`: the whole previous version, which has been booted elsewhere before the next was published, so that the next has what was carried over of its boot profile (`-noprofile`: nobody has booted it); `cold-profile`: nothing, but the version's boot profile is known; `warm`: everything, and for `raw` the file behind nbdkit, from the page cache. `…-start`: seconds of them until the desktop was there. The limit is the thinking or, of cold boots, what the guest touches (pieces of 16 KiB, zstd level 3) at 95 % of the line's rate, and a round trip.",
     ),
     (
         "storm",
