@@ -86,7 +86,7 @@ struct Run {
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "bench.json")]
     json: Option<PathBuf>,
     /// Every bench once and shortly: 45 minutes for all on two quiet cores, without the making of the desktop disks. Without this,
-    /// everything of ours three times and every line of `link`: two and a half hours.
+    /// more lines, sizes and delta tools, and what a quick run has of ours three times: two hours and a quarter.
     #[arg(long)]
     quick: bool,
     /// Forget what an interrupted run has measured.
