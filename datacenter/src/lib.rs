@@ -13,6 +13,7 @@ pub mod daemon;
 pub mod datacenter;
 pub mod http;
 pub mod images;
+mod kin;
 pub mod operations;
 pub mod policy;
 pub mod problem;

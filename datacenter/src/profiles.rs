@@ -29,6 +29,7 @@ use crate::catalog::{CatalogError, Tx};
 use crate::datacenter::Datacenter;
 use crate::images::StoreNodes;
 use crate::problem::describe;
+use crate::update::Pair;
 
 /// Most of the recordings kept that come from one branch.
 pub const PER_BRANCH_MAX: usize = 3;
@@ -400,8 +401,8 @@ impl Datacenter {
         })
     }
 
-    /// Gives `version` the profile of its parent, as far as its disk has the same chunks, or others at the same bytes, unless boots
-    /// of its own are known. That it cannot is logged: the version boots without.
+    /// Gives `version` the profile of its parent, as far as its disk has the same chunks, or others that took their place, or others
+    /// at the same bytes, unless boots of its own are known. That it cannot is logged: the version boots without.
     pub fn carry_profile(&self, parent: VersionId, version: VersionId) {
         let _turn = self.profiling();
         self.carry_in_turn(parent, version);
@@ -421,7 +422,8 @@ impl Datacenter {
         };
         let profile = open_profile(parent, &row)?;
         let (from, to) = (self.disk_of(parent)?, self.disk_of(version)?);
-        let carried = profile::carry(&StoreNodes(self), &from, &to, &profile.entries);
+        let kin = self.kin(Pair { parent, version }, &from, &to)?;
+        let carried = profile::carry(&StoreNodes(self), &from, &to, &profile.entries, &kin);
         let carried = carried.map_err(RecordError::Manifest)?;
         if carried.is_empty() {
             return Ok(());

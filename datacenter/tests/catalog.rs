@@ -386,6 +386,13 @@ fn golden_rows() {
             }),
             format!("01 {bb} 01 05 01 ac02 0a 00").replace(' ', ""),
         ),
+        (
+            hex_of(&rows::ChunkKinRow {
+                parent: version,
+                steps: vec![300, -300, 1],
+            }),
+            format!("01 {aa} 03 d804 d704 02").replace(' ', ""),
+        ),
     ];
     for (i, (actual, expected)) in golden.iter().enumerate() {
         assert_eq!(actual, expected, "row {i}");

@@ -3,7 +3,11 @@
 
 mod support;
 
+use std::os::unix::fs::FileExt;
+
+use datacenter::operations::Meter;
 use datacenter::profiles::RecordError;
+use datacenter::update::Pair;
 use datacenter_api::{AssignRequest, TokenRequest};
 use dedup::{BranchId, VersionId};
 use dedup_protocol::join::JoinToken;
@@ -245,6 +249,60 @@ fn signed_before(boot: &[Entry], leaf: u32) -> Vec<u16> {
     let entries = Entries::new(boot.to_vec());
     let at = entries.as_slice().iter().filter(|e| e.place.leaf == leaf);
     at.map(|e| e.place.extent).collect()
+}
+
+/// What an upgrade moved and changed a little is not at the bytes of what it replaced, nor by its name: the update's planner knows it.
+#[test]
+fn an_update_s_plan_tells_which_chunks_took_the_place_of_those_that_boots_touched() {
+    let bench = Bench::new();
+    bench.dc.create_image("deb", None).unwrap();
+    let first = publish(&bench, &[(0, 2 << 20, 1)]);
+    let ny = branch(&bench, "ny", "deb@1");
+    let boot: Vec<_> = (0..60).map(|n| entry(0, n, u32::from(n))).collect();
+    let told = bench.dc.record_boot(ny, recorded(first, boot.clone()));
+    told.unwrap();
+
+    let path = bench.path("disk.raw");
+    sparse_disk(&path, 16 * MIB, &[], 0);
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&path)
+        .unwrap();
+    write_runs(&file, &[(8 * MIB, 2 << 20)], 1);
+    for at in (8 * MIB..10 * MIB).step_by(20_000) {
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at).unwrap();
+        file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+    }
+    let second = bench.publish("deb", &path).unwrap();
+    let second: VersionId = second.version.parse().unwrap();
+    assign(&bench, "ny", "deb@2");
+    let by_name = signed_profile(&bench, ny, second, 0);
+    assert!(by_name.entries.len() < 40, "{}", by_name.entries.len());
+
+    let pair = Pair {
+        parent: first,
+        version: second,
+    };
+    let made = bench.dc.updates().make(&bench.dc, pair, &Meter::default());
+    made.unwrap();
+    let by_plan = signed_profile(&bench, ny, second, by_name.counter);
+    assert_eq!(by_plan.carried_from, Some(first));
+    assert!(by_plan.entries.len() >= 58, "{}", by_plan.entries.len());
+    let in_order = by_plan.entries.as_slice().windows(2);
+    let as_before = in_order.filter(|e| e[0].place < e[1].place).count();
+    assert!(as_before >= 57, "in the order of the parent's boot");
+
+    // What is learned of the parent later comes by the same way.
+    bench.clock.advance(60);
+    assign(&bench, "ny", "deb@1");
+    let longer = (0..80).map(|n| entry(0, n, u32::from(n))).collect();
+    let told = bench.dc.record_boot(ny, recorded(first, longer));
+    told.unwrap();
+    assign(&bench, "ny", "deb@2");
+    let again = signed_profile(&bench, ny, second, by_plan.counter);
+    assert!(again.entries.len() > by_plan.entries.len());
 }
 
 /// A version that was published before anybody booted its parent learns of the parent's first boot.

@@ -183,7 +183,8 @@ fn main() {
         .sum();
     print("sketched, reading included", sketched, seconds);
     let begun = core_seconds();
-    let plans = plan(&numbering, |n| Ok::<_, Infallible>(sketches[n as usize])).unwrap();
+    let plan = plan(&numbering, |n| Ok::<_, Infallible>(sketches[n as usize])).unwrap();
+    let plans = plan.batches;
     println!(
         "{} batches planned in {:.2} s",
         plans.len(),

@@ -9,8 +9,8 @@ use bytes::Bytes;
 use dedup::codec::write_varint;
 use dedup::update::{
     BATCH_CHUNKS_MAX, BATCH_PLAIN_BYTES_MAX, BatchError, BatchPlan, Effort, NUMBERS_MAX, NewChunks,
-    PREFIX_BYTES_MAX, PREFIX_CHUNKS_MAX, UpdateBatch, UpdateRefused, decode_batch, encode_batch,
-    plan, sketch,
+    PREFIX_BYTES_MAX, PREFIX_CHUNKS_MAX, Plan, UpdateBatch, UpdateRefused, decode_batch,
+    encode_batch, plan, sketch,
 };
 use dedup::{Chunk, ChunkId, ChunkerParams, IdKey, Manifest, ManifestBuilder, NodeId, NodeSource};
 use proptest::prelude::*;
@@ -71,14 +71,18 @@ impl Pair {
     }
 
     fn plan(&self) -> Vec<BatchPlan> {
+        self.planned().batches
+    }
+
+    fn planned(&self) -> Plan {
         let asked = RefCell::new(Vec::new());
-        let plans = plan(&self.numbering, |number| {
+        let planned = plan(&self.numbering, |number| {
             asked.borrow_mut().push(number);
             Ok::<_, Infallible>(sketch(&self.read(number)))
         });
         let count = self.numbering.parent.len() + self.numbering.new.len();
         assert_eq!(asked.into_inner(), (0..count as u32).collect::<Vec<_>>());
-        plans.unwrap()
+        planned.unwrap()
     }
 
     fn encode(&self, plan: &BatchPlan) -> UpdateBatch {
@@ -91,6 +95,57 @@ impl Pair {
             self.chunks.get(&id).cloned()
         })
     }
+}
+
+#[test]
+fn new_chunks_are_told_whose_place_they_took() {
+    let mut random = StdRng::seed_from_u64(5);
+    let mut chunk = |_| {
+        let mut bytes = vec![0; 16 << 10];
+        random.fill_bytes(&mut bytes);
+        Bytes::from(bytes)
+    };
+    let parent: Vec<Bytes> = (0..40).map(&mut chunk).collect();
+    let mut version = parent.clone();
+    let mut edited = parent[9].to_vec();
+    edited[5000] ^= 1;
+    // The edited chunk moves to the front, with what took the place of the one behind it and resembles nothing; far more is new.
+    version[10] = chunk(0);
+    version.splice(0..0, [edited.into(), version[10].clone()]);
+    version.extend((0..20).map(chunk));
+    let planned = Pair::new(&parent, &version).planned();
+    assert_eq!(planned.kin.len(), 22);
+    assert_eq!(planned.kin[..2], [Some(9), Some(10)]);
+    let guesses = planned.kin[2..].iter().flatten().count();
+    assert!(guesses < 10, "{guesses} of what is new altogether");
+}
+
+#[test]
+fn what_resembles_an_earlier_new_chunk_is_kin_of_the_same() {
+    let mut random = StdRng::seed_from_u64(6);
+    let parent: Vec<Bytes> = (0..600)
+        .map(|_| {
+            let mut bytes = vec![0; 16 << 10];
+            random.fill_bytes(&mut bytes);
+            bytes.into()
+        })
+        .collect();
+    // Every chunk edited, and as many again edited once more: later batches find the earlier ones beside the parent's.
+    let edit = |old: &Bytes, at: usize| -> Bytes {
+        let mut bytes = old.to_vec();
+        bytes[at] ^= 1;
+        bytes.into()
+    };
+    let once: Vec<Bytes> = parent.iter().map(|old| edit(old, 3000)).collect();
+    let twice = once.iter().map(|old| edit(old, 9000));
+    let version: Vec<Bytes> = once.iter().cloned().chain(twice).collect();
+    let kin = Pair::new(&parent, &version).planned().kin;
+    let right = kin
+        .iter()
+        .enumerate()
+        .filter(|(index, kin)| **kin == Some(*index as u32 % 600));
+    let right = right.count();
+    assert!(right > 1150, "{right} of 1200");
 }
 
 fn check_plans(numbering: &NewChunks, plans: &[BatchPlan]) {

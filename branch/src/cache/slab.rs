@@ -2,7 +2,8 @@
 //!
 //! Invariant: the file has its full length from the start (sparse), so that filling it changes no metadata but the block map
 //! and no read meets its end. The checks of an open slab are in memory as well (8 bytes a slot, 0.2 % of what is cached), read
-//! once, so that a hit is one read of the data. It knows nothing of residency.
+//! once, so that a hit is one read of the data. Chunks lie in the order in which they came, and guests read ahead by themselves: the
+//! system's own reading ahead would bring what nobody asked for. It knows nothing of residency.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -68,6 +69,7 @@ impl Slab {
             let _ = disk.remove(&name);
             return Err(error(e));
         }
+        made.expect_random_reads();
         Ok(Self {
             file: made,
             slots,
@@ -93,6 +95,7 @@ impl Slab {
         if file.len()? < slot_position(slots, slots) {
             return Ok(None);
         }
+        file.expect_random_reads();
         Ok(Some(Self {
             name,
             file,

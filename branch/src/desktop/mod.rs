@@ -30,6 +30,7 @@ use crate::catalog::CatalogError;
 use crate::clock::Clock;
 use crate::fetch::Fetcher;
 use crate::fetch::base::CachedBase;
+use crate::fetch::queue::TreeHandle;
 use crate::profile::{BOOT_MS_MAX, Boots};
 use crate::versions::Versions;
 use machine::{MachineError, MachineSpec};
@@ -273,7 +274,7 @@ impl Desktops {
                     if age_ms < u64::from(BOOT_MS_MAX)
                         && let Ok((version, _)) = self.version_of(&desktop)
                     {
-                        self.boots.prepare(&desktop.name, version);
+                        self.boots.prepare(&desktop.name, version, &[]);
                     }
                 }
                 Err(error) => {
@@ -348,7 +349,8 @@ impl Desktops {
         })?;
         let (version, record) = self.version_of(&desktop)?;
         self.fetcher.boot_begins();
-        self.boots.prepare(name, version);
+        let files = self.absent_boot_files(version, &record)?;
+        self.boots.prepare(name, version, &files);
         let started = self.start_machine(&mut desktop, version, &record, dir);
         if started.is_err() {
             self.boots.forget(name);
@@ -464,6 +466,28 @@ impl Desktops {
         Err(not_here())
     }
 
+    /// Where a version's kernel or initrd lies as a file, once it does.
+    fn boot_file(&self, record: &VersionRecord, tree: Tree) -> Option<PathBuf> {
+        let root = record.tree(tree)?.root;
+        Some(self.dir.join(".boot").join(root.to_string()))
+    }
+
+    /// Those of kernel and initrd that are not files here yet.
+    fn absent_boot_files(
+        &self,
+        version: VersionId,
+        record: &VersionRecord,
+    ) -> Result<Vec<TreeHandle>, DesktopError> {
+        let mut absent = Vec::new();
+        for tree in [Tree::Kernel, Tree::Initrd] {
+            let path = self.boot_file(record, tree);
+            if path.is_some_and(|path| !path.exists()) {
+                absent.extend(self.versions.tree(version, tree)?);
+            }
+        }
+        Ok(absent)
+    }
+
     /// Kernel and initrd as files, read through the cache.
     fn boot_files(
         &self,
@@ -473,16 +497,13 @@ impl Desktops {
         let Some(boot) = &record.boot else {
             return Ok(None);
         };
-        let dir = self.dir.join(".boot");
         let file = |tree: Tree, what: &'static str| -> Result<Option<PathBuf>, DesktopError> {
             let Some(handle) = self.versions.tree(version, tree)? else {
                 return Ok(None);
             };
-            let root = record
-                .tree(tree)
-                .map(|t| t.root)
+            let path = self
+                .boot_file(record, tree)
                 .expect("the version has this tree");
-            let path = dir.join(root.to_string());
             volumes::materialise(&path, &CachedBase::new(handle, Arc::clone(&self.fetcher)))
                 .map_err(|source| DesktopError::Boot {
                     what,

@@ -22,8 +22,9 @@ use crate::volume::{Base, Overlay, OverlayError, OverlayIdentity, OverlayOptions
 /// How long connections to an export that is taken away get to finish what is in flight.
 const CLOSE_GRACE: Duration = Duration::from_secs(10);
 
-/// Bytes read at a time when a tree is written out as a file.
-const COPY_BYTES: usize = 4 << 20;
+/// Bytes read at a time when a tree is written out as a file. Its chunks are being prefetched, and less than a prefetch has in flight
+/// follows that without asking for anything by itself.
+const COPY_BYTES: usize = 256 << 10;
 
 /// Why a volume could not be opened or closed.
 #[derive(Debug, thiserror::Error)]

@@ -9,7 +9,7 @@ use dedup_protocol::wire::{FRAME_BYTES_MAX, GetChunks, Message, RefuseCode, Urge
 use dedup_transport::link::{Class, Link};
 use tokio::task::JoinSet;
 
-use super::ConnectionEnd;
+use super::{ConnectionEnd, seconds_ahead};
 use crate::fetch::queue::Request;
 use crate::server::Branch;
 
@@ -42,8 +42,7 @@ pub async fn run(branch: &Arc<Branch>, link: &Link) -> Result<Infallible, Connec
     let mut flights: JoinSet<Result<(u64, Duration), ConnectionEnd>> = JoinSet::new();
     let mut rate = Rate::new();
     loop {
-        // Twice what the path holds: the datacenter must never run dry between two requests.
-        let window = rate.bytes_per_s * (link.stats().rtt.as_secs_f64() * 2.0 + 0.25);
+        let window = rate.bytes_per_s * seconds_ahead(link.stats().rtt);
         while let Some(request) = branch.fetcher.next_request(window as u64) {
             let flight = Flight {
                 branch: Arc::clone(branch),

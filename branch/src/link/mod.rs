@@ -33,6 +33,13 @@ const PAUSE_MIN: Duration = Duration::from_millis(250);
 /// Longest pause. The path may be up again at any moment and a try costs two packets.
 const PAUSE_MAX: Duration = Duration::from_secs(15);
 
+/// How much is asked for ahead of what has come, in time on the line: what the path holds, as much again until the next request is there,
+/// and once more for the end of a request that waits for what was lost; and a quarter of a second. The datacenter must never run dry between
+/// two requests.
+fn seconds_ahead(round_trip: Duration) -> f64 {
+    3.0 * round_trip.as_secs_f64() + 0.25
+}
+
 /// Why the tasks of a connection ended.
 #[derive(Debug, thiserror::Error)]
 enum ConnectionEnd {

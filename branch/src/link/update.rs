@@ -28,7 +28,7 @@ use dedup_transport::link::{Class, Link};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
-use super::ConnectionEnd;
+use super::{ConnectionEnd, seconds_ahead};
 use crate::cache::CacheError;
 use crate::desktop::error_line;
 use crate::fetch::update::{Choice, Following, UpdateTicket, parent_of};
@@ -574,7 +574,7 @@ impl Pace {
         }
     }
 
-    /// What the path holds twice over, in plain bytes, so that the datacenter never runs dry between two requests.
+    /// What is asked for ahead, in plain bytes.
     fn window(&mut self, link: &Link) -> u64 {
         let stats = link.stats();
         let took = self.since.elapsed().as_secs_f64();
@@ -585,7 +585,7 @@ impl Pace {
             self.since = Instant::now();
             self.received_bytes = stats.received_bytes;
         }
-        let held = self.bytes_per_s * (stats.rtt.as_secs_f64() * 2.0 + 0.25);
+        let held = self.bytes_per_s * seconds_ahead(stats.rtt);
         (held * PLAIN_PER_PACKED) as u64
     }
 }

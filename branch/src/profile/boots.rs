@@ -38,7 +38,9 @@ struct Boot {
     version: VersionId,
     tree: TreeHandle,
     plan: Plan,
-    /// The prefetch in the fetcher.
+    /// The prefetches of kernel and initrd in the fetcher.
+    files: Vec<u64>,
+    /// That of what the plan names.
     prefetch: Option<u64>,
     recorded: Option<Recorded>,
 }
@@ -91,15 +93,20 @@ impl Boots {
         }))
     }
 
-    /// A desktop is about to start: what its boot will touch begins to come. Without a profile, or with one that cannot be read,
-    /// the guest gets everything by demand.
-    pub fn prepare(&self, desktop: &str, version: VersionId) {
+    /// A desktop is about to start: the whole of `files`, which its machine starts with, and then what its boot will touch begin to
+    /// come. Without a profile, or with one that cannot be read, the guest gets everything by demand.
+    pub fn prepare(&self, desktop: &str, version: VersionId, files: &[TreeHandle]) {
         self.forget(desktop);
+        let whole = |tree: &TreeHandle| (0..tree.map.chunks().len() as u32).collect();
+        let prefetch = |tree: &TreeHandle| self.fetcher.prefetch(tree.clone(), whole(tree));
+        let files: Vec<u64> = files.iter().map(prefetch).collect();
         let boot = match self.plan(version) {
-            Ok(Some(boot)) => boot,
-            Ok(None) => return,
-            Err(error) => {
-                tracing::warn!(desktop, %version, error = crate::desktop::error_line(&error), "no boot profile can be followed");
+            Ok(Some(boot)) => Boot { files, ..boot },
+            planned => {
+                if let Err(error) = planned {
+                    tracing::warn!(desktop, %version, error = crate::desktop::error_line(&error), "no boot profile can be followed");
+                }
+                // There is no boot that could be forgotten, and they end by themselves.
                 return;
             }
         };
@@ -144,6 +151,7 @@ impl Boots {
             version,
             tree,
             plan,
+            files: Vec::new(),
             prefetch,
             recorded: None,
         }))
@@ -177,8 +185,8 @@ impl Boots {
     }
 
     fn stop_prefetch(&self, boot: &Boot) {
-        if let Some(number) = boot.prefetch {
-            self.fetcher.stop_prefetch(number);
+        for number in boot.files.iter().chain(&boot.prefetch) {
+            self.fetcher.stop_prefetch(*number);
         }
     }
 
@@ -205,6 +213,7 @@ impl Boots {
                         version: boot.version,
                         tree: boot.tree.clone(),
                         plan: std::mem::take(&mut boot.plan),
+                        files: Vec::new(),
                         prefetch: None,
                         recorded: None,
                     };

@@ -5,6 +5,8 @@
 //! WAN is the [`Base`]'s. It knows nothing of chunks, manifests or the link.
 
 mod base;
+#[cfg(test)]
+mod flush_tests;
 mod overlay;
 #[cfg(test)]
 mod tests;
@@ -243,6 +245,10 @@ impl BlockDevice for Volume {
 
     fn flush(&self) -> Result<(), BlockError> {
         Ok(self.overlay.flush()?)
+    }
+
+    fn try_flush(&self) -> Result<bool, BlockError> {
+        Ok(self.overlay.try_flush()?)
     }
 
     fn block_status(&self, offset: u64, len: u64) -> Result<Vec<RangeStatus>, BlockError> {

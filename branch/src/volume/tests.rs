@@ -26,7 +26,11 @@ fn identity(disks: &[u64]) -> OverlayIdentity {
     }
 }
 
-fn open(root: &Path, disks: &[u64], options: OverlayOptions) -> Result<Arc<Overlay>, OverlayError> {
+pub(super) fn open(
+    root: &Path,
+    disks: &[u64],
+    options: OverlayOptions,
+) -> Result<Arc<Overlay>, OverlayError> {
     let disk = Arc::new(HostDisk::new(root).unwrap());
     Overlay::open_or_create(disk, "desk", &identity(disks), [3; 16], options).map(Arc::new)
 }
@@ -35,7 +39,7 @@ fn base_bytes(len: u64) -> Vec<u8> {
     (0..len).map(|i| (i / 512 % 251 + 1) as u8).collect()
 }
 
-fn segment_files(root: &Path) -> Vec<PathBuf> {
+pub(super) fn segment_files(root: &Path) -> Vec<PathBuf> {
     let mut files: Vec<_> = std::fs::read_dir(root.join("desk"))
         .unwrap()
         .map(|entry| entry.unwrap().path())

@@ -50,6 +50,8 @@ pub enum Table {
     SignedProfiles = 22,
     /// Recorded boots that profiles are made of, by version and number.
     BootRecordings = 23,
+    /// Which chunks of its parent a version's new ones took the place of, by version.
+    ChunkKin = 24,
 }
 
 /// A stored row: its key and its bytes.

@@ -467,6 +467,15 @@ pub struct BootRecordingRow {
     pub entries: Entries,
 }
 
+/// What an update's planner found out about a version's new chunks. Numbers are those of the update.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChunkKinRow {
+    /// The version whose chunks they took the place of.
+    pub parent: VersionId,
+    /// For each new chunk the number of a chunk of the parent, plus 1, or 0 for none; as the difference from the one before.
+    pub steps: Vec<i64>,
+}
+
 macro_rules! rows {
     ($($row:ty, $key:ty, $table:ident;)*) => {
         $(impl Row for $row {
@@ -494,4 +503,5 @@ rows! {
     BootProfileRow, VersionId, BootProfiles;
     SignedProfileRow, VersionId, SignedProfiles;
     BootRecordingRow, RecordingKey, BootRecordings;
+    ChunkKinRow, VersionId, ChunkKin;
 }

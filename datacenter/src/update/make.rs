@@ -186,8 +186,12 @@ pub(super) fn make(
         None => {
             let sketches = sketch_all(dc, &ends, &numbering, meter)?;
             let sketched = |number: u32| Ok::<_, UpdateError>(sketches[number as usize]);
-            let plans = plan(&numbering, sketched)?;
-            UpdateFile::create(disk, &part, &identity, plans, numbering.new_bytes())?
+            let plan = plan(&numbering, sketched)?;
+            if ends.version.parent == Some(pair.parent) {
+                dc.learn_kin(pair, &plan.kin);
+            }
+            let new_bytes = numbering.new_bytes();
+            UpdateFile::create(disk, &part, &identity, plan.batches, new_bytes)?
         }
     };
     let file = update.planned(file);

@@ -19,7 +19,7 @@ pub use batch::{BatchError, UpdateBatch};
 pub use decode::{UpdateRefused, decode_batch};
 pub use encode::{Effort, encode_batch};
 pub use numbering::{NewChunks, NumberingError, TooManyChunks};
-pub use plan::{BatchPlan, plan};
+pub use plan::{BatchPlan, Plan, plan};
 pub use sketch::{Sketch, sketch};
 
 /// Most chunks that one update may number, parent's and new ones together: 1 TiB in chunks of 16 KiB. At 36 bytes each, the

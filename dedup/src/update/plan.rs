@@ -23,6 +23,20 @@ pub struct BatchPlan {
     pub prefix: Vec<u32>,
 }
 
+/// An update's batches, and what its planner found out about the new chunks.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Plan {
+    /// What to encode, in order.
+    pub batches: Vec<BatchPlan>,
+    /// For each new chunk the number of the parent's chunk that it probably took the place of: the one it is most alike, or, close
+    /// behind such a chunk, the one that follows there.
+    pub kin: Vec<Option<u32>>,
+}
+
+/// Chunks in a row without a candidate of their own that are taken to follow what the chunk before them resembles. Further on the new
+/// content has nothing to do with the old.
+const KIN_FOLLOWERS_MAX: u32 = 8;
+
 /// Candidates looked at for each super-feature: those with the lowest numbers, and as many next to the last match. A feature that
 /// thousands of chunks share says little about any of them.
 const CANDIDATES_MAX: usize = 4;
@@ -33,11 +47,11 @@ const TAKEN: usize = 2;
 /// Chunks before the best candidate that come with it, and as many behind it.
 const NEIGHBOURS: u32 = 2;
 
-/// Plans the batches of an update, in order. `sketch_of` gives the sketch of a chunk by number, and is asked for each once, ascending.
+/// Plans an update. `sketch_of` gives the sketch of a chunk by number, and is asked for each once, ascending.
 pub fn plan<E>(
     numbering: &NewChunks,
     mut sketch_of: impl FnMut(u32) -> Result<Sketch, E>,
-) -> Result<Vec<BatchPlan>, E> {
+) -> Result<Plan, E> {
     let (parents, new) = (numbering.parent.len() as u32, numbering.new.len() as u32);
     let mut index = Index::with_capacity(numbering.parent.len() + numbering.new.len());
     let mut sketches = Vec::with_capacity(numbering.new.len());
@@ -50,7 +64,8 @@ pub fn plan<E>(
     }
     index.sort();
 
-    let mut plans = Vec::new();
+    let mut batches = Vec::new();
+    let mut kin = Kin::new(numbering);
     let mut prefix = Prefix::new(numbering, 0);
     // Rank, number, and the chunk beside which it lies.
     let mut wanted: Vec<(u32, u32, u32)> = Vec::new();
@@ -61,6 +76,7 @@ pub fn plan<E>(
         wanted.clear();
         for sketch in sketches {
             let matches = index.candidates(*sketch, prefix.end, next);
+            kin.push(matches.first().copied(), next);
             if let [best, others @ ..] = &matches[..] {
                 for number in best.saturating_sub(NEIGHBOURS)..=best + NEIGHBOURS {
                     wanted.push((2 * number.abs_diff(*best), number, *best));
@@ -79,12 +95,44 @@ pub fn plan<E>(
         for (_, number, origin) in &wanted {
             prefix.add(*number, *origin);
         }
-        plans.push(BatchPlan {
+        batches.push(BatchPlan {
             chunks,
             prefix: prefix.take(),
         });
     }
-    Ok(plans)
+    let kin = kin.found;
+    Ok(Plan { batches, kin })
+}
+
+/// [`Plan::kin`] under construction.
+struct Kin {
+    parents: u32,
+    found: Vec<Option<u32>>,
+    /// Chunks since the last one with a candidate.
+    followers: u32,
+}
+
+impl Kin {
+    fn new(numbering: &NewChunks) -> Self {
+        Self {
+            parents: numbering.parent.len() as u32,
+            found: Vec::with_capacity(numbering.new.len()),
+            followers: 0,
+        }
+    }
+
+    /// The next new chunk has this best candidate, or it is looked for at `next`.
+    fn push(&mut self, best: Option<u32>, next: Option<u32>) {
+        self.followers = best.map_or(self.followers + 1, |_| 0);
+        let follows = next.filter(|_| self.followers <= KIN_FOLLOWERS_MAX);
+        let number = best.or(follows);
+        // A chunk that is alike one of an earlier batch is as that one is.
+        let kin = number.and_then(|number| match number.checked_sub(self.parents) {
+            None => Some(number),
+            Some(new) => self.found.get(new as usize).copied().flatten(),
+        });
+        self.found.push(kin);
+    }
 }
 
 fn as_usize(range: &Range<u32>) -> Range<usize> {

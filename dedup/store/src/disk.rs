@@ -59,6 +59,8 @@ pub trait DiskFile: Send + Sync {
         }
         Ok(true)
     }
+    /// Says that reads come at random places, so that the system reads what is asked for and nothing beside it. The default does nothing.
+    fn expect_random_reads(&self) {}
     /// Writes all of `data` at `offset`, extending the file as needed. In the kernel on return, durable only after sync.
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()>;
     /// Makes all completed writes of this file durable (fdatasync).
@@ -258,6 +260,11 @@ impl DiskFile for HostFile {
     ) -> io::Result<bool> {
         self.preadv(offset, parts, may_wait)
             .map_err(|e| at(&self.path, e))
+    }
+
+    fn expect_random_reads(&self) {
+        // Advice: where it is not taken, more is read than was asked for.
+        let _ = rustix::fs::fadvise(&self.file, 0, None, rustix::fs::Advice::Random);
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {

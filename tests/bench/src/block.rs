@@ -301,10 +301,18 @@ fn prepare_ours(
     }
     let (_, branch) = ours.as_ref().context("it was just prepared")?;
     match way {
-        Way::Read => Ok(Server::Splice {
-            export: format!("pool/{POOL}"),
-            desktop: None,
-        }),
+        Way::Read => {
+            let export = format!("pool/{POOL}");
+            // As the raw file: what a fill wrote a while ago may have left the page cache, and this is about servers, not disks.
+            Program::new("nbdcopy")
+                .args([branch.uri(&export).as_str(), "null:"])
+                .run(&workshop.scratch("warm")?, FILL)
+                .context("reading the export once")?;
+            Ok(Server::Splice {
+                export,
+                desktop: None,
+            })
+        }
         Way::Write => {
             let desktop = fresh("w");
             Ok(Server::Splice {

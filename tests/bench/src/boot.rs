@@ -5,6 +5,9 @@
 //! guest's thinking scaled to a local boot of 15 s; the cold one with a profile also (`-nothink`) without any. The raw file itself and
 //! qemu-nbd are read from the boot loader on; a branch brings kernel and initrd itself, inside the time, and its guest reads from there
 //! on, as the raw file's does behind a server of the same kind (`warm`).
+//!
+//! The previous version has been booted at another branch before the next one is published (`cold-previous`): the next one begins with
+//! what is carried over of its profile. Without any (`cold-previous-noprofile`) all that changed comes by demand.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -17,7 +20,7 @@ use crate::row::Metric;
 use crate::session::{Recorder, SPLICE, Session, has_turn, rounds};
 use crate::splice::{Branch, Datacenter, Place, fresh};
 use crate::stage::{self, Line, OFFICE, PREPARING, Stage};
-use crate::touched::Touched;
+use crate::touched::{self, Touched};
 use crate::trace::Trace;
 use crate::workshop::Workshop;
 
@@ -26,7 +29,7 @@ const REPLAY: Duration = Duration::from_secs(900);
 /// A quick look does not wait for ten thousand round trips one after another.
 const PEER_QUICK: Duration = Duration::from_secs(90);
 /// Our cases, and the raw file's.
-const OURS_S: f64 = 300.0;
+const OURS_S: f64 = 330.0;
 const FILL: Duration = Duration::from_secs(1800);
 
 /// Until what a boot taught has reached the datacenter. A boot counts as settled after 20 quiet seconds, or when its desktop ends.
@@ -41,6 +44,9 @@ const PROFILED: [(&str, Think); 2] = [
     ("cold-profile", Think::Scaled),
     ("cold-profile-nothink", Think::None),
 ];
+
+/// Behind the previous version, and whether that one has been booted.
+const PREVIOUS: [(&str, bool); 2] = [("cold-previous", true), ("cold-previous-noprofile", false)];
 
 /// The least time in which a guest that has nothing can boot over a line: it thinks, and what it touches crosses, at best both at once.
 pub(crate) fn cold_limit_s(line: &Line, zstd_bytes: f64, thinks_s: f64) -> f64 {
@@ -62,6 +68,7 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
     let scratch = session.scratch("boot")?;
     let bench = Bench {
         guest: touched.trace.without_loader(),
+        previous_guest: touched::trace_on(session, &images, 2)?.without_loader(),
         touched,
         stage: Stage::build(PREPARING, &scratch)?,
         workshop: session.workshop.clone(),
@@ -131,7 +138,8 @@ fn key(case: &str, system: &str, round: usize) -> String {
 
 fn our_keys(round: usize) -> Vec<String> {
     let cases = PROFILED.map(|(case, _)| case);
-    let cases = cases.into_iter().chain(["cold", "cold-previous"]);
+    let previous = PREVIOUS.map(|(case, _)| case);
+    let cases = cases.into_iter().chain(["cold"]).chain(previous);
     cases.map(|case| key(case, SPLICE, round)).collect()
 }
 
@@ -152,6 +160,8 @@ struct Bench {
     touched: Touched,
     /// The trace without what a branch reads for its machine by itself.
     guest: Trace,
+    /// The same boot of the previous version.
+    previous_guest: Trace,
     stage: Stage,
     workshop: Workshop,
     scratch: PathBuf,
@@ -226,25 +236,28 @@ impl Bench {
         Ok(image)
     }
 
-    /// Has a branch that knows a version, and holds all of it if it is `whole`.
+    /// Has a branch that knows a version, and holds all of it if it is `whole`. It joins over `line`: a link whose line becomes another
+    /// goes on for up to 16 s by the round trip that it had, which is not what is to be measured.
     fn at_branch<T>(
         &self,
         datacenter: &Datacenter,
         version: &Version,
+        line: Line,
         whole: bool,
-        work: impl FnOnce(&Branch) -> Result<T>,
+        work: impl FnOnce(&mut Branch) -> Result<T>,
     ) -> Result<T> {
-        self.stage.set(PREPARING);
+        self.stage.set(line);
         let name = fresh("b");
         let done = (|| {
-            let branch = Branch::join(&self.workshop, datacenter, &name)?;
+            let mut branch = Branch::join(&self.workshop, datacenter, &name)?;
             datacenter.assign(&name, &version.reference, whole)?;
             branch.wait_known(version.number)?;
             if whole {
                 branch.wait_complete(version.number, FILL)?;
             }
-            work(&branch)
+            work(&mut branch)
         })();
+        self.stage.set(PREPARING);
         self.workshop.discard(&name);
         done
     }
@@ -368,7 +381,7 @@ fn ours(session: &mut Session, bench: &Bench, datacenter: &Datacenter, round: us
     let mut taught: Option<Version> = None;
     session.measure(&key("cold", SPLICE, round), SPLICE, 130.0, |recorder| {
         let version = new_version(bench, datacenter)?;
-        bench.at_branch(datacenter, &version, false, |branch| {
+        bench.at_branch(datacenter, &version, OFFICE, false, |branch| {
             bench.desktop(recorder, "cold", branch, Think::Scaled, touched)?;
             taught = Some(version.clone());
             datacenter.assign(branch.name(), &version.reference, true)?;
@@ -380,31 +393,51 @@ fn ours(session: &mut Session, bench: &Bench, datacenter: &Datacenter, round: us
         session.measure(&key(case, SPLICE, round), SPLICE, 40.0, |recorder| {
             let version = match &taught {
                 Some(version) => version.clone(),
-                None => teach(bench, datacenter)?,
+                None => taught_version(bench, datacenter)?,
             };
             taught = Some(version.clone());
-            wait_for("a boot profile of the first boot", LEARN, TICK * 25, || {
-                Ok(has_profile(datacenter, &version)?.then_some(()))
-            })?;
-            bench.at_branch(datacenter, &version, false, |branch| {
+            wait_profile(datacenter, &version)?;
+            bench.at_branch(datacenter, &version, OFFICE, false, |branch| {
                 bench.desktop(recorder, case, branch, think, touched)
             })
         })?;
     }
-    let key = key("cold-previous", SPLICE, round);
-    session.measure(&key, SPLICE, 160.0, |recorder| {
-        let image = bench.publish(datacenter, &[&bench.previous, &bench.disk])?;
-        let previous = Version {
-            number: 1,
-            reference: format!("{image}@1"),
-        };
+    for (case, booted) in PREVIOUS {
+        session.measure(&key(case, SPLICE, round), SPLICE, 100.0, |recorder| {
+            behind_previous(bench, datacenter, recorder, case, booted)
+        })?;
+    }
+    Ok(())
+}
+
+/// A branch holds all of the previous version when the next one, of which it has nothing else, is booted. Where desktops `booted` the
+/// previous version before the next was published, its profile was carried over.
+fn behind_previous(
+    bench: &Bench,
+    datacenter: &Datacenter,
+    recorder: &mut Recorder,
+    case: &str,
+    booted: bool,
+) -> Result<()> {
+    let image = bench.publish(datacenter, &[&bench.previous])?;
+    let version = |number: u32| Version {
+        number,
+        reference: format!("{image}@{number}"),
+    };
+    let (previous, next) = (version(1), version(2));
+    if booted {
+        teach(bench, datacenter, &previous, &bench.previous_guest)?;
+    }
+    datacenter.publish(&image, &bench.disk)?;
+    bench.at_branch(datacenter, &previous, PREPARING, true, |branch| {
         // As after any publish: the update is there when branches are told of it.
-        datacenter.encode(&previous.reference, &format!("{image}@2"))?;
-        bench.at_branch(datacenter, &previous, true, |branch| {
-            datacenter.assign(branch.name(), &format!("{image}@2"), false)?;
-            branch.wait_known(2)?;
-            bench.desktop(recorder, "cold-previous", branch, Think::Scaled, None)
-        })
+        datacenter.encode(&previous.reference, &next.reference)?;
+        branch.stop();
+        bench.stage.set(OFFICE);
+        branch.restart()?;
+        datacenter.assign(branch.name(), &next.reference, false)?;
+        branch.wait_known(next.number)?;
+        bench.desktop(recorder, case, branch, Think::Scaled, None)
     })
 }
 
@@ -416,15 +449,27 @@ fn new_version(bench: &Bench, datacenter: &Datacenter) -> Result<Version> {
     })
 }
 
-/// A version that has booted, where a run goes on behind the boot that was measured.
-fn teach(bench: &Bench, datacenter: &Datacenter) -> Result<Version> {
-    let version = new_version(bench, datacenter)?;
-    bench.at_branch(datacenter, &version, false, |branch| {
+/// Boots a version at a branch of its own, so that it has a boot profile.
+fn teach(bench: &Bench, datacenter: &Datacenter, version: &Version, guest: &Trace) -> Result<()> {
+    bench.at_branch(datacenter, version, PREPARING, false, |branch| {
         let name = fresh("d");
-        boot_desktop(branch, &name, &bench.guest, Think::None)?;
+        boot_desktop(branch, &name, guest, Think::None)?;
         pause(Duration::from_secs(1))?;
         branch.stop_desktop(&name)
     })?;
+    wait_profile(datacenter, version)
+}
+
+fn wait_profile(datacenter: &Datacenter, version: &Version) -> Result<()> {
+    wait_for("a boot profile of the first boot", LEARN, TICK * 25, || {
+        Ok(has_profile(datacenter, version)?.then_some(()))
+    })
+}
+
+/// A version that has booted, where a run goes on behind the boot that was measured.
+fn taught_version(bench: &Bench, datacenter: &Datacenter) -> Result<Version> {
+    let version = new_version(bench, datacenter)?;
+    teach(bench, datacenter, &version, &bench.guest)?;
     Ok(version)
 }
 

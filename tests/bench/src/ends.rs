@@ -374,25 +374,36 @@ impl Connection {
     ) -> Result<()> {
         match self {
             Self::Splice(link) => {
-                let (mut send, mut recv) = link
-                    .open(if class == DEMAND {
-                        Class::Demand
-                    } else {
-                        Class::Fill
-                    })
-                    .await?;
-                send.send(&request(class, bytes)).await?;
-                send.finish()?;
-                while let Some(frame) = recv.recv(FRAME_BYTES).await? {
-                    came(frame.len());
+                let asked = request(class, bytes);
+                // As the product's branch asks.
+                let mut recv = if class == DEMAND {
+                    link.request(Class::Demand, &asked).await?
+                } else {
+                    let (mut send, recv) = link.open(Class::Fill).await?;
+                    send.send(&asked).await?;
+                    send.finish()?;
+                    recv
+                };
+                // Whoever has what it asked for does not wait for the stream's end, which a lost packet may hold back; the product's
+                // branch does not either.
+                let mut left = bytes;
+                while left > 0 {
+                    let frame = recv.recv(FRAME_BYTES).await?;
+                    let read = frame.context("the stream ended early")?.len();
+                    came(read);
+                    left -= read as u64;
                 }
             }
             Self::Quinn(connection, _) => {
                 let (mut send, mut recv) = connection.open_bi().await?;
                 send.write_all(&request(class, bytes)).await?;
                 send.finish()?;
-                while let Some(piece) = recv.read_chunk(FRAME_BYTES, true).await? {
-                    came(piece.bytes.len());
+                let mut left = bytes;
+                while left > 0 {
+                    let piece = recv.read_chunk(FRAME_BYTES, true).await?;
+                    let read = piece.context("the stream ended early")?.bytes.len();
+                    came(read);
+                    left -= read as u64;
                 }
             }
             Self::Tcp(address) => {

@@ -51,7 +51,7 @@ const ABOUT: [(&str, &str); 7] = [
     ),
     (
         "boot",
-        "A recorded boot of the desktop, replayed on a desktop's export over 100 Mbit/s and 20 ms: in the guest's order, with its parallelism and its thinking scaled to 15 s (`-nothink`: none). `local`: the raw file. `cold`: the branch holds nothing; `cold-previous`: the whole previous version; `cold-profile`: nothing, but the version's boot profile is known; `warm`: everything, and for `raw` the file behind nbdkit, from the page cache. `…-start`: seconds of them until the desktop was there. The limit is the thinking or, of cold boots, what the guest touches (pieces of 16 KiB, zstd level 3) at 95 % of the line's rate, and a round trip.",
+        "A recorded boot of the desktop, replayed on a desktop's export over 100 Mbit/s and 20 ms: in the guest's order, with its parallelism and its thinking scaled to 15 s (`-nothink`: none). `local`: the raw file. `cold`: the branch holds nothing; `cold-previous`: the whole previous version, which has been booted elsewhere before the next was published, so that the next has what was carried over of its boot profile (`-noprofile`: nobody has booted it); `cold-profile`: nothing, but the version's boot profile is known; `warm`: everything, and for `raw` the file behind nbdkit, from the page cache. `…-start`: seconds of them until the desktop was there. The limit is the thinking or, of cold boots, what the guest touches (pieces of 16 KiB, zstd level 3) at 95 % of the line's rate, and a round trip.",
     ),
     (
         "storm",
@@ -109,8 +109,8 @@ fn render(results: &[Results], mut plot: impl FnMut(&str, &str) -> Result<()>) -
         "# Performance\n\nMade by `./x bench report` from what `./x bench` measured; figures as they are, met or not. Medians, with the range where \
          there is more than one run. A limit is what no system can beat on that machine or line; a reference is what somebody else reached. Runs below a load of 0.5 are of a \
          quiet machine; in others bytes hold, and seconds are as good as the neighbours let them be.\n\n\
-         To repeat it: `./x bench all --quick --json bench.json` (45 minutes on two quiet cores) or the same without `--quick` (every line of `link`, three rounds of ours \
-         and, but for `read` and `write`, one of the peers; two and a half hours), then `./x bench report bench.json`. The desktop disks are made once before, which takes half an hour more. An interrupted run goes on \
+         To repeat it: `./x bench all --quick --json bench.json` (45 minutes on two quiet cores) or the same without `--quick` (more \
+         lines, sizes and delta tools, and what the quick run has of ours three times; two hours and a quarter), then `./x bench report bench.json`. The desktop disks are made once before, which takes half an hour more. An interrupted run goes on \
          when it is given again.\n",
     );
     page += TARGETS;

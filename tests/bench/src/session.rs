@@ -38,6 +38,8 @@ pub(crate) fn has_turn(system: &str, round: usize) -> bool {
 pub(crate) struct Settings {
     pub(crate) quick: bool,
     pub(crate) fresh: bool,
+    /// Part of the names of what is to be measured now.
+    pub(crate) only: String,
     pub(crate) work: PathBuf,
     pub(crate) images: PathBuf,
     /// The checkout, for its image maker and traces.
@@ -212,7 +214,12 @@ impl Session {
 
     /// Whether any of these is still to be done: what they share need not be set up otherwise.
     pub(crate) fn any_left<'a>(&self, keys: impl IntoIterator<Item = &'a String>) -> bool {
-        keys.into_iter().any(|key| !self.is_done(key))
+        keys.into_iter()
+            .any(|key| self.is_asked_for(key) && !self.is_done(key))
+    }
+
+    fn is_asked_for(&self, key: &str) -> bool {
+        key.contains(&self.settings.only)
     }
 
     /// Does one measure, unless it is done. One whose packets overran the emulator is done a second time; any other failure is reported
@@ -227,7 +234,7 @@ impl Session {
         about_s: f64,
         mut work: impl FnMut(&mut Recorder) -> Result<()>,
     ) -> Result<()> {
-        if self.is_done(key) {
+        if !self.is_asked_for(key) || self.is_done(key) {
             self.skipped_s += about_s;
             return Ok(());
         }
@@ -423,6 +430,7 @@ mod tests {
         Settings {
             quick: true,
             fresh: false,
+            only: String::new(),
             work: folder.join("work"),
             images: folder.to_owned(),
             tree: folder.to_owned(),

@@ -49,7 +49,7 @@ impl Touched {
     /// The trace is not there, or is not of this disk.
     pub(crate) fn of(session: &mut Session, images: &Images) -> Result<Self> {
         let (workshop, disk) = (session.workshop.clone(), images.version(1));
-        let (trace, placed) = place(&workshop, images)?;
+        let (trace, placed) = place(&workshop, images, 1)?;
         let scratch = session.scratch("touched")?;
         let data_share = look(&trace, &disk, &scratch.join("pieces"))?;
         let by_name = placed.map_or(String::new(), |placed| {
@@ -79,15 +79,26 @@ impl Touched {
     }
 }
 
-/// The trace with offsets of the disk; how it was placed, if it names files. That is kept as long as the disk and the trace are the same.
-fn place(workshop: &Workshop, images: &Images) -> Result<(Trace, Option<Placed>)> {
+/// The recorded boot on another version of the desktop, as far as that has the files.
+///
+/// # Errors
+/// The trace is not there, or cannot be placed.
+pub(crate) fn trace_on(session: &Session, images: &Images, version: u32) -> Result<Trace> {
+    let (trace, _) = place(&session.workshop, images, version)?;
+    session.workshop.discard("touched");
+    Ok(trace)
+}
+
+/// The trace with offsets of a version's disk; how it was placed, if it names files. That is kept as long as the disk and the trace are the
+/// same.
+fn place(workshop: &Workshop, images: &Images, version: u32) -> Result<(Trace, Option<Placed>)> {
     let path = workshop.tree(TRACE);
     if Named::load(&path)?.is_none() {
         return Ok((Trace::load(&path)?, None));
     }
     let mut crc = Crc::new();
     crc.update(&std::fs::read(&path).with_context(|| path.display().to_string())?);
-    let stamp = Images::stamp(images.folder(), 1);
+    let stamp = Images::stamp(images.folder(), version);
     let stem = format!("placed-{:08x}-{stamp:.16}", crc.sum());
     let (trace, said) = (
         workshop.file(&format!("{stem}.trace.gz")),
@@ -97,7 +108,7 @@ fn place(workshop: &Workshop, images: &Images) -> Result<(Trace, Option<Placed>)
         eprintln!("==> placing the trace's files on the disk");
         let done = Program::new(workshop.program("bench"))
             .arg("place")
-            .arg(images.version(1))
+            .arg(images.version(version))
             .args([&path, &trace])
             .run(&workshop.scratch("touched")?, PLACING)
             .context("placing the trace on the disk")?;

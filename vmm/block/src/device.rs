@@ -234,6 +234,15 @@ pub trait BlockDevice: Send + Sync {
     /// [`BlockErrorKind::Io`]: nothing written since the last successful flush can be relied upon.
     fn flush(&self) -> Result<(), BlockError>;
 
+    /// Flushes, but only if that is likely to be quick: little was written since the last one, and nobody else is flushing. `Ok(false)`
+    /// says that [`BlockDevice::flush`] must be called on a thread that may block; the default always does.
+    ///
+    /// # Errors
+    /// As [`BlockDevice::flush`].
+    fn try_flush(&self) -> Result<bool, BlockError> {
+        Ok(false)
+    }
+
     /// Describes `len` bytes (more than 0) from `offset` by consecutive ranges, without waiting for the WAN. The
     /// ranges add up to at least one byte and at most `len`; neighbours may have equal status. Data that is not here
     /// yet is reported as plain data (`hole: false, zero: false`).

@@ -178,6 +178,10 @@ impl BlockDevice for MemoryDevice {
         Ok(())
     }
 
+    fn try_flush(&self) -> Result<bool, BlockError> {
+        self.flush().map(|()| true)
+    }
+
     fn block_status(&self, offset: u64, len: u64) -> Result<Vec<RangeStatus>, BlockError> {
         let range = self.range(offset, len)?;
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);

@@ -197,3 +197,41 @@ fn a_fill_brings_what_boots_touch_first_and_then_everything() {
     );
     assert!(queue.filling().next().is_none());
 }
+
+/// As kernel and initrd before what a boot profile names: whoever reads the first to its end asks for nothing that is not on its way,
+/// and the second follows without a gap.
+#[test]
+fn one_prefetch_follows_another_without_a_gap() {
+    let (first, second) = (publish(1, 400, 1), publish(2, 400, 1));
+    let mut queue = Queue::new();
+    for tree in [&first, &second] {
+        queue.prefetch(tree.handle.clone(), order(0..400));
+    }
+    let mut here = HashSet::new();
+    let mut flying: VecDeque<Request> = VecDeque::new();
+    // The reader waits for the first chunk that is not here, and reads on when it is.
+    let mut reader = 0;
+    let mut of_second_while_first_flies = false;
+    let mut seen_second = false;
+    while reader < 400 {
+        let known = here.clone();
+        while let Some(request) = queue.next_request(0, PATH, &|id| known.contains(id)) {
+            let is_second = request.version == second.handle.version;
+            assert!(is_second || !seen_second, "the first is asked for whole");
+            seen_second |= is_second;
+            flying.push_back(request);
+        }
+        of_second_while_first_flies |=
+            seen_second && flying.iter().any(|r| r.version == first.handle.version);
+        while reader < 400 && here.contains(&first.id(reader)) {
+            reader += 1;
+        }
+        if reader < 400 {
+            let queued = queue.demand(first.want(reader), 0);
+            assert!(!queued, "chunk {reader} is on its way");
+            let request = flying.pop_front().unwrap();
+            land(&mut queue, &mut here, request);
+        }
+    }
+    assert!(of_second_while_first_flies);
+}

@@ -51,10 +51,26 @@ impl Overlay {
         }
     }
 
+    /// Flushes if that costs one small sync or none: `Ok(false)` says that [`Overlay::flush`] would wait for somebody else's sync or
+    /// for much to be written.
+    ///
+    /// # Errors
+    /// As [`Overlay::flush`].
+    pub fn try_flush(&self) -> Result<bool, OverlayError> {
+        let target = self.guest_seq.load(Ordering::Acquire);
+        if self.flushed_seq() < target
+            && (lock(&self.flush).syncing || !lock(&self.writer).little_is_unsynced())
+        {
+            return Ok(false);
+        }
+        self.flush().map(|()| true)
+    }
+
     /// Syncs what was appended so far and raises the watermark. Returns the newest segment that is durable now.
     fn sync(&self) -> Result<u32, OverlayError> {
         let (covered, newest, segments, new_names) = {
             let mut writer = lock(&self.writer);
+            writer.begin_sync();
             (
                 writer.last_seq,
                 writer.number,

@@ -211,13 +211,15 @@ fn cut_tail(
     found: &BTreeMap<u32, Found>,
     cut: &Cut,
 ) -> Result<(), OverlayError> {
-    tracing::warn!(
-        overlay = dir,
-        segment = cut.segment,
-        position = cut.position,
-        why = cut.why,
-        "cutting the log's torn tail, which no flush had covered"
-    );
+    if !cut.is_end {
+        tracing::warn!(
+            overlay = dir,
+            segment = cut.segment,
+            position = cut.position,
+            why = cut.why,
+            "cutting the log's torn tail, which no flush had covered"
+        );
+    }
     // From the end, so that a stop in between leaves a log that is cut at the same place.
     for (&number, segment) in found.range(cut.segment..).rev() {
         if number > cut.segment || cut.position == 0 {

@@ -41,6 +41,8 @@ pub struct Cut {
     pub position: u64,
     /// What is wrong with it.
     pub why: String,
+    /// Nothing is: the log just ends there, and only the zeros follow that were written ahead of it.
+    pub is_end: bool,
 }
 
 /// A log that was read back.
@@ -94,6 +96,7 @@ pub fn replay(
                 segment: number,
                 position: 0,
                 why: "the segment file is missing".to_owned(),
+                is_end: false,
             });
             break;
         };
@@ -102,6 +105,7 @@ pub fn replay(
                 segment: number,
                 position,
                 why,
+                is_end: next > last && position > 0 && Window::new(segment)?.is_blank(position)?,
             });
             break;
         }
@@ -377,6 +381,19 @@ impl<'a> Window<'a> {
             buffer: Vec::new(),
             start: 0,
         })
+    }
+
+    /// Whether only zeros follow from `position` on.
+    fn is_blank(&mut self, mut position: u64) -> Result<bool, OverlayError> {
+        while position < self.len {
+            let len = (self.len - position).min(WINDOW_BYTES);
+            let bytes = self.get(position, len)?.unwrap_or_default();
+            if bytes.iter().any(|byte| *byte != 0) {
+                return Ok(false);
+            }
+            position += len;
+        }
+        Ok(true)
     }
 
     /// The bytes `position..position + len`, or `None` if the file ends before.

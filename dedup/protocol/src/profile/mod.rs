@@ -21,7 +21,7 @@ use crate::trust::{Endorsement, Record, Signed, Trust, TrustAnchor, TrustError};
 
 pub use codec::EntriesError;
 pub use merge::merge;
-pub use places::{PlacesError, carry, measure};
+pub use places::{Kin, PlacesError, carry, measure};
 
 /// Most entries of a profile or recording: 1 GiB of average chunks. A desktop's boot was measured at 415 MB; who reads more than a
 /// GiB copies a disk.

@@ -18,6 +18,9 @@ pub enum PlacesError<E: std::error::Error + Send + Sync + 'static> {
     Manifest(#[from] ManifestError<E>),
 }
 
+/// Chunks of one version, and for each the chunks of the next one that took its place.
+pub type Kin = HashMap<ChunkId, Vec<ChunkId>>;
+
 fn by_leaf(entries: &Entries) -> BTreeMap<u32, Vec<Entry>> {
     let mut leaves: BTreeMap<u32, Vec<Entry>> = BTreeMap::new();
     for entry in entries.as_slice() {
@@ -59,12 +62,14 @@ pub fn measure<S: NodeSource>(
 /// What a boot of the version with disk `to` will probably touch, judged by `entries` of one with disk `from`.
 ///
 /// Places in leaves that both share stay. Of the others, a chunk that the new disk shows somewhere in its changed leaves is named
-/// there; for one that is gone, whatever the new disk has at the same bytes. Opens changed leaves only.
+/// there, and so are those that `kin` says took its place; if there is none of these, whatever the new disk has at the same bytes.
+/// Opens changed leaves only.
 pub fn carry<S: NodeSource>(
     source: &S,
     from: &Manifest,
     to: &Manifest,
     entries: &Entries,
+    kin: &Kin,
 ) -> Result<Entries, ManifestError<S::Error>> {
     let same = |index: usize| {
         let old = from.leaves.get(index);
@@ -81,19 +86,27 @@ pub fn carry<S: NodeSource>(
             open.extend(shown(&leaf, &entries));
         }
     }
-    let wanted: HashSet<ChunkId> = open.iter().map(|(_, id, _)| *id).collect();
+    let heirs = |id: &ChunkId| kin.get(id).map_or(&[][..], Vec::as_slice);
+    let wanted: HashSet<ChunkId> = open
+        .iter()
+        .flat_map(|(_, id, _)| heirs(id).iter().chain([id]))
+        .copied()
+        .collect();
     let found = find(source, to, &same, &wanted)?;
     let mut gone: BTreeMap<u32, Vec<(Entry, std::ops::Range<u64>)>> = BTreeMap::new();
     for (entry, id, bytes) in open {
-        match found.get(&id) {
-            Some(place) => carried.push(Entry {
-                place: *place,
-                ..entry
-            }),
-            None => gone
-                .entry(entry.place.leaf)
+        let at = |place: &Place| Entry {
+            place: *place,
+            ..entry
+        };
+        // A chunk that stayed in one file may have been replaced in another.
+        let shown = std::iter::once(&id).chain(heirs(&id));
+        let before = carried.len();
+        carried.extend(shown.filter_map(|id| found.get(id)).map(at));
+        if carried.len() == before {
+            gone.entry(entry.place.leaf)
                 .or_default()
-                .push((entry, bytes)),
+                .push((entry, bytes));
         }
     }
     for (index, gone) in gone {

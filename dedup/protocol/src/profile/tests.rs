@@ -237,7 +237,7 @@ fn a_profile_is_carried_over_by_content_and_by_place() {
         entry(2, 60, 50),
         entry(2, 57, 60),
     ]);
-    let carried = carry(&nodes, &from, &to, &entries).unwrap();
+    let carried = carry(&nodes, &from, &to, &entries, &Kin::new()).unwrap();
     let expected = Entries::new(vec![
         // Its leaf is the same.
         entry(0, 5, 10),
@@ -250,11 +250,48 @@ fn a_profile_is_carried_over_by_content_and_by_place() {
     ]);
     assert_eq!(carried, expected);
     assert_eq!(measure(&nodes, &to, &carried).unwrap(), (4, 4 * 65_536));
-    let same = carry(&nodes, &from, &from, &entries).unwrap();
+    let same = carry(&nodes, &from, &from, &entries, &Kin::new()).unwrap();
     assert_eq!(same, entries);
     let shorter = disk(&mut nodes, &old[..64]);
-    let kept = carry(&nodes, &from, &shorter, &entries).unwrap();
+    let kept = carry(&nodes, &from, &shorter, &entries, &Kin::new()).unwrap();
     assert_eq!(kept.as_slice(), &[entry(0, 5, 10)]);
+}
+
+#[test]
+fn what_took_a_chunk_s_place_is_named_wherever_it_stands() {
+    let mut nodes = Nodes::default();
+    let key = IdKey::new([1; 32]);
+    let id = |number: u32| key.chunk_id(&number.to_le_bytes());
+    let old: Vec<u32> = (1..=192).collect();
+    let mut new = old.clone();
+    // In the second leaf 80, 81 and 82 are gone. What took 80's place stands in the third leaf and at the end of the second.
+    (new[79], new[80], new[81]) = (1001, 1002, 1003);
+    (new[127], new[187]) = (1004, 1005);
+    let (from, to) = (disk(&mut nodes, &old), disk(&mut nodes, &new));
+    let kin = Kin::from([
+        (id(80), vec![id(1004), id(1005)]),
+        // Not on the disk: as if nothing were known.
+        (id(81), vec![id(7777)]),
+        // Still there, and replaced elsewhere.
+        (id(90), vec![id(1003)]),
+    ]);
+    let entries = Entries::new(vec![
+        entry(1, 15, 10),
+        entry(1, 16, 20),
+        entry(1, 17, 30),
+        entry(1, 25, 40),
+    ]);
+    let carried = carry(&nodes, &from, &to, &entries, &kin).unwrap();
+    let expected = Entries::new(vec![
+        entry(1, 63, 10),
+        entry(2, 59, 10),
+        entry(1, 16, 20),
+        // The bytes of 82, before it is named once more.
+        entry(1, 17, 30),
+        entry(1, 25, 40),
+    ]);
+    assert_eq!(carried, expected);
+    assert!(measure(&nodes, &to, &carried).is_ok());
 }
 
 #[test]

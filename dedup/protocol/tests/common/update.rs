@@ -45,7 +45,7 @@ impl MemUpdate {
             Ok::<_, Infallible>(dc.chunks[&id].clone())
         };
         let sketched = |number| read(number).map(|bytes| sketch(&bytes));
-        let whole = plan(&numbering, sketched).unwrap();
+        let whole = plan(&numbering, sketched).unwrap().batches;
         // A small disk is one batch of the planner's; what is to be tested is many.
         let mut plans = Vec::new();
         for plan in whole {

@@ -20,11 +20,9 @@ const SPARE_PACKETS: u64 = 3;
 const RATE_ROUNDS: u64 = 10;
 /// And when the queue says that it is too high.
 const RATE_ROUNDS_CONGESTED: u64 = 3;
-/// Startup ends when rounds in which the rate grew by less than a quarter add up to this: a round in which the queue grew is proof, of
-/// others it takes three, and nine of those in which the sender had little to send.
-const PLATEAU: u32 = 9;
-const PLATEAU_FULL: u32 = 3;
-const PLATEAU_STARVED: u32 = 1;
+/// Startup ends after so many rounds in which the rate grew by less than a quarter, or at once when the queue grew. Rounds in which the
+/// sender had little to send do not count: they say nothing of what the path can do, and a bulk that comes after them has to find out.
+const PLATEAU: u32 = 3;
 /// In startup, each byte that arrived makes room for this many more.
 const STARTUP_GROWTH: f64 = 1.5;
 /// And the window is at most this many times what was delivered in a round trip.
@@ -288,13 +286,9 @@ impl Delivery {
             self.plateau_rate = rate;
             self.plateau = 0;
         } else if seen.marked || seen.queued * 2 > seen.acknowledgements {
-            self.plateau += PLATEAU;
-        } else {
-            self.plateau += if seen.starved {
-                PLATEAU_STARVED
-            } else {
-                PLATEAU_FULL
-            };
+            self.plateau = PLATEAU;
+        } else if !seen.starved {
+            self.plateau += 1;
         }
         if self.plateau >= PLATEAU {
             self.rest(now);

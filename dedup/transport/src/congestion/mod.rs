@@ -20,7 +20,7 @@
 //!
 //! | state | window | leaves it |
 //! |---|---|---|
-//! | Startup | grows by 1.5 × what arrives unless the queue is seen to grow, at most 2.3 × path | the rate grew by less than a quarter: one round with a growing queue, three without, nine with little to send |
+//! | Startup | grows by 1.5 × what arrives unless the queue is seen to grow, at most 2.3 × path | the rate grew by less than a quarter: one round with a growing queue, three without; rounds with little to send do not count |
 //! | Drain | 0.88 × path | that little is in flight |
 //! | Rest | 0.88 × path, then 1 × path | after two rounds: the round trip and the loss of packets that met no queue are known |
 //! | Cruise | path + slack | a rest is due (4 s and 8 rounds); the queue seems empty and a probe is due |

@@ -118,7 +118,8 @@ impl Link {
             .open_bi()
             .await
             .map_err(|error| self.shared.error(error))?;
-        let recv = FrameRecv::new(recv, Arc::clone(&self.shared));
+        let slot = self.shared.repairs.opened(u64::from(send.id()));
+        let recv = FrameRecv::in_any_order(recv, Arc::clone(&self.shared), slot);
         Ok((self.frames(send, class), recv))
     }
 
@@ -129,16 +130,7 @@ impl Link {
     /// # Errors
     /// As [`Self::open`] and [`FrameSend::send`].
     pub async fn request(&self, class: Class, payload: &[u8]) -> Result<FrameRecv, LinkError> {
-        let (send, recv) = self
-            .shared
-            .connection
-            .open_bi()
-            .await
-            .map_err(|error| self.shared.error(error))?;
-        let stream = u64::from(send.id());
-        let slot = self.shared.repairs.opened(stream);
-        let recv = FrameRecv::repairable(recv, Arc::clone(&self.shared), slot);
-        let mut send = self.frames(send, class);
+        let (mut send, recv) = self.open(class).await?;
         send.send(payload).await?;
         let copy = send.protection();
         if copy.is_empty() {
@@ -172,10 +164,10 @@ impl Link {
         // Who has not shown who it is, a branch that joins, is read in order: what a hole keeps waiting is memory.
         let stranger = self.shared.here == Party::Datacenter && self.shared.identity.is_none();
         let recv = if stranger {
-            FrameRecv::new(recv, Arc::clone(&self.shared))
+            FrameRecv::in_order(recv, Arc::clone(&self.shared))
         } else {
             let slot = self.shared.repairs.accepted(u64::from(recv.id()));
-            FrameRecv::repairable(recv, Arc::clone(&self.shared), slot)
+            FrameRecv::in_any_order(recv, Arc::clone(&self.shared), slot)
         };
         let mut send = self.frames(send, Class::Fill);
         send.answers();

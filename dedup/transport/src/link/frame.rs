@@ -64,7 +64,7 @@ pub struct FrameSend {
 pub struct FrameRecv {
     stream: RecvStream,
     link: Arc<Shared>,
-    /// Of a stream that may be repaired; then the fields below are not used.
+    /// Of a stream that is read in any order; then the fields below are not used.
     repair: Option<Box<(Assembly, Slot)>>,
     header: [u8; HEADER_BYTES],
     header_filled: usize,
@@ -291,7 +291,8 @@ impl fmt::Debug for FrameSend {
 }
 
 impl FrameRecv {
-    pub(super) fn new(stream: RecvStream, link: Arc<Shared>) -> Self {
+    /// Of a peer that is not known yet: what a hole keeps waiting is memory, and QUIC's window bounds it.
+    pub(super) fn in_order(stream: RecvStream, link: Arc<Shared>) -> Self {
         Self {
             stream,
             link,
@@ -302,9 +303,10 @@ impl FrameRecv {
         }
     }
 
-    /// Of a stream that may be repaired by what comes into `slot`.
-    pub(super) fn repairable(stream: RecvStream, link: Arc<Shared>, slot: Slot) -> Self {
-        let mut recv = Self::new(stream, link);
+    /// Takes bytes as they come, so that they can be repaired by what comes into `slot`, and so that a hole does not hold back the peer's
+    /// credit: one lost packet in a hundred of a large answer would else keep its window shut for most of the time.
+    pub(super) fn in_any_order(stream: RecvStream, link: Arc<Shared>, slot: Slot) -> Self {
+        let mut recv = Self::in_order(stream, link);
         recv.repair = Some(Box::new((Assembly::default(), slot)));
         recv
     }

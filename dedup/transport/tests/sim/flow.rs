@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use dedup_transport::congestion::{
     Delivery, Figures, Knocker, Network, PathCell, PathRecord, SendWindow,
 };
-use dedup_transport::link::LinkTuning;
+use dedup_transport::link::{Class, LinkTuning};
 use quinn_proto::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn_proto::{
     ClientConfig, Connection, ConnectionHandle, DatagramEvent, Dir, Endpoint, EndpointConfig,
@@ -72,6 +72,14 @@ impl Spec {
         self
     }
 
+    /// With so many requests at once.
+    pub fn asking(mut self, requests: usize) -> Self {
+        if let Load::Bulk { at_once, .. } = &mut self.load {
+            *at_once = requests;
+        }
+        self
+    }
+
     pub fn remembering(mut self, mbit: f64, rtt: Duration) -> Self {
         self.remembered = Some(PathRecord {
             rate: (mbit * 1e6 / 8.0) as u64,
@@ -95,6 +103,28 @@ struct End {
     peer: SocketAddr,
 }
 
+/// What has come of one answer: read in any order, of use in order.
+#[derive(Default)]
+struct Came {
+    whole_to: u64,
+    /// Ends of what lies behind holes, by beginning.
+    ahead: BTreeMap<u64, u64>,
+}
+
+impl Came {
+    /// Takes bytes that come for the first time; returns how many more are of use.
+    fn take(&mut self, offset: u64, bytes: u64) -> u64 {
+        let before = self.whole_to;
+        self.ahead.insert(offset, offset + bytes);
+        while let Some(entry) = self.ahead.first_entry()
+            && *entry.key() == self.whole_to
+        {
+            self.whole_to = entry.remove();
+        }
+        self.whole_to - before
+    }
+}
+
 /// A link under simulation.
 pub struct Flow {
     spec: Spec,
@@ -104,6 +134,8 @@ pub struct Flow {
     datacenter: End,
     /// The datacenter's answers: bytes left to write.
     answers: BTreeMap<StreamId, u64>,
+    /// What the branch has of the answers that are not whole.
+    came: BTreeMap<StreamId, Came>,
     open: usize,
     next_ask: Duration,
     path: Arc<PathCell>,
@@ -156,6 +188,7 @@ impl Flow {
                 peer: addr(2),
             },
             answers: BTreeMap::new(),
+            came: BTreeMap::new(),
             open: 0,
             next_ask: spec.starts,
             path,
@@ -351,7 +384,8 @@ impl Flow {
         writable: &mut Vec<StreamId>,
     ) {
         let mut stream = connection.recv_stream(id);
-        let Ok(mut chunks) = stream.read(true) else {
+        // In any order, as the link does.
+        let Ok(mut chunks) = stream.read(false) else {
             return;
         };
         let mut request = Vec::new();
@@ -359,7 +393,8 @@ impl Flow {
         loop {
             match chunks.next(usize::MAX) {
                 Ok(Some(chunk)) if side == Side::Branch => {
-                    self.received += chunk.bytes.len() as u64
+                    let answer = self.came.entry(id).or_default();
+                    self.received += answer.take(chunk.offset, chunk.bytes.len() as u64);
                 }
                 Ok(Some(chunk)) => request.extend_from_slice(&chunk.bytes),
                 Ok(None) => {
@@ -371,9 +406,15 @@ impl Flow {
         }
         let _ = chunks.finalize();
         if side == Side::Branch {
-            self.open -= usize::from(ended);
+            if ended {
+                self.came.remove(&id);
+                self.open -= 1;
+            }
         } else if request.len() == 8 {
             let bytes = u64::from_le_bytes(request.try_into().unwrap());
+            // The link does this in the product.
+            let priority = Class::Fill.priority(id.index());
+            connection.send_stream(id).set_priority(priority).unwrap();
             self.answers.insert(id, bytes);
             writable.push(id);
         }

@@ -96,6 +96,13 @@ impl Report {
         sum * 1e6 / (self.line.down.rate_bps as f64 * (1.0 - self.line.down.loss.mean()))
     }
 
+    /// Share of the line that carried packets, headers and all, to the branch.
+    pub fn carried(&self, span: &Range<Duration>) -> f64 {
+        let bytes = self.at(span.end).delivered - self.at(span.start).delivered;
+        let bits_per_s = bytes as f64 * 8.0 / (span.end - span.start).as_secs_f64();
+        bits_per_s / (self.line.down.rate_bps as f64 * (1.0 - self.line.down.loss.mean()))
+    }
+
     /// Bytes put on the line for each byte that an application got.
     pub fn offered_per_received(&self, span: &Range<Duration>) -> f64 {
         let received: u64 = (0..self.flows).map(|flow| self.received(flow, span)).sum();

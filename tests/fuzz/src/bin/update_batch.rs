@@ -24,10 +24,10 @@ fn update() -> &'static (NewChunks, UpdateBatch) {
             let (id, _) = numbering.number(number).expect("planned numbers exist");
             Ok::<_, Infallible>(content.chunk(id).expect("the content has its chunks"))
         };
-        let Ok(plans) = plan(&numbering, |number| {
+        let Ok(plan) = plan(&numbering, |number| {
             Ok::<_, Infallible>(sketch(&read(number)?))
         });
-        let Ok(batch) = encode_batch(&plans[0], &numbering, read, Effort::least());
+        let Ok(batch) = encode_batch(&plan.batches[0], &numbering, read, Effort::least());
         (numbering, batch)
     })
 }

@@ -16,7 +16,7 @@ use super::limits::{
     STATUS_EXTENTS_MAX,
 };
 use super::outbox::Outbox;
-use super::patience::Patience;
+use super::patience::{FlushPace, Patience};
 use super::pool::Job;
 use super::socket::Socket;
 use super::wire::{
@@ -94,6 +94,7 @@ impl Connection {
 
     fn receive_requests(self: &Arc<Self>, intake: &mut Intake) -> Result<(), TransmissionError> {
         let mut patience = Patience::default();
+        let mut pace = FlushPace::default();
         loop {
             while intake.buffered().len() < REQUEST_BYTES {
                 // Nothing more is at hand, so nothing is gained by holding replies back.
@@ -138,7 +139,7 @@ impl Connection {
             exchange.request = request;
             exchange.started = Instant::now();
             self.stream(intake, &mut exchange);
-            match self.receive_one(intake, &mut exchange) {
+            match self.receive_one(intake, &mut exchange, &mut pace) {
                 Ok(true) => {
                     self.count(&exchange);
                     if self.outbox.push(exchange) >= COALESCE_BYTES_MAX {
@@ -213,6 +214,7 @@ impl Connection {
         &self,
         intake: &mut Intake,
         exchange: &mut Exchange,
+        pace: &mut FlushPace,
     ) -> Result<bool, IntakeError> {
         let request = exchange.request;
         let len = request.len as usize;
@@ -272,6 +274,19 @@ impl Connection {
                     return Ok(false);
                 }
                 match self.device().try_write(request.offset, exchange.payload()) {
+                    Ok(true) => exchange.reply_done(),
+                    Ok(false) => return Ok(false),
+                    Err(error) => self.reply_device_error(exchange, &error),
+                }
+                Ok(true)
+            }
+            // As with a large read: behind a quick flush nothing waits long, and two changes of thread would take longer.
+            CMD_FLUSH if intake.buffered().is_empty() && pace.is_quick() => {
+                self.outbox.flush();
+                let begun = Instant::now();
+                let flushed = self.device().try_flush();
+                pace.learn(begun.elapsed());
+                match flushed {
                     Ok(true) => exchange.reply_done(),
                     Ok(false) => return Ok(false),
                     Err(error) => self.reply_device_error(exchange, &error),

@@ -2,10 +2,11 @@
 //!
 //! A client that sends one small request at a time comes back within tens of microseconds, and two wake-ups would be most of
 //! that. So a connection polls, but only while polling has been paying, as QEMU's event loop does (`poll-max-ns`): each request that
-//! came within [`POLL_MAX`] lets it poll longer, one that came later stops it. An idle or slow client costs nothing.
+//! came within [`POLL_MAX`] lets it poll longer, one that came later halves that. An idle or slow client costs nothing.
 //!
 //! Where others want the processor, polling takes it from them, the client's own threads included. So at most half of the processors
-//! poll at a time ([`poller`]), and a connection that was put aside while it polled leaves it for a while.
+//! poll at a time ([`poller`]), and a connection that was put aside while it polled leaves it for a while. An interrupt, or a pause
+//! of the host below us, looks the same but comes seldom: so the while is short at first, and doubles as long as it happens again.
 //!
 //! Pure but for the count of those who poll: time is an argument.
 
@@ -20,8 +21,11 @@ const POLL_MIN: Duration = Duration::from_micros(8);
 
 /// Two looks at the socket are less than a microsecond apart, unless somebody else had the processor.
 pub(crate) const PUT_ASIDE: Duration = Duration::from_micros(20);
-/// Requests without polling after that.
-const REST_REQUESTS: u32 = 256;
+/// Requests without polling after that: the first time, and at most.
+const REST_MIN: u32 = 4;
+const REST_MAX: u32 = 256;
+/// After so many requests without being put aside, the next time counts as the first.
+const CALM_REQUESTS: u32 = 256;
 
 /// Connections that poll at this moment, in the whole process.
 static POLLERS: AtomicUsize = AtomicUsize::new(0);
@@ -53,13 +57,20 @@ impl Drop for Poller {
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Patience {
     poll: Duration,
-    /// Requests for which it does not begin again.
+    /// Requests for which it does not poll.
     rest: u32,
+    /// How many it was the last time.
+    last_rest: u32,
+    /// Requests since then.
+    calm: u32,
 }
 
 impl Patience {
     /// For how long to poll now; zero: not at all.
     pub(crate) fn poll(&self) -> Duration {
+        if self.rest > 0 {
+            return Duration::ZERO;
+        }
         self.poll
     }
 
@@ -67,8 +78,14 @@ impl Patience {
     pub(crate) fn learn(&mut self, waited: Duration) {
         if self.rest > 0 {
             self.rest -= 1;
-        } else if waited > POLL_MAX {
-            self.poll = Duration::ZERO;
+            return;
+        }
+        self.calm = self.calm.saturating_add(1);
+        if waited > POLL_MAX {
+            self.poll /= 2;
+            if self.poll < POLL_MIN {
+                self.poll = Duration::ZERO;
+            }
         } else if waited > self.poll {
             self.poll = (self.poll * 2).clamp(POLL_MIN, POLL_MAX);
         }
@@ -76,15 +93,50 @@ impl Patience {
 
     /// Learns that the thread was put aside while it polled.
     pub(crate) fn put_aside(&mut self) {
-        self.poll = Duration::ZERO;
-        self.rest = REST_REQUESTS;
+        self.rest = if self.calm >= CALM_REQUESTS {
+            REST_MIN
+        } else {
+            (self.last_rest * 2).clamp(REST_MIN, REST_MAX)
+        };
+        self.last_rest = self.rest;
+        self.calm = 0;
+    }
+}
+
+/// A flush that takes no longer than this may hold up what comes behind it: as long as copying the largest read that does.
+const FLUSH_QUICK_MAX: Duration = Duration::from_millis(1);
+/// Flushes that are left to workers after one that took longer, so that a slow disk's hold up next to nothing.
+const FLUSH_REST: u32 = 64;
+
+/// Whether a connection's reader may flush by itself: while its flushes have been quick.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct FlushPace {
+    rest: u32,
+}
+
+impl FlushPace {
+    /// Asked once for each flush.
+    pub(crate) fn is_quick(&mut self) -> bool {
+        let quick = self.rest == 0;
+        self.rest = self.rest.saturating_sub(1);
+        quick
+    }
+
+    /// Learns how long a flush by the reader took.
+    pub(crate) fn learn(&mut self, took: Duration) {
+        if took > FLUSH_QUICK_MAX {
+            self.rest = FLUSH_REST;
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, missing_docs)]
-    use super::{POLL_MAX, POLL_MIN, Patience, REST_REQUESTS};
+    use super::{
+        CALM_REQUESTS, FLUSH_QUICK_MAX, FLUSH_REST, FlushPace, POLL_MAX, Patience, REST_MAX,
+        REST_MIN,
+    };
     use std::time::Duration;
 
     #[test]
@@ -99,21 +151,65 @@ mod tests {
         assert_eq!(polls, [8, 16, 32, 64, 64, 64]);
         patience.learn(Duration::from_micros(5));
         assert_eq!(patience.poll(), POLL_MAX, "it pays");
-        patience.learn(POLL_MAX + Duration::from_nanos(1));
-        assert_eq!(patience.poll(), Duration::ZERO);
+        let mut polls = Vec::new();
+        for _ in 0..5 {
+            patience.learn(POLL_MAX + Duration::from_nanos(1));
+            polls.push(patience.poll().as_micros());
+        }
+        assert_eq!(polls, [32, 16, 8, 0, 0]);
+    }
+
+    fn quick(patience: &mut Patience, requests: u32) {
+        (0..requests).for_each(|_| patience.learn(Duration::from_micros(40)));
+    }
+
+    /// Requests that come until it polls again.
+    fn rest(patience: &mut Patience) -> u32 {
+        let mut requests = 0;
+        while patience.poll().is_zero() {
+            quick(patience, 1);
+            requests += 1;
+        }
+        requests
     }
 
     #[test]
-    fn a_thread_that_was_put_aside_does_not_poll_for_a_while() {
+    fn a_thread_that_is_put_aside_again_and_again_polls_ever_less() {
         let mut patience = Patience::default();
-        patience.put_aside();
-        let quick = |patience: &mut Patience| {
-            patience.learn(Duration::from_micros(5));
-            patience.poll()
-        };
-        for _ in 0..REST_REQUESTS {
-            assert_eq!(quick(&mut patience), Duration::ZERO);
+        quick(&mut patience, 10);
+        let rests: Vec<u32> = (0..9)
+            .map(|_| {
+                patience.put_aside();
+                rest(&mut patience)
+            })
+            .collect();
+        assert_eq!(rests, [4, 8, 16, 32, 64, 128, 256, 256, REST_MAX]);
+    }
+
+    #[test]
+    fn an_interrupt_now_and_then_costs_a_few_requests_only() {
+        let mut patience = Patience::default();
+        quick(&mut patience, 10);
+        for _ in 0..10 {
+            patience.put_aside();
+            assert_eq!(rest(&mut patience), REST_MIN);
+            assert_eq!(patience.poll(), POLL_MAX, "as long as before");
+            quick(&mut patience, CALM_REQUESTS);
         }
-        assert_eq!(quick(&mut patience), POLL_MIN);
+    }
+
+    #[test]
+    fn after_a_slow_flush_workers_flush_for_a_while() {
+        let mut pace = FlushPace::default();
+        assert!(pace.is_quick());
+        pace.learn(FLUSH_QUICK_MAX);
+        assert!(pace.is_quick());
+        pace.learn(FLUSH_QUICK_MAX * 2);
+        let rest = (0..).take_while(|_| !pace.is_quick()).count();
+        assert_eq!(rest, FLUSH_REST as usize);
+        assert!(
+            pace.is_quick(),
+            "and goes on as long as it is not slow again"
+        );
     }
 }

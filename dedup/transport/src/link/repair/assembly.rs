@@ -316,7 +316,8 @@ mod tests {
             let mut stream = (payload.len() as u32).to_le_bytes().to_vec();
             stream.extend_from_slice(&payload);
             let lost_max = 1 + (random(&mut state) % 4) as usize;
-            let repairs = plan::symbols(8, 0, &stream, 1172, lost_max, 0);
+            let layout = plan::Layout::of(stream.len(), 1172).unwrap();
+            let repairs = plan::symbols(8, 0, &stream, &layout, lost_max, 0);
             assert!(!repairs.is_empty());
             let mut packets = Vec::new();
             let mut at = 0;

@@ -26,7 +26,7 @@ use tokio::time::Instant;
 
 pub(super) use assembly::Assembly;
 use datagram::{Body, PIECE_HEAD_BYTES, Repair};
-use plan::{Budget, LossMeter};
+use plan::{Budget, Layout, LossMeter};
 
 /// Datagrams kept for one stream until its reader takes them: the repair of one large answer.
 const SLOT_MAX: usize = 64;
@@ -142,40 +142,40 @@ impl Repairs {
             return Vec::new();
         };
         let now = self.began.elapsed();
-        let (loss, own) = {
-            let mut state = lock(&self.state);
-            self.measure(&mut state.meter);
-            (state.meter.share(now), state.meter.own_per_mille())
-        };
+        let path = self.path_bytes_per_s();
+        // What it costs is asked before it is computed: a link whose budget is spent computes nothing.
+        let mut guard = lock(&self.state);
+        let State { meter, budget, .. } = &mut *guard;
+        self.measure(meter);
+        let (loss, own) = (meter.share(now), meter.own_per_mille());
         if loss == 0.0 || bytes.is_empty() {
             return Vec::new();
         }
-        let packets = bytes.len().div_ceil(datagram_bytes) + 1;
-        let lost = lock(&self.state)
-            .budget
-            .afford(plan::survived(packets, loss));
-        let made: Vec<Bytes> = if PIECE_HEAD_BYTES + bytes.len() <= datagram_bytes {
+        if PIECE_HEAD_BYTES + bytes.len() <= datagram_bytes {
             // Of a single packet a copy is as good as a symbol, and needs no decoding.
-            let body = Body::Piece(Bytes::copy_from_slice(bytes));
-            vec![
-                Repair {
-                    loss: own,
-                    stream,
-                    offset,
-                    body,
-                }
-                .encode(),
-            ]
-        } else {
-            plan::symbols(stream, offset, bytes, datagram_bytes, lost, own)
-                .iter()
-                .map(Repair::encode)
-                .collect()
+            if !budget.take(PIECE_HEAD_BYTES + bytes.len(), path, now) {
+                return Vec::new();
+            }
+            let piece = Repair {
+                loss: own,
+                stream,
+                offset,
+                body: Body::Piece(Bytes::copy_from_slice(bytes)),
+            };
+            return vec![piece.encode()];
+        }
+        let Some(layout) = Layout::of(bytes.len(), datagram_bytes) else {
+            return Vec::new();
         };
-        let path = self.path_bytes_per_s();
-        let mut state = lock(&self.state);
-        made.into_iter()
-            .take_while(|datagram| state.budget.take(datagram.len(), path, now))
+        let packets = bytes.len().div_ceil(datagram_bytes) + 1;
+        let wanted = budget.afford(plan::survived(packets, loss));
+        let Some(lost) = budget.take_for(wanted, |lost| layout.cost_bytes(lost), path, now) else {
+            return Vec::new();
+        };
+        drop(guard);
+        plan::symbols(stream, offset, bytes, &layout, lost, own)
+            .iter()
+            .map(Repair::encode)
             .collect()
     }
 

@@ -112,6 +112,19 @@ impl Budget {
         }
     }
 
+    /// Lost packets to survive, at most `lost`, that what is there pays for when each count costs `cost_bytes`; takes what that costs.
+    pub(super) fn take_for(
+        &mut self,
+        lost: usize,
+        cost_bytes: impl Fn(usize) -> usize,
+        path_bytes_per_s: f64,
+        now: Duration,
+    ) -> Option<usize> {
+        (1..=lost)
+            .rev()
+            .find(|lost| self.take(cost_bytes(*lost), path_bytes_per_s, now))
+    }
+
     /// Takes `bytes` if they are there. `path_bytes_per_s` is what the path carries.
     pub(super) fn take(&mut self, bytes: usize, path_bytes_per_s: f64, now: Duration) -> bool {
         let passed = now.saturating_sub(self.at).as_secs_f64();
@@ -140,39 +153,78 @@ pub(super) fn survived(packets: usize, loss: f64) -> usize {
     count.max(SURVIVED_MIN)
 }
 
-/// Repair for `bytes` of stream `stream` at `offset`, in datagrams of at most `datagram_bytes`, so that `lost` lost packets of about that
+/// How bytes of a stream are cut into blocks and symbols.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Layout {
+    bytes: usize,
+    per_datagram: usize,
+    symbol_bytes: usize,
+    block_bytes: usize,
+}
+
+impl Layout {
+    /// Of `bytes` whose repair travels in datagrams of at most `datagram_bytes`; `None` when there is nothing, or no room.
+    pub(super) fn of(bytes: usize, datagram_bytes: usize) -> Option<Self> {
+        let room = datagram_bytes.saturating_sub(SYMBOLS_HEAD_BYTES);
+        if room < 64 || bytes == 0 {
+            return None;
+        }
+        // QUIC cuts packets where it likes, so a lost packet touches one symbol more than it holds: small symbols waste less. Four to
+        // a datagram, unless that makes more of them than the code has; what no size fits is repaired block by block.
+        let (per_datagram, symbol_bytes) = [4, 3, 2]
+            .map(|count| (count, room / count))
+            .into_iter()
+            .find(|(_, size)| bytes.div_ceil(*size) <= DATA_MAX)
+            .unwrap_or((4, room / 4));
+        // A short answer needs no more than itself.
+        let symbol_bytes = symbol_bytes.min(bytes);
+        let blocks = bytes.div_ceil(DATA_MAX * symbol_bytes);
+        Some(Self {
+            bytes,
+            per_datagram,
+            symbol_bytes,
+            block_bytes: bytes.div_ceil(blocks),
+        })
+    }
+
+    /// Repair symbols of a block for `lost` lost packets.
+    fn symbols(&self, block_bytes: usize, lost: usize) -> usize {
+        (lost * (self.per_datagram + 1) + 1)
+            .next_multiple_of(self.per_datagram)
+            .min(block_bytes.div_ceil(self.symbol_bytes))
+            .min(REPAIR_MAX)
+    }
+
+    /// Bytes of datagrams that [`symbols`] makes for `lost` lost packets. Asked before they are computed.
+    pub(super) fn cost_bytes(&self, lost: usize) -> usize {
+        let cost = |block_bytes| {
+            let symbols = self.symbols(block_bytes, lost);
+            symbols * self.symbol_bytes + symbols.div_ceil(self.per_datagram) * SYMBOLS_HEAD_BYTES
+        };
+        let (whole, rest) = (self.bytes / self.block_bytes, self.bytes % self.block_bytes);
+        whole * cost(self.block_bytes) + if rest > 0 { cost(rest) } else { 0 }
+    }
+}
+
+/// Repair for `bytes`, of stream `stream` at `offset` and laid out as `layout` says, so that `lost` lost packets of about a datagram's
 /// size cost no round trip.
 pub(super) fn symbols(
     stream: u64,
     offset: u64,
     bytes: &[u8],
-    datagram_bytes: usize,
+    layout: &Layout,
     lost: usize,
     loss: LossPerMille,
 ) -> Vec<Repair> {
-    let room = datagram_bytes.saturating_sub(SYMBOLS_HEAD_BYTES);
-    if room < 64 || bytes.is_empty() {
-        return Vec::new();
-    }
-    // QUIC cuts packets where it likes, so a lost packet touches one symbol more than it holds: small symbols waste less. Four to
-    // a datagram, unless that makes more of them than the code has; what no size fits is repaired block by block.
-    let (per_datagram, symbol_bytes) = [4, 3, 2]
-        .map(|count| (count, room / count))
-        .into_iter()
-        .find(|(_, size)| bytes.len().div_ceil(*size) <= DATA_MAX)
-        .unwrap_or((4, room / 4));
-    // A short answer needs no more than itself.
-    let symbol_bytes = symbol_bytes.min(bytes.len());
-    let blocks = bytes.len().div_ceil(DATA_MAX * symbol_bytes);
-    let block_bytes = bytes.len().div_ceil(blocks);
+    let Layout {
+        per_datagram,
+        symbol_bytes,
+        block_bytes,
+        ..
+    } = *layout;
     let mut repairs = Vec::new();
     for (block, at) in bytes.chunks(block_bytes).zip((0..).step_by(block_bytes)) {
-        let data = block.len().div_ceil(symbol_bytes);
-        let count = (lost * (per_datagram + 1) + 1)
-            .next_multiple_of(per_datagram)
-            .min(data)
-            .min(REPAIR_MAX);
-        let made = code::encode(block, symbol_bytes, count);
+        let made = code::encode(block, symbol_bytes, layout.symbols(block.len(), lost));
         for (part, first) in made.chunks(per_datagram).zip((0u8..).step_by(per_datagram)) {
             repairs.push(Repair {
                 loss,
@@ -192,6 +244,7 @@ pub(super) fn symbols(
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     const S: Duration = Duration::from_secs(1);
@@ -245,6 +298,10 @@ mod tests {
         assert_eq!(budget.afford(3), 3);
         assert_eq!(budget.afford(9), 9);
         assert!(!budget.take(40 << 10, 1e6, Duration::ZERO));
+        // 24 KiB are left.
+        let cost = |lost| lost * (10 << 10);
+        assert_eq!(budget.take_for(6, cost, 1e6, Duration::ZERO), Some(2));
+        assert_eq!(budget.take_for(6, cost, 1e6, Duration::ZERO), None);
     }
 
     #[test]
@@ -259,10 +316,25 @@ mod tests {
     #[test]
     fn what_64_kib_cost() {
         for datagram_bytes in [1172, 1420] {
-            let repairs = symbols(4, 0, &vec![1; (64 << 10) + 10], datagram_bytes, 3, 10);
+            let bytes = vec![1; (64 << 10) + 10];
+            let layout = Layout::of(bytes.len(), datagram_bytes).unwrap();
+            let repairs = symbols(4, 0, &bytes, &layout, 3, 10);
             let sent: usize = repairs.iter().map(|r| r.encode().len()).sum();
             assert!(sent < (64 << 10) / 11, "{sent} bytes of repair");
             assert!(repairs.iter().all(|r| r.encode().len() <= datagram_bytes));
         }
+    }
+
+    #[test]
+    fn the_cost_is_known_before_anything_is_computed() {
+        for bytes in [1, 500, 1500, 16_388, 65_540, 200_001, 262_144] {
+            let layout = Layout::of(bytes, 1420).unwrap();
+            for lost in [1, 3, 6] {
+                let repairs = symbols(4, 0, &vec![1; bytes], &layout, lost, 10);
+                let sent: usize = repairs.iter().map(|r| r.encode().len()).sum();
+                assert_eq!(layout.cost_bytes(lost), sent, "{bytes} bytes, {lost} lost");
+            }
+        }
+        assert!(Layout::of(0, 1420).is_none() && Layout::of(1, 80).is_none());
     }
 }
