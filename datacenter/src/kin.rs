@@ -14,7 +14,7 @@ use crate::images::StoreNodes;
 use crate::problem::describe;
 use crate::update::Pair;
 
-/// Most new chunks of a version of which this is kept: 16 GiB of average chunks, a row of 3 MB at most.
+/// Most new chunks of a version of which this is kept: 16 GiB of average chunks, a row of 4 MiB at most.
 const CHUNKS_MAX: usize = 1 << 20;
 
 /// New chunks that one of the parent's may stand for. A chunk that hundreds resemble says nothing of any of them.

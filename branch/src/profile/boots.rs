@@ -106,7 +106,10 @@ impl Boots {
                 if let Err(error) = planned {
                     tracing::warn!(desktop, %version, error = crate::desktop::error_line(&error), "no boot profile can be followed");
                 }
-                // There is no boot that could be forgotten, and they end by themselves.
+                // Nothing is kept that could be forgotten: an attempt that is repeated with the link down must not leave its wishes behind.
+                for number in files {
+                    self.fetcher.stop_prefetch(number);
+                }
                 return;
             }
         };
