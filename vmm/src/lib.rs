@@ -1,5 +1,13 @@
 //! splice-vmm: one process per desktop on KVM.
 //!
-//! [`check`] tells whether this machine can run desktops at all.
+//! [`check`] tells whether this machine can run desktops at all. [`machine`] is a PC of a few parts ([`legacy`]), a PCI bus ([`pci`]) and
+//! virtio devices ([`virtio`]), enough for an unmodified distribution kernel. Its [`screen`] is shown to viewers by [`rfb`].
 
 pub mod check;
+pub mod control;
+pub mod legacy;
+pub mod machine;
+pub mod pci;
+pub mod rfb;
+pub mod screen;
+pub mod virtio;

@@ -1,6 +1,10 @@
 //! The `splice-vmm` command.
 
+mod run;
+mod screenshot;
+
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -26,11 +30,30 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Run a machine until its guest powers off.
+    ///
+    /// A guest's reset starts the machine anew. Exit status: 0 the guest powered off, or the machine was ended by a signal; 1 it
+    /// could not be made or could not go on; 2 wrong usage.
+    Run(Box<run::Arguments>),
+    /// Save a picture of a machine's screen.
+    ///
+    /// Exit status: 0 saved; 1 not; 2 wrong usage.
+    Screenshot {
+        /// The machine's `--rfb-socket`.
+        socket: PathBuf,
+        /// Where to save it; the name ends with .png or .ppm.
+        file: PathBuf,
+    },
 }
 
 fn main() -> Result<ExitCode> {
     let Arguments { command } = Arguments::parse();
     match command {
+        Command::Run(arguments) => run::run(&arguments),
+        Command::Screenshot { socket, file } => {
+            screenshot::save(&socket, &file)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Check { json } => {
             let host = vmm::check::host_virt();
             let mut out = io::stdout().lock();

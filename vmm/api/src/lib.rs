@@ -2,6 +2,8 @@
 //!
 //! Types only, with the JSON they have on the wire; no KVM, no I/O. A field may be added, none changes its meaning.
 
+mod control;
 mod host;
 
+pub use control::{Answer, Command, LINE_BYTES_MAX, MachineState, MachineStatus};
 pub use host::{CpuVirt, HostVirt, KvmKind, Probe, ProbeOutcome};

@@ -8,6 +8,8 @@ mod device;
 mod memory;
 pub mod nbd;
 mod raw_file;
+pub mod vhost_user;
+pub mod virtio;
 
 pub use device::{BlockDevice, BlockError, BlockErrorKind, Geometry, RangeStatus, check_range};
 pub use memory::MemoryDevice;

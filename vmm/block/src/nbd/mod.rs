@@ -17,7 +17,7 @@ mod fuzz;
 mod handshake;
 mod intake;
 pub mod limits;
-mod listen;
+pub(crate) mod listen;
 mod outbox;
 mod patience;
 mod pool;

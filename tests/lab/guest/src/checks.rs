@@ -1,0 +1,162 @@
+//! The checks, each as a person would do it.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use vmm_api::{Answer, Command, MachineState};
+
+use crate::vm::{Lab, Options, wait};
+
+/// Emulated twice, a boot to the login prompt takes a minute or more.
+const BOOT: Duration = Duration::from_secs(300);
+const SHELL: Duration = Duration::from_secs(60);
+
+type Check = fn(&Lab, &str) -> Result<Vec<String>>;
+
+/// By name, in the order in which they run.
+pub const ALL: &[(&str, Check)] = &[
+    ("boot", boot),
+    ("disk", disk),
+    ("reboot", reboot),
+    ("power-button", power_button),
+    ("pause", pause),
+    ("balloon", balloon),
+];
+
+/// An unmodified Debian boots to its login prompt, and what it finds is what was given.
+fn boot(lab: &Lab, name: &str) -> Result<Vec<String>> {
+    let options = Options {
+        disk: Some(lab.fresh_disk()?),
+        vcpus: 2,
+        ..Options::default()
+    };
+    let mut vm = lab.launch(name, &options)?;
+    let seconds = vm.boot_and_log_in(BOOT)?;
+    let processors = vm.run("nproc", SHELL)?;
+    ensure!(processors.trim() == "2", "{processors:?} processors");
+    let clock = vm.run("date +%s", SHELL)?;
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+    let off = clock.trim().parse::<u64>()?.abs_diff(now.as_secs());
+    ensure!(off < 120, "the guest's clock is {off} s off");
+    vm.run("ls /dev/hwrng && head -c 64 /dev/hwrng | wc -c", SHELL)?;
+    let errors = vm.run("dmesg -l emerg,alert,crit,err", SHELL)?;
+    let (all, own) = vm.resident_kib()?;
+    vm.run("systemctl poweroff", SHELL)?;
+    let end = vm.wait_end(SHELL)?;
+    ensure!(end.success(), "{end} after powering off");
+    Ok(vec![
+        format!("login prompt after {seconds:.1} s"),
+        format!("resident {all} KiB, {own} KiB beside the guest's memory"),
+        format!("kernel errors: {:?}", errors.trim()),
+    ])
+}
+
+/// What a guest has synced is there after the machine was ended without warning.
+fn disk(lab: &Lab, name: &str) -> Result<Vec<String>> {
+    let disk = lab.fresh_disk()?;
+    let options = Options {
+        disk: Some(disk),
+        ..Options::default()
+    };
+    let sum;
+    {
+        let mut vm = lab.launch(name, &options)?;
+        vm.boot_and_log_in(BOOT)?;
+        vm.run("mount -o remount,rw /", SHELL)?;
+        vm.run(
+            "dd if=/dev/urandom of=/root/data bs=64k count=64 conv=fsync 2>/dev/null",
+            SHELL,
+        )?;
+        sum = vm.run("sha256sum /root/data", SHELL)?;
+        vm.run("sync; fstrim -v / || true", SHELL)?;
+        ensure!(vm.ask(&Command::Quit)? == Answer::Done);
+    }
+    let mut vm = lab.launch(name, &options)?;
+    vm.boot_and_log_in(BOOT)?;
+    let again = vm.run("sha256sum /root/data", SHELL)?;
+    ensure!(sum.trim() == again.trim(), "{sum} became {again}");
+    Ok(Vec::new())
+}
+
+/// A guest that reboots starts anew in the same process.
+fn reboot(lab: &Lab, name: &str) -> Result<Vec<String>> {
+    let options = Options {
+        disk: Some(lab.fresh_disk()?),
+        ..Options::default()
+    };
+    let mut vm = lab.launch(name, &options)?;
+    vm.boot_and_log_in(BOOT)?;
+    vm.type_line("systemctl reboot")?;
+    vm.boot_and_log_in(BOOT)?;
+    ensure!(vm.status()?.resets == 1);
+    Ok(Vec::new())
+}
+
+/// The power button shuts a guest down in order.
+fn power_button(lab: &Lab, name: &str) -> Result<Vec<String>> {
+    let options = Options {
+        disk: Some(lab.fresh_disk()?),
+        ..Options::default()
+    };
+    let mut vm = lab.launch(name, &options)?;
+    vm.boot_and_log_in(BOOT)?;
+    ensure!(vm.ask(&Command::PowerButton)? == Answer::Done);
+    vm.wait_for("Power down", BOOT)?;
+    let end = vm.wait_end(SHELL)?;
+    ensure!(end.success(), "{end} after the power button");
+    Ok(Vec::new())
+}
+
+/// A paused machine does nothing, and goes on as if nothing had been.
+fn pause(lab: &Lab, name: &str) -> Result<Vec<String>> {
+    let options = Options {
+        disk: Some(lab.fresh_disk()?),
+        vcpus: 2,
+        ..Options::default()
+    };
+    let mut vm = lab.launch(name, &options)?;
+    vm.boot_and_log_in(BOOT)?;
+    vm.type_line("while sleep 0.2; do echo tick; done")?;
+    vm.wait_for("tick", SHELL)?;
+    ensure!(vm.ask(&Command::Pause)? == Answer::Done);
+    ensure!(vm.status()?.state == MachineState::Paused);
+    let len = || std::fs::metadata(vm.log()).map(|log| log.len());
+    let before = len()?;
+    std::thread::sleep(Duration::from_secs(3));
+    ensure!(len()? == before, "a paused guest prints");
+    ensure!(vm.ask(&Command::Resume)? == Answer::Done);
+    wait("the guest to go on", SHELL, || {
+        let more = std::fs::metadata(vm.log())?.len() > before + 20;
+        Ok(more.then_some(()))
+    })?;
+    Ok(Vec::new())
+}
+
+/// Memory that the balloon takes is the host's again.
+fn balloon(lab: &Lab, name: &str) -> Result<Vec<String>> {
+    let options = Options {
+        disk: Some(lab.fresh_disk()?),
+        memory_mib: 640,
+        ..Options::default()
+    };
+    let mut vm = lab.launch(name, &options)?;
+    vm.boot_and_log_in(BOOT)?;
+    // Touches most of the memory, and frees it.
+    vm.run("head -c 300000000 /dev/zero | tail -c 1 | wc -c", SHELL)?;
+    let (before, _) = vm.resident_kib()?;
+    ensure!(vm.ask(&Command::Balloon { mib: 256 })? == Answer::Done);
+    wait("the guest to give 256 MiB", SHELL, || {
+        Ok((vm.status()?.balloon_mib >= 256).then_some(()))
+    })?;
+    let (after, _) = vm.resident_kib()?;
+    ensure!(
+        after < before,
+        "{before} KiB before, {after} KiB with a balloon of 256 MiB"
+    );
+    ensure!(vm.ask(&Command::Balloon { mib: 0 })? == Answer::Done);
+    wait("the guest to take it back", SHELL, || {
+        Ok((vm.status()?.balloon_mib == 0).then_some(()))
+    })?;
+    vm.run("true", SHELL)?;
+    Ok(vec![format!("resident {before} KiB, then {after} KiB")])
+}

@@ -1,0 +1,268 @@
+//! A desktop on splice-vmm: started with what a check needs, used by its console and its control socket, and gone when dropped.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use vmm_api::{Answer, Command as Ask, MachineStatus};
+
+/// How often something that is waited for is looked at.
+const TICK: Duration = Duration::from_millis(50);
+
+/// Where things are.
+pub struct Lab {
+    /// The product's programs.
+    pub programs: PathBuf,
+    /// `kernel`, `initrd` and `disk` of a small Debian whose root password is `root`.
+    pub guest: PathBuf,
+    /// Where what desktops print is kept.
+    pub out: PathBuf,
+}
+
+/// See the module.
+pub struct Vm {
+    process: Child,
+    console: UnixStream,
+    control: PathBuf,
+    log: PathBuf,
+    /// Bytes of the log that were read by an earlier wait.
+    seen: usize,
+    asked: u32,
+}
+
+/// Options of a desktop, by default one processor and 512 MiB with the small Debian's disk.
+pub struct Options {
+    pub memory_mib: u32,
+    pub vcpus: u32,
+    pub disk: Option<PathBuf>,
+    pub more: Vec<String>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            memory_mib: 512,
+            vcpus: 1,
+            disk: None,
+            more: Vec::new(),
+        }
+    }
+}
+
+impl Lab {
+    /// A file of this check that is kept.
+    pub fn file(&self, check: &str, what: &str) -> PathBuf {
+        self.out.join(format!("{check}.{what}"))
+    }
+
+    /// The guest's disk, fresh for this check, in the place of the one of the check before; holes stay holes.
+    pub fn fresh_disk(&self) -> Result<PathBuf> {
+        let disk = self.guest.join("scratch");
+        let copied = Command::new("cp")
+            .args(["--sparse=always"])
+            .arg(self.guest.join("disk"))
+            .arg(&disk)
+            .status()?;
+        ensure!(copied.success(), "copying the disk");
+        Ok(disk)
+    }
+
+    /// Starts a desktop.
+    pub fn launch(&self, check: &str, options: &Options) -> Result<Vm> {
+        let log = self.file(check, "serial");
+        let temp = std::env::temp_dir();
+        let (console, control) = (
+            temp.join(format!("{check}.console")),
+            temp.join(format!("{check}.control")),
+        );
+        let mut command = Command::new(self.programs.join("splice-vmm"));
+        command
+            .arg("run")
+            .arg("--kernel")
+            .arg(self.guest.join("kernel"))
+            .arg("--initrd")
+            .arg(self.guest.join("initrd"))
+            .args(["--command-line", "root=/dev/vda1 ro console=ttyS0"])
+            .args(["--memory", &options.memory_mib.to_string()])
+            .args(["--vcpus", &options.vcpus.to_string()])
+            .arg("--serial-log")
+            .arg(&log)
+            .arg("--serial-socket")
+            .arg(&console)
+            .arg("--control")
+            .arg(&control);
+        if let Some(disk) = &options.disk {
+            command.arg("--disk").arg(disk);
+        }
+        let said = std::fs::File::create(self.file(check, "vmm"))?;
+        let process = command
+            .args(&options.more)
+            .stdin(Stdio::null())
+            .stdout(said.try_clone()?)
+            .stderr(said)
+            .spawn()
+            .context("splice-vmm")?;
+        let console = wait("the console's socket", Duration::from_secs(10), || {
+            Ok(UnixStream::connect(&console).ok())
+        })?;
+        let mut vm = Vm {
+            process,
+            console,
+            control,
+            log,
+            seen: 0,
+            asked: 0,
+        };
+        vm.drain_console()?;
+        Ok(vm)
+    }
+}
+
+/// Waits until `look` finds something.
+pub fn wait<T>(
+    what: &str,
+    limit: Duration,
+    mut look: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(found) = look()? {
+            return Ok(found);
+        }
+        if Instant::now() >= deadline {
+            bail!("{what}: not within {} s", limit.as_secs());
+        }
+        std::thread::sleep(TICK);
+    }
+}
+
+impl Vm {
+    /// What the console's socket carries is in the log as well: it is read so that the guest is never held up.
+    fn drain_console(&mut self) -> Result<()> {
+        let mut console = self.console.try_clone()?;
+        std::thread::spawn(move || {
+            let mut dropped = [0; 4096];
+            while console.read(&mut dropped).is_ok_and(|count| count > 0) {}
+        });
+        Ok(())
+    }
+
+    /// Waits for `text` in what is printed after the last wait; returns what came before it.
+    pub fn wait_for(&mut self, text: &str, limit: Duration) -> Result<String> {
+        let (log, seen) = (self.log.clone(), self.seen);
+        let process = &mut self.process;
+        let found = wait(&format!("{text:?} at the console"), limit, || {
+            let printed = std::fs::read(&log).unwrap_or_default();
+            let unread = printed.get(seen..).unwrap_or_default();
+            let at = unread
+                .windows(text.len())
+                .position(|window| window == text.as_bytes());
+            if at.is_none()
+                && let Some(status) = process.try_wait()?
+            {
+                bail!("splice-vmm ended ({status}) while {text:?} was waited for");
+            }
+            Ok(at.map(|at| (String::from_utf8_lossy(&unread[..at]).into_owned(), at)))
+        })?;
+        self.seen += found.1 + text.len();
+        Ok(found.0)
+    }
+
+    /// Types a line.
+    pub fn type_line(&mut self, line: &str) -> Result<()> {
+        let typed = self.console.write_all(format!("{line}\n").as_bytes());
+        typed.context("typing at the console")
+    }
+
+    /// Boots to the login prompt and logs in as root; seconds until the prompt.
+    pub fn boot_and_log_in(&mut self, limit: Duration) -> Result<f64> {
+        let begun = Instant::now();
+        self.wait_for("login:", limit)?;
+        let seconds = begun.elapsed().as_secs_f64();
+        self.log_in()?;
+        Ok(seconds)
+    }
+
+    /// Logs in as root at a prompt that was seen.
+    pub fn log_in(&mut self) -> Result<()> {
+        let patience = Duration::from_secs(60);
+        self.type_line("root")?;
+        self.wait_for("assword:", patience)?;
+        self.type_line("root")?;
+        // What is typed before the shell is there is thrown away: ask until it answers. A plain shell without a prompt takes its place, so
+        // that what a command prints is all that there is to read.
+        for _ in 0..20 {
+            if self.run("stty -echo", Duration::from_secs(5)).is_ok() {
+                self.type_line("exec env PS1= sh")?;
+                return self.run("true", patience).map(drop);
+            }
+        }
+        bail!("no shell answers after logging in")
+    }
+
+    /// Runs a command in the shell; what it printed.
+    pub fn run(&mut self, command: &str, limit: Duration) -> Result<String> {
+        self.asked += 1;
+        let mark = self.asked;
+        // The shell works the sums out, so that its answer is not mistaken for the echo of what is typed.
+        self.type_line(&format!("{command}; echo \"end-{mark}-$((20 + 1))-$?\""))?;
+        let said = self.wait_for(&format!("end-{mark}-21-"), limit)?;
+        let status = self.wait_for("\r\n", Duration::from_secs(10))?;
+        ensure!(status == "0", "{command:?} ended with {status}: {said}");
+        Ok(said)
+    }
+
+    /// Asks the machine over its control socket.
+    pub fn ask(&self, command: &Ask) -> Result<Answer> {
+        let mut socket = UnixStream::connect(&self.control).context("control socket")?;
+        serde_json::to_writer(&mut socket, command)?;
+        socket.write_all(b"\n")?;
+        let mut line = String::new();
+        BufReader::new(socket).read_line(&mut line)?;
+        Ok(serde_json::from_str(&line)?)
+    }
+
+    /// How the machine is.
+    pub fn status(&self) -> Result<MachineStatus> {
+        match self.ask(&Ask::Status)? {
+            Answer::Status(status) => Ok(status),
+            other => bail!("{other:?} is no status"),
+        }
+    }
+
+    /// Waits until splice-vmm has ended.
+    pub fn wait_end(&mut self, limit: Duration) -> Result<ExitStatus> {
+        let process = &mut self.process;
+        wait("the end of splice-vmm", limit, || Ok(process.try_wait()?))
+    }
+
+    /// Resident memory of splice-vmm and of its guest, KiB: all of it, and what is not the guest's.
+    pub fn resident_kib(&self) -> Result<(u64, u64)> {
+        let path = format!("/proc/{}/status", self.process.id());
+        let status = std::fs::read_to_string(path)?;
+        let of = |key: &str| -> Result<u64> {
+            let line = status.lines().find_map(|line| line.strip_prefix(key));
+            let value = line.and_then(|rest| rest.split_whitespace().next());
+            value
+                .and_then(|value| value.parse().ok())
+                .context(key.to_owned())
+        };
+        // The guest's memory is a shared file.
+        Ok((of("VmRSS:")?, of("RssAnon:")? + of("RssFile:")?))
+    }
+
+    /// Where its output is.
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}

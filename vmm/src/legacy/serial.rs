@@ -1,0 +1,202 @@
+//! The first serial port, a 16550, and what it is connected to: a log file, and whoever has opened the console's socket.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use vm_superio::{Serial, Trigger};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::machine::bus::{Registers, lock};
+
+/// How long a console that takes nothing holds the guest up before it is hung up on.
+const CONSOLE_PATIENCE: Duration = Duration::from_millis(200);
+/// How often bytes that found the port's buffer full are tried again.
+const INPUT_RETRY: Duration = Duration::from_millis(5);
+/// … and how many times.
+const INPUT_TRIES: u32 = 1000;
+/// Bytes taken from a console at a time; the port's buffer has 64.
+const INPUT_BYTES: usize = 64;
+
+/// The port's interrupt.
+pub struct SerialInterrupt(pub EventFd);
+
+impl Trigger for SerialInterrupt {
+    type E = io::Error;
+
+    fn trigger(&self) -> io::Result<()> {
+        self.0.write(1)
+    }
+}
+
+/// The line that a serial port is connected to. It outlives machines: a console stays connected when the guest resets.
+#[derive(Clone, Default)]
+pub struct SerialLine(Arc<Mutex<Ends>>);
+
+#[derive(Default)]
+struct Ends {
+    log: Option<File>,
+    console: Option<UnixStream>,
+    stdout: bool,
+    /// The port of the machine that runs now.
+    port: Weak<Mutex<Port>>,
+}
+
+impl SerialLine {
+    /// Keeps all output in a file, behind what is there.
+    ///
+    /// # Errors
+    /// The file cannot be opened.
+    pub fn log_to(&self, path: &Path) -> io::Result<()> {
+        let log = File::options().create(true).append(true).open(path)?;
+        lock(&self.0).log = Some(log);
+        Ok(())
+    }
+
+    /// Shows all output on standard output.
+    pub fn to_stdout(&self) {
+        lock(&self.0).stdout = true;
+    }
+
+    /// Lets consoles connect, one at a time; a new one takes the place of the one before it.
+    ///
+    /// # Errors
+    /// The socket cannot be made.
+    pub fn listen(&self, path: &Path) -> io::Result<()> {
+        let _ = std::fs::remove_file(path);
+        let listener = UnixListener::bind(path)?;
+        let line = self.clone();
+        std::thread::Builder::new()
+            .name("serial".into())
+            .spawn(move || {
+                for console in listener.incoming().flatten() {
+                    let _ = line.connect(console);
+                }
+            })
+            .map(drop)
+    }
+
+    fn connect(&self, console: UnixStream) -> io::Result<()> {
+        console.set_write_timeout(Some(CONSOLE_PATIENCE))?;
+        let mut input = console.try_clone()?;
+        if let Some(before) = lock(&self.0).console.replace(console) {
+            let _ = before.shutdown(std::net::Shutdown::Both);
+        }
+        let line = self.clone();
+        std::thread::Builder::new()
+            .name("console".into())
+            .spawn(move || {
+                let mut bytes = [0; INPUT_BYTES];
+                while let Ok(count @ 1..) = input.read(&mut bytes) {
+                    line.type_bytes(&bytes[..count]);
+                }
+            })
+            .map(drop)
+    }
+
+    /// Types on the line; waits while the port's buffer is full. What no machine or a guest that does not listen takes is lost.
+    fn type_bytes(&self, mut bytes: &[u8]) {
+        for _ in 0..INPUT_TRIES {
+            let Some(port) = lock(&self.0).port.upgrade() else {
+                return;
+            };
+            let taken = lock(&port).enqueue_raw_bytes(bytes).unwrap_or(0);
+            bytes = &bytes[taken..];
+            if bytes.is_empty() {
+                return;
+            }
+            std::thread::sleep(INPUT_RETRY);
+        }
+    }
+}
+
+impl Write for SerialLine {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        // A full disk or a console that went away must not stop the guest.
+        let mut ends = lock(&self.0);
+        if let Some(log) = &mut ends.log {
+            let _ = log.write_all(bytes);
+        }
+        if let Some(console) = &mut ends.console
+            && console.write_all(bytes).is_err()
+        {
+            ends.console = None;
+        }
+        if ends.stdout {
+            let mut out = io::stdout().lock();
+            let _ = out.write_all(bytes).and_then(|()| out.flush());
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+type Port = Serial<SerialInterrupt, vm_superio::serial::NoEvents, SerialLine>;
+
+/// See the module.
+#[derive(Clone)]
+pub struct SerialPort(Arc<Mutex<Port>>);
+
+impl SerialPort {
+    /// A port on this line that raises `interrupt`.
+    pub fn new(interrupt: EventFd, line: &SerialLine) -> Self {
+        let port = Serial::new(SerialInterrupt(interrupt), line.clone());
+        let port = Arc::new(Mutex::new(port));
+        lock(&line.0).port = Arc::downgrade(&port);
+        Self(port)
+    }
+}
+
+impl Registers for SerialPort {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        let value = lock(&self.0).read(offset as u8);
+        data.fill(0);
+        data[0] = value;
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        if let [value] = data {
+            // The output never fails; an interrupt that cannot be raised means the machine is going away.
+            let _ = lock(&self.0).write(offset as u8, *value);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn output_goes_to_the_log_and_to_the_console_and_input_comes_back() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (log, socket) = (dir.path().join("log"), dir.path().join("console"));
+        let line = SerialLine::default();
+        line.log_to(&log).expect("a log");
+        let interrupt = EventFd::new(libc::EFD_NONBLOCK).expect("an event");
+        let mut port = SerialPort::new(interrupt, &line);
+        line.listen(&socket).expect("a socket");
+        let mut console = UnixStream::connect(&socket).expect("a console");
+        // Connected when the port has taken it over.
+        while lock(&line.0).console.is_none() {
+            std::thread::sleep(INPUT_RETRY);
+        }
+        port.write(0, b"x");
+        let mut seen = [0];
+        console.read_exact(&mut seen).expect("what the guest wrote");
+        assert_eq!(seen, *b"x");
+        assert_eq!(std::fs::read(&log).expect("the log"), b"x");
+
+        console.write_all(b"y").expect("typed");
+        let mut typed = [0];
+        while typed != *b"y" {
+            port.read(0, &mut typed);
+            std::thread::sleep(INPUT_RETRY);
+        }
+    }
+}

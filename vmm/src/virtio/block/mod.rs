@@ -1,0 +1,196 @@
+//! A disk in this process: any [`BlockDevice`], each queue on a thread of its own, all together within its limits.
+
+mod limit;
+
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use vmm_block::virtio::{Parsed, config_of, features_of};
+use vmm_block::{BlockDevice, Geometry};
+use vmm_sys_util::timerfd::TimerFd;
+
+pub use limit::Limits;
+
+use super::ring::{Chain, Ring};
+use super::worker::{Handler, Worker};
+use super::{Device, Kind, StartError, Started, read_from};
+use crate::machine::memory::Memory;
+use limit::Toll;
+
+const QUEUE_SIZE: u16 = 256;
+/// Data segments of a request; with head and status a chain fits its queue.
+const SEGMENTS_MAX: u32 = QUEUE_SIZE as u32 - 2;
+/// Most queues: more than a desktop has processors gains nothing.
+pub const QUEUES_MAX: usize = 16;
+
+/// A disk and what guests are told of it.
+#[derive(Clone)]
+pub struct Disk {
+    /// Its bytes.
+    pub device: Arc<dyn BlockDevice>,
+    /// Serial number, 20 bytes at most.
+    pub serial: String,
+    /// Queues, one for each processor as a rule.
+    pub queues: usize,
+    /// How much it may do.
+    pub limits: Limits,
+}
+
+/// Shortest time that a request waits: a timer that is set to nothing never rings.
+const WAIT_MIN: Duration = Duration::from_micros(1);
+/// The timer's token; the queue's is 0.
+const TIMER: u64 = 1;
+
+/// What a queue pays, and how it waits until it can.
+struct Paying {
+    toll: Arc<Toll>,
+    timer: TimerFd,
+}
+
+struct Server {
+    ring: Ring,
+    memory: Memory,
+    disk: Disk,
+    buffer: Vec<u8>,
+    paying: Option<Paying>,
+}
+
+impl Server {
+    fn serve(disk: &Disk, buffer: &mut Vec<u8>, chain: Chain<'_>, memory: &Memory) -> u32 {
+        let parsed = match Parsed::read(memory, chain) {
+            Ok(parsed) => parsed,
+            Err(reason) => {
+                tracing::warn!(disk = disk.serial, %reason, "not a request");
+                return 0;
+            }
+        };
+        let served = parsed.serve(&*disk.device, &disk.serial, buffer);
+        if let Some(error) = served.error {
+            tracing::warn!(disk = disk.serial, %error, "request failed");
+        }
+        served.written
+    }
+
+    /// As [`Ring::drain`], until there is nothing to pay with; the timer rings when there is again.
+    fn drain_paying(
+        ring: &mut Ring,
+        paying: &mut Paying,
+        memory: &Memory,
+        mut work: impl FnMut(Chain<'_>) -> u32,
+    ) {
+        let mut any = false;
+        while let Some(chain) = ring.next(memory) {
+            let bytes: u64 = chain.clone().map(|one| u64::from(one.len())).sum();
+            if let Err(wait) = paying.toll.pass(bytes) {
+                ring.put_back();
+                if let Err(error) = paying.timer.reset(wait.max(WAIT_MIN), None) {
+                    tracing::error!(%error, "a disk's timer; its queue waits for the next request");
+                }
+                break;
+            }
+            let head = chain.head_index();
+            let written = work(chain);
+            ring.done(memory, head, written);
+            any = true;
+        }
+        if any {
+            ring.signal(memory);
+        }
+    }
+}
+
+impl Handler for Server {
+    fn ready(&mut self, _: u64) {
+        let (memory, disk, buffer) = (&self.memory, &self.disk, &mut self.buffer);
+        let work = |chain: Chain<'_>| Self::serve(disk, buffer, chain, memory);
+        match &mut self.paying {
+            None => self.ring.drain(memory, work),
+            Some(paying) => Self::drain_paying(&mut self.ring, paying, memory, work),
+        }
+    }
+}
+
+/// See the module.
+pub struct Block {
+    disk: Disk,
+    geometry: Geometry,
+    /// By queue.
+    workers: Vec<Option<Worker<Server>>>,
+}
+
+impl Block {
+    /// A disk with one to [`QUEUES_MAX`] queues.
+    pub fn new(disk: Disk) -> Self {
+        let geometry = disk.device.geometry();
+        let queues = disk.queues.clamp(1, QUEUES_MAX);
+        Self {
+            disk: Disk { queues, ..disk },
+            geometry,
+            workers: Vec::new(),
+        }
+    }
+}
+
+impl Device for Block {
+    fn kind(&self) -> Kind {
+        Kind::Block
+    }
+
+    fn features(&self) -> u64 {
+        features_of(&self.geometry)
+    }
+
+    fn queue_sizes(&self) -> Vec<u16> {
+        vec![QUEUE_SIZE; self.disk.queues]
+    }
+
+    fn read_config(&self, offset: usize, data: &mut [u8]) {
+        let queues = self.disk.queues as u16;
+        read_from(
+            &config_of(&self.geometry, queues, SEGMENTS_MAX),
+            offset,
+            data,
+        );
+    }
+
+    fn start(&mut self, started: Started) -> Result<(), StartError> {
+        if started.rings.iter().all(Option::is_none) {
+            return Err(StartError::Queue(0));
+        }
+        let toll = Toll::new(self.disk.limits).map(Arc::new);
+        for ring in started.rings {
+            let worker = ring.map(|ring| {
+                let mut waits = vec![(ring.kick().as_raw_fd(), 0)];
+                let mut paying = None;
+                if let Some(toll) = &toll {
+                    let timer = TimerFd::new().map_err(std::io::Error::from)?;
+                    waits.push((timer.as_raw_fd(), TIMER));
+                    let toll = Arc::clone(toll);
+                    paying = Some(Paying { toll, timer });
+                }
+                let name = format!("disk-{}", ring.index());
+                let server = Server {
+                    ring,
+                    memory: started.memory.clone(),
+                    disk: self.disk.clone(),
+                    buffer: Vec::new(),
+                    paying,
+                };
+                Worker::spawn(&name, server, &waits)
+            });
+            let worker = worker.transpose();
+            self.workers
+                .push(worker.map_err(|error| StartError::Host("a disk's thread", error))?);
+        }
+        Ok(())
+    }
+
+    fn stop(&mut self) -> Vec<Option<Ring>> {
+        let workers = std::mem::take(&mut self.workers);
+        workers
+            .into_iter()
+            .map(|worker| worker.map(|worker| worker.stop().ring))
+            .collect()
+    }
+}

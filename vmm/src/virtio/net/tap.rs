@@ -1,0 +1,142 @@
+//! A tap interface: packets with the headers that virtio uses too.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+use super::HEADER_BYTES;
+
+/// Longest interface name, without its final zero.
+const NAME_BYTES_MAX: usize = libc::IFNAMSIZ - 1;
+
+/// Why there is no tap.
+#[derive(Debug, thiserror::Error)]
+pub enum TapError {
+    /// The name.
+    #[error("{0:?} is no interface name: 1 to {NAME_BYTES_MAX} bytes")]
+    Name(String),
+    /// The kernel refuses.
+    #[error("tap {name}: {step}")]
+    Io {
+        /// Its name.
+        name: String,
+        /// What was tried.
+        step: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+// From <linux/if_tun.h>; the offsets of ioctls are the same on all 64-bit architectures that this runs on.
+const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
+const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
+const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
+const TUN_F_CSUM: libc::c_uint = 1;
+const TUN_F_TSO4: libc::c_uint = 2;
+const TUN_F_TSO6: libc::c_uint = 4;
+
+/// An open tap, without blocking.
+pub struct Tap(File);
+
+impl Tap {
+    /// Opens the tap `name`, or makes it if this process may.
+    ///
+    /// # Errors
+    /// The name is wrong, or the kernel refuses.
+    pub fn open(name: &str) -> Result<Self, TapError> {
+        if name.is_empty() || name.len() > NAME_BYTES_MAX {
+            return Err(TapError::Name(name.into()));
+        }
+        let failed = |step| {
+            move |source| TapError::Io {
+                name: name.into(),
+                step,
+                source,
+            }
+        };
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+            .open("/dev/net/tun")
+            .map_err(failed("open /dev/net/tun"))?;
+        // SAFETY: a structure of integers and bytes, for which zeros are valid.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+            *to = from as libc::c_char;
+        }
+        request.ifr_ifru.ifru_flags =
+            (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+        // SAFETY: the request is of the type that this call reads and writes.
+        check(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, &raw mut request) })
+            .map_err(failed("attach to it"))?;
+        let tap = Self(file);
+        tap.set_header().map_err(failed("set its headers"))?;
+        Ok(tap)
+    }
+
+    /// Takes over a tap that somebody else has opened.
+    ///
+    /// # Errors
+    /// It is no tap.
+    pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
+        // SAFETY: no memory; the descriptor is open.
+        check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) })?;
+        let tap = Self(fd.into());
+        tap.set_header()?;
+        Ok(tap)
+    }
+
+    fn set_header(&self) -> io::Result<()> {
+        let bytes = HEADER_BYTES as libc::c_int;
+        // SAFETY: the call reads one integer.
+        check(unsafe { libc::ioctl(self.0.as_raw_fd(), TUNSETVNETHDRSZ, &raw const bytes) })
+    }
+
+    /// Says what the guest takes unfinished.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn set_offloads(&self, csum: bool, tso4: bool, tso6: bool) -> io::Result<()> {
+        let flag = |on: bool, flag| if on { flag } else { 0 };
+        // Segmentation needs checksums.
+        let flags = flag(csum, TUN_F_CSUM)
+            | flag(csum && tso4, TUN_F_TSO4)
+            | flag(csum && tso6, TUN_F_TSO6);
+        // SAFETY: the argument is an integer.
+        check(unsafe {
+            libc::ioctl(
+                self.0.as_raw_fd(),
+                TUNSETOFFLOAD,
+                libc::c_ulong::from(flags),
+            )
+        })
+    }
+
+    /// The next packet, header first; `None` if there is none now.
+    pub fn read(&self, packet: &mut [u8]) -> Option<usize> {
+        (&self.0)
+            .read(packet)
+            .ok()
+            .filter(|len| *len > HEADER_BYTES)
+    }
+
+    /// Sends a packet, header first. One that the kernel does not take is lost, as on any wire.
+    pub fn write(&self, packet: &[u8]) {
+        let _ = (&self.0).write(packet);
+    }
+}
+
+impl AsRawFd for Tap {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}

@@ -1,0 +1,207 @@
+//! The thread that keeps a disk's queues served: it hands them to a server, and to the next one when that is gone.
+//!
+//! ```text
+//!           connect, hand over                 gone
+//!  absent ────────────────────► served ─────────────────► absent        told to stop: the queues come back
+//!     └── wait, longer each time ──┘◄─────────────────────────┘
+//! ```
+//!
+//! While no server is there, the guest's requests stay in its rings and the guest waits. Invariant: the memory for requests in flight is
+//! kept from start to stop and given to every server, so that a request that one has taken and not answered is answered by the next.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use virtio_queue::QueueT;
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
+use vmm_block::vhost_user::channel::ChannelError;
+use vmm_block::vhost_user::wire::{InflightPlace, Region, VringAddresses};
+use vmm_block::virtio::CONFIG_BYTES;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::link::{Link, LinkError, event_fd};
+use super::{QUEUE_SIZE, told_config};
+use crate::machine::bus::lock;
+use crate::machine::memory::Memory;
+use crate::virtio::F_RINGS;
+use crate::virtio::ring::{Interrupt, Ring};
+
+/// First and longest pause between attempts to connect: a branch server that is upgraded is back within a second or two.
+const PAUSE_MIN: Duration = Duration::from_millis(20);
+const PAUSE_MAX: Duration = Duration::from_millis(500);
+/// How long a stop waits for a server that finishes what another one has taken. The guest that resets its disk waits for it.
+const LAST_PATIENCE: Duration = Duration::from_secs(5);
+
+/// See the module.
+pub(super) struct Keeper {
+    pub(super) path: PathBuf,
+    pub(super) memory: Memory,
+    /// Features of the disk and of rings that the driver has taken.
+    pub(super) features: u64,
+    pub(super) rings: Vec<Option<Ring>>,
+    pub(super) interrupt: Arc<Interrupt>,
+    pub(super) config: Arc<Mutex<[u8; CONFIG_BYTES]>>,
+    pub(super) stop: EventFd,
+    pub(super) inflight: Option<(InflightPlace, OwnedFd)>,
+}
+
+impl Keeper {
+    /// Runs until it is told to stop; the rings come back with their places.
+    pub(super) fn run(mut self) -> Vec<Option<Ring>> {
+        let mut pause = PAUSE_MIN;
+        let mut told = String::new();
+        loop {
+            match self.hand_over(true) {
+                Ok(link) => {
+                    tracing::info!(socket = %self.path.display(), "disk is served");
+                    pause = PAUSE_MIN;
+                    told.clear();
+                    match link.watch(event_fd(&self.stop)) {
+                        ChannelError::Stopped => return self.take_back(Some(link)),
+                        reason => {
+                            tracing::warn!(socket = %self.path.display(), %reason, "the server of a disk is gone; its guest waits");
+                        }
+                    }
+                }
+                Err(error) => {
+                    let reason = error.to_string();
+                    // Once for each reason, not for each attempt.
+                    if reason != told {
+                        tracing::warn!(socket = %self.path.display(), reason, "a disk is not served");
+                        told = reason;
+                    }
+                }
+            }
+            if self.is_stopped_within(pause) {
+                return self.take_back(None);
+            }
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    fn is_stopped_within(&self, pause: Duration) -> bool {
+        let stop = event_fd(&self.stop);
+        vmm_block::vhost_user::channel::wait_readable(stop, Some(pause), None).is_ok()
+    }
+
+    /// Connects, and hands over memory and queues.
+    fn hand_over(&mut self, may_stop: bool) -> Result<Link, LinkError> {
+        let stop = event_fd(&self.stop);
+        let link = Link::connect(&self.path, may_stop.then_some(stop))?;
+        let info = link.info();
+        if self.features & !F_RINGS & !info.features != 0 {
+            return Err(LinkError::Lacks("features that the guest uses"));
+        }
+        if usize::from(info.queues) < self.rings.len() {
+            return Err(LinkError::Lacks("queues"));
+        }
+        self.show(told_config(info, self.rings.len()));
+        link.set_features(self.features)?;
+        self.share_memory(&link)?;
+        if self.inflight.is_none() {
+            let queues = self.rings.len() as u16;
+            self.inflight = Some(link.new_inflight(queues, QUEUE_SIZE, stop)?);
+        }
+        if let Some((place, file)) = &self.inflight {
+            link.set_inflight(*place, file)?;
+        }
+        for ring in self.rings.iter().flatten() {
+            let queue = ring.queue();
+            // Where the used ring is: from there on, and with the memory for requests in flight, a server finds what is to be done.
+            let used = queue.used_idx(&self.memory, Ordering::Acquire);
+            let base = used.map_or(queue.next_used(), |used| used.0);
+            let rings = VringAddresses {
+                index: ring.index() as u32,
+                descriptors: queue.desc_table(),
+                used: queue.used_ring(),
+                available: queue.avail_ring(),
+            };
+            let call = self.interrupt.event(ring.index());
+            link.start_queue(queue.size(), base, rings, ring.kick(), call)?;
+            // What came while nobody listened, in either direction.
+            let _ = ring.kick().write(1);
+            self.interrupt.queue(ring.index());
+        }
+        Ok(link)
+    }
+
+    /// The configuration, and tells the driver if it is another one.
+    fn show(&self, config: [u8; CONFIG_BYTES]) {
+        let before = std::mem::replace(&mut *lock(&self.config), config);
+        if before != config {
+            self.interrupt.config_changed();
+        }
+    }
+
+    fn share_memory(&self, link: &Link) -> Result<(), LinkError> {
+        let mut regions = Vec::new();
+        for region in self.memory.iter() {
+            let Some(place) = region.file_offset() else {
+                return Err(LinkError::Lacks("a way to memory that is in no file"));
+            };
+            let guest = region.start_addr().raw_value();
+            let region = Region {
+                guest,
+                len: region.len(),
+                // A name for it, no more. The guest's own tells nothing of where things lie in this process.
+                user: guest,
+                offset: place.start(),
+            };
+            regions.push((region, place.file()));
+        }
+        link.set_memory(&regions)
+    }
+
+    /// Whether the driver waits for answers.
+    fn is_waited_for(&self) -> bool {
+        self.rings.iter().flatten().any(|ring| {
+            let queue = ring.queue();
+            let available = queue.avail_idx(&self.memory, Ordering::Acquire).ok();
+            available != queue.used_idx(&self.memory, Ordering::Acquire).ok()
+        })
+    }
+
+    /// Has the server finish what it has in work and takes the queues back.
+    fn take_back(mut self, link: Option<Link>) -> Vec<Option<Ring>> {
+        let deadline = Instant::now() + LAST_PATIENCE;
+        let mut link = link;
+        loop {
+            if let Some(link) = link.take() {
+                match self.stop_queues(&link) {
+                    Ok(()) => return self.rings,
+                    Err(error) => {
+                        let error = &error as &dyn std::error::Error;
+                        tracing::warn!(socket = %self.path.display(), error, "a disk's queues do not come back");
+                    }
+                }
+            }
+            if !self.is_waited_for() || self.inflight.is_none() || Instant::now() >= deadline {
+                break;
+            }
+            // Requests may be in flight: the next server finishes them.
+            std::thread::sleep(PAUSE_MAX / 4);
+            link = self.hand_over(false).ok();
+        }
+        if self.is_waited_for() {
+            tracing::warn!(socket = %self.path.display(), "a disk stops without its server; requests are left");
+        }
+        for ring in self.rings.iter_mut().flatten() {
+            let used = ring.queue().used_idx(&self.memory, Ordering::Acquire);
+            let used = used.map_or(ring.queue().next_used(), |used| used.0);
+            ring.set_places(used, used);
+        }
+        self.rings
+    }
+
+    fn stop_queues(&mut self, link: &Link) -> Result<(), LinkError> {
+        for ring in self.rings.iter_mut().flatten() {
+            let next = link.stop_queue(ring.index() as u32)?;
+            let used = ring.queue().used_idx(&self.memory, Ordering::Acquire);
+            ring.set_places(next, used.map_or(next, |used| used.0));
+        }
+        Ok(())
+    }
+}

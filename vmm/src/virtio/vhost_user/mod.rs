@@ -1,0 +1,147 @@
+//! A disk that another process serves over vhost-user: the branch server, so that this process, which the guest may break into, holds no
+//! chunk and no key.
+//!
+//! The server reads and writes the guest's memory and its rings by itself; here is only who tells it where they are. It may go away at
+//! any time and come back (an upgrade of the branch): the guest waits meanwhile, nothing is lost.
+
+mod keeper;
+mod link;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use vmm_block::virtio::{CONFIG_BYTES, CONFIG_QUEUES_AT, features};
+use vmm_sys_util::eventfd::EventFd;
+
+pub use link::{DiskInfo, LinkError};
+
+use super::ring::Ring;
+use super::{Device, Kind, StartError, Started, read_from};
+use crate::machine::bus::lock;
+use keeper::Keeper;
+use link::Link;
+
+const QUEUE_SIZE: u16 = 256;
+/// Most queues, see [`super::block::QUEUES_MAX`].
+const QUEUES_MAX: u16 = super::block::QUEUES_MAX as u16;
+/// Between two attempts to reach a server that is not there yet.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Features of disks that are passed on: those that are about data and its places. Others may need something of a VMM.
+const FEATURES: u64 = features::SEG_MAX
+    | features::RO
+    | features::BLK_SIZE
+    | features::FLUSH
+    | features::TOPOLOGY
+    | features::MQ
+    | features::DISCARD
+    | features::WRITE_ZEROES;
+
+/// What the guest reads: the server's configuration with the number of queues that it has here.
+fn told_config(info: &DiskInfo, queues: usize) -> [u8; CONFIG_BYTES] {
+    let mut config = info.config;
+    let number = (queues as u16).to_le_bytes();
+    config[CONFIG_QUEUES_AT..CONFIG_QUEUES_AT + number.len()].copy_from_slice(&number);
+    config
+}
+
+struct Kept {
+    stop: EventFd,
+    thread: JoinHandle<Vec<Option<Ring>>>,
+}
+
+/// See the module.
+pub struct RemoteBlock {
+    path: PathBuf,
+    features: u64,
+    queues: u16,
+    config: Arc<Mutex<[u8; CONFIG_BYTES]>>,
+    kept: Option<Kept>,
+}
+
+impl RemoteBlock {
+    /// The disk whose server is at a Unix socket, with at most `queues` queues. A server that is not there yet is waited for as long as
+    /// `patience` says.
+    ///
+    /// # Errors
+    /// There is none, or it lacks something.
+    pub fn open(path: &Path, queues: usize, patience: Duration) -> Result<Self, LinkError> {
+        let deadline = Instant::now() + patience;
+        let link = loop {
+            match Link::connect(path, None) {
+                Ok(link) => break link,
+                Err(error @ LinkError::Lacks(_)) => return Err(error),
+                Err(error) if Instant::now() >= deadline => return Err(error),
+                Err(_) => std::thread::sleep(PAUSE),
+            }
+        };
+        // The connection is closed now and made again when the driver is ready: a machine that does not use a disk holds up nobody.
+        let info = link.info();
+        let wanted = u16::try_from(queues).unwrap_or(QUEUES_MAX);
+        let queues = wanted.clamp(1, QUEUES_MAX).min(info.queues.max(1));
+        Ok(Self {
+            path: path.to_owned(),
+            features: info.features & FEATURES,
+            queues,
+            config: Arc::new(Mutex::new(told_config(info, queues.into()))),
+            kept: None,
+        })
+    }
+}
+
+impl Device for RemoteBlock {
+    fn kind(&self) -> Kind {
+        Kind::Block
+    }
+
+    fn features(&self) -> u64 {
+        self.features
+    }
+
+    fn queue_sizes(&self) -> Vec<u16> {
+        vec![QUEUE_SIZE; self.queues.into()]
+    }
+
+    fn read_config(&self, offset: usize, data: &mut [u8]) {
+        read_from(&*lock(&self.config), offset, data);
+    }
+
+    fn start(&mut self, started: Started) -> Result<(), StartError> {
+        if started.rings.iter().all(Option::is_none) {
+            return Err(StartError::Queue(0));
+        }
+        let failed = |error| StartError::Host("a remote disk's thread", error);
+        let stop = EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK).map_err(failed)?;
+        let keeper = Keeper {
+            path: self.path.clone(),
+            memory: started.memory,
+            features: started.features,
+            rings: started.rings,
+            interrupt: started.interrupt,
+            config: Arc::clone(&self.config),
+            stop: stop.try_clone().map_err(failed)?,
+            inflight: None,
+        };
+        let thread = std::thread::Builder::new()
+            .name("disk-keeper".into())
+            .spawn(move || keeper.run())
+            .map_err(failed)?;
+        self.kept = Some(Kept { stop, thread });
+        Ok(())
+    }
+
+    fn stop(&mut self) -> Vec<Option<Ring>> {
+        let Some(kept) = self.kept.take() else {
+            return Vec::new();
+        };
+        // One write to a new event cannot fail.
+        let _ = kept.stop.write(1);
+        match kept.thread.join() {
+            Ok(rings) => rings,
+            // A defect of ours; its thread has told where.
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
+}
