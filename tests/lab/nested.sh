@@ -58,7 +58,9 @@ modprobe kvm-amd; modprobe tun; modprobe nbd 2>/dev/null
 ip link set lo up
 mkdir -p /tmp/out
 /lab/splice-vmm check
-/lab/lab-guest /lab /lab /tmp/out $(cat /lab/checks)
+# What desktops print goes out as it comes, so that it is there also when this machine does not live to hand it out.
+stty -F /dev/ttyS1 raw
+LAB_ECHO=/dev/ttyS1 /lab/lab-guest /lab /lab /tmp/out $(cat /lab/checks)
 tar cf /dev/vdc -C /tmp/out .
 sync
 echo LAB ENDS
@@ -72,7 +74,7 @@ qemu-img create -q -f qcow2 -F raw -b "$images/lab.raw" "$work/root.qcow2"
 
 say "the machine boots"
 qemu-system-x86_64 -M q35 -accel tcg,thread=multi -cpu max,+svm -smp 2 -m "$MEMORY_MIB" -nodefaults -display none -no-reboot \
-    -serial "file:$out/l1.serial" -monitor none -nic none \
+    -serial "file:$out/l1.serial" -serial "file:$out/desktops.serial" -monitor none -nic none \
     -kernel "$images/lab.vmlinuz" -initrd "$images/lab.initrd" \
     -append 'console=ttyS0 root=/dev/vda rw init=/bin/sh mitigations=off panic=-1 -- -c "mount /dev/vdb /lab && exec /lab/init"' \
     -drive "file=$work/root.qcow2,if=virtio,format=qcow2" \

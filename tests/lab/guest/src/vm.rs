@@ -1,6 +1,7 @@
 //! A desktop on splice-vmm: started with what a check needs, used by its console and its control socket, and gone when dropped.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -97,7 +98,7 @@ impl Lab {
         if let Some(disk) = &options.disk {
             command.arg("--disk").arg(disk);
         }
-        let said = std::fs::File::create(self.file(check, "vmm"))?;
+        let said = File::create(self.file(check, "vmm"))?;
         let process = command
             .args(&options.more)
             .stdin(Stdio::null())
@@ -140,12 +141,15 @@ pub fn wait<T>(
 }
 
 impl Vm {
-    /// What the console's socket carries is in the log as well: it is read so that the guest is never held up.
+    /// What the console's socket carries is in the log as well: it is read so that the guest is never held up, and shown where
+    /// `LAB_ECHO` says.
     fn drain_console(&mut self) -> Result<()> {
         let mut console = self.console.try_clone()?;
-        std::thread::spawn(move || {
-            let mut dropped = [0; 4096];
-            while console.read(&mut dropped).is_ok_and(|count| count > 0) {}
+        let echo = std::env::var_os("LAB_ECHO");
+        let echo = echo.and_then(|path| File::options().append(true).open(path).ok());
+        std::thread::spawn(move || match echo {
+            Some(mut echo) => io::copy(&mut console, &mut echo),
+            None => io::copy(&mut console, &mut io::sink()),
         });
         Ok(())
     }
