@@ -11,7 +11,7 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 IMAGE_BYTES=$((2 * 1024 * 1024 * 1024))
-PACKAGES=linux-image-amd64,udev,kmod,iproute2,busybox-static,qemu-system-x86,qemu-utils,dnsmasq-base
+PACKAGES=linux-image-amd64,udev,kmod,iproute2,busybox-static,qemu-system-x86,qemu-utils,dnsmasq-base,rsync
 
 [ $# -eq 1 ] || die "usage: make-lab.sh OUTDIR"
 [ "$(id -u)" = 0 ] || die "run it as root"
