@@ -142,7 +142,10 @@ fn balloon(lab: &Lab, name: &str) -> Result<Vec<String>> {
     let mut vm = lab.launch(name, &options)?;
     vm.boot_and_log_in(BOOT)?;
     // Memory that was used once: what was never touched takes nothing of the host's anyway.
-    vm.run("dd if=/dev/zero of=/dev/shm/filled bs=1M count=256 2>/dev/null", SHELL)?;
+    vm.run(
+        "dd if=/dev/zero of=/dev/shm/filled bs=1M count=256 2>/dev/null",
+        SHELL,
+    )?;
     let (before, _) = vm.resident_kib()?;
     vm.run("rm /dev/shm/filled", SHELL)?;
     ensure!(vm.ask(&Command::Balloon { mib: 256 })? == Answer::Done);
