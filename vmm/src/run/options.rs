@@ -8,6 +8,8 @@ use vmm::screen::Size;
 use vmm::virtio::block::Limits;
 use vmm::virtio::console::PortSpec;
 
+use super::confinement::Confinement;
+
 /// Options of a machine.
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
@@ -55,6 +57,8 @@ pub struct Arguments {
     /// Have the screen at this Unix socket, for viewers that speak RFB (VNC). Whoever may open it may see and type.
     #[arg(long, value_name = "PATH", requires = "display")]
     pub(super) rfb_socket: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) confinement: Confinement,
 }
 
 const EXAMPLES: &str = "\
@@ -64,7 +68,9 @@ Examples:
   splice-vmm run --kernel vmlinuz --disk vhost-user=disk.sock
   splice-vmm run --kernel vmlinuz --serial-socket console.sock    (then: socat - UNIX:console.sock)
   splice-vmm run --kernel vmlinuz --disk desktop.raw --command-line 'root=/dev/vda1' --display 1280x800 \\
-      --rfb-socket screen.sock    (then: splice-vmm screenshot screen.sock screen.png)";
+      --rfb-socket screen.sock    (then: splice-vmm screenshot screen.sock screen.png)
+  splice-vmm run --kernel vmlinuz --disk vhost-user=disk.sock --sandbox full --uid 20017 --cgroup /sys/fs/cgroup/desktops \
+      --memory-max 1280 --cpu-max 200";
 
 /// Where a disk's bytes come from.
 #[derive(Debug, Clone, PartialEq, Eq)]

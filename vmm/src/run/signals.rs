@@ -2,17 +2,28 @@
 
 use std::sync::{Arc, Mutex};
 
-use anyhow::Result;
 use vmm::machine::bus::lock;
 use vmm::machine::event::{Event, Events};
+use vmm::threads::{Role, Service};
 
-/// SIGTERM and SIGINT end the machine that runs now.
-pub(super) struct Signals(pub(super) Arc<Mutex<Option<Events>>>);
+/// Where the machine that runs now takes events.
+#[derive(Default)]
+struct Running {
+    events: Option<Events>,
+    /// A signal came when there was no machine.
+    is_over: bool,
+}
+
+/// SIGTERM and SIGINT end the machine that runs now, or the one that is being made.
+#[derive(Clone)]
+pub(super) struct Signals {
+    running: Arc<Mutex<Running>>,
+    set: libc::sigset_t,
+}
 
 impl Signals {
-    /// To be called before any other thread is there: they inherit that these signals do not reach them.
-    pub(super) fn watch() -> Result<Self> {
-        let running: Arc<Mutex<Option<Events>>> = Arc::default();
+    /// Holds them back. To be called before any other thread is there: they inherit that these signals do not reach them.
+    pub(super) fn hold() -> Self {
         // SAFETY: the set is initialised by the first call, and outlives the others.
         let set = unsafe {
             let mut set = std::mem::zeroed();
@@ -22,23 +33,40 @@ impl Signals {
             libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
             set
         };
-        let shared = Arc::clone(&running);
-        std::thread::Builder::new()
-            .name("signals".into())
-            .spawn(move || {
-                loop {
-                    let mut signal = 0;
-                    // SAFETY: both outlive the call.
-                    unsafe { libc::sigwait(&raw const set, &raw mut signal) };
-                    if let Some(events) = &*lock(&shared) {
-                        events.put(Event::Quit);
-                    }
-                }
-            })?;
-        Ok(Self(running))
+        Self {
+            running: Arc::default(),
+            set,
+        }
     }
 
+    /// Who waits for them.
+    pub(super) fn service(&self) -> Service {
+        let Self { running, set } = self.clone();
+        Service::new(Role::Signals, "signals", move || {
+            loop {
+                let mut signal = 0;
+                // SAFETY: both outlive the call.
+                unsafe { libc::sigwait(&raw const set, &raw mut signal) };
+                let mut running = lock(&running);
+                running.is_over = true;
+                if let Some(events) = &running.events {
+                    events.put(Event::Quit);
+                }
+            }
+        })
+    }
+
+    /// From now on they end this machine.
     pub(super) fn end(&self, events: Events) {
-        *lock(&self.0) = Some(events);
+        let mut running = lock(&self.running);
+        if running.is_over {
+            events.put(Event::Quit);
+        }
+        running.events = Some(events);
+    }
+
+    /// The machine that runs now.
+    pub(super) fn machine(&self) -> Option<Events> {
+        lock(&self.running).events.clone()
     }
 }

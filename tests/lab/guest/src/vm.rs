@@ -239,19 +239,27 @@ impl Vm {
         wait("the end of splice-vmm", limit, || Ok(process.try_wait()?))
     }
 
-    /// Resident memory of splice-vmm and of its guest, KiB: all of it, and what is not the guest's.
+    /// Resident memory of splice-vmm's processes and of its guest, KiB: all of it, and what is not the guest's.
     pub fn resident_kib(&self) -> Result<(u64, u64)> {
-        let path = format!("/proc/{}/status", self.process.id());
-        let status = std::fs::read_to_string(path)?;
-        let of = |key: &str| -> Result<u64> {
-            let line = status.lines().find_map(|line| line.strip_prefix(key));
-            let value = line.and_then(|rest| rest.split_whitespace().next());
-            value
-                .and_then(|value| value.parse().ok())
-                .context(key.to_owned())
-        };
-        // The guest's memory is a shared file.
-        Ok((of("VmRSS:")?, of("RssAnon:")? + of("RssFile:")?))
+        let outer = self.process.id();
+        let children = format!("/proc/{outer}/task/{outer}/children");
+        let children = std::fs::read_to_string(children)?;
+        let mut sum = (0, 0);
+        let outer = outer.to_string();
+        for process in children.split_whitespace().chain([outer.as_str()]) {
+            let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+            let of = |key: &str| -> Result<u64> {
+                let line = status.lines().find_map(|line| line.strip_prefix(key));
+                let value = line.and_then(|rest| rest.split_whitespace().next());
+                value
+                    .and_then(|value| value.parse().ok())
+                    .context(key.to_owned())
+            };
+            sum.0 += of("VmRSS:")?;
+            // The guest's memory is a shared file.
+            sum.1 += of("RssAnon:")? + of("RssFile:")?;
+        }
+        Ok(sum)
     }
 
     /// Where its output is.
