@@ -7,6 +7,7 @@
 #[path = "../block/tests/guest/mod.rs"]
 mod guest;
 #[path = "../tests/disks/machine.rs"]
+#[allow(dead_code, reason = "a test uses the rest")]
 mod machine;
 
 use std::io::{self, Error};
@@ -61,7 +62,11 @@ fn main() {
     let result = match attempt.as_str() {
         "remote" => remote(&argument, inside.clerk.as_ref().unwrap()),
         "stranger" => stranger(inside.clerk.unwrap()),
-        "devices" => in_role(Role::Vcpu, devices.into_iter().map(Machine::new).collect(), use_devices),
+        "devices" => in_role(
+            Role::Vcpu,
+            devices.into_iter().map(Machine::new).collect(),
+            use_devices,
+        ),
         attempt => {
             let attempt = attempt.to_owned();
             let role = match role.as_str() {
@@ -90,7 +95,9 @@ fn in_role<T: Send + 'static>(
     with: T,
     work: impl FnOnce(T) -> io::Result<String> + Send + 'static,
 ) -> io::Result<String> {
-    threads::spawn(role, "probe", move || work(with))?.join().unwrap()
+    threads::spawn(role, "probe", move || work(with))?
+        .join()
+        .unwrap()
 }
 
 fn check(result: i64) -> io::Result<String> {
@@ -114,10 +121,24 @@ fn try_it(attempt: &str, argument: &str) -> io::Result<String> {
             "connect" => std::net::TcpStream::connect(argument).map(|_| String::new()),
             "exec" => Err(Command::new("/bin/true").exec()),
             "fork" => check(libc::fork().into()),
-            "ptrace" => check(libc::ptrace(libc::PTRACE_ATTACH, argument.parse::<i32>().unwrap(), 0, 0)),
+            "ptrace" => check(libc::ptrace(
+                libc::PTRACE_ATTACH,
+                argument.parse::<i32>().unwrap(),
+                0,
+                0,
+            )),
             "kill" => check(libc::kill(argument.parse().unwrap(), libc::SIGKILL).into()),
             "kill-all" => check(libc::kill(-1, libc::SIGKILL).into()),
-            "mount" => check(libc::mount(c"x".as_ptr(), c"/".as_ptr(), c"tmpfs".as_ptr(), 0, null.cast()).into()),
+            "mount" => check(
+                libc::mount(
+                    c"x".as_ptr(),
+                    c"/".as_ptr(),
+                    c"tmpfs".as_ptr(),
+                    0,
+                    null.cast(),
+                )
+                .into(),
+            ),
             "unshare" => check(libc::unshare(libc::CLONE_NEWUSER).into()),
             "chroot" => check(libc::chroot(c"/".as_ptr()).into()),
             "become-root" => check(libc::setresuid(0, 0, 0).into()),
@@ -126,8 +147,12 @@ fn try_it(attempt: &str, argument: &str) -> io::Result<String> {
                 let prot = libc::PROT_READ | libc::PROT_EXEC;
                 check(libc::mmap(std::ptr::null_mut(), 4096, prot, flags, -1, 0) as i64)
             }
-            "read-disk" => check(libc::pread(libc::STDIN_FILENO, [0u8; 8].as_mut_ptr().cast(), 8, 0) as i64),
-            "terminal" => check(libc::ioctl(libc::STDIN_FILENO, libc::TIOCSTI, c"x".as_ptr()).into()),
+            "read-disk" => {
+                check(libc::pread(libc::STDIN_FILENO, [0u8; 8].as_mut_ptr().cast(), 8, 0) as i64)
+            }
+            "terminal" => {
+                check(libc::ioctl(libc::STDIN_FILENO, libc::TIOCSTI, c"x".as_ptr()).into())
+            }
             other => panic!("attempt {other}"),
         }
     }
@@ -191,7 +216,10 @@ fn use_devices(machines: Vec<Machine>) -> io::Result<String> {
                 }
                 machine.kick(queue);
                 // Some devices keep what they are given, until they have something to say.
-                while machine.drivers[queue].wait_for(Duration::from_millis(60)).is_some() {}
+                while machine.drivers[queue]
+                    .wait_for(Duration::from_millis(60))
+                    .is_some()
+                {}
             }
             places = machine.stop().iter().map(|place| place.0).collect();
         }

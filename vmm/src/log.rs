@@ -66,7 +66,12 @@ impl Subscriber for Stderr {
     fn event(&self, event: &Event<'_>) {
         let mut line = Line::default();
         event.record(&mut line);
-        let text = format!("{} {}{}", event.metadata().level(), line.message, line.fields);
+        let text = format!(
+            "{} {}{}",
+            event.metadata().level(),
+            line.message,
+            line.fields
+        );
         let letters = text.chars().filter(|letter| !letter.is_control());
         let text: String = letters.take(LETTERS_MAX).collect();
         // Whoever closed it does not want it.

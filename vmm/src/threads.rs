@@ -43,15 +43,20 @@ pub enum ConfineError {
 /// # Errors
 /// See [`ConfineError`].
 pub fn confine(filters: Filters) -> Result<(), ConfineError> {
-    filters.enter_process()?;
     let filters = Arc::new(filters);
     let (jobs, taken) = sync_channel::<Job>(JOBS_MAX);
-    // It has what all roles have together: others get theirs from it.
+    let (ready, entered) = sync_channel(1);
+    let own = Arc::clone(&filters);
+    // Before there is any list: with a process's first thread the C library sets up things that no later one needs.
     Builder::new().name("starter".into()).spawn(move || {
+        // What all roles have together: others get theirs from it.
+        let _ = ready.send(own.enter_process());
         for job in taken {
             job();
         }
     })?;
+    entered.recv().map_err(io::Error::other)??;
+    filters.enter_process()?;
     let starter = Starter {
         jobs,
         filters: Arc::clone(&filters),

@@ -160,7 +160,10 @@ impl GroupSpec {
         }
         let group = Group {
             procs: open(path.join("cgroup.procs"))?,
-            own: Some((above, CString::new(name).map_err(|error| folder(error.into()))?)),
+            own: Some((
+                above,
+                CString::new(name).map_err(|error| folder(error.into()))?,
+            )),
             path,
         };
         for (_, file, text) in files {
@@ -271,7 +274,10 @@ mod tests {
             ..GroupLimits::default()
         };
         let error = spec(&dir, limits).open("one").expect_err("no controller");
-        assert!(error.to_string().contains("no controller memory"), "{error}");
+        assert!(
+            error.to_string().contains("no controller memory"),
+            "{error}"
+        );
         let none = tempfile::tempdir().expect("a folder");
         let error = spec(&none, limits).open("one").expect_err("no group");
         assert!(matches!(error, GroupError::NotAGroup(_)));

@@ -288,7 +288,10 @@ impl Sandbox {
             None => lacking.add("lists of system calls", "--seccomp off")?,
         }
         if self.violation == Violation::Log {
-            lacking.add("lists of system calls", "--seccomp log only tells what is not on them")?;
+            lacking.add(
+                "lists of system calls",
+                "--seccomp log only tells what is not on them",
+            )?;
         }
         Ok(Entered {
             clerk: Some(Clerk::new(channel)),

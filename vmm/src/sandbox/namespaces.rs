@@ -22,10 +22,8 @@ pub(super) enum NoNamespaces {
 }
 
 fn unshare(flags: libc::c_int) -> io::Result<()> {
-    check(unsafe {
-        // SAFETY: plain numbers; what is unshared here is no memory.
-        libc::unshare(flags)
-    })
+    // SAFETY: plain numbers; what is unshared here is no memory.
+    check(unsafe { libc::unshare(flags) })
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {
@@ -66,12 +64,24 @@ pub(super) fn empty_root() -> Result<(), SandboxError> {
     let hidden = libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
     // SAFETY: all are C strings or null where that is allowed.
     unsafe {
-        let private = libc::mount(none, c"/".as_ptr(), none, libc::MS_REC | libc::MS_PRIVATE, none.cast());
+        let private = libc::mount(
+            none,
+            c"/".as_ptr(),
+            none,
+            libc::MS_REC | libc::MS_PRIVATE,
+            none.cast(),
+        );
         check(private).map_err(step("hide its mounts from the host"))?;
         let tmpfs = c"tmpfs".as_ptr();
         let at = MOUNT_POINT.as_ptr();
-        check(libc::mount(tmpfs, at, tmpfs, hidden, ROOT_OPTIONS.as_ptr().cast()))
-            .map_err(step("an empty folder"))?;
+        check(libc::mount(
+            tmpfs,
+            at,
+            tmpfs,
+            hidden,
+            ROOT_OPTIONS.as_ptr().cast(),
+        ))
+        .map_err(step("an empty folder"))?;
         check(libc::chdir(at)).map_err(step("enter the empty folder"))?;
         let here = c".".as_ptr();
         if libc::syscall(libc::SYS_pivot_root, here, here) == 0 {

@@ -186,7 +186,11 @@ fn an_unprivileged_user_gets_a_sandbox_too() {
     let output = run(["auto", "off", "-", "main", "open", "/etc/passwd"]);
     let said = said(&output);
     let has_namespaces = !said.contains("lacking namespaces");
-    assert_eq!(said.contains("refused No such file"), has_namespaces, "{said}");
+    assert_eq!(
+        said.contains("refused No such file"),
+        has_namespaces,
+        "{said}"
+    );
 }
 
 #[test]
@@ -233,7 +237,9 @@ fn a_disks_server_that_comes_back_is_met_again_from_inside() {
     let mut server = Some(serve(&socket, &disk));
     let uid = if is_root() { UID } else { "-" };
     let mut probe = probe();
-    probe.args([mode(), "kill", uid, "main", "remote"]).arg(&socket);
+    probe
+        .args([mode(), "kill", uid, "main", "remote"])
+        .arg(&socket);
     let mut probe = probe.stdout(Stdio::piped()).spawn().unwrap();
     for _ in 0..3 {
         std::thread::sleep(std::time::Duration::from_millis(150));
@@ -253,5 +259,9 @@ fn a_disks_server_that_comes_back_is_met_again_from_inside() {
 #[test]
 fn the_outer_process_opens_nothing_that_it_was_not_started_with() {
     let output = run(mode(), "kill", "main", "stranger", "");
-    assert!(said(&output).contains("refused No such file"), "{}", said(&output));
+    assert!(
+        said(&output).contains("refused No such file"),
+        "{}",
+        said(&output)
+    );
 }

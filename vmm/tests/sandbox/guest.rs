@@ -20,7 +20,7 @@ const HEADERS: u64 = 0x1000;
 const CODE: &[u8] = &[
     0x66, 0xba, 0xf8, 0x03, // 00 mov dx, 0x3f8
     0xb0, HELLO, //            04 mov al, HELLO
-    0xee, //                   06 out dx, al
+    0xee,  //                   06 out dx, al
     0x66, 0xba, 0xfd, 0x03, // 07 mov dx, 0x3fd
     0xec, //                   0b in al, dx
     0xa8, 0x01, //             0c test al, 1

@@ -12,7 +12,7 @@ use vmm_api::{Answer, Command as Ask};
 use crate::attempts::is_root;
 use crate::guest::{self, ECHO, FALL, HELLO, OFF, RESET};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 struct Machine {
     folder: tempfile::TempDir,
@@ -43,7 +43,15 @@ impl Machine {
         std::fs::write(at("disk"), vec![0; 1 << 20]).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_splice-vmm"));
         command
-            .args(["run", "--memory", "64", "--vcpus", "2", "--display", "640x480"])
+            .args([
+                "run",
+                "--memory",
+                "64",
+                "--vcpus",
+                "2",
+                "--display",
+                "640x480",
+            ])
             .arg("--kernel")
             .arg(guest::kernel(folder.path()));
         for (option, name) in [
@@ -55,7 +63,9 @@ impl Machine {
         ] {
             command.arg(option).arg(at(name));
         }
-        command.arg("--port").arg(format!("agent={}", at("agent").display()));
+        command
+            .arg("--port")
+            .arg(format!("agent={}", at("agent").display()));
         if is_root() {
             command.args(["--sandbox", "full", "--uid", "20019"]);
         }
@@ -79,9 +89,16 @@ impl Machine {
     }
 
     /// Waits until the guest has started so often, by the log: a console may come too late to see it.
-    fn wait_started(&self, times: usize) {
+    fn wait_started(&mut self, times: usize) {
+        let (log, said) = (self.path("log"), self.path("said"));
         wait("the guest's start", || {
-            let log = std::fs::read(self.path("log")).unwrap_or_default();
+            let ended = self.process.try_wait().unwrap();
+            assert!(
+                ended.is_none(),
+                "{ended:?}: {:?}",
+                std::fs::read_to_string(&said)
+            );
+            let log = std::fs::read(&log).unwrap_or_default();
             let count = log.iter().filter(|letter| **letter == HELLO).count();
             (count >= times).then_some(())
         });
@@ -184,7 +201,7 @@ fn the_host_sees_a_process_that_has_nothing() {
         eprintln!("not root: other users' processes cannot be looked at");
         return;
     }
-    let Some(machine) = Machine::start() else {
+    let Some(mut machine) = Machine::start() else {
         return;
     };
     machine.wait_started(1);
@@ -203,10 +220,17 @@ fn the_host_sees_a_process_that_has_nothing() {
     }
     assert_eq!(status(inner, "Uid:"), "20019\t20019\t20019\t20019");
     assert_eq!(status(inner, "Groups:"), "");
-    assert!(status(inner, "NSpid:").ends_with("\t1"), "its own first process");
+    assert!(
+        status(inner, "NSpid:").ends_with("\t1"),
+        "its own first process"
+    );
     for namespace in ["mnt", "net", "ipc", "uts", "pid"] {
         let of = |process: u32| std::fs::read_link(format!("/proc/{process}/ns/{namespace}"));
-        assert_ne!(of(inner).unwrap(), of(std::process::id()).unwrap(), "{namespace}");
+        assert_ne!(
+            of(inner).unwrap(),
+            of(std::process::id()).unwrap(),
+            "{namespace}"
+        );
     }
     let root = format!("/proc/{inner}/root/");
     assert_eq!(std::fs::read_dir(root).unwrap().count(), 0);
@@ -218,7 +242,13 @@ fn the_host_sees_a_process_that_has_nothing() {
     // Each thread has its own list on top of the process's two.
     for thread in std::fs::read_dir(format!("/proc/{inner}/task")).unwrap() {
         let status = std::fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
-        let of = |key| status.lines().find_map(|line| line.strip_prefix(key)).unwrap().trim();
+        let of = |key| {
+            status
+                .lines()
+                .find_map(|line| line.strip_prefix(key))
+                .unwrap()
+                .trim()
+        };
         let lists = if of("Name:") == "starter" { "2" } else { "3" };
         assert_eq!(of("Seccomp_filters:"), lists, "{}", of("Name:"));
     }
@@ -248,7 +278,9 @@ fn both_processes_go_together() {
     let folder = format!("/proc/{inner}");
     machine.process.kill().unwrap();
     assert_eq!(machine.end().signal(), Some(libc::SIGKILL));
-    wait("the machine's end", || (!Path::new(&folder).exists()).then_some(()));
+    wait("the machine's end", || {
+        (!Path::new(&folder).exists()).then_some(())
+    });
 
     let Some(mut machine) = Machine::start() else {
         return;

@@ -132,7 +132,7 @@ pub const CALLS: &[Call] = &[
     call(named!(SYS_sched_getaffinity), &[Starter], ANY, "as above: Rust asks for the thread's stack"),
     call(named!(SYS_prctl), &[Starter], &[(0, Is::Equal(libc::PR_SET_NAME as u32))], "a new thread's name"),
     call(named!(SYS_prctl), &[Starter], &[(0, Is::Equal(libc::PR_SET_NO_NEW_PRIVS as u32))], "before a list is set"),
-    call(named!(SYS_seccomp), &[Starter], &[(0, Is::Equal(libc::SECCOMP_SET_MODE_FILTER as u32)), (1, Is::Equal(0))], "a new thread's own list"),
+    call(named!(SYS_seccomp), &[Starter], &[(0, Is::Equal(libc::SECCOMP_SET_MODE_FILTER)), (1, Is::Equal(0))], "a new thread's own list"),
     // What every thread does with what is open.
     call(named!(SYS_read), ALL, ANY, "events, the kernel and initrd, packets, connections"),
     call(named!(SYS_write), ALL, ANY, "events, logs, packets, connections"),
@@ -153,6 +153,7 @@ pub const CALLS: &[Call] = &[
     call(named!(SYS_accept4), SERVERS, ANY, "somebody opens a socket that was bound before"),
     call(named!(SYS_recvfrom), SERVERS, ANY, "what they say"),
     call(named!(SYS_sendto), SERVERS, ANY, "what they are told"),
+    call(named!(SYS_sendto), &[Vcpu], ANY, "the serial port's output to its console"),
     call(named!(SYS_setsockopt), &[Screen, Line, Control], &[SOL_SOCKET, (2, Is::Equal(libc::SO_RCVTIMEO as u32))], "patience"),
     call(named!(SYS_setsockopt), &[Screen, Line, Control], &[SOL_SOCKET, (2, Is::Equal(libc::SO_SNDTIMEO as u32))], "patience"),
     call(named!(SYS_shutdown), &[Screen, Line], ANY, "hanging up"),

@@ -185,10 +185,7 @@ fn program(
 ) -> Result<BpfProgram, SeccompError> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
     let mut unconditional = Vec::new();
-    for call in CALLS
-        .iter()
-        .filter(|call| call.is_for(roles))
-    {
+    for call in CALLS.iter().filter(|call| call.is_for(roles)) {
         let of_call = rules.entry(call.number).or_default();
         if call.arguments.is_empty() {
             unconditional.push(call.number);
