@@ -126,11 +126,14 @@ mod tests {
     fn nothing_overlaps() {
         let low = [GDT, ZERO_PAGE, PAGE_TABLES, COMMAND_LINE, LOW_MEMORY_END];
         assert!(low.is_sorted());
-        assert!(ZERO_PAGE + 0x1000 < BOOT_STACK && BOOT_STACK < PAGE_TABLES);
-        assert!(PAGE_TABLES + 6 * 0x1000 <= COMMAND_LINE);
-        assert!(ACPI_END <= HIGH_MEMORY && MEMORY_LOW_MAX <= PCI_WINDOW);
-        assert!(PCI_WINDOW + PCI_WINDOW_BYTES <= ECAM);
-        assert!(ECAM + ECAM_BYTES <= IO_APIC.into());
-        assert!(IDENTITY_MAP + 0x1000 <= TSS as u64 && TSS as u64 + 3 * 0x1000 <= MEMORY_HIGH);
+        const {
+            assert!(ZERO_PAGE + 0x1000 < BOOT_STACK && BOOT_STACK < PAGE_TABLES);
+            assert!(PAGE_TABLES + 6 * 0x1000 <= COMMAND_LINE);
+            assert!(ACPI_END <= HIGH_MEMORY && MEMORY_LOW_MAX <= PCI_WINDOW);
+            assert!(PCI_WINDOW + PCI_WINDOW_BYTES <= ECAM);
+            assert!(ECAM + ECAM_BYTES <= IO_APIC as u64);
+            assert!(IDENTITY_MAP + 0x1000 <= TSS as u64);
+            assert!(TSS as u64 + 3 * 0x1000 <= MEMORY_HIGH);
+        }
     }
 }

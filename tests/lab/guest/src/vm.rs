@@ -11,6 +11,8 @@ use vmm_api::{Answer, Command as Ask, MachineStatus};
 
 /// How often something that is waited for is looked at.
 const TICK: Duration = Duration::from_millis(50);
+/// The user that a desktop's process becomes.
+const MACHINE_USER: &str = "20017";
 
 /// Where things are.
 pub struct Lab {
@@ -93,7 +95,9 @@ impl Lab {
             .arg("--serial-socket")
             .arg(&console)
             .arg("--control")
-            .arg(&control);
+            .arg(&control)
+            // As the branch starts it: all of it, or nothing.
+            .args(["--sandbox", "full", "--uid", MACHINE_USER]);
         if let Some(disk) = &options.disk {
             command.arg("--disk").arg(disk);
         }
