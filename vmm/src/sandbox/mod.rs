@@ -124,6 +124,13 @@ fn step(what: &'static str) -> impl FnOnce(io::Error) -> SandboxError {
     move |source| SandboxError::Step { what, source }
 }
 
+fn with_source(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}
+
 /// What is not in force.
 struct Lacking {
     mode: Mode,
@@ -249,13 +256,9 @@ impl Sandbox {
         };
         match spec.open(&format!("desktop-{}", std::process::id())) {
             Ok(group) => Ok(Some(group)),
-            Err(error) => {
-                let reason = match std::error::Error::source(&error) {
-                    Some(source) => format!("{error}: {source}"),
-                    None => error.to_string(),
-                };
-                lacking.add("control group", reason).map(|()| None)
-            }
+            Err(error) => lacking
+                .add("control group", with_source(&error))
+                .map(|()| None),
         }
     }
 
@@ -266,7 +269,7 @@ impl Sandbox {
         user: Option<User>,
         has_namespaces: bool,
         file_bytes: u64,
-        lacking: Lacking,
+        mut lacking: Lacking,
     ) -> Result<Entered, SandboxError> {
         let mut begin = [0];
         let begun = channel.read_exact(&mut begin);
@@ -279,10 +282,14 @@ impl Sandbox {
             namespaces::empty_root()?;
         }
         privileges::limit(file_bytes, self.user.is_some())?;
-        privileges::drop_all(user, Keep::Nothing)?;
+        // While there is the right to: it goes with the user.
+        privileges::bound();
+        if let Some(Err(error)) = user.map(privileges::become_user) {
+            lacking.add("a user of its own", with_source(&error))?;
+        }
+        privileges::drop_all(Keep::Nothing)?;
         privileges::die_with_parent(&channel)?;
         quiet_runtime();
-        let mut lacking = lacking;
         match Filters::inner(self.violation)? {
             Some(filters) => threads::confine(filters)?,
             None => lacking.add("lists of system calls", "--seccomp off")?,

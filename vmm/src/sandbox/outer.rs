@@ -89,7 +89,7 @@ impl Outer {
         let mut keep = vec![self.channel.as_raw_fd(), self.signals.as_raw_fd()];
         keep.extend(group);
         close_others(keep).map_err(step("close the machine's files"))?;
-        privileges::drop_all(None, Keep::Kill)?;
+        privileges::drop_all(Keep::Kill)?;
         seccomp::enter_outer(self.violation, self.machine as u32)?;
         // The machine waits for this byte: from here on it may use what it is given, within its cgroup.
         let begun = io::Write::write_all(&mut &self.channel, &[0]);

@@ -72,20 +72,28 @@ pub(super) fn close_range(first: RawFd, last: RawFd) -> io::Result<()> {
     check(unsafe { libc::close_range(first as u32, last as u32, 0) })
 }
 
-/// Becomes `user`, if there is one, and gives up all capabilities but what is kept, and every way to get any again.
-pub(super) fn drop_all(user: Option<User>, keep: Keep) -> Result<(), SandboxError> {
+/// Takes all capabilities out of reach of whatever is started later.
+pub(super) fn bound() {
     for capability in 0..CAPABILITIES {
         // Where there is no right to do this there is no right that could be bounded, and without new privileges none can come.
         let _ = prctl(libc::PR_CAPBSET_DROP, capability.into());
     }
-    if let Some(User { uid, gid }) = user {
-        // SAFETY: no list of groups; plain numbers.
-        unsafe {
-            check(libc::setgroups(0, std::ptr::null())).map_err(step("leave its groups"))?;
-            check(libc::setresgid(gid, gid, gid)).map_err(step("take its group"))?;
-            check(libc::setresuid(uid, uid, uid)).map_err(step("take its user"))?;
-        }
+}
+
+/// Becomes `user`. A root of somebody's container may lack the right to.
+pub(super) fn become_user(user: User) -> Result<(), SandboxError> {
+    let User { uid, gid } = user;
+    // SAFETY: no list of groups; plain numbers.
+    unsafe {
+        check(libc::setgroups(0, std::ptr::null())).map_err(step("leave its groups"))?;
+        check(libc::setresgid(gid, gid, gid)).map_err(step("take its group"))?;
+        check(libc::setresuid(uid, uid, uid)).map_err(step("take its user"))
     }
+}
+
+/// Gives up all capabilities but what is kept, and every way to get any again.
+pub(super) fn drop_all(keep: Keep) -> Result<(), SandboxError> {
+    bound();
     let ambient = libc::PR_CAP_AMBIENT_CLEAR_ALL as libc::c_ulong;
     prctl(libc::PR_CAP_AMBIENT, ambient).map_err(step("give up ambient capabilities"))?;
     set_capabilities(keep).map_err(step("give up capabilities"))?;

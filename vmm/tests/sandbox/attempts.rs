@@ -193,6 +193,32 @@ fn an_unprivileged_user_gets_a_sandbox_too() {
     );
 }
 
+/// As in many a container: root that may make no namespace and, in a user namespace of its own, become nobody else.
+#[test]
+fn a_root_without_rights_gets_what_it_can_have() {
+    if !is_root() {
+        return;
+    }
+    let probe = probe();
+    let run = |mode: &str, violation: &str, attempt: [&str; 2]| {
+        let mut command = Command::new("setpriv");
+        command
+            .arg("--bounding-set=-sys_admin")
+            .arg(probe.get_program());
+        let words = [mode, violation, UID, "vcpu"];
+        command.args(words).args(attempt).output().unwrap()
+    };
+    let output = run("auto", "kill", ["nothing", ""]);
+    let said = said(&output);
+    assert!(
+        said.contains("lacking a user of its own: ") && said.contains("done"),
+        "{said}"
+    );
+    let output = run("auto", "kill", ["open", "/etc/passwd"]);
+    assert_eq!(output.status.code(), Some(FORBIDDEN));
+    assert!(!run("full", "kill", ["nothing", ""]).status.success());
+}
+
 #[test]
 fn devices_work_inside() {
     let folder = tempfile::tempdir().unwrap();
