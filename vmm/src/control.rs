@@ -9,6 +9,7 @@ use std::time::Duration;
 use vmm_api::{Answer, Command, LINE_BYTES_MAX};
 
 use crate::machine::event::{Event, Events};
+use crate::threads::{Role, Service};
 
 /// How long the machine's thread may take to answer.
 const ANSWER_WAIT: Duration = Duration::from_secs(30);
@@ -30,20 +31,14 @@ impl Control {
         UnixListener::bind(path).map(|listener| Self { listener })
     }
 
-    /// Starts to serve; `machine` says where the events of the machine that runs now go.
-    ///
-    /// # Errors
-    /// No thread is to be had.
-    pub fn serve(self, machine: impl Fn() -> Option<Events> + Send + 'static) -> io::Result<()> {
-        std::thread::Builder::new()
-            .name("control".into())
-            .spawn(move || {
-                for client in self.listener.incoming().flatten() {
-                    // A client that breaks off hurts only itself.
-                    let _ = serve_one(client, &machine);
-                }
-            })
-            .map(drop)
+    /// Who serves it; `machine` says where the events of the machine that runs now go.
+    pub fn serve(self, machine: impl Fn() -> Option<Events> + Send + 'static) -> Service {
+        Service::new(Role::Control, "control", move || {
+            for client in self.listener.incoming().flatten() {
+                // A client that breaks off hurts only itself.
+                let _ = serve_one(client, &machine);
+            }
+        })
     }
 }
 

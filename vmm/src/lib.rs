@@ -2,6 +2,7 @@
 //!
 //! [`check`] tells whether this machine can run desktops at all. [`machine`] is a PC of a few parts ([`legacy`]), a PCI bus ([`pci`]) and
 //! virtio devices ([`virtio`]), enough for an unmodified distribution kernel. Its [`screen`] is shown to viewers by [`rfb`].
+//! [`sandbox`] bounds what a guest that breaks into all this can do; [`threads`] are started for what they do there.
 
 pub mod check;
 pub mod control;
@@ -9,5 +10,7 @@ pub mod legacy;
 pub mod machine;
 pub mod pci;
 pub mod rfb;
+pub mod sandbox;
 pub mod screen;
+pub mod threads;
 pub mod virtio;

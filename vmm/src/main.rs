@@ -1,5 +1,6 @@
 //! The `splice-vmm` command.
 
+mod log;
 mod run;
 mod screenshot;
 
@@ -32,8 +33,8 @@ enum Command {
     },
     /// Run a machine until its guest powers off.
     ///
-    /// A guest's reset starts the machine anew. Exit status: 0 the guest powered off, or the machine was ended by a signal; 1 it
-    /// could not be made or could not go on; 2 wrong usage.
+    /// A guest's reset starts the machine anew. Exit status: 0 the guest powered off, or the machine was ended by SIGTERM or SIGINT; 1 it
+    /// could not be made or could not go on; 2 wrong usage; 128 + N the machine was killed by signal N (31: a forbidden system call).
     Run(Box<run::Arguments>),
     /// Save a picture of a machine's screen.
     ///
@@ -48,6 +49,7 @@ enum Command {
 
 fn main() -> Result<ExitCode> {
     let Arguments { command } = Arguments::parse();
+    log::to_stderr();
     match command {
         Command::Run(arguments) => run::run(&arguments),
         Command::Screenshot { socket, file } => {

@@ -11,6 +11,7 @@ use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::machine::bus::{Registers, lock};
+use crate::threads::{self, Role, Service};
 
 /// How long a console that takes nothing holds the guest up before it is hung up on.
 const CONSOLE_PATIENCE: Duration = Duration::from_millis(200);
@@ -20,6 +21,11 @@ const INPUT_RETRY: Duration = Duration::from_millis(5);
 const INPUT_TRIES: u32 = 1000;
 /// Bytes taken from a console at a time; the port's buffer has 64.
 const INPUT_BYTES: usize = 64;
+
+/// Most bytes of output that are kept in the log: a guest that prints for ever does not fill the host's disk.
+const LOG_BYTES_MAX: u64 = 64 << 20;
+/// What stands at the end of a log that has as many.
+const LOG_FULL: &[u8] = b"\r\n[splice-vmm: the log is full]\r\n";
 
 /// The port's interrupt.
 pub struct SerialInterrupt(pub EventFd);
@@ -36,9 +42,27 @@ impl Trigger for SerialInterrupt {
 #[derive(Clone, Default)]
 pub struct SerialLine(Arc<Mutex<Ends>>);
 
+/// A file and how much it may still take.
+struct Log {
+    file: File,
+    left: u64,
+}
+
+impl Log {
+    /// Keeps what there is room for. A full disk must not stop the guest.
+    fn keep(&mut self, bytes: &[u8]) {
+        let len = self.left.min(bytes.len() as u64);
+        let _ = self.file.write_all(&bytes[..len as usize]);
+        self.left -= len;
+        if len > 0 && self.left == 0 {
+            let _ = self.file.write_all(LOG_FULL);
+        }
+    }
+}
+
 #[derive(Default)]
 struct Ends {
-    log: Option<File>,
+    log: Option<Log>,
     console: Option<UnixStream>,
     stdout: bool,
     /// The port of the machine that runs now.
@@ -46,13 +70,14 @@ struct Ends {
 }
 
 impl SerialLine {
-    /// Keeps all output in a file, behind what is there.
+    /// Keeps output in a file, behind what is there, as long as it has no more than 64 MiB.
     ///
     /// # Errors
     /// The file cannot be opened.
     pub fn log_to(&self, path: &Path) -> io::Result<()> {
-        let log = File::options().create(true).append(true).open(path)?;
-        lock(&self.0).log = Some(log);
+        let file = File::options().create(true).append(true).open(path)?;
+        let left = LOG_BYTES_MAX.saturating_sub(file.metadata()?.len());
+        lock(&self.0).log = Some(Log { file, left });
         Ok(())
     }
 
@@ -61,22 +86,20 @@ impl SerialLine {
         lock(&self.0).stdout = true;
     }
 
-    /// Lets consoles connect, one at a time; a new one takes the place of the one before it.
+    /// Lets consoles connect, one at a time; a new one takes the place of the one before it. The socket is there now, and served from when
+    /// the service is started.
     ///
     /// # Errors
     /// The socket cannot be made.
-    pub fn listen(&self, path: &Path) -> io::Result<()> {
+    pub fn listen(&self, path: &Path) -> io::Result<Service> {
         let _ = std::fs::remove_file(path);
         let listener = UnixListener::bind(path)?;
         let line = self.clone();
-        std::thread::Builder::new()
-            .name("serial".into())
-            .spawn(move || {
-                for console in listener.incoming().flatten() {
-                    let _ = line.connect(console);
-                }
-            })
-            .map(drop)
+        Ok(Service::new(Role::Line, "serial", move || {
+            for console in listener.incoming().flatten() {
+                let _ = line.connect(console);
+            }
+        }))
     }
 
     fn connect(&self, console: UnixStream) -> io::Result<()> {
@@ -86,15 +109,13 @@ impl SerialLine {
             let _ = before.shutdown(std::net::Shutdown::Both);
         }
         let line = self.clone();
-        std::thread::Builder::new()
-            .name("console".into())
-            .spawn(move || {
-                let mut bytes = [0; INPUT_BYTES];
-                while let Ok(count @ 1..) = input.read(&mut bytes) {
-                    line.type_bytes(&bytes[..count]);
-                }
-            })
-            .map(drop)
+        let read = move || {
+            let mut bytes = [0; INPUT_BYTES];
+            while let Ok(count @ 1..) = input.read(&mut bytes) {
+                line.type_bytes(&bytes[..count]);
+            }
+        };
+        threads::spawn(Role::Line, "console", read).map(drop)
     }
 
     /// Types on the line; waits while the port's buffer is full. What no machine or a guest that does not listen takes is lost.
@@ -115,10 +136,10 @@ impl SerialLine {
 
 impl Write for SerialLine {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        // A full disk or a console that went away must not stop the guest.
+        // Neither must a console that went away.
         let mut ends = lock(&self.0);
         if let Some(log) = &mut ends.log {
-            let _ = log.write_all(bytes);
+            log.keep(bytes);
         }
         if let Some(console) = &mut ends.console
             && console.write_all(bytes).is_err()
@@ -180,7 +201,8 @@ mod tests {
         line.log_to(&log).expect("a log");
         let interrupt = EventFd::new(libc::EFD_NONBLOCK).expect("an event");
         let mut port = SerialPort::new(interrupt, &line);
-        line.listen(&socket).expect("a socket");
+        let served = line.listen(&socket).expect("a socket");
+        served.start().expect("a thread");
         let mut console = UnixStream::connect(&socket).expect("a console");
         // Connected when the port has taken it over.
         while lock(&line.0).console.is_none() {
@@ -191,6 +213,13 @@ mod tests {
         console.read_exact(&mut seen).expect("what the guest wrote");
         assert_eq!(seen, *b"x");
         assert_eq!(std::fs::read(&log).expect("the log"), b"x");
+
+        lock(&line.0).log.as_mut().expect("the log").left = 2;
+        for _ in 0..5 {
+            port.write(0, b"z");
+        }
+        let kept = std::fs::read(&log).expect("the log");
+        assert_eq!(kept, [b"xzz", LOG_FULL].concat());
 
         console.write_all(b"y").expect("typed");
         let mut typed = [0];

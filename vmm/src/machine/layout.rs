@@ -77,3 +77,63 @@ pub const RESET_PORT: u16 = 0xcf9;
 
 /// Interrupts of the I/O APIC; message-signalled ones are numbered from here on.
 pub const IO_APIC_PINS: u32 = 24;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rows of the documentation's tables that begin with an address, as it is written there.
+    fn documented() -> Vec<String> {
+        let text = include_str!("../../../docs/vmm.md");
+        let rows = text.lines().filter_map(|line| line.strip_prefix("| `0x"));
+        rows.filter_map(|row| Some(format!("0x{}", row.split_once('`')?.0)))
+            .collect()
+    }
+
+    /// With a line between the two halves, as addresses are written.
+    fn written(address: u64) -> String {
+        let digits = format!("{address:x}");
+        let mut text = String::new();
+        for (index, digit) in digits.chars().enumerate() {
+            if index > 0 && (digits.len() - index).is_multiple_of(4) {
+                text.push('_');
+            }
+            text.push(digit);
+        }
+        format!("0x{text}")
+    }
+
+    #[test]
+    fn the_documented_map_is_this_one() {
+        let memory = [
+            0,
+            LOW_MEMORY_END,
+            ACPI,
+            HIGH_MEMORY,
+            PCI_WINDOW,
+            ECAM,
+            IO_APIC.into(),
+            LOCAL_APIC.into(),
+            IDENTITY_MAP,
+            MEMORY_HIGH,
+        ];
+        let ports = [I8042_PORT, CMOS_PORT, SERIAL_PORT, PM_PORT, CONFIG_PORT];
+        let all = memory.into_iter().chain(ports.map(u64::from));
+        assert_eq!(documented(), all.map(written).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn nothing_overlaps() {
+        let low = [GDT, ZERO_PAGE, PAGE_TABLES, COMMAND_LINE, LOW_MEMORY_END];
+        assert!(low.is_sorted());
+        const {
+            assert!(ZERO_PAGE + 0x1000 < BOOT_STACK && BOOT_STACK < PAGE_TABLES);
+            assert!(PAGE_TABLES + 6 * 0x1000 <= COMMAND_LINE);
+            assert!(ACPI_END <= HIGH_MEMORY && MEMORY_LOW_MAX <= PCI_WINDOW);
+            assert!(PCI_WINDOW + PCI_WINDOW_BYTES <= ECAM);
+            assert!(ECAM + ECAM_BYTES <= IO_APIC as u64);
+            assert!(IDENTITY_MAP + 0x1000 <= TSS as u64);
+            assert!(TSS as u64 + 3 * 0x1000 <= MEMORY_HIGH);
+        }
+    }
+}

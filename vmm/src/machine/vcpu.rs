@@ -23,6 +23,7 @@ use super::boot::{CODE_SELECTOR, DATA_SELECTOR, Entry, GDT_BYTES};
 use super::bus::{Bus, lock};
 use super::event::{Event, Events};
 use super::layout::{BOOT_STACK, GDT, PAGE_TABLES};
+use crate::threads::{self, Role};
 
 /// Why a processor could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -251,7 +252,7 @@ extern "C" fn leave_guest(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc:
     });
 }
 
-fn kick_signal() -> libc::c_int {
+pub(crate) fn kick_signal() -> libc::c_int {
     libc::SIGRTMIN() + 1
 }
 
@@ -275,9 +276,8 @@ impl Vcpu {
             changed: Condvar::new(),
         });
         let shared = Arc::clone(&control);
-        let thread = std::thread::Builder::new()
-            .name(format!("cpu-{index}"))
-            .spawn(move || run(index, vcpu, &shared, &buses, &events))
+        let work = move || run(index, vcpu, &shared, &buses, &events);
+        let thread = threads::spawn(Role::Vcpu, &format!("cpu-{index}"), work)
             .map_err(|source| VcpuError::Thread { index, source })?;
         Ok(Self {
             index,

@@ -37,17 +37,19 @@ pub use pixel::{FORMAT_BYTES, FormatError, PixelFormat};
 pub use wire::encoding;
 
 use crate::screen::Screen;
+use crate::threads::{self, Role, Service};
 
 /// Viewers at a time: a user, those who help, and programs that take pictures. Each has two threads and about 2 MiB of buffers.
 pub const VIEWERS_MAX: usize = 8;
 /// How long to wait before the next viewer when the host has no room for one.
 const NO_ROOM: std::time::Duration = std::time::Duration::from_millis(100);
 
-/// Lets viewers come at a socket that is made anew; `name` is what they call the desktop. They are served as long as the process lives.
+/// Lets viewers come at a socket that is made anew; `name` is what they call the desktop. They are served from when the service is started,
+/// as long as the process lives.
 ///
 /// # Errors
-/// The socket or the thread cannot be made.
-pub fn listen(path: &Path, screen: Screen, inputs: Inputs, name: &str) -> io::Result<()> {
+/// The socket cannot be made.
+pub fn listen(path: &Path, screen: Screen, inputs: Inputs, name: &str) -> io::Result<Service> {
     let _ = std::fs::remove_file(path);
     let listener = UnixListener::bind(path)?;
     let name: Arc<str> = name.into();
@@ -71,14 +73,12 @@ pub fn listen(path: &Path, screen: Screen, inputs: Inputs, name: &str) -> io::Re
                     tracing::info!(error, "a viewer is hung up on");
                 }
             };
-            let viewer = std::thread::Builder::new().name("rfb-hear".into());
-            if let Err(error) = viewer.spawn(serve) {
+            if let Err(error) = threads::spawn(Role::Screen, "rfb-hear", serve) {
                 tracing::warn!(%error, "no thread for a viewer");
             }
         }
     };
-    let thread = std::thread::Builder::new().name("rfb".into());
-    thread.spawn(accept).map(drop)
+    Ok(Service::new(Role::Screen, "rfb", accept))
 }
 
 /// One of the places for viewers.

@@ -27,7 +27,8 @@ impl Bench {
             _dir: dir,
         };
         let (screen, inputs) = (bench.screen.clone(), bench.inputs.clone());
-        listen(&bench.path, screen, inputs, "a desktop").expect("a socket");
+        let service = listen(&bench.path, screen, inputs, "a desktop");
+        service.expect("a socket").start().expect("a thread");
         bench
     }
 

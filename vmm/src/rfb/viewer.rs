@@ -6,7 +6,7 @@
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::hands::{Hands, Inputs};
@@ -17,6 +17,7 @@ use super::wire::{SECURITY_NONE, VERSION};
 use super::wishes::{Flood, SizeAnswer, Update, Wishes, Work};
 use crate::machine::bus::lock;
 use crate::screen::{Screen, Size};
+use crate::threads::{self, Role};
 
 /// How long a viewer may take nothing of what is sent to it.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -58,23 +59,21 @@ pub(super) fn serve(
     let mut parser = Parser::default();
     let wishes = greet(&mut stream, &mut parser, screen, name)?;
     stream.set_read_timeout(None)?;
-    let (wishes, sending) = (Mutex::new(wishes), stream.try_clone()?);
-    std::thread::scope(|scope| {
-        let sender = std::thread::Builder::new().name("rfb-send".into());
-        let sender = sender.spawn_scoped(scope, || {
-            let sent = send(&sending, screen, &wishes);
-            // The hearing thread ends with it.
-            let _ = sending.shutdown(Shutdown::Both);
-            sent
-        })?;
-        let heard = hear(&mut stream, &mut parser, screen, &wishes, inputs);
-        lock(&wishes).go();
-        screen.wake();
-        let _ = stream.shutdown(Shutdown::Both);
-        // A panic of the sending thread has told where it was; the viewer is gone either way.
-        let sent = sender.join().unwrap_or(Ok(()));
-        heard.and(sent.map_err(Gone::Io))
-    })
+    let (wishes, sending) = (Arc::new(Mutex::new(wishes)), stream.try_clone()?);
+    let (wanted, shown) = (Arc::clone(&wishes), screen.clone());
+    let sender = threads::spawn(Role::Screen, "rfb-send", move || {
+        let sent = send(&sending, &shown, &wanted);
+        // The hearing thread ends with it.
+        let _ = sending.shutdown(Shutdown::Both);
+        sent
+    })?;
+    let heard = hear(&mut stream, &mut parser, screen, &wishes, inputs);
+    lock(&wishes).go();
+    screen.wake();
+    let _ = stream.shutdown(Shutdown::Both);
+    // A panic of the sending thread has told where it was; the viewer is gone either way.
+    let sent = sender.join().unwrap_or(Ok(()));
+    heard.and(sent.map_err(Gone::Io))
 }
 
 /// Waits for the next thing said.

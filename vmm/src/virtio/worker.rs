@@ -7,6 +7,8 @@ use std::thread::JoinHandle;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::threads::{self, Role};
+
 /// Events taken from the kernel at a time.
 const EVENTS: usize = 16;
 /// Stands for being told to end.
@@ -14,6 +16,9 @@ const STOP: u64 = u64::MAX;
 
 /// What happens on the thread.
 pub trait Handler: Send + 'static {
+    /// What the thread may do in a sandbox.
+    const ROLE: Role = Role::Device;
+
     /// The descriptor that was given with `token` has become readable (or hung up). It is told once: all that is there must be taken now,
     /// or be taken for another reason later. An event need not be read.
     fn ready(&mut self, token: u64);
@@ -38,9 +43,7 @@ impl<H: Handler> Worker<H> {
             let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, *token);
             epoll.ctl(ControlOperation::Add, *fd, event)?;
         }
-        let thread = std::thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(move || run(&epoll, handler))?;
+        let thread = threads::spawn(H::ROLE, name, move || run(&epoll, handler))?;
         Ok(Self { stop, thread })
     }
 

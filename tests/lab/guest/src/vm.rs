@@ -12,6 +12,8 @@ use vmm_api::{Answer, Command as Ask, MachineStatus};
 
 /// How often something that is waited for is looked at.
 const TICK: Duration = Duration::from_millis(50);
+/// The user that a desktop's process becomes.
+const MACHINE_USER: &str = "20017";
 
 /// Where things are.
 pub struct Lab {
@@ -94,7 +96,9 @@ impl Lab {
             .arg("--serial-socket")
             .arg(&console)
             .arg("--control")
-            .arg(&control);
+            .arg(&control)
+            // As the branch starts it: all of it, or nothing.
+            .args(["--sandbox", "full", "--uid", MACHINE_USER]);
         if let Some(disk) = &options.disk {
             command.arg("--disk").arg(disk);
         }
@@ -247,19 +251,27 @@ impl Vm {
         wait("the end of splice-vmm", limit, || Ok(process.try_wait()?))
     }
 
-    /// Resident memory of splice-vmm and of its guest, KiB: all of it, and what is not the guest's.
+    /// Resident memory of splice-vmm's processes and of its guest, KiB: all of it, and what is not the guest's.
     pub fn resident_kib(&self) -> Result<(u64, u64)> {
-        let path = format!("/proc/{}/status", self.process.id());
-        let status = std::fs::read_to_string(path)?;
-        let of = |key: &str| -> Result<u64> {
-            let line = status.lines().find_map(|line| line.strip_prefix(key));
-            let value = line.and_then(|rest| rest.split_whitespace().next());
-            value
-                .and_then(|value| value.parse().ok())
-                .context(key.to_owned())
-        };
-        // The guest's memory is a shared file.
-        Ok((of("VmRSS:")?, of("RssAnon:")? + of("RssFile:")?))
+        let outer = self.process.id();
+        let children = format!("/proc/{outer}/task/{outer}/children");
+        let children = std::fs::read_to_string(children)?;
+        let mut sum = (0, 0);
+        let outer = outer.to_string();
+        for process in children.split_whitespace().chain([outer.as_str()]) {
+            let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+            let of = |key: &str| -> Result<u64> {
+                let line = status.lines().find_map(|line| line.strip_prefix(key));
+                let value = line.and_then(|rest| rest.split_whitespace().next());
+                value
+                    .and_then(|value| value.parse().ok())
+                    .context(key.to_owned())
+            };
+            sum.0 += of("VmRSS:")?;
+            // The guest's memory is a shared file.
+            sum.1 += of("RssAnon:")? + of("RssFile:")?;
+        }
+        Ok(sum)
     }
 
     /// Where its output is.

@@ -16,6 +16,7 @@ use super::ring::{Chain, Ring};
 use super::worker::{Handler, Worker};
 use super::{Device, Kind, StartError, Started, read_from};
 use crate::machine::memory::Memory;
+use crate::threads::Role;
 use limit::Toll;
 
 const QUEUE_SIZE: u16 = 256;
@@ -101,6 +102,8 @@ impl Server {
 }
 
 impl Handler for Server {
+    const ROLE: Role = Role::Disk;
+
     fn ready(&mut self, _: u64) {
         let (memory, disk, buffer) = (&self.memory, &self.disk, &mut self.buffer);
         let work = |chain: Chain<'_>| Self::serve(disk, buffer, chain, memory);

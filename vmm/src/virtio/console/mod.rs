@@ -17,6 +17,7 @@ use super::ring::Ring;
 use super::worker::{Handler, Worker};
 use super::{Device, Kind, StartError, Started, read_from};
 use crate::machine::memory::Memory;
+use crate::threads::Role;
 use port::Port;
 
 const QUEUE_SIZE: u16 = 64;
@@ -172,6 +173,8 @@ impl Ports {
 }
 
 impl Handler for Ports {
+    const ROLE: Role = Role::Ports;
+
     fn ready(&mut self, token: u64) {
         if token >= SOCKETS {
             self.move_bytes((token - SOCKETS) as usize);

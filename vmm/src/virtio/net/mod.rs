@@ -12,6 +12,7 @@ use super::ring::{Chain, Ring};
 use super::worker::{Handler, Worker};
 use super::{Device, Kind, StartError, Started, read_from};
 use crate::machine::memory::Memory;
+use crate::threads::Role;
 
 const QUEUE_SIZE: u16 = 256;
 const RX: usize = 0;
@@ -124,6 +125,8 @@ fn collect(memory: &Memory, chain: Chain<'_>, packet: &mut [u8]) -> Option<usize
 const TAP: u64 = 2;
 
 impl Handler for Card {
+    const ROLE: Role = Role::Net;
+
     fn ready(&mut self, token: u64) {
         match token as usize {
             TX => self.send(),

@@ -10,7 +10,6 @@
 //! kept from start to stop and given to every server, so that a request that one has taken and not answered is answered by the next.
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -26,6 +25,7 @@ use super::link::{Link, LinkError, event_fd};
 use super::{QUEUE_SIZE, told_config};
 use crate::machine::bus::lock;
 use crate::machine::memory::Memory;
+use crate::sandbox::door::Door;
 use crate::virtio::F_RINGS;
 use crate::virtio::ring::{Interrupt, Ring};
 
@@ -37,7 +37,7 @@ const LAST_PATIENCE: Duration = Duration::from_secs(5);
 
 /// See the module.
 pub(super) struct Keeper {
-    pub(super) path: PathBuf,
+    pub(super) door: Door,
     pub(super) memory: Memory,
     /// Features of the disk and of rings that the driver has taken.
     pub(super) features: u64,
@@ -56,13 +56,13 @@ impl Keeper {
         loop {
             match self.hand_over(true) {
                 Ok(link) => {
-                    tracing::info!(socket = %self.path.display(), "disk is served");
+                    tracing::info!(socket = %self.door.path().display(), "disk is served");
                     pause = PAUSE_MIN;
                     told.clear();
                     match link.watch(event_fd(&self.stop)) {
                         ChannelError::Stopped => return self.take_back(Some(link)),
                         reason => {
-                            tracing::warn!(socket = %self.path.display(), %reason, "the server of a disk is gone; its guest waits");
+                            tracing::warn!(socket = %self.door.path().display(), %reason, "the server of a disk is gone; its guest waits");
                         }
                     }
                 }
@@ -70,7 +70,7 @@ impl Keeper {
                     let reason = error.to_string();
                     // Once for each reason, not for each attempt.
                     if reason != told {
-                        tracing::warn!(socket = %self.path.display(), reason, "a disk is not served");
+                        tracing::warn!(socket = %self.door.path().display(), reason, "a disk is not served");
                         told = reason;
                     }
                 }
@@ -90,7 +90,7 @@ impl Keeper {
     /// Connects, and hands over memory and queues.
     fn hand_over(&mut self, may_stop: bool) -> Result<Link, LinkError> {
         let stop = event_fd(&self.stop);
-        let link = Link::connect(&self.path, may_stop.then_some(stop))?;
+        let link = Link::connect(&self.door, may_stop.then_some(stop))?;
         let info = link.info();
         if self.features & !F_RINGS & !info.features != 0 {
             return Err(LinkError::Lacks("features that the guest uses"));
@@ -174,7 +174,7 @@ impl Keeper {
                     Ok(()) => return self.rings,
                     Err(error) => {
                         let error = &error as &dyn std::error::Error;
-                        tracing::warn!(socket = %self.path.display(), error, "a disk's queues do not come back");
+                        tracing::warn!(socket = %self.door.path().display(), error, "a disk's queues do not come back");
                     }
                 }
             }
@@ -186,7 +186,7 @@ impl Keeper {
             link = self.hand_over(false).ok();
         }
         if self.is_waited_for() {
-            tracing::warn!(socket = %self.path.display(), "a disk stops without its server; requests are left");
+            tracing::warn!(socket = %self.door.path().display(), "a disk stops without its server; requests are left");
         }
         for ring in self.rings.iter_mut().flatten() {
             let used = ring.queue().used_idx(&self.memory, Ordering::Acquire);

@@ -2,8 +2,6 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::time::Duration;
 
 use vmm_block::vhost_user::channel::{Channel, ChannelError, wait_readable};
@@ -14,6 +12,7 @@ use vmm_block::vhost_user::wire::{
 use vmm_block::virtio::CONFIG_BYTES;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::sandbox::door::Door;
 use crate::virtio::F_RINGS;
 
 /// Time for an answer that needs no disk. A server that serves another front-end of the same disk does not answer until that is gone.
@@ -68,8 +67,8 @@ impl Link {
     ///
     /// # Errors
     /// See [`LinkError`].
-    pub fn connect(path: &Path, stop: Option<BorrowedFd<'_>>) -> Result<Self, LinkError> {
-        let socket = UnixStream::connect(path).map_err(LinkError::Connect)?;
+    pub fn connect(door: &Door, stop: Option<BorrowedFd<'_>>) -> Result<Self, LinkError> {
+        let socket = door.connect().map_err(LinkError::Connect)?;
         let mut this = Self {
             channel: Channel::new(OwnedFd::from(socket)),
             protocol: 0,

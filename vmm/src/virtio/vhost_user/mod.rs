@@ -7,7 +7,6 @@
 mod keeper;
 mod link;
 
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -20,6 +19,8 @@ pub use link::{DiskInfo, LinkError};
 use super::ring::Ring;
 use super::{Device, Kind, StartError, Started, read_from};
 use crate::machine::bus::lock;
+use crate::sandbox::door::Door;
+use crate::threads::{self, Role};
 use keeper::Keeper;
 use link::Link;
 
@@ -54,7 +55,7 @@ struct Kept {
 
 /// See the module.
 pub struct RemoteBlock {
-    path: PathBuf,
+    door: Door,
     features: u64,
     queues: u16,
     config: Arc<Mutex<[u8; CONFIG_BYTES]>>,
@@ -62,15 +63,20 @@ pub struct RemoteBlock {
 }
 
 impl RemoteBlock {
-    /// The disk whose server is at a Unix socket, with at most `queues` queues. A server that is not there yet is waited for as long as
+    /// The disk whose server is behind `door`, a Unix socket, with at most `queues` queues. A server that is not there yet is waited for as long as
     /// `patience` says.
     ///
     /// # Errors
     /// There is none, or it lacks something.
-    pub fn open(path: &Path, queues: usize, patience: Duration) -> Result<Self, LinkError> {
+    pub fn open(
+        door: impl Into<Door>,
+        queues: usize,
+        patience: Duration,
+    ) -> Result<Self, LinkError> {
+        let door = door.into();
         let deadline = Instant::now() + patience;
         let link = loop {
-            match Link::connect(path, None) {
+            match Link::connect(&door, None) {
                 Ok(link) => break link,
                 Err(error @ LinkError::Lacks(_)) => return Err(error),
                 Err(error) if Instant::now() >= deadline => return Err(error),
@@ -82,7 +88,7 @@ impl RemoteBlock {
         let wanted = u16::try_from(queues).unwrap_or(QUEUES_MAX);
         let queues = wanted.clamp(1, QUEUES_MAX).min(info.queues.max(1));
         Ok(Self {
-            path: path.to_owned(),
+            door,
             features: info.features & FEATURES,
             queues,
             config: Arc::new(Mutex::new(told_config(info, queues.into()))),
@@ -115,7 +121,7 @@ impl Device for RemoteBlock {
         let failed = |error| StartError::Host("a remote disk's thread", error);
         let stop = EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK).map_err(failed)?;
         let keeper = Keeper {
-            path: self.path.clone(),
+            door: self.door.clone(),
             memory: started.memory,
             features: started.features,
             rings: started.rings,
@@ -124,10 +130,8 @@ impl Device for RemoteBlock {
             stop: stop.try_clone().map_err(failed)?,
             inflight: None,
         };
-        let thread = std::thread::Builder::new()
-            .name("disk-keeper".into())
-            .spawn(move || keeper.run())
-            .map_err(failed)?;
+        let thread = threads::spawn(Role::Remote, "disk-keeper", move || keeper.run());
+        let thread = thread.map_err(failed)?;
         self.kept = Some(Kept { stop, thread });
         Ok(())
     }

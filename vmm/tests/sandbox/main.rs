@@ -1,0 +1,7 @@
+//! The sandbox from outside and from inside: what a hostile guest would try, and that a machine works all the same.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod attempts;
+mod guest;
+mod machine;
