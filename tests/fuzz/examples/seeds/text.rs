@@ -50,11 +50,11 @@ pub fn write(seeds: &Seeds) {
         (2, r#"{"expires_s":60,"site":"x","replace":true}"#),
         (
             4,
-            r#"{"version":"a@1","pinned":["a@2"],"memory_mib":1,"vcpus":1,"prestage":false}"#,
+            r#"{"version":"a@1","pinned":["a@2"],"memory_mib":1,"vcpus":1,"prestage":false,"machine":"qemu","tpm":true}"#,
         ),
         (
             5,
-            r#"{"pools":[{"name":"p","version":"a@1","version_id":"00","pinned":[],"memory_mib":1,"vcpus":1,"prestage":true}]}"#,
+            r#"{"pools":[{"name":"p","version":"a@1","version_id":"00","pinned":[],"memory_mib":1,"vcpus":1,"prestage":true,"machine":"splice","tpm":false}]}"#,
         ),
         (6, r#"{"name":"a","chunk_avg_bytes":16384}"#),
         (
