@@ -16,6 +16,7 @@ use branch_api::{Desktop, DesktopList, Problem, StartDesktop, StopDesktop};
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::desktop::machine::MachineError;
 use crate::desktop::{DesktopError, error_line};
 use crate::server::Branch;
 
@@ -35,7 +36,13 @@ impl From<DesktopError> for ApiError {
         let status = match &error {
             DesktopError::Name(_) => StatusCode::UNPROCESSABLE_ENTITY,
             DesktopError::NotFound(_) | DesktopError::NoPool { .. } => StatusCode::NOT_FOUND,
-            DesktopError::OtherPool { .. } | DesktopError::Busy { .. } => StatusCode::CONFLICT,
+            DesktopError::OtherPool { .. }
+            | DesktopError::Busy { .. }
+            | DesktopError::Machine(
+                MachineError::NoSplice { .. }
+                | MachineError::NoProgram { .. }
+                | MachineError::NoUefi { .. },
+            ) => StatusCode::CONFLICT,
             DesktopError::AssignmentEnded { .. }
             | DesktopError::NotHere { .. }
             | DesktopError::Boot { .. } => StatusCode::SERVICE_UNAVAILABLE,

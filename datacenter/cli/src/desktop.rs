@@ -119,13 +119,27 @@ fn show(context: &Context, desktop: &Desktop) -> Result<(), Failure> {
         ),
         ("state", Some(state(desktop))),
         ("error", desktop.error.clone()),
-        ("machine", desktop.machine.clone()),
+        (
+            "machine",
+            desktop.machine.as_ref().map(|machine| {
+                let disk = desktop.disk.as_deref().unwrap_or("nbd");
+                let tpm = if desktop.tpm { ", with a TPM" } else { "" };
+                format!("{machine}, disk over {disk}{tpm}")
+            }),
+        ),
+        (
+            "why that one",
+            desktop.machine_reason.clone().filter(|why| !why.is_empty()),
+        ),
+        ("machine type", Some(desktop.machine_type.name().into())),
         ("process", desktop.pid.map(|pid| pid.to_string())),
         (
             "started",
             desktop.started_unix_ms.map(|ms| output::time(ms / 1000)),
         ),
         ("serial log", Some(desktop.serial_log.clone())),
+        ("screen (VNC)", desktop.screen_socket.clone()),
+        ("screen (SPICE)", desktop.spice_socket.clone()),
         ("nbd export", Some(desktop.nbd_export.clone())),
         (
             "waited for",

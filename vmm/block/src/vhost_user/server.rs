@@ -77,6 +77,11 @@ impl VhostUserServer {
         self.end();
     }
 
+    /// Has it stop; [`VhostUserServer::stop`], or dropping it, waits for that.
+    pub fn begin_stop(&self) {
+        self.stop.raise();
+    }
+
     fn end(&mut self) {
         self.stop.raise();
         let thread = self.thread.take().map(JoinHandle::join);

@@ -70,13 +70,12 @@ fn what_waits_does_not_hold_up_the_end_of_a_server_and_the_next_one_does_it() {
     assert_eq!(guest.queues[0].answer(), None, "nobody is told of an error");
 
     // The front-end goes away from the next one, too, and comes back.
-    let server = serve(&place, Arc::clone(&disk) as _);
+    let _server = serve(&place, Arc::clone(&disk) as _);
     let tried = disk.tries();
     let client = Client::attach(&place.socket, &mut guest);
     wait_until("both are tried again", || disk.tries() >= tried + 2);
     drop(client);
     let client = Client::attach(&place.socket, &mut guest);
-    assert!(server.waits_for().is_none() || disk.tries() > tried);
     disk.restore();
     all_are_done(&mut guest, heads);
     assert_eq!(client.stop(0), 3);
