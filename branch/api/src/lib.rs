@@ -18,6 +18,16 @@ pub struct StartDesktop {
     pub pool: String,
     /// Its name: a desktop of that name that is stopped goes on with what was written to it; else a fresh one is made.
     pub name: String,
+    /// Only serve its disk: somebody else (libvirt, say) runs its machine.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub serve_only: bool,
+}
+
+/// A desktop's machine as a libvirt domain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LibvirtDomain {
+    /// The domain's XML.
+    pub xml: String,
 }
 
 /// How to stop a desktop.
@@ -37,6 +47,8 @@ pub enum DesktopState {
     Starting,
     /// Its machine runs.
     Running,
+    /// Its disk is served to a machine that somebody else runs.
+    Served,
     /// A read or write cannot be done for now (link down and chunk missing, or disk full): its machine is paused, or the guest waits. It
     /// goes on by itself.
     Paused,

@@ -158,6 +158,12 @@ impl Desktops {
     /// before the NBD server listens.
     pub fn recover(&self) -> Result<(), DesktopError> {
         for mut desktop in self.versions.catalog().desktops()? {
+            if desktop.served
+                && let Err(error) = self.open_volume(&desktop)
+            {
+                let error = &error as &dyn std::error::Error;
+                tracing::error!(desktop = desktop.name, error, "volume does not open");
+            }
             let Some(machine) = &desktop.machine else {
                 continue;
             };
@@ -248,6 +254,7 @@ impl Desktops {
             machine::stop(&machine, &self.files(name), grace);
         }
         desktop.error = None;
+        desktop.served = false;
         self.volumes.close(name)?;
         self.versions.catalog().put_desktop(&desktop)?;
         tracing::info!(desktop = name, "stopped");
@@ -260,13 +267,7 @@ impl Desktops {
         let desktop = self
             .record(name)?
             .ok_or_else(|| DesktopError::NotFound(name.into()))?;
-        if desktop.machine.as_ref().is_some_and(machine::is_alive) {
-            return Err(DesktopError::Busy {
-                name: name.into(),
-                state: "running",
-                way_out: "stop it first",
-            });
-        }
+        refuse_if_up(&desktop)?;
         self.volumes.close(name)?;
         self.versions.catalog().delete_desktop(name)?;
         self.volumes.delete(&desktop)?;
@@ -388,6 +389,7 @@ impl Desktops {
             }
             Some(_) => DesktopState::Running,
             None if starting => DesktopState::Starting,
+            None if desktop.served => DesktopState::Served,
             None if desktop.error.is_some() => DesktopState::Failed,
             None => DesktopState::Stopped,
         };
@@ -425,6 +427,20 @@ impl Desktops {
             overlay_bytes: volume.map_or(0, |v| v.overlay_bytes()),
         }
     }
+}
+
+/// Refuses to work on a desktop that a machine uses.
+fn refuse_if_up(desktop: &DesktopRecord) -> Result<(), DesktopError> {
+    let state = match &desktop.machine {
+        _ if desktop.served => "served",
+        Some(machine) if machine::is_alive(machine) => "running",
+        _ => return Ok(()),
+    };
+    Err(DesktopError::Busy {
+        name: desktop.name.clone(),
+        state,
+        way_out: "stop it first",
+    })
 }
 
 fn there(path: &Path) -> Option<String> {

@@ -30,6 +30,9 @@ pub struct DesktopRecord {
     pub tpm: bool,
     /// Created, unix milliseconds.
     pub created_unix_ms: u64,
+    /// Its volume is open for a machine that somebody else runs.
+    #[serde(default)]
+    pub served: bool,
     /// The machine process, if one was started and not seen to end.
     pub machine: Option<MachineRecord>,
     /// Why the last machine ended, if not by its user's or operator's wish.

@@ -8,10 +8,11 @@ use dedup::VersionId;
 use dedup_protocol::records::{PoolAssignment, Tree, VersionRecord};
 
 use super::machine::{
-    self, Boot, Choice, DirectBoot, Files, MachineError, MachineSpec, Needs, firmware,
+    self, Boot, Choice, DirectBoot, DiskFront, Files, MachineError, MachineSpec, Needs, choose,
+    firmware, libvirt,
 };
-use super::record::{self, DesktopRecord, MachineRecord};
-use super::{DesktopError, Desktops, error_line, volumes};
+use super::record::{self, DesktopRecord};
+use super::{DesktopError, Desktops, error_line, refuse_if_up, volumes};
 use crate::fetch::base::CachedBase;
 use crate::fetch::queue::TreeHandle;
 
@@ -21,23 +22,7 @@ impl Desktops {
     pub fn start(&self, pool: &str, name: &str) -> Result<Desktop, DesktopError> {
         record::check_name(name).map_err(DesktopError::Name)?;
         let _turn = self.turn(name)?;
-        let mut desktop = match self.record(name)? {
-            Some(desktop) if desktop.pool != pool => {
-                return Err(DesktopError::OtherPool {
-                    name: name.into(),
-                    pool: desktop.pool,
-                });
-            }
-            Some(desktop) if desktop.machine.as_ref().is_some_and(machine::is_alive) => {
-                return Err(DesktopError::Busy {
-                    name: name.into(),
-                    state: "running",
-                    way_out: "stop it first",
-                });
-            }
-            Some(desktop) => desktop,
-            None => self.fresh(pool, name)?,
-        };
+        let mut desktop = self.stopped(pool, name)?;
         if let Some(too_long) = self.files(name).too_long() {
             return Err(DesktopError::PathTooLong(too_long));
         }
@@ -63,6 +48,53 @@ impl Desktops {
         Ok(self.describe(&desktop, false))
     }
 
+    /// Opens the volume of a desktop of `pool`, fresh or stopped, for a machine that somebody else runs.
+    pub fn serve(&self, pool: &str, name: &str) -> Result<Desktop, DesktopError> {
+        record::check_name(name).map_err(DesktopError::Name)?;
+        let _turn = self.turn(name)?;
+        let mut desktop = self.stopped(pool, name)?;
+        if let Some(too_long) = self.files(name).too_long() {
+            return Err(DesktopError::PathTooLong(too_long));
+        }
+        let (version, _) = self.version_of(&desktop)?;
+        desktop.served = true;
+        desktop.error = None;
+        self.versions.catalog().put_desktop(&desktop)?;
+        let opened = self.open_volume(&desktop);
+        if opened.is_err() {
+            desktop.served = false;
+            self.versions.catalog().put_desktop(&desktop)?;
+        }
+        opened?;
+        tracing::info!(desktop = name, pool, version = %version, "its disk is served");
+        Ok(self.describe(&desktop, false))
+    }
+
+    /// A desktop that no machine uses, or a fresh one.
+    fn stopped(&self, pool: &str, name: &str) -> Result<DesktopRecord, DesktopError> {
+        match self.record(name)? {
+            Some(desktop) if desktop.pool != pool => Err(DesktopError::OtherPool {
+                name: name.into(),
+                pool: desktop.pool,
+            }),
+            Some(desktop) => refuse_if_up(&desktop).map(|()| desktop),
+            None => self.fresh(pool, name),
+        }
+    }
+
+    /// A desktop's machine as a libvirt domain, whose disk comes over `disk`.
+    pub fn libvirt_domain(&self, name: &str, disk: DiskFront) -> Result<String, DesktopError> {
+        let _turn = self.turn(name)?;
+        let desktop = self.record(name)?;
+        let desktop = desktop.ok_or_else(|| DesktopError::NotFound(name.into()))?;
+        let (version, record) = self.version_of(&desktop)?;
+        let choice = choose::qemu("it is all that libvirt runs".into(), &self.host);
+        let kernel = self.boot_files(version, &record)?;
+        let mut spec = self.spec(&desktop, version, kernel, choice)?;
+        spec.host.qemu_disk = disk;
+        Ok(libvirt::domain(&spec, desktop.id))
+    }
+
     fn start_machine(
         &self,
         desktop: &mut DesktopRecord,
@@ -79,7 +111,8 @@ impl Desktops {
             self.boots.begin(&name, volume.base());
         }
         desktop.error = None;
-        let started = self.run_machine(desktop, version, kernel, choice);
+        let spec = self.spec(desktop, version, kernel, choice);
+        let started = spec.and_then(|spec| Ok(spec.start(self.clock.now_unix_ms())?));
         match started {
             Ok(machine) => desktop.machine = Some(machine),
             Err(error) => {
@@ -118,20 +151,19 @@ impl Desktops {
         })
     }
 
-    /// Starts the machine of a desktop whose volume is open.
-    fn run_machine(
+    fn spec(
         &self,
         desktop: &DesktopRecord,
         version: VersionId,
         kernel: Option<DirectBoot>,
         choice: Choice,
-    ) -> Result<MachineRecord, DesktopError> {
+    ) -> Result<MachineSpec, DesktopError> {
         let files = self.files(&desktop.name);
         let boot = match kernel {
             Some(kernel) => Boot::Kernel(kernel),
-            None => self.firmware(desktop, version, &files)?,
+            None => self.firmware(&desktop.name, version, &files)?,
         };
-        let spec = MachineSpec {
+        Ok(MachineSpec {
             name: desktop.name.clone(),
             files,
             memory_mib: desktop.memory_mib,
@@ -140,21 +172,22 @@ impl Desktops {
             boot,
             tpm: desktop.tpm,
             host: self.host.clone(),
-        };
-        Ok(spec.start(self.clock.now_unix_ms())?)
+        })
     }
 
     /// What boots a disk whose kernel was not found.
     fn firmware(
         &self,
-        desktop: &DesktopRecord,
+        name: &str,
         version: VersionId,
         files: &Files,
     ) -> Result<Boot, DesktopError> {
-        let Some(volume) = self.volumes.find(&desktop.name) else {
-            return Ok(Boot::Bios);
-        };
-        let is_uefi = firmware::has_efi_system_partition(&*volume.base());
+        let tree = self.versions.tree(version, Tree::Disk)?;
+        let tree = tree.ok_or_else(|| DesktopError::NotHere {
+            version: version.to_string(),
+        })?;
+        let disk = CachedBase::new(tree, Arc::clone(&self.fetcher));
+        let is_uefi = firmware::has_efi_system_partition(&disk);
         let is_uefi = is_uefi.map_err(|source| DesktopError::Boot {
             what: "the partition table",
             version: version.to_string(),
@@ -163,13 +196,12 @@ impl Desktops {
         if !is_uefi {
             return Ok(Boot::Bios);
         }
-        let name = || desktop.name.clone();
         let found = firmware::uefi(files.efi_vars()).map_err(|source| MachineError::Io {
-            name: name(),
+            name: name.into(),
             what: "the variables of its firmware".into(),
             source,
         })?;
-        let found = found.ok_or_else(|| MachineError::NoUefi { name: name() })?;
+        let found = found.ok_or_else(|| MachineError::NoUefi { name: name.into() })?;
         Ok(Boot::Uefi(found))
     }
 
@@ -188,6 +220,7 @@ impl Desktops {
             wanted: assigned.machine,
             tpm: assigned.tpm,
             created_unix_ms: self.clock.now_unix_ms(),
+            served: false,
             machine: None,
             error: None,
             boot: None,

@@ -143,22 +143,27 @@ pub fn choose(wanted: MachineType, needs: Needs, host: &MachineHost) -> Result<C
         (MachineType::Qemu, _) => "its pool asks for QEMU".to_owned(),
         (MachineType::Auto, Some(missing)) => format!("not splice-vmm: {missing}"),
     };
+    Ok(qemu(why_qemu, host))
+}
+
+/// QEMU, on KVM where that runs desktops.
+pub fn qemu(why: String, host: &MachineHost) -> Choice {
     if host.virt.kind.runs_desktops() {
-        return Ok(Choice {
+        return Choice {
             kind: MachineKind::QemuKvm,
-            reason: why_qemu,
-        });
+            reason: why,
+        };
     }
     let no_kvm = no_kvm(&host.virt);
-    let reason = if why_qemu.contains(&no_kvm) {
-        why_qemu
+    let reason = if why.contains(&no_kvm) {
+        why
     } else {
-        format!("{why_qemu}; without KVM: {no_kvm}")
+        format!("{why}; without KVM: {no_kvm}")
     };
-    Ok(Choice {
+    Choice {
         kind: MachineKind::QemuTcg,
         reason,
-    })
+    }
 }
 
 /// Why desktops cannot use KVM here.

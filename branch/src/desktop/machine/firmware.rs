@@ -58,6 +58,9 @@ fn uefi_of(folder: &Path, vars: PathBuf) -> io::Result<Option<Firmware>> {
     if !vars.exists() {
         // Whole or not at all: half of the variables would be no variables.
         let part = vars.with_extension("part");
+        if let Some(folder) = vars.parent() {
+            std::fs::create_dir_all(folder)?;
+        }
         std::fs::copy(&fresh, &part)?;
         std::fs::rename(&part, &vars)?;
     }

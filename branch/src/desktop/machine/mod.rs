@@ -11,6 +11,7 @@
 pub mod choose;
 pub(super) mod files;
 pub(super) mod firmware;
+pub(super) mod libvirt;
 mod qemu;
 mod qmp;
 mod splice;
