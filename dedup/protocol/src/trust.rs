@@ -278,7 +278,7 @@ impl<T: Record> Signed<T> {
     /// Parses without checking anything: only for records that this process signed itself or has opened before.
     pub fn open_own(&self) -> Result<T, TrustError> {
         let kind = match T::KINDS {
-            [only] => only,
+            [only] => *only,
             // The signature tells which; of what nobody signed the newest is as good as any.
             kinds => self.kind().unwrap_or(kinds[0]),
         };
