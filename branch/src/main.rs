@@ -367,7 +367,10 @@ fn host_virt(options: &Run, vmm: Option<&Path>) -> HostVirt {
         Err(error) => {
             let error = format!("{error:#}");
             tracing::warn!(program = %vmm.display(), error, "splice-vmm check did not run; desktops run under TCG");
-            virt(KvmKind::None, format!("splice-vmm check did not run: {error}"))
+            virt(
+                KvmKind::None,
+                format!("splice-vmm check did not run: {error}"),
+            )
         }
     }
 }

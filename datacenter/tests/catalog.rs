@@ -403,6 +403,9 @@ fn golden_rows() {
     // A pool as programs before machine types wrote it.
     let first = hex::decode(format!("0103646562{aa}01{aa}80080201")).unwrap();
     let pool: rows::PoolRow = rows::decode(&first).unwrap();
-    assert_eq!((pool.memory_mib, pool.vcpus, pool.prestage), (1024, 2, true));
+    assert_eq!(
+        (pool.memory_mib, pool.vcpus, pool.prestage),
+        (1024, 2, true)
+    );
     assert_eq!((pool.machine, pool.tpm), (MachineType::Auto, false));
 }

@@ -118,9 +118,15 @@ mod tests {
         assert_eq!((desktop.wanted, desktop.tpm), (MachineType::Auto, false));
         let machine = desktop.machine.clone().unwrap();
         assert_eq!(machine.kind, MachineKind::QemuKvm);
-        assert_eq!((machine.reason.as_str(), machine.disk), ("", DiskFront::Nbd));
+        assert_eq!(
+            (machine.reason.as_str(), machine.disk),
+            ("", DiskFront::Nbd)
+        );
         let again = serde_json::to_string(&desktop).unwrap();
         assert!(again.contains(r#""kind":"qemu-kvm""#), "{again}");
-        assert_eq!(serde_json::from_str::<DesktopRecord>(&again).unwrap(), desktop);
+        assert_eq!(
+            serde_json::from_str::<DesktopRecord>(&again).unwrap(),
+            desktop
+        );
     }
 }

@@ -258,7 +258,9 @@ impl CachedBase {
             self.demand_chunks
                 .fetch_add(missing.len() as u64, Ordering::Relaxed);
             let ahead = self.read_ahead(|streams| Some(streams.missed(offset, end)));
-            let waited = self.watch.waiting(|| self.fetcher.wait_for(missing, ahead, enough));
+            let waited = self
+                .watch
+                .waiting(|| self.fetcher.wait_for(missing, ahead, enough));
             waited.map_err(wait_error)?;
         }
         let context = format!(

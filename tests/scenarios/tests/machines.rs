@@ -99,7 +99,10 @@ fn wait_for_serial(branch: &mut Branch, desktop: &Value, until: &str) {
     wait_for(format!("{until} on the serial port"), GUEST, || {
         branch.daemon().check();
         let said = read_lossy(&serial);
-        assert!(!said.contains('E'), "the guest was told of an error: {said}");
+        assert!(
+            !said.contains('E'),
+            "the guest was told of an error: {said}"
+        );
         said.contains(until)
     });
 }
@@ -155,7 +158,10 @@ fn a_guest_s_read_waits_for_the_line(front: &str) {
     let io = branch.export("desktop/alice").io(&commands).ok();
     assert!(!io.contains("failed"), "{io}");
     branch.splice("desktop stop alice --force").ok();
-    assert!(!is_socket(&desktop["disk_socket"]), "it goes with the volume");
+    assert!(
+        !is_socket(&desktop["disk_socket"]),
+        "it goes with the volume"
+    );
     branch.splice("desktop delete alice").ok();
 }
 
@@ -224,15 +230,24 @@ fn a_pool_s_machine_type_decides_and_the_reason_is_told() {
             branch.splice("desktop stop alice --force").ok();
             return false;
         }
-        ran.refused(&["alice", "machine type splice", "no kernel was found", "--machine auto"]);
+        ran.refused(&[
+            "alice",
+            "machine type splice",
+            "no kernel was found",
+            "--machine auto",
+        ]);
         true
     });
-    branch.splice("desktop start office --name bob").refused(&["bob", "splice"]);
+    branch
+        .splice("desktop start office --name bob")
+        .refused(&["bob", "splice"]);
     branch.splice("desktop show bob").refused(&["bob"]);
     // It outlives a restart, as all that an assignment says.
     branch.daemon().kill();
     branch.restart();
-    branch.splice("desktop start office --name bob").refused(&["bob", "splice"]);
+    branch
+        .splice("desktop start office --name bob")
+        .refused(&["bob", "splice"]);
 
     datacenter.assign("a", "office", "debian", "--machine qemu");
     wait_for("the branch to hear of it", GUEST, || {

@@ -239,7 +239,13 @@ mod tests {
         assert_eq!(choice.kind, MachineKind::Splice);
         assert!(choice.reason.contains("guests run at speed"));
         for (needs, word) in [
-            (Needs { has_kernel: false, ..PLAIN }, "no kernel"),
+            (
+                Needs {
+                    has_kernel: false,
+                    ..PLAIN
+                },
+                "no kernel",
+            ),
             (Needs { tpm: true, ..PLAIN }, "TPM"),
             (Needs { vcpus: 65, ..PLAIN }, "65 processors"),
         ] {

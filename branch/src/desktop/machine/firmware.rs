@@ -43,7 +43,7 @@ const ENTRY_BYTES: std::ops::RangeInclusive<u32> = 128..=4096;
 ///
 /// # Errors
 /// The variables cannot be written.
-pub(super) fn uefi(vars: PathBuf) -> io::Result<Option<Firmware>> {
+pub fn uefi(vars: PathBuf) -> io::Result<Option<Firmware>> {
     uefi_of(Path::new(OVMF_DIR), vars)
 }
 

@@ -322,16 +322,12 @@ pub fn is_paused_by_io_error(machine: &MachineRecord, files: &Files) -> bool {
 
 /// Ends a machine: asks the guest by its power button and waits up to `grace`, then ends the process.
 pub fn stop(machine: &MachineRecord, files: &Files, grace: Duration) {
-    let (press, quit): (fn(&Files) -> bool, fn(&Files) -> bool) = match machine.kind {
-        MachineKind::Splice => (splice::press_power_button, splice::quit),
-        MachineKind::QemuKvm | MachineKind::QemuTcg => (qemu::press_power_button, qemu::quit),
-    };
-    if !grace.is_zero() && press(files) {
+    if !grace.is_zero() && press_power_button(machine, files) {
         wait_for_end(machine, grace);
     }
     if is_alive(machine) {
         // It finishes what its disk has in work; the signal is for one that does not answer.
-        quit(files);
+        quit(machine, files);
         wait_for_end(machine, END);
     }
     if is_alive(machine)
@@ -339,6 +335,20 @@ pub fn stop(machine: &MachineRecord, files: &Files, grace: Duration) {
     {
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         wait_for_end(machine, KILLED);
+    }
+}
+
+fn press_power_button(machine: &MachineRecord, files: &Files) -> bool {
+    match machine.kind {
+        MachineKind::Splice => splice::press_power_button(files),
+        MachineKind::QemuKvm | MachineKind::QemuTcg => qemu::press_power_button(files),
+    }
+}
+
+fn quit(machine: &MachineRecord, files: &Files) -> bool {
+    match machine.kind {
+        MachineKind::Splice => splice::quit(files),
+        MachineKind::QemuKvm | MachineKind::QemuTcg => qemu::quit(files),
     }
 }
 
@@ -405,7 +415,11 @@ mod tests {
     fn a_machine_that_ends_at_once_says_its_last_words() {
         let folder = tempfile::tempdir().unwrap();
         let program = folder.path().join("vmm");
-        std::fs::write(&program, "#!/bin/sh\necho one; echo no memory >&2; exit 1\n").unwrap();
+        std::fs::write(
+            &program,
+            "#!/bin/sh\necho one; echo no memory >&2; exit 1\n",
+        )
+        .unwrap();
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
         std::fs::set_permissions(&program, mode).unwrap();
         let mut spec = spec(MachineKind::Splice);

@@ -21,11 +21,11 @@ use super::inflight::{Inflight, InflightError};
 use super::memory::{GuestMap, MapError};
 use super::queue::{QueueSetup, Running};
 use super::server::ChannelEnd;
+use super::waiting::chain;
 use super::wire::{
     CONFIG_HEAD_BYTES, ConfigPart, F_PROTOCOL, Frame, InflightPlace, Message, NEED_REPLY, REPLY,
     VringAddresses, VringState, WireError, protocol,
 };
-use super::waiting::chain;
 use super::{Disk, QUEUE_SIZE_MAX, SEGMENTS_MAX};
 use crate::virtio::{config_of, features_of};
 
