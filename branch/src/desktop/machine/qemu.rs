@@ -53,6 +53,11 @@ fn arguments(spec: &MachineSpec, spice: bool) -> Vec<String> {
     arg("-cpu", cpu.into());
     arg("-smp", spec.vcpus.to_string());
     arg("-m", format!("{}M", spec.memory_mib));
+    // A kernel that QEMU itself starts has the first place in the order.
+    let boot_index = match &spec.boot {
+        Boot::Kernel(_) => "",
+        Boot::Bios | Boot::Uefi(_) => ",bootindex=0",
+    };
     match spec.disk_front() {
         DiskFront::Nbd => {
             arg("-machine", "q35".into());
@@ -68,7 +73,7 @@ fn arguments(spec: &MachineSpec, spice: bool) -> Vec<String> {
             arg(
                 "-device",
                 format!(
-                    "virtio-blk-pci,drive=system,serial={},rerror=stop,werror=stop,bootindex=0",
+                    "virtio-blk-pci,drive=system,serial={},rerror=stop,werror=stop{boot_index}",
                     disk_serial(&spec.name)
                 ),
             );
@@ -93,7 +98,7 @@ fn arguments(spec: &MachineSpec, spice: bool) -> Vec<String> {
             arg(
                 "-device",
                 format!(
-                    "vhost-user-blk-pci,chardev=disk,num-queues={},bootindex=0",
+                    "vhost-user-blk-pci,chardev=disk,num-queues={}{boot_index}",
                     spec.disk_queues()
                 ),
             );
@@ -221,7 +226,7 @@ mod tests {
         assert!(vhost.contains("-machine q35,memory-backend=memory"));
         assert!(vhost.contains("memory-backend-memfd,id=memory,size=1024M,share=on"));
         assert!(vhost.contains("socket,id=disk,path=/d/alice/disk.sock,reconnect=1"));
-        assert!(vhost.contains("vhost-user-blk-pci,chardev=disk,num-queues=2,"));
+        assert!(vhost.contains("vhost-user-blk-pci,chardev=disk,num-queues=2"));
         assert!(!vhost.contains("nbd"));
     }
 
@@ -246,8 +251,10 @@ mod tests {
             command_line: "root=UUID=1 ro".into(),
         });
         assert!(line(&spec).contains("-kernel /boot/k -append root=UUID=1 ro"));
+        assert!(!line(&spec).contains("bootindex"));
         spec.boot = Boot::Bios;
         assert!(!line(&spec).contains("pflash"));
+        assert!(line(&spec).contains("bootindex=0"));
         spec.boot = Boot::Uefi(Firmware {
             code: "/usr/share/OVMF/OVMF_CODE_4M.fd".into(),
             vars: "/d/a,b/efi-vars.fd".into(),
