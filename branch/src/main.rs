@@ -9,7 +9,8 @@ use anyhow::{Context, Result, bail};
 use branch::cache::{Cache, CacheIdentity, CacheOptions};
 use branch::catalog::Catalog;
 use branch::clock::{Clock, HostClock};
-use branch::desktop::{Desktops, MachineHost, Volumes};
+use branch::desktop::machine::{DiskFront, MachineHost};
+use branch::desktop::{Desktops, Volumes};
 use branch::exports::Exports;
 use branch::fetch::Fetcher;
 use branch::identity::{self, Identity};
@@ -23,7 +24,7 @@ use dedup_store::kv::{Kv, RocksKv, RocksOptions};
 use dedup_transport::congestion::KnownPaths;
 use dedup_transport::link::{Congestion, LinkTuning};
 use tokio_util::sync::CancellationToken;
-use vmm_api::HostVirt;
+use vmm_api::{CpuVirt, HostVirt, KvmKind};
 use vmm_block::nbd::{NbdOptions, NbdServer};
 
 /// How often machines are looked after.
@@ -87,6 +88,12 @@ struct Run {
     /// The QEMU program.
     #[arg(long, default_value = "qemu-system-x86_64")]
     qemu: PathBuf,
+    /// How QEMU reaches desktops' disks: nbd or vhost-user.
+    #[arg(long, default_value_t = DiskFront::default())]
+    qemu_disk: DiskFront,
+    /// The splice-vmm program, if it is neither beside this one nor in PATH.
+    #[arg(long)]
+    vmm: Option<PathBuf>,
     /// Use KVM or TCG without asking `splice-vmm check`.
     #[arg(long, value_parser = ["kvm", "tcg"])]
     accelerator: Option<String>,
@@ -229,6 +236,7 @@ async fn serve(options: Run) -> Result<()> {
     let _ = tokio::time::timeout(Duration::from_secs(5), tending).await;
     let _ = tokio::time::timeout(Duration::from_secs(5), keeping).await;
     tokio::task::spawn_blocking(move || {
+        branch.desktops.volumes().stop_serving();
         nbd.shutdown(Duration::from_secs(5));
         if let Err(error) = branch.fetcher.cache().sync() {
             tracing::warn!(
@@ -270,9 +278,12 @@ fn open(options: &Run, data: &Path, identity: Identity) -> Result<(Arc<Branch>, 
         Arc::new(Fetcher::new(Arc::new(cache), wait_max).with_wall_clock(Arc::clone(&clock)));
     let pinning = Arc::clone(&versions);
     fetcher.set_pins(Box::new(move || pinning.pinned_chunks()));
+    let vmm = find_vmm(options);
     let host = MachineHost {
-        kvm: use_kvm(options),
+        virt: host_virt(options, vmm.as_deref()),
+        vmm,
         qemu: options.qemu.clone(),
+        qemu_disk: options.qemu_disk,
         nbd_socket: data.join("nbd.sock"),
     };
     let nbd_socket = host.nbd_socket.clone();
@@ -304,35 +315,62 @@ fn open(options: &Run, data: &Path, identity: Identity) -> Result<(Arc<Branch>, 
     Ok((Arc::new(branch), nbd))
 }
 
-/// Whether this host's KVM runs unmodified guests; `splice-vmm check` finds out by running one.
-fn use_kvm(options: &Run) -> bool {
-    if let Some(accelerator) = &options.accelerator {
-        return accelerator == "kvm";
+/// The splice-vmm program, if there is one.
+fn find_vmm(options: &Run) -> Option<PathBuf> {
+    if options.vmm.is_some() {
+        return options.vmm.clone();
     }
-    let program = std::env::current_exe()
-        .ok()
-        .and_then(|exe| Some(exe.parent()?.join("splice-vmm")))
-        .filter(|path| path.exists())
-        .unwrap_or_else(|| "splice-vmm".into());
-    let checked = std::process::Command::new(&program)
+    let own = std::env::current_exe().ok();
+    let beside = own.as_deref().and_then(Path::parent).map(Path::to_owned);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = beside.into_iter().chain(std::env::split_paths(&path));
+    let programs = folders.map(|folder| folder.join("splice-vmm"));
+    programs.into_iter().find(|program| program.is_file())
+}
+
+/// What this host's KVM can do; `splice-vmm check` finds out by running guests.
+fn host_virt(options: &Run, vmm: Option<&Path>) -> HostVirt {
+    let virt = |kind, reason: String| HostVirt {
+        kind,
+        reasons: vec![reason],
+        advice: None,
+        probes: Vec::new(),
+        instructions_per_second: None,
+        cpu: CpuVirt::default(),
+    };
+    match options.accelerator.as_deref() {
+        Some("kvm") => return virt(KvmKind::Hardware, "--accelerator kvm says so".into()),
+        Some(_) => return virt(KvmKind::None, "--accelerator tcg says so".into()),
+        None => {}
+    }
+    let Some(vmm) = vmm else {
+        let reason = "splice-vmm, which finds out, is neither beside splice-branch nor in PATH";
+        tracing::warn!(reason, "desktops run under TCG");
+        return virt(KvmKind::None, reason.into());
+    };
+    let checked = std::process::Command::new(vmm)
         .args(["check", "--json"])
         .output()
         .map_err(anyhow::Error::from)
         .and_then(|output| Ok(serde_json::from_slice::<HostVirt>(&output.stdout)?));
     match checked {
-        Ok(host) if host.kind.runs_desktops() => true,
+        Ok(host) if host.kind.runs_desktops() => host,
         Ok(host) => {
             tracing::warn!(
                 kvm = ?host.kind,
                 reasons = host.reasons.join("; "),
-                advice = host.advice.unwrap_or_default(),
+                advice = host.advice.as_deref().unwrap_or_default(),
                 "this host's KVM cannot run desktops: they run under QEMU's TCG, ten to fifty times slower"
             );
-            false
+            host
         }
         Err(error) => {
-            tracing::warn!(program = %program.display(), error = format!("{error:#}"), "splice-vmm check did not run; desktops run under TCG");
-            false
+            let error = format!("{error:#}");
+            tracing::warn!(program = %vmm.display(), error, "splice-vmm check did not run; desktops run under TCG");
+            virt(
+                KvmKind::None,
+                format!("splice-vmm check did not run: {error}"),
+            )
         }
     }
 }

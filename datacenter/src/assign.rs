@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use datacenter_api::{AssignRequest, Pool, VersionRef, check_name};
 use dedup::{BranchId, VersionId};
-use dedup_protocol::records::{Assignment, PoolAssignment};
+use dedup_protocol::records::{Assignment, MachineType, PoolAssignment};
 use dedup_protocol::trust::{Signed, TrustError};
 
 use crate::branches::require_branch;
@@ -233,6 +233,8 @@ impl Datacenter {
                     memory_mib: row.memory_mib,
                     vcpus: row.vcpus,
                     prestage: row.prestage,
+                    machine: row.machine,
+                    tpm: row.tpm,
                 })
                 .collect(),
         };
@@ -287,6 +289,17 @@ fn pool_row(
             "{vcpus} virtual CPUs for a desktop; between 1 and 256 are possible"
         )));
     }
+    let machine = request
+        .machine
+        .map(record_type)
+        .or(before.map(|row| row.machine))
+        .unwrap_or_default();
+    let tpm = request.tpm.or(before.map(|row| row.tpm)).unwrap_or(false);
+    if tpm && machine == MachineType::Splice {
+        return Err(ManageError::invalid(
+            "splice-vmm has no TPM; a pool with one needs machine type qemu or auto".to_owned(),
+        ));
+    }
     Ok(PoolRow {
         image,
         version,
@@ -297,6 +310,8 @@ fn pool_row(
             .prestage
             .or(before.map(|row| row.prestage))
             .unwrap_or(true),
+        machine,
+        tpm,
     })
 }
 
@@ -351,5 +366,23 @@ fn show_pool(tx: &mut Tx<'_>, key: &PoolKey, row: &PoolRow) -> Result<Pool, Mana
         memory_mib: row.memory_mib,
         vcpus: row.vcpus,
         prestage: row.prestage,
+        machine: shown_type(row.machine),
+        tpm: row.tpm,
     })
+}
+
+fn record_type(shown: datacenter_api::MachineType) -> MachineType {
+    match shown {
+        datacenter_api::MachineType::Auto => MachineType::Auto,
+        datacenter_api::MachineType::Splice => MachineType::Splice,
+        datacenter_api::MachineType::Qemu => MachineType::Qemu,
+    }
+}
+
+fn shown_type(kept: MachineType) -> datacenter_api::MachineType {
+    match kept {
+        MachineType::Auto => datacenter_api::MachineType::Auto,
+        MachineType::Splice => datacenter_api::MachineType::Splice,
+        MachineType::Qemu => datacenter_api::MachineType::Qemu,
+    }
 }

@@ -6,7 +6,8 @@ mod support;
 use datacenter::problem::ManageError;
 use datacenter::{JoinError, RenewError};
 use datacenter_api::{
-    AssignRequest, BranchState, BranchStatus, DesktopStatus, PolicyRequest, TokenRequest,
+    AssignRequest, BranchState, BranchStatus, DesktopStatus, MachineType, PolicyRequest,
+    TokenRequest,
 };
 use dedup::{BranchId, VersionId};
 use dedup_protocol::join::JoinToken;
@@ -397,6 +398,8 @@ fn fields_left_out_of_an_assignment_keep_what_the_pool_has() {
         memory_mib: Some(2048),
         vcpus: Some(4),
         prestage: Some(false),
+        machine: Some(MachineType::Qemu),
+        tpm: Some(true),
     };
     bench.dc.assign_pool("ny", "office", &request).unwrap();
     assign(&bench, "ny", "deb").unwrap();
@@ -409,6 +412,14 @@ fn fields_left_out_of_an_assignment_keep_what_the_pool_has() {
         (pool.memory_mib, pool.vcpus, pool.prestage),
         (2048, 4, false)
     );
+    assert_eq!((pool.machine, pool.tpm), (MachineType::Qemu, true));
+    let request = AssignRequest {
+        version: "deb".into(),
+        machine: Some(MachineType::Splice),
+        ..AssignRequest::default()
+    };
+    let refused = bench.dc.assign_pool("ny", "office", &request).unwrap_err();
+    assert!(refused.to_string().contains("no TPM"), "{refused}");
     for (version, memory) in [("nope", 1024), ("deb@9", 1024), ("deb", 1)] {
         let request = AssignRequest {
             version: version.into(),

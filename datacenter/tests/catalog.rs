@@ -10,6 +10,7 @@ use datacenter::catalog::{Catalog, CatalogError};
 use dedup::{BranchId, ChunkerParams, RealmId, VersionId};
 use dedup_protocol::policy::{Hours, Policy};
 use dedup_protocol::profile::{BootScore, Entries, Entry, Place};
+use dedup_protocol::records::MachineType;
 use dedup_store::kv::{Batch, Durability, Kv, KvError, MemKv};
 use proptest::prelude::*;
 
@@ -292,8 +293,10 @@ fn golden_rows() {
                 memory_mib: 1024,
                 vcpus: 2,
                 prestage: true,
+                machine: MachineType::Qemu,
+                tpm: true,
             }),
-            format!("0103646562{aa}01{aa}80080201"),
+            format!("0203646562{aa}01{aa}800802010201"),
         ),
         (
             hex_of(&rows::AssignmentRow {
@@ -397,4 +400,12 @@ fn golden_rows() {
     for (i, (actual, expected)) in golden.iter().enumerate() {
         assert_eq!(actual, expected, "row {i}");
     }
+    // A pool as programs before machine types wrote it.
+    let first = hex::decode(format!("0103646562{aa}01{aa}80080201")).unwrap();
+    let pool: rows::PoolRow = rows::decode(&first).unwrap();
+    assert_eq!(
+        (pool.memory_mib, pool.vcpus, pool.prestage),
+        (1024, 2, true)
+    );
+    assert_eq!((pool.machine, pool.tpm), (MachineType::Auto, false));
 }

@@ -7,7 +7,7 @@ use datacenter_api::BranchStatus;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::{Desktop, DesktopList, Problem, StartDesktop, StopDesktop};
+use crate::{Desktop, DesktopList, LibvirtDomain, Problem, StartDesktop, StopDesktop};
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -104,6 +104,12 @@ impl Client {
     /// One desktop.
     pub async fn desktop(&self, name: &str) -> Result<Desktop, ClientError> {
         let path = format!("/v1/desktops/{name}");
+        self.call(reqwest::Method::GET, &path, None::<&()>).await
+    }
+
+    /// A desktop as a libvirt domain whose disk comes over `disk`: `vhost-user` or `nbd`.
+    pub async fn libvirt(&self, name: &str, disk: &str) -> Result<LibvirtDomain, ClientError> {
+        let path = format!("/v1/desktops/{name}/libvirt?disk={disk}");
         self.call(reqwest::Method::GET, &path, None::<&()>).await
     }
 

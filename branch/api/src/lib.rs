@@ -2,7 +2,7 @@
 //!
 //! Types here are JSON on the wire. With the feature `client` there is a client too.
 
-use datacenter_api::BootReport;
+use datacenter_api::{BootReport, MachineType};
 use serde::{Deserialize, Serialize};
 
 #[cfg(feature = "client")]
@@ -18,6 +18,16 @@ pub struct StartDesktop {
     pub pool: String,
     /// Its name: a desktop of that name that is stopped goes on with what was written to it; else a fresh one is made.
     pub name: String,
+    /// Only serve its disk: somebody else (libvirt, say) runs its machine.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub serve_only: bool,
+}
+
+/// A desktop's machine as a libvirt domain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LibvirtDomain {
+    /// The domain's XML.
+    pub xml: String,
 }
 
 /// How to stop a desktop.
@@ -37,7 +47,10 @@ pub enum DesktopState {
     Starting,
     /// Its machine runs.
     Running,
-    /// Its machine is paused: a read or write could not be done (link down and chunk missing, or disk full). It goes on by itself.
+    /// Its disk is served to a machine that somebody else runs.
+    Served,
+    /// A read or write cannot be done for now (link down and chunk missing, or disk full): its machine is paused, or the guest waits. It
+    /// goes on by itself.
     Paused,
     /// It has no machine; what was written to it is kept.
     Stopped,
@@ -62,14 +75,35 @@ pub struct Desktop {
     pub state: DesktopState,
     /// Why, if it failed or is paused.
     pub error: Option<String>,
-    /// `kvm` or `tcg`, while it runs.
+    /// Which machine its pool asked for when it was started last.
+    #[serde(default)]
+    pub machine_type: MachineType,
+    /// Whether it has a TPM.
+    #[serde(default)]
+    pub tpm: bool,
+    /// `splice`, `qemu-kvm` or `qemu-tcg`, while it runs.
     pub machine: Option<String>,
+    /// Why it is that machine.
+    #[serde(default)]
+    pub machine_reason: Option<String>,
+    /// How the machine reaches its disk: `vhost-user` or `nbd`.
+    #[serde(default)]
+    pub disk: Option<String>,
     /// Process id of its machine, while it runs.
     pub pid: Option<u32>,
     /// Log of its serial console (a path at the branch server).
     pub serial_log: String,
     /// Unix socket on which its serial console can be read and typed at.
     pub serial_socket: String,
+    /// Unix socket of its screen, for viewers that speak RFB (VNC), while it runs.
+    #[serde(default)]
+    pub screen_socket: Option<String>,
+    /// Unix socket of its screen, for viewers that speak SPICE, while it runs under a QEMU that has it.
+    #[serde(default)]
+    pub spice_socket: Option<String>,
+    /// Unix socket at which its disk is served over vhost-user, while its volume is open.
+    #[serde(default)]
+    pub disk_socket: Option<String>,
     /// Name of its NBD export.
     pub nbd_export: String,
     /// When its machine was started, unix milliseconds.

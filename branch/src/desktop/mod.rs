@@ -11,9 +11,10 @@
 //! A machine outlives the branch server. On start the server opens the volumes of all machines that still run before it
 //! listens for NBD, so that a guest that reconnects finds everything it wrote.
 
+mod error;
 pub mod machine;
-pub mod qmp;
 pub mod record;
+mod starting;
 mod volumes;
 
 use std::collections::{HashMap, HashSet};
@@ -24,16 +25,15 @@ use std::time::{Duration, Instant};
 
 use branch_api::{Desktop, DesktopState};
 use dedup::VersionId;
-use dedup_protocol::records::{PoolAssignment, Tree, VersionRecord};
+use dedup_protocol::records::{MachineType, Tree, VersionRecord};
 
-use crate::catalog::CatalogError;
 use crate::clock::Clock;
 use crate::fetch::Fetcher;
 use crate::fetch::base::CachedBase;
-use crate::fetch::queue::TreeHandle;
 use crate::profile::{BOOT_MS_MAX, Boots};
 use crate::versions::Versions;
-use machine::{MachineError, MachineSpec};
+pub use error::{DesktopError, error_line};
+use machine::{Files, MachineError, MachineHost};
 use record::DesktopRecord;
 pub use volumes::{OpenVolume, VolumeError, Volumes};
 
@@ -42,98 +42,6 @@ const STOP_GRACE: Duration = Duration::from_secs(60);
 
 /// How long a call waits for another that works on the same desktop.
 const TURN_WAIT: Duration = Duration::from_secs(15);
-
-/// Longest Unix socket path that Linux takes.
-const SOCKET_PATH_BYTES_MAX: usize = 107;
-
-/// Why a desktop could not be started, stopped or deleted.
-#[derive(Debug, thiserror::Error)]
-pub enum DesktopError {
-    /// The name cannot be used.
-    #[error("{0}")]
-    Name(String),
-    /// No such desktop.
-    #[error("there is no desktop {0:?} at this branch")]
-    NotFound(String),
-    /// No such pool.
-    #[error("there is no pool {pool:?} at this branch; it has: {known}")]
-    NoPool {
-        /// The pool asked for.
-        pool: String,
-        /// The pools there are.
-        known: String,
-    },
-    /// A desktop of that name belongs to another pool.
-    #[error("desktop {name:?} belongs to pool {pool:?}")]
-    OtherPool {
-        /// The desktop.
-        name: String,
-        /// Its pool.
-        pool: String,
-    },
-    /// It is in a state that does not allow this.
-    #[error("desktop {name:?} is {state}; {way_out}")]
-    Busy {
-        /// The desktop.
-        name: String,
-        /// What it is doing.
-        state: &'static str,
-        /// What to do.
-        way_out: &'static str,
-    },
-    /// The assignment has run out and so has its offline grace.
-    #[error(
-        "the assignment of this branch ended {since_s} s ago and its offline grace is over; \
-         new desktops start again when the branch has reached the datacenter"
-    )]
-    AssignmentEnded {
-        /// Seconds past the end of the grace.
-        since_s: u64,
-    },
-    /// The version's manifest is not here yet.
-    #[error(
-        "version {version} has not reached this branch yet: its manifest is still to come; try again when the link is up"
-    )]
-    NotHere {
-        /// The version.
-        version: String,
-    },
-    /// The data directory's path is too long.
-    #[error(
-        "{} is too long for a Unix socket ({SOCKET_PATH_BYTES_MAX} bytes at most); use a shorter --data directory", .0.display()
-    )]
-    PathTooLong(PathBuf),
-    /// The volume.
-    #[error(transparent)]
-    Volume(#[from] VolumeError),
-    /// The machine.
-    #[error(transparent)]
-    Machine(#[from] MachineError),
-    /// The catalog.
-    #[error(transparent)]
-    Catalog(#[from] CatalogError),
-    /// The version's kernel or initrd could not be had.
-    #[error("{what} of version {version} could not be read")]
-    Boot {
-        /// Which file.
-        what: &'static str,
-        /// Which version.
-        version: String,
-        /// Why.
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-}
-
-/// What machines are made with.
-#[derive(Debug, Clone)]
-pub struct MachineHost {
-    /// Whether this host's KVM runs unmodified guests.
-    pub kvm: bool,
-    /// The QEMU program.
-    pub qemu: PathBuf,
-    /// The server's NBD socket.
-    pub nbd_socket: PathBuf,
-}
 
 /// See the module.
 pub struct Desktops {
@@ -232,6 +140,10 @@ impl Desktops {
             .find(|d| d.name == name))
     }
 
+    fn files(&self, name: &str) -> Files {
+        Files::new(self.dir.join(name))
+    }
+
     /// The exports, for the NBD server.
     pub fn volumes(&self) -> &Volumes {
         &self.volumes
@@ -246,6 +158,12 @@ impl Desktops {
     /// before the NBD server listens.
     pub fn recover(&self) -> Result<(), DesktopError> {
         for mut desktop in self.versions.catalog().desktops()? {
+            if desktop.served
+                && let Err(error) = self.open_volume(&desktop)
+            {
+                let error = &error as &dyn std::error::Error;
+                tracing::error!(desktop = desktop.name, error, "volume does not open");
+            }
             let Some(machine) = &desktop.machine else {
                 continue;
             };
@@ -311,216 +229,14 @@ impl Desktops {
             version: desktop.version.clone(),
         })?;
         let base = Arc::new(CachedBase::new(tree, Arc::clone(&self.fetcher)));
-        self.volumes.open(desktop, id, base)?;
-        Ok(())
-    }
-
-    /// Runs a desktop of `pool`: a fresh one, or a stopped one again. Blocks until its machine runs; kernel and initrd may have to come
-    /// over the link first.
-    pub fn start(&self, pool: &str, name: &str) -> Result<Desktop, DesktopError> {
-        record::check_name(name).map_err(DesktopError::Name)?;
-        let _turn = self.turn(name)?;
-        let mut desktop = match self.record(name)? {
-            Some(desktop) if desktop.pool != pool => {
-                return Err(DesktopError::OtherPool {
-                    name: name.into(),
-                    pool: desktop.pool,
-                });
-            }
-            Some(desktop) if desktop.machine.as_ref().is_some_and(machine::is_alive) => {
-                return Err(DesktopError::Busy {
-                    name: name.into(),
-                    state: "running",
-                    way_out: "stop it first",
-                });
-            }
-            Some(desktop) => desktop,
-            None => self.fresh(pool, name)?,
-        };
-        let dir = self.dir.join(name);
-        let longest = MachineSpec::serial_socket(&dir);
-        if longest.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
-            return Err(DesktopError::PathTooLong(longest));
-        }
-        std::fs::create_dir_all(&dir).map_err(|source| MachineError::Io {
-            name: name.into(),
+        let files = self.files(&desktop.name);
+        std::fs::create_dir_all(files.dir()).map_err(|source| MachineError::Io {
+            name: desktop.name.clone(),
             what: "make its directory".into(),
             source,
         })?;
-        let (version, record) = self.version_of(&desktop)?;
-        self.fetcher.boot_begins();
-        let files = self.absent_boot_files(version, &record)?;
-        self.boots.prepare(name, version, &files);
-        let started = self.start_machine(&mut desktop, version, &record, dir);
-        if started.is_err() {
-            self.boots.forget(name);
-        }
-        started?;
-        tracing::info!(desktop = name, pool, version = %version, "started");
-        Ok(self.describe(&desktop, false))
-    }
-
-    fn start_machine(
-        &self,
-        desktop: &mut DesktopRecord,
-        version: VersionId,
-        record: &VersionRecord,
-        dir: PathBuf,
-    ) -> Result<(), DesktopError> {
-        let name = desktop.name.clone();
-        let boot = self.boot_files(version, record)?;
-        desktop.boot = None;
-        self.versions.catalog().put_desktop(desktop)?;
-        self.open_volume(desktop)?;
-        if let Some(volume) = self.volumes.find(&name) {
-            self.boots.begin(&name, volume.base());
-        }
-        let spec = MachineSpec {
-            name: name.clone(),
-            dir,
-            memory_mib: desktop.memory_mib,
-            vcpus: desktop.vcpus,
-            kvm: self.host.kvm,
-            nbd_socket: self.host.nbd_socket.clone(),
-            boot,
-            qemu: self.host.qemu.clone(),
-        };
-        desktop.error = None;
-        match spec.start(self.clock.now_unix_ms()) {
-            Ok(machine) => desktop.machine = Some(machine),
-            Err(error) => {
-                desktop.machine = None;
-                desktop.error = Some(error.to_string());
-                self.versions.catalog().put_desktop(desktop)?;
-                self.volumes.close(&name)?;
-                return Err(error.into());
-            }
-        }
-        Ok(self.versions.catalog().put_desktop(desktop)?)
-    }
-
-    /// A new desktop on the pool's version.
-    fn fresh(&self, pool: &str, name: &str) -> Result<DesktopRecord, DesktopError> {
-        let (assigned, version) = self.pool_version(pool)?;
-        let mut id = [0; 16];
-        rand::RngCore::fill_bytes(&mut rand::rng(), &mut id);
-        Ok(DesktopRecord {
-            name: name.into(),
-            pool: pool.into(),
-            id,
-            version: version.to_string(),
-            memory_mib: assigned.memory_mib,
-            vcpus: assigned.vcpus,
-            created_unix_ms: self.clock.now_unix_ms(),
-            machine: None,
-            error: None,
-            boot: None,
-        })
-    }
-
-    /// What a fresh desktop of `pool` boots now: the assigned version, or, while its manifest is still on its way, the newest
-    /// earlier version of the image that can boot.
-    pub fn pool_version(&self, pool: &str) -> Result<(PoolAssignment, VersionId), DesktopError> {
-        let assignment = self.versions.assignment();
-        let pools = assignment
-            .as_ref()
-            .map(|a| a.pools.as_slice())
-            .unwrap_or_default();
-        let assigned = pools.iter().find(|p| p.pool == pool).ok_or_else(|| {
-            let known: Vec<&str> = pools.iter().map(|p| p.pool.as_str()).collect();
-            DesktopError::NoPool {
-                pool: pool.into(),
-                known: if known.is_empty() {
-                    "none".into()
-                } else {
-                    known.join(", ")
-                },
-            }
-        })?;
-        if let Some(assignment) = &assignment {
-            let end = assignment
-                .expires_unix_s
-                .saturating_add(assignment.offline_grace_s);
-            let now = self.clock.now_unix_s();
-            if now > end {
-                return Err(DesktopError::AssignmentEnded { since_s: now - end });
-            }
-        }
-        let not_here = || DesktopError::NotHere {
-            version: assigned.version.to_string(),
-        };
-        if let Some(record) = self.versions.catalog().version(assigned.version)?
-            && self.versions.can_boot(&record)?
-        {
-            return Ok((assigned.clone(), assigned.version));
-        }
-        let mut earlier = self.versions.catalog().versions()?;
-        earlier.retain(|(id, r)| r.image == assigned.image && assigned.pinned.contains(id));
-        earlier.sort_by_key(|(_, record)| std::cmp::Reverse(record.number));
-        for (id, record) in earlier {
-            if self.versions.can_boot(&record)? {
-                tracing::info!(pool, assigned = %assigned.version, boots = %id, "the assigned version is not here yet");
-                return Ok((assigned.clone(), id));
-            }
-        }
-        Err(not_here())
-    }
-
-    /// Where a version's kernel or initrd lies as a file, once it does.
-    fn boot_file(&self, record: &VersionRecord, tree: Tree) -> Option<PathBuf> {
-        let root = record.tree(tree)?.root;
-        Some(self.dir.join(".boot").join(root.to_string()))
-    }
-
-    /// Those of kernel and initrd that are not files here yet.
-    fn absent_boot_files(
-        &self,
-        version: VersionId,
-        record: &VersionRecord,
-    ) -> Result<Vec<TreeHandle>, DesktopError> {
-        let mut absent = Vec::new();
-        for tree in [Tree::Kernel, Tree::Initrd] {
-            let path = self.boot_file(record, tree);
-            if path.is_some_and(|path| !path.exists()) {
-                absent.extend(self.versions.tree(version, tree)?);
-            }
-        }
-        Ok(absent)
-    }
-
-    /// Kernel and initrd as files, read through the cache.
-    fn boot_files(
-        &self,
-        version: VersionId,
-        record: &VersionRecord,
-    ) -> Result<Option<(PathBuf, Option<PathBuf>, String)>, DesktopError> {
-        let Some(boot) = &record.boot else {
-            return Ok(None);
-        };
-        let file = |tree: Tree, what: &'static str| -> Result<Option<PathBuf>, DesktopError> {
-            let Some(handle) = self.versions.tree(version, tree)? else {
-                return Ok(None);
-            };
-            let path = self
-                .boot_file(record, tree)
-                .expect("the version has this tree");
-            volumes::materialise(&path, &CachedBase::new(handle, Arc::clone(&self.fetcher)))
-                .map_err(|source| DesktopError::Boot {
-                    what,
-                    version: version.to_string(),
-                    source,
-                })?;
-            Ok(Some(path))
-        };
-        let kernel = file(Tree::Kernel, "the kernel")?.ok_or_else(|| DesktopError::NotHere {
-            version: version.to_string(),
-        })?;
-        let initrd = file(Tree::Initrd, "the initrd")?;
-        let command_line = format!(
-            "{} ro console=tty0 console=ttyS0,115200",
-            boot.root_argument
-        );
-        Ok(Some((kernel, initrd, command_line)))
+        self.volumes.open(desktop, id, base, &files)?;
+        Ok(())
     }
 
     /// Stops a desktop. Blocks until its machine has ended.
@@ -535,9 +251,10 @@ impl Desktops {
         }
         if let Some(machine) = desktop.machine.take() {
             let grace = if force { Duration::ZERO } else { STOP_GRACE };
-            machine::stop(&machine, &self.dir.join(name), grace);
+            machine::stop(&machine, &self.files(name), grace);
         }
         desktop.error = None;
+        desktop.served = false;
         self.volumes.close(name)?;
         self.versions.catalog().put_desktop(&desktop)?;
         tracing::info!(desktop = name, "stopped");
@@ -550,13 +267,7 @@ impl Desktops {
         let desktop = self
             .record(name)?
             .ok_or_else(|| DesktopError::NotFound(name.into()))?;
-        if desktop.machine.as_ref().is_some_and(machine::is_alive) {
-            return Err(DesktopError::Busy {
-                name: name.into(),
-                state: "running",
-                way_out: "stop it first",
-            });
-        }
+        refuse_if_up(&desktop)?;
         self.volumes.close(name)?;
         self.versions.catalog().delete_desktop(name)?;
         self.volumes.delete(&desktop)?;
@@ -613,9 +324,9 @@ impl Desktops {
             let Some(machine) = desktop.machine.clone() else {
                 continue;
             };
-            let dir = self.dir.join(&desktop.name);
             if machine::is_alive(&machine) {
-                if connected && machine::resume_after_io_error(&dir) {
+                let files = self.files(&desktop.name);
+                if connected && machine::resume_after_io_error(&machine, &files) {
                     tracing::info!(
                         desktop = desktop.name,
                         "goes on after a failed read or write"
@@ -663,17 +374,22 @@ impl Desktops {
     }
 
     fn describe(&self, desktop: &DesktopRecord, look: bool) -> Desktop {
-        let dir = self.dir.join(&desktop.name);
+        let files = self.files(&desktop.name);
         let alive = desktop.machine.as_ref().filter(|m| machine::is_alive(m));
         let volume = self.volumes.find(&desktop.name);
         let failed = volume.as_ref().and_then(|v| v.failure());
+        let waits_for = volume.as_ref().and_then(|v| v.waits_for());
         // Who works on it knows its state; only a look from outside can meet it half way.
         let starting = look && alive.is_none() && self.busy().contains(&desktop.name);
         let state = match alive {
             _ if failed.is_some() => DesktopState::Failed,
-            Some(_) if look && machine::is_paused_by_io_error(&dir) => DesktopState::Paused,
+            Some(_) if waits_for.is_some() => DesktopState::Paused,
+            Some(machine) if look && machine::is_paused_by_io_error(machine, &files) => {
+                DesktopState::Paused
+            }
             Some(_) => DesktopState::Running,
             None if starting => DesktopState::Starting,
+            None if desktop.served => DesktopState::Served,
             None if desktop.error.is_some() => DesktopState::Failed,
             None => DesktopState::Stopped,
         };
@@ -688,11 +404,22 @@ impl Desktops {
                 .unwrap_or_default(),
             version_number: version.map_or(0, |(_, r)| r.number),
             state,
-            error: failed.or_else(|| desktop.error.clone()),
-            machine: alive.map(|m| m.accelerator.clone()),
+            error: failed.or(waits_for).or_else(|| desktop.error.clone()),
+            machine_type: match desktop.wanted {
+                MachineType::Auto => datacenter_api::MachineType::Auto,
+                MachineType::Splice => datacenter_api::MachineType::Splice,
+                MachineType::Qemu => datacenter_api::MachineType::Qemu,
+            },
+            tpm: desktop.tpm,
+            machine: alive.map(|m| m.kind.name().to_owned()),
+            machine_reason: alive.map(|m| m.reason.clone()),
+            disk: alive.map(|m| m.disk.name().to_owned()),
             pid: alive.map(|m| m.pid),
-            serial_log: path_text(&MachineSpec::serial_log(&dir)),
-            serial_socket: path_text(&MachineSpec::serial_socket(&dir)),
+            serial_log: path_text(&files.serial_log()),
+            serial_socket: path_text(&files.serial_socket()),
+            screen_socket: alive.and_then(|_| there(&files.screen_socket())),
+            spice_socket: alive.and_then(|_| there(&files.spice_socket())),
+            disk_socket: volume.as_ref().and_then(|_| there(&files.disk_socket())),
             nbd_export: volumes::export_name(&desktop.name),
             started_unix_ms: alive.map(|m| m.started_unix_ms),
             demand_chunks: volume.as_ref().map_or(0, |v| v.demand_chunks()),
@@ -702,20 +429,26 @@ impl Desktops {
     }
 }
 
-fn path_text(path: &Path) -> String {
-    path.display().to_string()
+/// Refuses to work on a desktop that a machine uses.
+fn refuse_if_up(desktop: &DesktopRecord) -> Result<(), DesktopError> {
+    let state = match &desktop.machine {
+        _ if desktop.served => "served",
+        Some(machine) if machine::is_alive(machine) => "running",
+        _ => return Ok(()),
+    };
+    Err(DesktopError::Busy {
+        name: desktop.name.clone(),
+        state,
+        way_out: "stop it first",
+    })
 }
 
-/// An error with its causes, on one line.
-pub fn error_line(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        line.push_str(": ");
-        line.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    line
+fn there(path: &Path) -> Option<String> {
+    path.exists().then(|| path_text(path))
+}
+
+fn path_text(path: &Path) -> String {
+    path.display().to_string()
 }
 
 /// Open volumes by desktop name.

@@ -2,7 +2,10 @@
 
 use datacenter_api::BootReport;
 use dedup_protocol::profile::BootScore;
+use dedup_protocol::records::MachineType;
 use serde::{Deserialize, Serialize};
+
+use super::machine::{DiskFront, MachineKind};
 
 /// A desktop, as the catalog keeps it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,8 +22,17 @@ pub struct DesktopRecord {
     pub memory_mib: u32,
     /// Virtual CPUs.
     pub vcpus: u32,
+    /// Which machine its pool asked for when it was started last.
+    #[serde(default)]
+    pub wanted: MachineType,
+    /// Whether it has a TPM, as its pool asked for when it was started last.
+    #[serde(default)]
+    pub tpm: bool,
     /// Created, unix milliseconds.
     pub created_unix_ms: u64,
+    /// Its volume is open for a machine that somebody else runs.
+    #[serde(default)]
+    pub served: bool,
     /// The machine process, if one was started and not seen to end.
     pub machine: Option<MachineRecord>,
     /// Why the last machine ended, if not by its user's or operator's wish.
@@ -61,10 +73,17 @@ pub struct MachineRecord {
     pub pid: u32,
     /// Its start time in clock ticks since boot (field 22 of `/proc/PID/stat`): tells it from a later process of the same id.
     pub start_ticks: u64,
-    /// `kvm` or `tcg`.
-    pub accelerator: String,
+    /// Which machine it is. Former programs wrote `kvm` or `tcg`, as `accelerator`.
+    #[serde(alias = "accelerator")]
+    pub kind: MachineKind,
     /// Started, unix milliseconds.
     pub started_unix_ms: u64,
+    /// Why it is that machine.
+    #[serde(default)]
+    pub reason: String,
+    /// How it reaches its disk.
+    #[serde(default)]
+    pub disk: DiskFront,
 }
 
 /// Longest desktop name. It becomes part of Unix socket paths, which end at 107 bytes.
@@ -84,4 +103,30 @@ pub fn check_name(name: &str) -> Result<(), String> {
     Err(format!(
         "desktop name {name:?}: use 1 to {NAME_BYTES_MAX} of a-z, 0-9 and -, not beginning with -"
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, missing_docs)]
+    use super::*;
+
+    #[test]
+    fn rows_of_former_programs_are_read() {
+        let row = r#"{"name":"alice","pool":"office","id":[0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0],"version":"00","memory_mib":1024,"vcpus":2,
+            "created_unix_ms":1,"machine":{"pid":7,"start_ticks":8,"accelerator":"kvm","started_unix_ms":9},"error":null}"#;
+        let desktop: DesktopRecord = serde_json::from_str(row).unwrap();
+        assert_eq!((desktop.wanted, desktop.tpm), (MachineType::Auto, false));
+        let machine = desktop.machine.clone().unwrap();
+        assert_eq!(machine.kind, MachineKind::QemuKvm);
+        assert_eq!(
+            (machine.reason.as_str(), machine.disk),
+            ("", DiskFront::Nbd)
+        );
+        let again = serde_json::to_string(&desktop).unwrap();
+        assert!(again.contains(r#""kind":"qemu-kvm""#), "{again}");
+        assert_eq!(
+            serde_json::from_str::<DesktopRecord>(&again).unwrap(),
+            desktop
+        );
+    }
 }

@@ -1,4 +1,4 @@
-//! The open volumes of desktops and their exports.
+//! The open volumes of desktops, and the ways to them: an NBD export and a vhost-user socket, for one and the same device.
 //!
 //! A volume is open exactly while a machine may use it: from before the machine starts until after it ended. Closing flushes. A stopped
 //! desktop's overlay lies on the disk only.
@@ -12,12 +12,17 @@ use std::time::Duration;
 use dedup::VersionId;
 use dedup_store::disk::Disk;
 use vmm_block::BlockError;
-use vmm_block::nbd::Export;
+use vmm_block::nbd::{Export, ListenError};
+use vmm_block::vhost_user::{DiskSpec, VhostUserServer};
 
 use super::OpenVolumes;
+use super::machine::{Files, disk_queues, disk_serial};
 use super::record::DesktopRecord;
 use crate::fetch::base::CachedBase;
 use crate::volume::{Base, Overlay, OverlayError, OverlayIdentity, OverlayOptions, Volume};
+
+/// Who may open a desktop's vhost-user socket may read and write its disk.
+const SOCKET_MODE: u32 = 0o600;
 
 /// How long connections to an export that is taken away get to finish what is in flight.
 const CLOSE_GRACE: Duration = Duration::from_secs(10);
@@ -53,6 +58,14 @@ pub enum VolumeError {
         /// Why.
         source: vmm_block::nbd::ExportError,
     },
+    /// Its vhost-user socket could not be made.
+    #[error("vhost-user socket of desktop {name}")]
+    Listen {
+        /// The desktop.
+        name: String,
+        /// Why.
+        source: ListenError,
+    },
     /// The overlay's files could not be removed.
     #[error("remove the overlay of desktop {name}")]
     Remove {
@@ -69,6 +82,8 @@ pub enum VolumeError {
 /// An open volume.
 pub struct OpenVolume {
     export: Arc<Export>,
+    /// None once it is being closed.
+    vhost_user: Mutex<Option<VhostUserServer>>,
     overlay: Arc<Overlay>,
     base: Arc<CachedBase>,
 }
@@ -87,6 +102,15 @@ impl OpenVolume {
     /// Bytes in its overlay's log.
     pub fn overlay_bytes(&self) -> u64 {
         self.overlay.stats().log_bytes
+    }
+
+    fn vhost_user(&self) -> MutexGuard<'_, Option<VhostUserServer>> {
+        self.vhost_user.lock().expect("no panic under this lock")
+    }
+
+    /// Why requests of its guest wait, if any do that could not be done for now.
+    pub fn waits_for(&self) -> Option<String> {
+        self.vhost_user().as_ref()?.waits_for()
     }
 
     /// Why it failed closed, if it did.
@@ -147,6 +171,7 @@ impl Volumes {
         desktop: &DesktopRecord,
         version: VersionId,
         base: Arc<CachedBase>,
+        files: &Files,
     ) -> Result<(), VolumeError> {
         let name = &desktop.name;
         if self.lock().contains_key(name) {
@@ -178,8 +203,19 @@ impl Volumes {
             name: name.clone(),
             source,
         })?;
+        let disk = DiskSpec {
+            device: Arc::clone(export.device()),
+            serial: disk_serial(name).to_owned(),
+            queues: disk_queues(desktop.vcpus),
+        };
+        let served = VhostUserServer::listen(&files.disk_socket(), SOCKET_MODE, disk);
+        let served = served.map_err(|source| VolumeError::Listen {
+            name: name.clone(),
+            source,
+        })?;
         let volume = OpenVolume {
             export,
+            vhost_user: Mutex::new(Some(served)),
             overlay,
             base,
         };
@@ -187,11 +223,14 @@ impl Volumes {
         Ok(())
     }
 
-    /// Ends a desktop's export, flushes and closes its volume; nothing happens if it is not open.
+    /// Ends the ways to a desktop's volume, flushes and closes it; nothing happens if it is not open.
     pub fn close(&self, name: &str) -> Result<(), VolumeError> {
         let Some(volume) = self.lock().remove(name) else {
             return Ok(());
         };
+        // What waits for the WAN there does not hold it up.
+        let served = volume.vhost_user().take();
+        drop(served);
         if !volume.export.close(CLOSE_GRACE) {
             self.lock().insert(name.into(), volume);
             return Err(VolumeError::InUse(name.into()));
@@ -201,6 +240,17 @@ impl Volumes {
             name: name.into(),
             source,
         })
+    }
+
+    /// Ends the vhost-user sockets, as when the branch server ends: guests wait for the next server.
+    pub fn stop_serving(&self) {
+        let volumes: Vec<_> = self.lock().values().cloned().collect();
+        let mut stopping = Vec::new();
+        for volume in volumes {
+            stopping.extend(volume.vhost_user().take());
+        }
+        // All are told before the first is waited for.
+        stopping.iter().for_each(VhostUserServer::begin_stop);
     }
 
     /// Removes a closed volume's overlay.

@@ -236,27 +236,14 @@ impl CachedBase {
             })
             .collect()
     }
-}
 
-fn cache_error(error: crate::cache::CacheError) -> BlockError {
-    BlockError::with_source(BlockErrorKind::Io, "cache", error)
-}
-
-fn wait_error(error: WaitError) -> BlockError {
-    let kind = match &error {
-        WaitError::Cache { full: true, .. } => BlockErrorKind::NoSpace,
-        WaitError::Cache { full: false, .. } => BlockErrorKind::Io,
-        WaitError::TimedOut { .. } | WaitError::Refused { .. } => BlockErrorKind::Unavailable,
-    };
-    BlockError::with_source(kind, "base of the volume", error)
-}
-
-impl Base for CachedBase {
-    fn size_bytes(&self) -> u64 {
-        self.tree.map.size_bytes()
-    }
-
-    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), BlockError> {
+    /// Fills `buf`, waiting for what is missing.
+    fn read_waiting(
+        &self,
+        offset: u64,
+        buf: &mut [u8],
+        enough: Option<&dyn Fn() -> bool>,
+    ) -> Result<(), BlockError> {
         for _ in 0..ATTEMPTS {
             let mut missing = Vec::new();
             let full = self.read_cached(offset, buf, true, &mut missing)?;
@@ -271,7 +258,9 @@ impl Base for CachedBase {
             self.demand_chunks
                 .fetch_add(missing.len() as u64, Ordering::Relaxed);
             let ahead = self.read_ahead(|streams| Some(streams.missed(offset, end)));
-            let waited = self.watch.waiting(|| self.fetcher.wait_for(missing, ahead));
+            let waited = self
+                .watch
+                .waiting(|| self.fetcher.wait_for(missing, ahead, enough));
             waited.map_err(wait_error)?;
         }
         let context = format!(
@@ -279,6 +268,39 @@ impl Base for CachedBase {
             buf.len()
         );
         Err(BlockError::new(BlockErrorKind::Unavailable, context))
+    }
+}
+
+fn cache_error(error: crate::cache::CacheError) -> BlockError {
+    BlockError::with_source(BlockErrorKind::Io, "cache", error)
+}
+
+fn wait_error(error: WaitError) -> BlockError {
+    let kind = match &error {
+        WaitError::Cache { full: true, .. } => BlockErrorKind::NoSpace,
+        WaitError::Cache { full: false, .. } => BlockErrorKind::Io,
+        WaitError::TimedOut { .. } | WaitError::Refused { .. } => BlockErrorKind::Unavailable,
+        WaitError::Ended { .. } => BlockErrorKind::ShuttingDown,
+    };
+    BlockError::with_source(kind, "base of the volume", error)
+}
+
+impl Base for CachedBase {
+    fn size_bytes(&self) -> u64 {
+        self.tree.map.size_bytes()
+    }
+
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), BlockError> {
+        self.read_waiting(offset, buf, None)
+    }
+
+    fn read_until(
+        &self,
+        offset: u64,
+        buf: &mut [u8],
+        enough: &dyn Fn() -> bool,
+    ) -> Result<(), BlockError> {
+        self.read_waiting(offset, buf, Some(enough))
     }
 
     fn try_read(&self, offset: u64, buf: &mut [u8]) -> Result<bool, BlockError> {

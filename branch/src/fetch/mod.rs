@@ -34,6 +34,9 @@ const EVICT_BYTES_MIN: u64 = 8 << 20;
 /// Most refusals remembered; beyond it the oldest make room.
 const REFUSALS_MAX: usize = 4096;
 
+/// How soon a wait notices that it is to end.
+const ENOUGH_LOOK: Duration = Duration::from_millis(100);
+
 /// Counters since the start of the process.
 #[derive(Debug, Default)]
 pub struct FetchCounters {
@@ -72,6 +75,12 @@ pub enum WaitError {
         waited: Duration,
         /// Whether the link was up at the end.
         connected: bool,
+    },
+    /// Who waited did so no longer.
+    #[error("the wait for chunk {id} was ended")]
+    Ended {
+        /// The chunk.
+        id: ChunkId,
     },
     /// The datacenter will not give it.
     #[error("the datacenter refused chunk {id}: {reason}")]
@@ -178,8 +187,14 @@ impl Fetcher {
 
     /// Waits until none of `wants` is on its way any more. `ahead` is what will probably be read next.
     ///
-    /// A chunk may still be missing afterwards (evicted, or found damaged): the caller reads, and comes back.
-    pub fn wait_for(&self, wants: Vec<Want>, ahead: Vec<Want>) -> Result<(), WaitError> {
+    /// A chunk may still be missing afterwards (evicted, or found damaged): the caller reads, and comes back. Soon after `enough` says so
+    /// the wait ends without it.
+    pub fn wait_for(
+        &self,
+        wants: Vec<Want>,
+        ahead: Vec<Want>,
+        enough: Option<&dyn Fn() -> bool>,
+    ) -> Result<(), WaitError> {
         let begun = Instant::now();
         let ids: Vec<ChunkId> = wants.iter().map(|w| w.tree.map.chunk(w.index).id).collect();
         let mut state = self.state();
@@ -212,9 +227,14 @@ impl Fetcher {
                 break Ok(());
             };
             let waited = begun.elapsed();
-            if waited >= self.wait_max {
+            let is_over = waited >= self.wait_max;
+            let is_enough = enough.is_some_and(|enough| enough());
+            if is_over || is_enough {
                 for id in &ids {
                     state.queue.give_up(id);
+                }
+                if is_enough {
+                    break Err(WaitError::Ended { id });
                 }
                 let connected = state.connected;
                 break Err(WaitError::TimedOut {
@@ -223,9 +243,10 @@ impl Fetcher {
                     connected,
                 });
             }
+            let look = enough.map_or(Duration::MAX, |_| ENOUGH_LOOK);
             state = self
                 .changed
-                .wait_timeout(state, self.wait_max - waited)
+                .wait_timeout(state, (self.wait_max - waited).min(look))
                 .expect("no panic happens under this lock")
                 .0;
         };

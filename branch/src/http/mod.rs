@@ -7,16 +7,17 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use axum::extract::{DefaultBodyLimit, Path as UrlPath, State};
+use axum::extract::{DefaultBodyLimit, Path as UrlPath, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use branch_api::{Desktop, DesktopList, Problem, StartDesktop, StopDesktop};
+use branch_api::{Desktop, DesktopList, LibvirtDomain, Problem, StartDesktop, StopDesktop};
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::desktop::{DesktopError, error_line};
+use crate::desktop::machine::{DiskFront, MachineError};
+use crate::desktop::{DesktopError, Desktops, error_line};
 use crate::server::Branch;
 
 /// Largest request body: a start request is under 200 bytes.
@@ -35,7 +36,13 @@ impl From<DesktopError> for ApiError {
         let status = match &error {
             DesktopError::Name(_) => StatusCode::UNPROCESSABLE_ENTITY,
             DesktopError::NotFound(_) | DesktopError::NoPool { .. } => StatusCode::NOT_FOUND,
-            DesktopError::OtherPool { .. } | DesktopError::Busy { .. } => StatusCode::CONFLICT,
+            DesktopError::OtherPool { .. }
+            | DesktopError::Busy { .. }
+            | DesktopError::Machine(
+                MachineError::NoSplice { .. }
+                | MachineError::NoProgram { .. }
+                | MachineError::NoUefi { .. },
+            ) => StatusCode::CONFLICT,
             DesktopError::AssignmentEnded { .. }
             | DesktopError::NotHere { .. }
             | DesktopError::Boot { .. } => StatusCode::SERVICE_UNAVAILABLE,
@@ -96,6 +103,7 @@ pub async fn serve(
         .route("/v1/desktops", get(list).post(start))
         .route("/v1/desktops/{name}", get(show).delete(delete))
         .route("/v1/desktops/{name}/stop", post(stop))
+        .route("/v1/desktops/{name}/libvirt", get(libvirt))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(branch);
     axum::serve(listener, router)
@@ -128,7 +136,34 @@ async fn start(
     Json(request): Json<StartDesktop>,
 ) -> Answer<Desktop> {
     blocking(branch, move |branch| {
-        branch.desktops.start(&request.pool, &request.name)
+        let start = if request.serve_only {
+            Desktops::serve
+        } else {
+            Desktops::start
+        };
+        start(&branch.desktops, &request.pool, &request.name)
+    })
+    .await
+}
+
+#[derive(serde::Deserialize)]
+struct LibvirtOptions {
+    disk: String,
+}
+
+async fn libvirt(
+    State(branch): State<Arc<Branch>>,
+    UrlPath(name): UrlPath<String>,
+    Query(options): Query<LibvirtOptions>,
+) -> Answer<LibvirtDomain> {
+    let disk: DiskFront = options
+        .disk
+        .parse()
+        .map_err(|error| ApiError(StatusCode::UNPROCESSABLE_ENTITY, error))?;
+    blocking(branch, move |branch| {
+        Ok(LibvirtDomain {
+            xml: branch.desktops.libvirt_domain(&name, disk)?,
+        })
     })
     .await
 }

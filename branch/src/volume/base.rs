@@ -18,6 +18,18 @@ pub trait Base: Send + Sync {
     /// # Errors
     /// `Unavailable` when the bounded wait expired, `Io` when the content cannot be had, `ShuttingDown`.
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), BlockError>;
+    /// As [`Base::read`], but soon after `enough` says so it waits no longer, and fails with `ShuttingDown`. The default never asks.
+    ///
+    /// # Errors
+    /// As [`Base::read`].
+    fn read_until(
+        &self,
+        offset: u64,
+        buf: &mut [u8],
+        _enough: &dyn Fn() -> bool,
+    ) -> Result<(), BlockError> {
+        self.read(offset, buf)
+    }
     /// Fills `buf` from `offset` if every byte is at hand; `Ok(false)` says that [`Base::read`] would wait.
     ///
     /// # Errors

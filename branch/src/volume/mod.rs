@@ -184,6 +184,20 @@ impl BlockDevice for Volume {
         Ok(())
     }
 
+    fn read_until(
+        &self,
+        offset: u64,
+        buf: &mut [u8],
+        enough: &dyn Fn() -> bool,
+    ) -> Result<(), BlockError> {
+        let parts = self.parts(offset, buf.len() as u64)?;
+        let whole = self.read_parts(&parts, offset, buf, true, |at, buf| {
+            self.base.read_until(at, buf, enough).map(|()| true)
+        })?;
+        debug_assert!(whole, "a base that may wait never declines");
+        Ok(())
+    }
+
     fn try_read(&self, offset: u64, buf: &mut [u8]) -> Result<bool, BlockError> {
         let parts = self.parts(offset, buf.len() as u64)?;
         self.read_parts(&parts, offset, buf, false, |at, buf| {

@@ -98,6 +98,41 @@ impl std::fmt::Debug for TokenResponse {
     }
 }
 
+/// Which kind of machine runs a pool's desktops.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum MachineType {
+    /// The branch chooses: splice-vmm where it can run the desktop, else QEMU.
+    #[default]
+    Auto,
+    /// splice-vmm, or nothing.
+    Splice,
+    /// QEMU.
+    Qemu,
+}
+
+impl MachineType {
+    /// Its name, as in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Splice => "splice",
+            Self::Qemu => "qemu",
+        }
+    }
+}
+
+impl std::str::FromStr for MachineType {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let all = [Self::Auto, Self::Splice, Self::Qemu];
+        let found = all.into_iter().find(|kind| kind.name() == text);
+        found.ok_or_else(|| format!("unknown machine type {text:?}; auto, splice or qemu"))
+    }
+}
+
 /// What one pool at one branch runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -116,6 +151,12 @@ pub struct Pool {
     pub vcpus: u32,
     /// Whether the whole version is fetched ahead of use.
     pub prestage: bool,
+    /// What runs its desktops.
+    #[serde(default)]
+    pub machine: MachineType,
+    /// Whether its desktops have a TPM.
+    #[serde(default)]
+    pub tpm: bool,
 }
 
 /// The pools of a branch.
@@ -145,6 +186,12 @@ pub struct AssignRequest {
     /// Whether the whole version is fetched ahead of use (default true).
     #[serde(default)]
     pub prestage: Option<bool>,
+    /// What runs its desktops (default auto).
+    #[serde(default)]
+    pub machine: Option<MachineType>,
+    /// Whether its desktops have a TPM (default false).
+    #[serde(default)]
+    pub tpm: Option<bool>,
 }
 
 /// What a branch says about itself. The same value travels over the link as JSON and stands in [`Branch::status`].

@@ -17,7 +17,7 @@ pub mod units;
 
 pub use branch::{
     AssignRequest, BootReport, Branch, BranchList, BranchState, BranchStatus, CacheStatus,
-    DesktopStatus, Latencies, LinkReport, Pool, PoolList, TokenRequest, TokenResponse,
+    DesktopStatus, Latencies, LinkReport, MachineType, Pool, PoolList, TokenRequest, TokenResponse,
     TransferCounters, VersionResidency,
 };
 #[cfg(feature = "client")]

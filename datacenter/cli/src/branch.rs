@@ -4,8 +4,8 @@ use clap::{ArgAction, Subcommand};
 use datacenter_api::policy::{DayPart, format_rate, parse_rate, parse_utc_offset};
 use datacenter_api::units::{format_duration, format_size, parse_duration, parse_size};
 use datacenter_api::{
-    AssignRequest, Branch, BranchPolicy, BranchState, Latencies, PolicyRequest, Pool, TokenRequest,
-    VersionRef,
+    AssignRequest, Branch, BranchPolicy, BranchState, Latencies, MachineType, PolicyRequest, Pool,
+    TokenRequest, VersionRef,
 };
 
 use crate::config::Context;
@@ -44,7 +44,8 @@ pub enum Verb {
     /// Set what a pool at a branch runs. Options left out keep what the pool has.
     #[command(after_help = "Examples:
   splice branch assign new-york --pool office --image debian
-  splice branch assign new-york --pool office --image debian@3 --pin debian@2 --memory 2GiB --cpus 2")]
+  splice branch assign new-york --pool office --image debian@3 --pin debian@2 --memory 2GiB --cpus 2
+  splice branch assign new-york --pool finance --image windows --machine qemu --tpm")]
     Assign {
         /// The branch's name.
         name: String,
@@ -72,6 +73,15 @@ pub enum Verb {
         /// Fetch only what desktops read.
         #[arg(long)]
         no_prestage: bool,
+        /// What runs its desktops: auto (splice-vmm where it can, else QEMU), splice or qemu [default: auto].
+        #[arg(long, value_name = "TYPE")]
+        machine: Option<MachineType>,
+        /// Give its desktops a TPM 2.0 (QEMU, with Debian's package swtpm at the branch).
+        #[arg(long, conflicts_with = "no_tpm")]
+        tpm: bool,
+        /// Give its desktops no TPM (the default).
+        #[arg(long)]
+        no_tpm: bool,
     },
     /// Set what a branch may take of its line, and when. Options left out keep what the branch has.
     ///
@@ -190,6 +200,9 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
             no_pin,
             prestage,
             no_prestage,
+            machine,
+            tpm,
+            no_tpm,
         } => {
             let pins =
                 (no_pin || !pin.is_empty()).then(|| pin.iter().map(ToString::to_string).collect());
@@ -199,6 +212,8 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
                 memory_mib: memory,
                 vcpus: cpus,
                 prestage: (prestage || no_prestage).then_some(prestage),
+                machine,
+                tpm: (tpm || no_tpm).then_some(tpm),
             };
             let pool = client.assign(&name, &pool, &request).await?;
             if context.json {
@@ -307,6 +322,10 @@ fn pool_row(pool: &Pool) -> Vec<String> {
         format_size(u64::from(pool.memory_mib) << 20),
         pool.vcpus.to_string(),
         if pool.prestage { "ahead" } else { "on demand" }.into(),
+        match (pool.machine.name(), pool.tpm) {
+            (machine, true) => format!("{machine}, TPM"),
+            (machine, false) => machine.into(),
+        },
         pool.pinned.join(" "),
     ]
 }
@@ -377,7 +396,9 @@ fn show(branch: &Branch) -> Result<(), Failure> {
     output::text("\n")?;
     let pools: Vec<_> = branch.pools.iter().map(pool_row).collect();
     output::table(
-        &["POOL", "VERSION", "MEMORY", "CPUS", "FETCH", "PINNED"],
+        &[
+            "POOL", "VERSION", "MEMORY", "CPUS", "FETCH", "MACHINE", "PINNED",
+        ],
         &pools,
         "no pools; assign one with `splice branch assign`",
     )?;

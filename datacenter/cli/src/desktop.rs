@@ -47,6 +47,9 @@ enum Verb {
         /// Its name (a-z, 0-9, -).
         #[arg(long)]
         name: String,
+        /// Only serve its disk: somebody else runs its machine, for example libvirt (see libvirt-xml).
+        #[arg(long)]
+        serve_only: bool,
     },
     /// List the desktops of this branch.
     List,
@@ -67,6 +70,20 @@ enum Verb {
     Delete {
         /// Its name.
         name: String,
+    },
+    /// Print a desktop's machine as a libvirt domain, for those who run libvirt.
+    ///
+    /// The disk stays the branch's: start the desktop with --serve-only before its domain, and stop it after. libvirt's QEMU must be able
+    /// to open the sockets that the domain names, which are the branch server's user's.
+    #[command(
+        after_help = "Example:\n  splice desktop start office --name alice --serve-only\n  splice desktop libvirt-xml alice >alice.xml\n  virsh define alice.xml"
+    )]
+    LibvirtXml {
+        /// Its name.
+        name: String,
+        /// How its disk is reached.
+        #[arg(long, default_value = "vhost-user", value_parser = ["vhost-user", "nbd"])]
+        disk: String,
     },
     /// Attach to a desktop's serial console; Ctrl-] detaches.
     Console {
@@ -119,13 +136,28 @@ fn show(context: &Context, desktop: &Desktop) -> Result<(), Failure> {
         ),
         ("state", Some(state(desktop))),
         ("error", desktop.error.clone()),
-        ("machine", desktop.machine.clone()),
+        (
+            "machine",
+            desktop.machine.as_ref().map(|machine| {
+                let disk = desktop.disk.as_deref().unwrap_or("nbd");
+                let tpm = if desktop.tpm { ", with a TPM" } else { "" };
+                format!("{machine}, disk over {disk}{tpm}")
+            }),
+        ),
+        (
+            "why that one",
+            desktop.machine_reason.clone().filter(|why| !why.is_empty()),
+        ),
+        ("machine type", Some(desktop.machine_type.name().into())),
         ("process", desktop.pid.map(|pid| pid.to_string())),
         (
             "started",
             desktop.started_unix_ms.map(|ms| output::time(ms / 1000)),
         ),
         ("serial log", Some(desktop.serial_log.clone())),
+        ("disk (vhost-user)", desktop.disk_socket.clone()),
+        ("screen (VNC)", desktop.screen_socket.clone()),
+        ("screen (SPICE)", desktop.spice_socket.clone()),
         ("nbd export", Some(desktop.nbd_export.clone())),
         (
             "waited for",
@@ -140,8 +172,16 @@ fn show(context: &Context, desktop: &Desktop) -> Result<(), Failure> {
 pub async fn run(context: &Context, arguments: Arguments) -> Result<(), Failure> {
     let client = Client::new(&arguments.socket.branch_socket)?;
     match arguments.verb {
-        Verb::Start { pool, name } => {
-            let request = StartDesktop { pool, name };
+        Verb::Start {
+            pool,
+            name,
+            serve_only,
+        } => {
+            let request = StartDesktop {
+                pool,
+                name,
+                serve_only,
+            };
             show(context, &client.start(&request).await?)
         }
         Verb::List => list(context, &client.desktops().await?),
@@ -150,6 +190,13 @@ pub async fn run(context: &Context, arguments: Arguments) -> Result<(), Failure>
             show(context, &client.stop(&name, StopDesktop { force }).await?)
         }
         Verb::Delete { name } => list(context, &client.delete(&name).await?),
+        Verb::LibvirtXml { name, disk } => {
+            let domain = client.libvirt(&name, &disk).await?;
+            if context.json {
+                return output::json(&domain);
+            }
+            output::text(&domain.xml)
+        }
         Verb::Console { name } => console(&client.desktop(&name).await?),
     }
 }

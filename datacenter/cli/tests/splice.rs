@@ -221,9 +221,23 @@ fn a_branch_is_invited_assigned_and_revoked() {
         (&2048.into(), &2.into(), &false.into())
     );
     assert_eq!(pool["pinned"][0], "debian@2");
+    assert_eq!(
+        (&pool["machine"], &pool["tpm"]),
+        (&"auto".into(), &false.into())
+    );
+    site.ok("branch assign new-york --pool office --image debian@1 --machine qemu --tpm");
     // What is not said stays.
     site.ok("branch assign new-york --pool office --image debian");
+    assert!(site.ok("branch show new-york").contains("qemu, TPM"));
+    let refused = site.run("branch assign new-york --pool office --image debian --machine splice");
+    fails(&refused, 1, "splice-vmm has no TPM");
+    let refused = site.run("branch assign new-york --pool office --image debian --machine xen");
+    fails(&refused, 2, "auto, splice or qemu");
     let pool = &site.json("branch show new-york")["pools"][0];
+    assert_eq!(
+        (&pool["machine"], &pool["tpm"]),
+        (&"qemu".into(), &true.into())
+    );
     assert_eq!(
         (&pool["version"], &pool["memory_mib"]),
         (&"debian@2".into(), &2048.into())

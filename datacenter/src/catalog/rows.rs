@@ -6,6 +6,7 @@
 use dedup::{BranchId, ChunkerParams, RealmId, VersionId};
 use dedup_protocol::policy::Policy;
 use dedup_protocol::profile::{BootScore, Entries};
+use dedup_protocol::records::MachineType;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -361,6 +362,44 @@ pub struct PoolRow {
     pub vcpus: u32,
     /// Whether the version is fetched ahead of use.
     pub prestage: bool,
+    /// What runs desktops.
+    pub machine: MachineType,
+    /// Whether desktops have a TPM.
+    pub tpm: bool,
+}
+
+/// [`PoolRow`] in format 1.
+#[derive(Deserialize)]
+struct FirstPoolRow {
+    image: String,
+    version: VersionId,
+    pinned: Vec<VersionId>,
+    memory_mib: u32,
+    vcpus: u32,
+    prestage: bool,
+}
+
+impl Row for PoolRow {
+    const TABLE: Table = Table::Pools;
+    const FORMAT: u8 = 2;
+    type Key = PoolKey;
+
+    fn upgrade(format: u8, bytes: &[u8]) -> Option<Self> {
+        if format != 1 {
+            return None;
+        }
+        let first: FirstPoolRow = postcard::from_bytes(bytes).ok()?;
+        Some(Self {
+            image: first.image,
+            version: first.version,
+            pinned: first.pinned,
+            memory_mib: first.memory_mib,
+            vcpus: first.vcpus,
+            prestage: first.prestage,
+            machine: MachineType::Auto,
+            tpm: false,
+        })
+    }
 }
 
 /// The current signed assignment of a branch.
@@ -493,7 +532,6 @@ rows! {
     BranchRow, BranchId, Branches;
     BranchNameRow, String, BranchNames;
     JoinTokenRow, SecretHash, JoinTokens;
-    PoolRow, PoolKey, Pools;
     AssignmentRow, BranchId, Assignments;
     GrantRow, GrantKey, Grants;
     OperationRow, NewestFirst, Operations;

@@ -46,6 +46,7 @@ pub async fn serve(
     let DatacenterAction::Greeted {
         assignment_counter,
         software,
+        minor,
     } = control.handle(first)?
     else {
         return Err(ControlEnd::Closed);
@@ -70,8 +71,18 @@ pub async fn serve(
         match dc.assignment(branch) {
             Ok(Some(signed)) => {
                 // Our own record: signed by this process or kept by the catalog.
-                let counter = signed.open_own().map(|a| a.counter).unwrap_or(0);
-                if counter > told {
+                let own = signed.open_own();
+                let (counter, needs) = own.map_or((0, 0), |a| (a.counter, a.minor()));
+                if counter > told && needs > minor {
+                    // It could not tell it from a forgery, and would end the connection.
+                    tracing::warn!(
+                        %branch,
+                        software,
+                        "the branch goes on with its last assignment: its splice-branch is too old for machine types and TPMs; upgrade it, or \
+                         assign its pools with --machine auto and --no-tpm"
+                    );
+                    told = counter;
+                } else if counter > told {
                     let bytes = signed.to_bytes();
                     send.send(&Message::Assign(SignedBytes { bytes }).encode())
                         .await?;

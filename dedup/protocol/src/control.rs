@@ -159,6 +159,8 @@ pub enum DatacenterAction {
         assignment_counter: u64,
         /// The branch's software version.
         software: String,
+        /// Newest message set that the branch speaks.
+        minor: u16,
     },
     /// Keep this report (JSON).
     Report(String),
@@ -186,6 +188,7 @@ impl DatacenterControl {
                 Ok(DatacenterAction::Greeted {
                     assignment_counter: hello.assignment_counter,
                     software: hello.software,
+                    minor: hello.minor,
                 })
             }
             Message::Status(report) if self.greeted => Ok(DatacenterAction::Report(report.json)),

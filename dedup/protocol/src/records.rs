@@ -3,7 +3,7 @@
 use dedup::{BranchId, ChunkerParams, NodeId, RealmId, VersionId};
 use serde::{Deserialize, Serialize};
 
-use crate::trust::{Record, Signed};
+use crate::trust::{Record, Signed, decode_record, encode_record};
 
 /// One tree of chunks: a disk or a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,6 +89,19 @@ impl Signed<VersionRecord> {
     }
 }
 
+/// Which kind of machine runs a pool's desktops.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MachineType {
+    /// The branch chooses: splice-vmm where it can run the desktop, else QEMU.
+    #[default]
+    Auto,
+    /// splice-vmm, or nothing.
+    Splice,
+    /// QEMU.
+    Qemu,
+}
+
 /// What one pool at one branch runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolAssignment {
@@ -106,6 +119,17 @@ pub struct PoolAssignment {
     pub vcpus: u32,
     /// Whether the whole version is fetched ahead of use.
     pub prestage: bool,
+    /// What runs its desktops.
+    pub machine: MachineType,
+    /// Whether they have a TPM.
+    pub tpm: bool,
+}
+
+impl PoolAssignment {
+    /// Whether the first kind of assignment says all of it.
+    fn is_first_kind(&self) -> bool {
+        self.machine == MachineType::Auto && !self.tpm
+    }
 }
 
 /// What a branch is to run. The counter never goes back, so that an old assignment cannot be played again; going back to
@@ -128,10 +152,116 @@ pub struct Assignment {
     pub pools: Vec<PoolAssignment>,
 }
 
+impl Assignment {
+    /// The minor version of an end that can read it.
+    pub fn minor(&self) -> u16 {
+        if self.kind() == FIRST_KIND { 1 } else { 2 }
+    }
+}
+
+/// The kind that knows neither machine types nor TPMs. Still written where it says all, so that older branches follow.
+const FIRST_KIND: &str = "assignment";
+
 impl Record for Assignment {
     const NAME: &'static str = "assignment";
+    const KINDS: &'static [&'static str] = &["assignment 2", FIRST_KIND];
 
     fn realm(&self) -> RealmId {
         self.realm
+    }
+
+    fn kind(&self) -> &'static str {
+        if self.pools.iter().all(PoolAssignment::is_first_kind) {
+            FIRST_KIND
+        } else {
+            Self::KINDS[0]
+        }
+    }
+
+    fn encode(&self, kind: &str) -> Vec<u8> {
+        if kind == FIRST_KIND {
+            encode_record(&FirstAssignment::from(self))
+        } else {
+            encode_record(self)
+        }
+    }
+
+    fn decode(kind: &str, bytes: &[u8]) -> Result<Self, String> {
+        if kind == FIRST_KIND {
+            decode_record(bytes).map(FirstAssignment::into)
+        } else {
+            decode_record(bytes)
+        }
+    }
+}
+
+/// An assignment of the first kind.
+#[derive(Serialize, Deserialize)]
+struct FirstAssignment {
+    realm: RealmId,
+    branch: BranchId,
+    counter: u64,
+    issued_unix_s: u64,
+    expires_unix_s: u64,
+    offline_grace_s: u64,
+    pools: Vec<FirstPool>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct FirstPool {
+    pool: String,
+    image: String,
+    version: VersionId,
+    pinned: Vec<VersionId>,
+    memory_mib: u32,
+    vcpus: u32,
+    prestage: bool,
+}
+
+impl From<&Assignment> for FirstAssignment {
+    fn from(new: &Assignment) -> Self {
+        let pool = |new: &PoolAssignment| FirstPool {
+            pool: new.pool.clone(),
+            image: new.image.clone(),
+            version: new.version,
+            pinned: new.pinned.clone(),
+            memory_mib: new.memory_mib,
+            vcpus: new.vcpus,
+            prestage: new.prestage,
+        };
+        Self {
+            realm: new.realm,
+            branch: new.branch,
+            counter: new.counter,
+            issued_unix_s: new.issued_unix_s,
+            expires_unix_s: new.expires_unix_s,
+            offline_grace_s: new.offline_grace_s,
+            pools: new.pools.iter().map(pool).collect(),
+        }
+    }
+}
+
+impl From<FirstAssignment> for Assignment {
+    fn from(first: FirstAssignment) -> Self {
+        let pool = |first: FirstPool| PoolAssignment {
+            pool: first.pool,
+            image: first.image,
+            version: first.version,
+            pinned: first.pinned,
+            memory_mib: first.memory_mib,
+            vcpus: first.vcpus,
+            prestage: first.prestage,
+            machine: MachineType::Auto,
+            tpm: false,
+        };
+        Self {
+            realm: first.realm,
+            branch: first.branch,
+            counter: first.counter,
+            issued_unix_s: first.issued_unix_s,
+            expires_unix_s: first.expires_unix_s,
+            offline_grace_s: first.offline_grace_s,
+            pools: first.pools.into_iter().map(pool).collect(),
+        }
     }
 }

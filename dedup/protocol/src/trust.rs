@@ -64,11 +64,31 @@ pub enum TrustError {
 }
 
 /// A record that publisher keys sign.
+///
+/// Its *kind* is signed with it, and keeps one kind of record from passing as another. Fields that change make a new kind; former ones
+/// stay readable, told apart by their signatures.
 pub trait Record: Serialize + DeserializeOwned {
-    /// What it is called in errors; also what keeps one kind of record from passing as another.
+    /// What it is called in errors, and its first kind.
     const NAME: &'static str;
+    /// Kinds that are read, newest first.
+    const KINDS: &'static [&'static str] = &[Self::NAME];
     /// The realm it belongs to.
     fn realm(&self) -> RealmId;
+    /// The kind that it is signed as, one of [`Self::KINDS`].
+    fn kind(&self) -> &'static str {
+        Self::KINDS[0]
+    }
+    /// Its bytes in that kind.
+    fn encode(&self, _kind: &str) -> Vec<u8> {
+        encode_record(self)
+    }
+    /// Reads it from all of its bytes in a kind of [`Self::KINDS`].
+    ///
+    /// # Errors
+    /// Why they are not such a record.
+    fn decode(_kind: &str, bytes: &[u8]) -> Result<Self, String> {
+        decode_record(bytes)
+    }
 }
 
 /// A private signing key.
@@ -113,8 +133,9 @@ impl SigningKey {
 
     /// Signs a record.
     pub fn sign<T: Record>(&self, record: &T) -> Signed<T> {
-        let payload = postcard::to_stdvec(record).expect("records serialise without failing");
-        let signature = self.sign_bytes(&message(T::NAME, &payload));
+        let kind = record.kind();
+        let payload = record.encode(kind);
+        let signature = self.sign_bytes(&message(kind, &payload));
         Signed {
             publisher: self.public(),
             signature,
@@ -144,12 +165,16 @@ fn message(name: &str, payload: &[u8]) -> Vec<u8> {
 }
 
 /// Parses all of `bytes`. What this program would pass over might be a restriction that a later one wrote.
-fn whole<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+pub(crate) fn decode_record<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     match postcard::take_from_bytes(bytes) {
         Ok((value, [])) => Ok(value),
         Ok((_, rest)) => Err(format!("{} bytes behind its end", rest.len())),
         Err(error) => Err(error.to_string()),
     }
+}
+
+pub(crate) fn encode_record(record: &impl Serialize) -> Vec<u8> {
+    postcard::to_stdvec(record).expect("records serialise without failing")
 }
 
 fn holds(key: &PublicKey, message: &[u8], signature: &[u8]) -> bool {
@@ -226,15 +251,10 @@ impl<T: Record> Signed<T> {
             .ok_or(unsigned.clone())?;
         let endorsed =
             Endorsement::message(anchor.realm, &self.publisher, endorsement.until_unix_s);
-        if !holds(&anchor.root, &endorsed, &endorsement.signature)
-            || !holds(
-                &self.publisher,
-                &message(T::NAME, &self.payload),
-                &self.signature,
-            )
-        {
+        if !holds(&anchor.root, &endorsed, &endorsement.signature) {
             return Err(unsigned);
         }
+        let kind = self.kind().ok_or(unsigned)?;
         if let Trust::New { now_unix_s } = trust
             && now_unix_s > endorsement.until_unix_s
         {
@@ -244,7 +264,7 @@ impl<T: Record> Signed<T> {
                 now_unix_s,
             });
         }
-        let record: T = self.parse()?;
+        let record: T = self.parse(kind)?;
         if record.realm() != anchor.realm {
             return Err(TrustError::Realm {
                 what: T::NAME,
@@ -257,10 +277,26 @@ impl<T: Record> Signed<T> {
 
     /// Parses without checking anything: only for records that this process signed itself or has opened before.
     pub fn open_own(&self) -> Result<T, TrustError> {
-        self.parse()
+        let kind = match T::KINDS {
+            [only] => *only,
+            // The signature tells which; of what nobody signed the newest is as good as any.
+            kinds => self.kind().unwrap_or(kinds[0]),
+        };
+        self.parse(kind)
     }
 
-    fn parse(&self) -> Result<T, TrustError> {
+    /// The kind of record that its signature holds for.
+    fn kind(&self) -> Option<&'static str> {
+        T::KINDS.iter().copied().find(|kind| {
+            holds(
+                &self.publisher,
+                &message(kind, &self.payload),
+                &self.signature,
+            )
+        })
+    }
+
+    fn parse(&self, kind: &str) -> Result<T, TrustError> {
         let malformed = |reason: String| TrustError::Malformed {
             what: T::NAME,
             reason,
@@ -268,23 +304,23 @@ impl<T: Record> Signed<T> {
         if self.payload.len() > RECORD_BYTES_MAX {
             return Err(malformed(format!("{} bytes long", self.payload.len())));
         }
-        whole(&self.payload).map_err(malformed)
+        T::decode(kind, &self.payload).map_err(malformed)
     }
 
     /// Encoded record and signature, for the disk and the wire.
     pub fn to_bytes(&self) -> Vec<u8> {
-        postcard::to_stdvec(self).expect("records serialise without failing")
+        encode_record(self)
     }
 
     /// Parses the envelope; nothing is trusted yet.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, TrustError> {
-        whole(bytes).map_err(|reason| TrustError::Malformed {
+        decode_record(bytes).map_err(|reason| TrustError::Malformed {
             what: T::NAME,
             reason,
         })
     }
 
-    /// BLAKE3 of the signed bytes: the record's name.
+    /// BLAKE3 of the bytes that are signed with a record of the first kind: a version's name.
     pub fn digest(&self) -> [u8; 32] {
         *blake3::hash(&message(T::NAME, &self.payload)).as_bytes()
     }

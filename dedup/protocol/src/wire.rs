@@ -15,8 +15,9 @@ use crate::trust::Endorsement;
 /// First byte of every frame. The major version is in the connection's ALPN.
 pub const FRAME_VERSION: u8 = 1;
 
-/// Newest message set that this program speaks, told in the greeting. Revisions: 1, the first.
-pub const PROTOCOL_MINOR: u16 = 1;
+/// Newest message set that this program speaks, told in the greeting. Revisions: 1, the first; 2, assignments of
+/// the second kind (machine types).
+pub const PROTOCOL_MINOR: u16 = 2;
 
 /// Largest frame of any kind, in bytes: a solid batch (see [`BATCH_RAW_BYTES`]) that did not compress, and its head.
 pub const FRAME_BYTES_MAX: usize = 8 << 20;

@@ -18,7 +18,7 @@ use dedup_protocol::join::{JoinAnswer, JoinRequest, JoinToken};
 use dedup_protocol::policy::{Hours, Policy};
 use dedup_protocol::profile::{BootProfile, BootScore, Entries, Entry, Place};
 use dedup_protocol::records::{
-    Assignment, BootArtifacts, PoolAssignment, Tree, TreeRef, VersionRecord,
+    Assignment, BootArtifacts, MachineType, PoolAssignment, Tree, TreeRef, VersionRecord,
 };
 use dedup_protocol::trust::{Signed, Trust};
 use dedup_protocol::wire::{
@@ -76,8 +76,18 @@ fn assignment() -> Assignment {
             memory_mib: 2048,
             vcpus: 2,
             prestage: true,
+            machine: MachineType::Auto,
+            tpm: false,
         }],
     }
+}
+
+/// What only the second kind says.
+fn second_assignment() -> Assignment {
+    let mut assignment = assignment();
+    assignment.pools[0].machine = MachineType::Qemu;
+    assignment.pools[0].tpm = true;
+    assignment
 }
 
 fn messages() -> Vec<Message> {
@@ -365,8 +375,13 @@ fn vectors() -> String {
     let version = publisher_key().sign(&version_record());
     line("signed.version", hex::encode(version.to_bytes()));
     line("signed.version.id", version.id().to_string());
-    let assignment = publisher_key().sign(&assignment());
-    line("signed.assignment", hex::encode(assignment.to_bytes()));
+    for (name, assignment) in [
+        ("signed.assignment", assignment()),
+        ("signed.assignment.2", second_assignment()),
+    ] {
+        let signed = publisher_key().sign(&assignment);
+        line(name, hex::encode(signed.to_bytes()));
+    }
     line(
         "endorsement.signature",
         hex::encode(endorsement().signature),
@@ -416,7 +431,7 @@ fn bytes_are_those_of_the_first_release() {
     panic!(
         "these bytes changed or are new: {changed:?} (a whole new file is at {place}).\n\
          message.*, refuse.*, batch.*, get_chunks.*: the ALPN's major version and FRAME_VERSION must go up.\n\
-         signed.*, endorsement.*: the record's NAME or the context \"splice v1\" must go up.\n\
+         signed.*, endorsement.*: the record needs one more of its KINDS, or the context \"splice v1\" must go up.\n\
          join_token: its prefix splice-join-1. must go up.\n\
          id_key.*: never, every stored name depends on them.\n\
          leaf*, manifest.*: FORMAT in dedup/src/manifest.rs must go up.\n\
@@ -437,6 +452,13 @@ fn golden_bytes_are_read_back() {
         Trust::Kept,
     );
     assert_eq!(opened, Ok(version_record()));
+    for assignment in [assignment(), second_assignment()] {
+        let signed = publisher_key().sign(&assignment).to_bytes();
+        let signed = Signed::<Assignment>::from_bytes(&signed).unwrap();
+        let opened = signed.open(&anchor(), &[endorsement()], Trust::Kept);
+        assert_eq!(opened, Ok(assignment.clone()));
+        assert_eq!(signed.open_own(), Ok(assignment));
+    }
     let signed = publisher_key().sign(&boot_profile()).to_bytes();
     let opened = Signed::<BootProfile>::from_bytes(&signed).unwrap();
     let opened = opened.open(&anchor(), &[endorsement()], Trust::Kept);

@@ -40,7 +40,7 @@ fn debian() -> Option<PathBuf> {
 fn boot(branch: &mut Branch, name: &str) -> Duration {
     let begun = Instant::now();
     let desktop = branch.start_desktop("office", name);
-    assert_eq!(desktop["machine"], "tcg", "{desktop}");
+    assert_eq!(desktop["machine"], "qemu-tcg", "{desktop}");
     let serial = PathBuf::from(desktop["serial_log"].as_str().unwrap());
     wait_for("the login prompt", BOOT, || {
         branch.daemon().check();
@@ -87,7 +87,10 @@ fn the_next_branch_s_guest_waits_for_little_of_what_the_first_one_s_did() {
     datacenter.publish("debian", &disk);
     let mut waited = Vec::new();
     for name in ["a", "b"] {
-        let mut branch = Branch::join(&lab, &datacenter, name, &wan.address());
+        // One of them over vhost-user.
+        let disk = if name == "b" { "vhost-user" } else { "nbd" };
+        let options = ["--qemu-disk", disk];
+        let mut branch = Branch::join_with(&lab, &datacenter, name, &wan.address(), &options);
         datacenter.assign(name, "office", "debian", "--memory 768MiB --no-prestage");
         branch.wait_for_pool("office", "debian", 1);
         if name == "b" {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crash::Rng;
 use dedup::VersionId;
-use dedup_protocol::records::PoolAssignment;
+use dedup_protocol::records::{MachineType, PoolAssignment};
 use dedup_protocol::wire::Message;
 
 use crate::carrier::{Arrival, Carrier, End};
@@ -333,6 +333,8 @@ impl World {
             memory_mib: 1024,
             vcpus: 1,
             prestage: last || self.rng.one_in(2),
+            machine: MachineType::Auto,
+            tpm: false,
         };
         self.assigned += 1;
         for (link, stream, message) in self.master.assign(vec![pool]) {

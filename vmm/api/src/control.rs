@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+/// Most processors of a machine: local APIC ids of one byte, and more than a desktop uses.
+pub const VCPUS_MAX: u8 = 64;
+
 /// Longest line of either side, bytes.
 pub const LINE_BYTES_MAX: usize = 4096;
 

@@ -64,6 +64,13 @@ impl BlockErrorKind {
     pub const fn is_transient(self) -> bool {
         matches!(self, Self::Unavailable)
     }
+
+    /// Whether a guest is to wait until it can be done rather than be told that it cannot: nothing is wrong with its disk, the WAN is
+    /// cut or the branch's own disk is full. A guest's file system takes an error for good and stops to write.
+    #[must_use]
+    pub const fn can_pass(self) -> bool {
+        matches!(self, Self::Unavailable | Self::NoSpace)
+    }
 }
 
 /// Why a block request failed.
@@ -148,6 +155,20 @@ pub trait BlockDevice: Send + Sync {
     /// [`BlockErrorKind::OutOfRange`], [`BlockErrorKind::Io`], [`BlockErrorKind::Unavailable`] or
     /// [`BlockErrorKind::ShuttingDown`]; `buf` then holds anything.
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), BlockError>;
+
+    /// As [`BlockDevice::read`], but soon after `enough` says so it waits no longer for bytes that come over the WAN, and fails with
+    /// [`BlockErrorKind::ShuttingDown`]. The default never asks, as is right for a device that does not wait long.
+    ///
+    /// # Errors
+    /// As [`BlockDevice::read`].
+    fn read_until(
+        &self,
+        offset: u64,
+        buf: &mut [u8],
+        _enough: &dyn Fn() -> bool,
+    ) -> Result<(), BlockError> {
+        self.read(offset, buf)
+    }
 
     /// Serves the read only if that needs no waiting. `Ok(false)` says that [`BlockDevice::read`] must be called on a
     /// thread that may block; `buf` then holds anything.

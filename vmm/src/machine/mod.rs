@@ -40,8 +40,7 @@ use layout::{
 use memory::Memory;
 use vcpu::{Buses, Vcpu};
 
-/// Most processors of a machine: local APIC ids of one byte, and more than a desktop uses.
-pub const VCPUS_MAX: u8 = 64;
+pub use vmm_api::VCPUS_MAX;
 
 /// What a machine is made of.
 pub struct MachineSpec<'a> {

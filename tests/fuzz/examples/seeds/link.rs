@@ -5,7 +5,7 @@ use dedup::manifest::LEAF_BYTES;
 use dedup::update::UpdateBatch;
 use dedup::{BranchId, Leaf, VersionId};
 use dedup_protocol::join::{JoinAnswer, JoinRequest, JoinToken};
-use dedup_protocol::records::{Assignment, PoolAssignment, Tree, VersionRecord};
+use dedup_protocol::records::{Assignment, MachineType, PoolAssignment, Tree, VersionRecord};
 use dedup_protocol::server::Responder;
 use dedup_protocol::trust::{Endorsement, Record, Signed, SigningKey, TrustAnchor};
 use dedup_protocol::wire::{
@@ -306,6 +306,8 @@ fn assignment() -> Signed<Assignment> {
             memory_mib: 1024,
             vcpus: 2,
             prestage: true,
+            machine: MachineType::Qemu,
+            tpm: true,
         }],
     })
 }

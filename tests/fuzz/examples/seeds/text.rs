@@ -50,11 +50,11 @@ pub fn write(seeds: &Seeds) {
         (2, r#"{"expires_s":60,"site":"x","replace":true}"#),
         (
             4,
-            r#"{"version":"a@1","pinned":["a@2"],"memory_mib":1,"vcpus":1,"prestage":false}"#,
+            r#"{"version":"a@1","pinned":["a@2"],"memory_mib":1,"vcpus":1,"prestage":false,"machine":"qemu","tpm":true}"#,
         ),
         (
             5,
-            r#"{"pools":[{"name":"p","version":"a@1","version_id":"00","pinned":[],"memory_mib":1,"vcpus":1,"prestage":true}]}"#,
+            r#"{"pools":[{"name":"p","version":"a@1","version_id":"00","pinned":[],"memory_mib":1,"vcpus":1,"prestage":true,"machine":"splice","tpm":false}]}"#,
         ),
         (6, r#"{"name":"a","chunk_avg_bytes":16384}"#),
         (
@@ -70,7 +70,7 @@ pub fn write(seeds: &Seeds) {
         (20, r#"{"force":true}"#),
         (
             22,
-            r#"{"desktops":[{"name":"n","pool":"p","version":"00","image":"i","version_number":1,"state":"running","error":null,"machine":"kvm","pid":1,"serial_log":"/l","serial_socket":"/s","nbd_export":"e","started_unix_ms":1,"demand_chunks":1,"overlay_bytes":1}]}"#,
+            r#"{"desktops":[{"name":"n","pool":"p","version":"00","image":"i","version_number":1,"state":"running","error":null,"machine_type":"auto","tpm":false,"machine":"qemu-kvm","machine_reason":"r","disk":"nbd","pid":1,"serial_log":"/l","serial_socket":"/s","nbd_export":"e","started_unix_ms":1,"demand_chunks":1,"overlay_bytes":1}]}"#,
         ),
         (23, r#"{"error":"e"}"#),
     ] {

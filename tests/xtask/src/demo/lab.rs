@@ -78,7 +78,14 @@ impl Programs {
         let own = std::env::current_exe().context("finding the folder of programs")?;
         let folder = own.parent().context("a program is in a folder")?.to_owned();
         let programs = Self { folder };
-        for name in ["splice", "splice-datacenter", "splice-branch", "sim-wan"] {
+        // The branch takes splice-vmm where it finds hardware KVM, and asks it whether it does.
+        for name in [
+            "splice",
+            "splice-datacenter",
+            "splice-branch",
+            "splice-vmm",
+            "sim-wan",
+        ] {
             let path = programs.path(name);
             if !path.is_file() {
                 bail!(

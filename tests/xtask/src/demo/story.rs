@@ -351,6 +351,7 @@ impl<'a> Story<'a> {
         step.prefetch_chunks = after.prefetch_chunks - before.prefetch_chunks;
         if let Some(machine) = desktop.machine {
             self.report.machine = machine;
+            self.report.machine_reason = desktop.machine_reason.unwrap_or_default();
         }
         self.report.boots.push(Boot {
             step: step.name.clone(),

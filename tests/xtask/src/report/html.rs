@@ -60,6 +60,14 @@ pub(super) fn page(report: &Report) -> String {
             escape(error)
         )
     });
+    let why = if report.machine_reason.is_empty() {
+        String::new()
+    } else {
+        format!(
+            "<p>Why desktops ran on that machine: {}.</p>",
+            escape(&report.machine_reason)
+        )
+    };
     let lines: String = report
         .traces
         .iter()
@@ -96,6 +104,7 @@ pub(super) fn page(report: &Report) -> String {
 <p>One datacenter, two branches and an emulated line on one machine. Times on a machine without hardware KVM say nothing
 of a branch server; bytes do.</p>
 <div class="facts">{facts}</div>
+{why}
 {error}
 <h2>Steps</h2>
 <p>“Wire” is what the senders put on the line; “refused” is the part of it that met a full queue or a cut line and was sent

@@ -107,8 +107,10 @@ pub(crate) struct LinkRates {
 pub(crate) struct Report {
     pub(crate) profile: String,
     pub(crate) link: LinkRates,
-    /// What desktops ran on: `kvm` or `tcg`.
+    /// What desktops ran on: `splice`, `qemu-kvm` or `qemu-tcg`.
     pub(crate) machine: String,
+    /// Why, in the branch's words.
+    pub(crate) machine_reason: String,
     pub(crate) image: ImageFacts,
     pub(crate) steps: Vec<Step>,
     /// What had to be done between the steps; not part of the story.
@@ -193,7 +195,8 @@ pub(crate) mod sample {
                 rtt_seconds: 0.03,
                 summary: "business DSL".into(),
             },
-            machine: "tcg".into(),
+            machine: "qemu-tcg".into(),
+            machine_reason: "not splice-vmm: there is no usable KVM here".into(),
             image: ImageFacts {
                 virtual_bytes: 2 << 30,
                 data_bytes: 455_000_000,
@@ -226,7 +229,7 @@ pub(crate) mod sample {
     fn the_json_has_the_promised_keys() {
         let json: serde_json::Value =
             serde_json::to_value(report()).expect("plain data serialises");
-        for key in ["profile", "machine", "image", "steps"] {
+        for key in ["profile", "machine", "machine_reason", "image", "steps"] {
             assert!(json.get(key).is_some(), "{key}");
         }
         for key in ["virtual_bytes", "data_bytes", "compressed_bytes"] {

@@ -19,8 +19,9 @@ pub(super) fn render(report: &Report) -> String {
     let mut text = String::new();
     let image = &report.image;
     let machine = match report.machine.as_str() {
-        "tcg" => "QEMU without KVM (tcg)",
-        "kvm" => "QEMU with KVM",
+        "qemu-tcg" => "QEMU without KVM (qemu-tcg)",
+        "qemu-kvm" => "QEMU with KVM (qemu-kvm)",
+        "splice" => "splice-vmm",
         "" => "not known",
         other => other,
     };
@@ -31,6 +32,12 @@ pub(super) fn render(report: &Report) -> String {
             report.profile, report.link.summary
         ),
     );
+    if !report.machine_reason.is_empty() {
+        put(
+            &mut text,
+            format_args!("why that machine: {}", report.machine_reason),
+        );
+    }
     put(
         &mut text,
         format_args!(

@@ -10,6 +10,9 @@
 //!                             └ memory of requests in flight ──────────────────┘  survives this process
 //! ```
 //!
+//! A request that cannot be done for now (the WAN is cut, the branch's disk is full) waits until it can, across ends of connections and of
+//! this process: see its `waiting`.
+//!
 //! A front-end is not trusted: it can spoil its own disk and nothing else. It never decides how much memory or how many threads are used
 //! beyond the limits here, nor can it end this process (see its `memory`).
 //!
@@ -24,11 +27,13 @@ mod memory;
 mod queue;
 mod server;
 mod session;
+mod waiting;
 pub mod wire;
 
 use std::sync::Arc;
 
 pub use server::VhostUserServer;
+use waiting::Held;
 
 use crate::BlockDevice;
 
@@ -39,6 +44,14 @@ pub const QUEUE_SIZE_MAX: u16 = 1024;
 
 /// Data segments of a request; with head and status a chain fits the smallest queue that VMMs give a disk.
 const SEGMENTS_MAX: u32 = 126;
+
+/// A disk that is being served.
+pub(crate) struct Disk {
+    device: Arc<dyn BlockDevice>,
+    serial: String,
+    queues: u16,
+    held: Held,
+}
 
 /// A disk to be served.
 #[derive(Clone)]

@@ -6,12 +6,12 @@
 //! ```
 //!
 //! A read that has to come over the WAN takes a second; those behind it that are here already must not wait for it. Invariant: a request
-//! that was taken is answered before the queue stops, and is marked in the memory for requests in flight from before it is worked on
-//! until it is in the used ring.
+//! that was taken is marked in the memory for requests in flight from before it is worked on until it is in the used ring, and it is
+//! answered before the queue stops; one that waits for what is not there is left marked ([`super::waiting`]).
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{JoinHandle, Scope};
 use std::time::Duration;
@@ -19,11 +19,12 @@ use std::time::Duration;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestMemoryMmap;
 
-use super::DiskSpec;
+use super::Disk;
 use super::again::Again;
-use super::event::{Call, Stop, Waiter, Woken};
+use super::event::{Call, Waiter, Woken};
 use super::inflight::QueueLog;
 use super::memory::GuestMap;
+use super::waiting::{Ending, Waiting, chain as error_line};
 use crate::virtio::{Chain, Parsed};
 
 /// Reads and writes above this many bytes leave the queue's thread, so that they do not hold up those behind them.
@@ -45,7 +46,7 @@ pub(crate) struct QueueSetup {
     /// Ready, with its addresses and places.
     pub(crate) queue: Queue,
     pub(crate) map: Arc<GuestMap>,
-    pub(crate) disk: Arc<DiskSpec>,
+    pub(crate) disk: Arc<Disk>,
     pub(crate) call: Arc<Call>,
     pub(crate) log: Option<QueueLog>,
     /// Heads that another server had taken and not answered.
@@ -54,7 +55,7 @@ pub(crate) struct QueueSetup {
 
 /// A queue's thread.
 pub(crate) struct Running {
-    stop: Arc<(Stop, AtomicBool)>,
+    ending: Arc<Ending>,
     thread: JoinHandle<Places>,
 }
 
@@ -67,24 +68,23 @@ pub(crate) struct Places {
 impl Running {
     /// Begins to work; `kick` tells that something is in the available ring.
     pub(crate) fn spawn(setup: QueueSetup, kick: &std::os::fd::OwnedFd) -> std::io::Result<Self> {
-        let stop = Arc::new((Stop::new()?, AtomicBool::new(false)));
-        let waiter = Waiter::new(kick, &stop.0)?;
-        let stopping = Arc::clone(&stop);
+        let ending = Arc::new(Ending::new()?);
+        let waiter = Waiter::new(kick, ending.event())?;
+        let shared = Arc::clone(&ending);
         let thread = std::thread::Builder::new()
             .name(format!("vhost-queue-{}", setup.index))
-            .spawn(move || run(setup, &waiter, &stopping.1))?;
-        Ok(Self { stop, thread })
+            .spawn(move || run(setup, &waiter, &shared))?;
+        Ok(Self { ending, thread })
     }
 
     /// Has it stop; [`Running::stopped`] waits for that.
-    pub(crate) fn stop(&self) {
-        self.stop.1.store(true, Ordering::Release);
-        self.stop.0.raise();
+    pub(crate) fn stop(&self, grace: Duration) {
+        self.ending.begin(grace);
     }
 
-    /// Stops it, when what is in work is finished.
-    pub(crate) fn stopped(self) -> Places {
-        self.stop();
+    /// Stops it, when what is in work is finished. Requests that wait for what is not there get so long, and are left then.
+    pub(crate) fn stopped(self, grace: Duration) -> Places {
+        self.stop(grace);
         match self.thread.join() {
             Ok(places) => places,
             // A defect of ours; its thread has told where.
@@ -110,9 +110,11 @@ struct Jobs<'m> {
 
 struct Work<'m> {
     memory: &'m GuestMemoryMmap<()>,
-    disk: &'m DiskSpec,
+    disk: &'m Disk,
     call: &'m Call,
-    stopping: &'m AtomicBool,
+    ending: &'m Ending,
+    /// Requests are marked in memory that outlives this queue.
+    is_logged: bool,
     size: usize,
     ring: Mutex<Ring>,
     jobs: Mutex<Jobs<'m>>,
@@ -122,14 +124,15 @@ struct Work<'m> {
     fewer: Condvar,
 }
 
-fn run(setup: QueueSetup, waiter: &Waiter, stopping: &AtomicBool) -> Places {
+fn run(setup: QueueSetup, waiter: &Waiter, ending: &Ending) -> Places {
     let again = Again::new(&setup.map.memory, &setup.queue, &setup.again);
     let size = usize::from(setup.queue.size());
     let work = Work {
         memory: &setup.map.memory,
         disk: &setup.disk,
         call: &setup.call,
-        stopping,
+        ending,
+        is_logged: setup.log.is_some(),
         size,
         ring: Mutex::new(Ring {
             queue: setup.queue,
@@ -209,7 +212,7 @@ impl<'m> Work<'m> {
         'm: 'scope,
     {
         let mut untold = 0;
-        while !self.stopping.load(Ordering::Acquire) {
+        while !self.ending.has_begun() {
             let Some(chain) = self.next() else { break };
             let head = chain.head_index();
             match self.serve(chain.clone(), buffer, false) {
@@ -229,9 +232,9 @@ impl<'m> Work<'m> {
         }
     }
 
-    /// Serves a request; what was written is told. `None`: it needs waiting, and may not.
+    /// Serves a request; what was written is told. `None`: it needs waiting and may not, or it may and was left.
     fn serve(&self, chain: Chain<'m>, buffer: &mut Vec<u8>, may_wait: bool) -> Option<u32> {
-        let DiskSpec { device, serial, .. } = self.disk;
+        let Disk { device, serial, .. } = self.disk;
         let failed = chain.clone();
         let served = catch_unwind(AssertUnwindSafe(|| {
             let parsed = match Parsed::read(self.memory, chain) {
@@ -242,12 +245,19 @@ impl<'m> Work<'m> {
                 }
             };
             let served = if may_wait {
-                parsed.serve(&**device, serial, buffer)
+                let waiting = Waiting {
+                    ending: self.ending,
+                    held: &self.disk.held,
+                    serial,
+                    is_marked: self.is_logged,
+                    is_held: Cell::new(false),
+                };
+                parsed.serve_patiently(&**device, serial, buffer, &waiting)?
             } else {
                 parsed.try_serve(&**device, serial, buffer, INLINE_BYTES_MAX)?
             };
             if let Some(error) = served.error {
-                tracing::warn!(serial, %error, "request failed");
+                tracing::warn!(serial, error = error_line(&error), "request failed");
             }
             Some(served.written)
         }));
@@ -299,9 +309,10 @@ impl<'m> Work<'m> {
             if let Some(chain) = jobs.waiting.pop_front() {
                 drop(jobs);
                 let head = chain.head_index();
-                let written = self.serve(chain, &mut buffer, true);
-                self.answer(head, written.unwrap_or(0));
-                self.tell();
+                if let Some(written) = self.serve(chain, &mut buffer, true) {
+                    self.answer(head, written);
+                    self.tell();
+                }
                 jobs = lock(&self.jobs);
                 jobs.in_work -= 1;
                 self.fewer.notify_one();

@@ -15,7 +15,7 @@ use rustix::net::SocketFlags;
 use super::channel::{Channel, ChannelError, wait_readable};
 use super::event::Stop;
 use super::session::Session;
-use super::{DiskSpec, QUEUES_MAX};
+use super::{Disk, DiskSpec, Held, QUEUES_MAX};
 use crate::nbd::ListenError;
 use crate::nbd::listen::Listener;
 
@@ -25,6 +25,7 @@ const ACCEPT_REST: Duration = Duration::from_millis(100);
 /// Serves one disk. Dropping it stops it.
 pub struct VhostUserServer {
     stop: Arc<Stop>,
+    disk: Arc<Disk>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -40,9 +41,11 @@ impl VhostUserServer {
             what,
             source,
         };
-        let disk = Arc::new(DiskSpec {
+        let disk = Arc::new(Disk {
+            device: disk.device,
+            serial: disk.serial,
             queues: disk.queues.clamp(1, QUEUES_MAX),
-            ..disk
+            held: Held::default(),
         });
         let listener = Listener::unix(path, mode)?;
         // A front-end that gives up between poll and accept must not block the thread.
@@ -50,20 +53,33 @@ impl VhostUserServer {
             .map_err(|error| failed("set non-blocking", error.into()))?;
         let stop = Stop::new().map_err(|error| failed("make an event", error.into()))?;
         let stop = Arc::new(stop);
-        let stopping = Arc::clone(&stop);
+        let (stopping, served) = (Arc::clone(&stop), Arc::clone(&disk));
         let thread = std::thread::Builder::new()
             .name("vhost-user".into())
-            .spawn(move || serve(listener, &disk, &stopping))
+            .spawn(move || serve(listener, &served, &stopping))
             .map_err(|error| failed("start a thread", error))?;
         Ok(Self {
             stop,
+            disk,
             thread: Some(thread),
         })
     }
 
-    /// Stops: what is in work is finished, then the connection is closed. A front-end that reconnects to another server loses nothing.
+    /// Why requests wait that the device could not do for now, if any do.
+    #[must_use]
+    pub fn waits_for(&self) -> Option<String> {
+        self.disk.held.reason()
+    }
+
+    /// Stops: what is in work is finished, but for requests that wait for what is not there; then the connection is closed. A front-end
+    /// that reconnects to another server loses nothing.
     pub fn stop(mut self) {
         self.end();
+    }
+
+    /// Has it stop; [`VhostUserServer::stop`], or dropping it, waits for that.
+    pub fn begin_stop(&self) {
+        self.stop.raise();
     }
 
     fn end(&mut self) {
@@ -82,7 +98,7 @@ impl Drop for VhostUserServer {
     }
 }
 
-fn serve(listener: Listener, disk: &Arc<DiskSpec>, stop: &Stop) {
+fn serve(listener: Listener, disk: &Arc<Disk>, stop: &Stop) {
     loop {
         let socket = match accept(&listener, stop) {
             Ok(socket) => socket,

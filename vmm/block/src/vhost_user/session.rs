@@ -11,6 +11,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use virtio_queue::{Queue, QueueT};
 
@@ -20,11 +21,12 @@ use super::inflight::{Inflight, InflightError};
 use super::memory::{GuestMap, MapError};
 use super::queue::{QueueSetup, Running};
 use super::server::ChannelEnd;
+use super::waiting::chain;
 use super::wire::{
     CONFIG_HEAD_BYTES, ConfigPart, F_PROTOCOL, Frame, InflightPlace, Message, NEED_REPLY, REPLY,
     VringAddresses, VringState, WireError, protocol,
 };
-use super::{DiskSpec, QUEUE_SIZE_MAX, SEGMENTS_MAX};
+use super::{Disk, QUEUE_SIZE_MAX, SEGMENTS_MAX};
 use crate::virtio::{config_of, features_of};
 
 /// Features of rings: indirect descriptors, notifications by position, virtio 1.0 and later.
@@ -35,6 +37,10 @@ const F_VERSION_1: u64 = 1 << 32;
 /// Protocol features that are offered.
 const PROTOCOL_FEATURES: u64 =
     protocol::MQ | protocol::REPLY_ACK | protocol::CONFIG | protocol::INFLIGHT_SHMFD;
+
+/// How long requests that wait for what is not there may hold up a queue that a front-end stops. A guest that resets its disk, or a VMM
+/// that is paused, waits for it.
+const HOLD_GRACE: Duration = Duration::from_secs(5);
 
 /// Why a message is refused.
 #[derive(Debug, thiserror::Error)]
@@ -85,7 +91,7 @@ struct QueueState {
 
 /// See the module.
 pub(crate) struct Session {
-    disk: Arc<DiskSpec>,
+    disk: Arc<Disk>,
     channel: Channel,
     features: u64,
     protocol: u64,
@@ -95,7 +101,7 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    pub(crate) fn new(disk: Arc<DiskSpec>, channel: Channel) -> Self {
+    pub(crate) fn new(disk: Arc<Disk>, channel: Channel) -> Self {
         let queues = std::iter::repeat_with(QueueState::default);
         Self {
             queues: queues.take(disk.queues.into()).collect(),
@@ -121,7 +127,8 @@ impl Session {
                 break ChannelEnd::Failed(reason);
             }
         };
-        self.hold_all();
+        // Nobody waits for these queues: what waits does so for the next front-end.
+        self.hold_all(Duration::ZERO);
         end
     }
 
@@ -159,13 +166,13 @@ impl Session {
             Message::SetFeatures(features) => self.set_features(features)?,
             Message::SetOwner => {}
             Message::ResetOwner => {
-                self.hold_all();
+                self.hold_all(HOLD_GRACE);
                 self.queues.iter_mut().for_each(|one| one.enabled = false);
             }
             Message::SetMemTable(table) => {
                 let map = Arc::new(GuestMap::new(table)?);
                 // Rings at work are held, and go on in the new memory.
-                self.hold_all();
+                self.hold_all(HOLD_GRACE);
                 self.map = Some(map);
             }
             Message::SetVringNum(VringState { index, num }) => {
@@ -303,19 +310,19 @@ impl Session {
     fn hold(&mut self, index: u32) -> Result<(), Refusal> {
         let queue = self.queue(index)?;
         if let Some(running) = queue.running.take() {
-            queue.base = running.stopped().next_available;
+            queue.base = running.stopped(HOLD_GRACE).next_available;
         }
         Ok(())
     }
 
-    fn hold_all(&mut self) {
+    fn hold_all(&mut self, grace: Duration) {
         // All are told before the first is waited for.
         for running in self.queues.iter().filter_map(|one| one.running.as_ref()) {
-            running.stop();
+            running.stop(grace);
         }
         for queue in &mut self.queues {
             if let Some(running) = queue.running.take() {
-                queue.base = running.stopped().next_available;
+                queue.base = running.stopped(grace).next_available;
             }
         }
     }
@@ -383,15 +390,4 @@ fn ready_queue(map: &GuestMap, size: u16, at: VringAddresses, event_idx: bool) -
     let used = queue.used_idx(&map.memory, std::sync::atomic::Ordering::Acquire);
     queue.set_next_used(used.ok()?.0);
     Some(queue)
-}
-
-/// An error and what is below it, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut below = error.source();
-    while let Some(error) = below {
-        text = format!("{text}: {error}");
-        below = error.source();
-    }
-    text
 }

@@ -7,7 +7,7 @@ mod config;
 mod request;
 
 pub use config::{CONFIG_BYTES, CONFIG_QUEUES_AT, config_of, features_of};
-pub use request::{Parsed, Request, SECTOR_BYTES, Served, Status, Unusable};
+pub use request::{Next, Parsed, Patience, Request, SECTOR_BYTES, Served, Status, Unusable};
 
 /// A chain of descriptors in guest memory.
 pub type Chain<'a> = virtio_queue::DescriptorChain<&'a vm_memory::GuestMemoryMmap<()>>;

@@ -87,6 +87,26 @@ pub struct Parsed<'a> {
     status: Writer<'a>,
 }
 
+/// What becomes of a request that cannot be done for now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// It is tried again.
+    Again,
+    /// It is left: the driver is told nothing, somebody else will do it.
+    Leave,
+    /// The driver is told that it failed.
+    Tell,
+}
+
+/// How long a request may wait for what is not there.
+pub trait Patience {
+    /// Whether it is to wait no longer, and be left.
+    fn is_over(&self) -> bool;
+
+    /// Waits a while after it could not be done for a reason that can pass ([`crate::BlockErrorKind::can_pass`]).
+    fn wait(&self, error: &BlockError) -> Next;
+}
+
 /// A request's end.
 #[derive(Debug)]
 pub struct Served {
@@ -117,8 +137,34 @@ impl<'a> Parsed<'a> {
 
     /// Does what is asked for and tells the driver how it went. `serial` is the disk's serial number; `buffer` is kept from request to request.
     pub fn serve(mut self, device: &dyn BlockDevice, serial: &str, buffer: &mut Vec<u8>) -> Served {
-        let done = self.act(device, serial, buffer);
+        let done = self.act(device, serial, buffer, &|| false);
         self.tell(done)
+    }
+
+    /// As [`Parsed::serve`], but what cannot be done for now waits as `patience` says. `None`: it was left.
+    pub fn serve_patiently(
+        mut self,
+        device: &dyn BlockDevice,
+        serial: &str,
+        buffer: &mut Vec<u8>,
+        patience: &dyn Patience,
+    ) -> Option<Served> {
+        loop {
+            // Nothing was put into the guest's memory by an attempt that failed.
+            let done = self.act(device, serial, buffer, &|| patience.is_over());
+            let next = match &done {
+                Err(error) if error.kind == BlockErrorKind::ShuttingDown && patience.is_over() => {
+                    Next::Leave
+                }
+                Err(error) if error.kind.can_pass() => patience.wait(error),
+                _ => Next::Tell,
+            };
+            match next {
+                Next::Again => {}
+                Next::Leave => return None,
+                Next::Tell => return Some(self.tell(done)),
+            }
+        }
     }
 
     /// As [`Parsed::serve`], but only if that needs no waiting and moves at most `bytes_max` bytes. `None` says that nothing was done: the
@@ -136,6 +182,7 @@ impl<'a> Parsed<'a> {
                 match device.try_read(*offset, buffer) {
                     Ok(true) => Ok(put(&mut self.data, buffer)),
                     Ok(false) => return None,
+                    Err(error) if error.kind.can_pass() => return None,
                     Err(error) => Err(error),
                 }
             }
@@ -143,10 +190,11 @@ impl<'a> Parsed<'a> {
                 match device.try_write(*offset, data) {
                     Ok(true) => Ok(Status::Ok),
                     Ok(false) => return None,
+                    Err(error) if error.kind.can_pass() => return None,
                     Err(error) => Err(error),
                 }
             }
-            Request::Id | Request::Bad(_) => self.act(device, serial, buffer),
+            Request::Id | Request::Bad(_) => self.act(device, serial, buffer, &|| false),
             _ => return None,
         };
         Some(self.tell(done))
@@ -179,11 +227,12 @@ impl<'a> Parsed<'a> {
         device: &dyn BlockDevice,
         serial: &str,
         buffer: &mut Vec<u8>,
+        enough: &dyn Fn() -> bool,
     ) -> Result<Status, BlockError> {
         match &self.request {
             Request::Read { offset, len } => {
                 buffer.resize(*len, 0);
-                device.read(*offset, buffer)?;
+                device.read_until(*offset, buffer, enough)?;
                 return Ok(put(&mut self.data, buffer));
             }
             Request::Write { offset, data } => device.write(*offset, data, false)?,

@@ -10,3 +10,4 @@ mod hostile;
 mod qemu;
 mod restart;
 mod serve;
+mod waiting;

@@ -1,0 +1,436 @@
+//! One machine process: how it is started, recognised again after a restart of the branch server, and ended.
+//!
+//! ```text
+//!  choose ──► command of splice-vmm or QEMU ──► process, a session of its own ──► asked over its control socket
+//! ```
+//!
+//! The process outlives the branch server: its guest waits at its disk and goes on when the server is back. It is always recognised by
+//! process id *and* start time, never by name. What differs between the two programs, their arguments and what they are asked, is in
+//! [`splice`] and [`qemu`]; nothing else knows which one runs.
+
+pub mod choose;
+pub(super) mod files;
+pub(super) mod firmware;
+pub(super) mod libvirt;
+mod qemu;
+mod qmp;
+mod splice;
+mod tpm;
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+pub use choose::{Choice, DiskFront, MachineHost, MachineKind, Needs, NoSplice, choose};
+pub use files::Files;
+pub use firmware::Firmware;
+pub use qemu::disk_serial;
+
+use super::record::MachineRecord;
+
+/// How long a machine may take until it answers; on a busy host it takes seconds.
+const START: Duration = Duration::from_secs(60);
+/// How long one that was told to end may take. It waits for its disk's server, which gives requests in work five seconds.
+const END: Duration = Duration::from_secs(10);
+/// How long the kernel may take to end one that is killed.
+const KILLED: Duration = Duration::from_secs(5);
+
+/// A kernel to be started without firmware.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DirectBoot {
+    /// The kernel.
+    pub kernel: PathBuf,
+    /// Its initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// Its command line.
+    pub command_line: String,
+}
+
+/// What starts a guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Boot {
+    /// The machine itself, by the version's kernel.
+    Kernel(DirectBoot),
+    /// A PC's BIOS, from the disk.
+    Bios,
+    /// UEFI, from the disk.
+    Uefi(Firmware),
+}
+
+/// What a machine is made of.
+#[derive(Debug, Clone)]
+pub struct MachineSpec {
+    /// The desktop's name.
+    pub name: String,
+    /// Its files.
+    pub files: Files,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+    /// Virtual CPUs.
+    pub vcpus: u32,
+    /// Which machine, and why.
+    pub choice: Choice,
+    /// What starts its guest.
+    pub boot: Boot,
+    /// Whether it has a TPM; QEMU only.
+    pub tpm: bool,
+    /// What it is made with.
+    pub host: MachineHost,
+}
+
+/// Why a machine did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// It cannot be what its pool asks for.
+    #[error("desktop {name}: {source}")]
+    NoSplice {
+        /// The desktop.
+        name: String,
+        /// Why.
+        source: NoSplice,
+    },
+    /// A program is not there.
+    #[error("{program} is not installed; {way_out}")]
+    NoProgram {
+        /// What was to be run.
+        program: String,
+        /// How to get it.
+        way_out: &'static str,
+    },
+    /// The disk boots by UEFI, and there is none.
+    #[error(
+        "desktop {name}: its disk boots by UEFI, and no firmware is at /usr/share/OVMF; install Debian's package ovmf"
+    )]
+    NoUefi {
+        /// The desktop.
+        name: String,
+    },
+    /// Its TPM did not start.
+    #[error("desktop {name}: its TPM (swtpm) did not start: {log}")]
+    Tpm {
+        /// The desktop.
+        name: String,
+        /// Last words of its log.
+        log: String,
+    },
+    /// It could not be run, or its files could not be made.
+    #[error("desktop {name}: {what}")]
+    Io {
+        /// The desktop.
+        name: String,
+        /// What was being done.
+        what: String,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+    /// It ended at once.
+    #[error("desktop {name}: the machine ended at once: {log}")]
+    Ended {
+        /// The desktop.
+        name: String,
+        /// Last words of its log.
+        log: String,
+    },
+    /// It does not answer.
+    #[error("desktop {name}: the machine does not answer within {START:?}: {log}")]
+    Silent {
+        /// The desktop.
+        name: String,
+        /// Last words of its log.
+        log: String,
+    },
+}
+
+impl MachineSpec {
+    fn io(&self, what: &str) -> impl Fn(std::io::Error) -> MachineError + use<> {
+        let (name, what) = (self.name.clone(), what.to_owned());
+        move |source| MachineError::Io {
+            name: name.clone(),
+            what: what.clone(),
+            source,
+        }
+    }
+
+    /// Starts the process and waits until it answers.
+    ///
+    /// # Errors
+    /// See [`MachineError`]; no process is left then.
+    pub fn start(&self, now_unix_ms: u64) -> Result<MachineRecord, MachineError> {
+        for socket in self.files.machine_sockets() {
+            match std::fs::remove_file(&socket) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(self.io("old socket")(e));
+                }
+                _ => {}
+            }
+        }
+        let kind = self.choice.kind;
+        let (command, way_out) = match kind {
+            MachineKind::Splice => (
+                splice::command(self),
+                "install splice-vmm beside splice-branch",
+            ),
+            MachineKind::QemuKvm | MachineKind::QemuTcg => (
+                qemu::command(self),
+                "install Debian's package qemu-system-x86",
+            ),
+        };
+        let tpm = self.tpm.then(|| tpm::start(self)).transpose()?;
+        let started = self.start_process(command, way_out, now_unix_ms);
+        if let Some(mut tpm) = tpm {
+            if started.is_err() {
+                let _ = tpm.kill();
+            }
+            std::thread::spawn(move || tpm.wait());
+        }
+        started
+    }
+
+    fn start_process(
+        &self,
+        command: Command,
+        way_out: &'static str,
+        now_unix_ms: u64,
+    ) -> Result<MachineRecord, MachineError> {
+        let kind = self.choice.kind;
+        let mut child = self.spawn(command, way_out)?;
+        let pid = child.id();
+        let begun = Instant::now();
+        while begun.elapsed() < START {
+            if let Ok(Some(_)) = child.try_wait() {
+                let (name, log) = (self.name.clone(), self.last_words());
+                return Err(MachineError::Ended { name, log });
+            }
+            let answers = match kind {
+                MachineKind::Splice => splice::is_up(&self.files),
+                MachineKind::QemuKvm | MachineKind::QemuTcg => qemu::is_up(&self.files),
+            };
+            if answers {
+                // The child handle only reaps; a thread of its own keeps the process from staying a zombie.
+                std::thread::spawn(move || child.wait());
+                return Ok(MachineRecord {
+                    pid,
+                    start_ticks: start_ticks(pid).unwrap_or(0),
+                    kind,
+                    started_unix_ms: now_unix_ms,
+                    reason: self.choice.reason.clone(),
+                    disk: self.disk_front(),
+                });
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let _ = child.kill();
+        let _ = child.wait();
+        let (name, log) = (self.name.clone(), self.last_words());
+        Err(MachineError::Silent { name, log })
+    }
+
+    /// How the machine reaches its disk.
+    pub fn disk_front(&self) -> DiskFront {
+        match self.choice.kind {
+            MachineKind::Splice => DiskFront::VhostUser,
+            MachineKind::QemuKvm | MachineKind::QemuTcg => self.host.qemu_disk,
+        }
+    }
+
+    /// Queues of its disk over vhost-user: one for each processor.
+    pub fn disk_queues(&self) -> u16 {
+        disk_queues(self.vcpus)
+    }
+
+    /// Runs a program in a session of its own, its output in the machine's log.
+    fn spawn(&self, mut command: Command, way_out: &'static str) -> Result<Child, MachineError> {
+        let failed = self.io("machine log");
+        let log = open_log(&self.files.machine_log()).map_err(&failed)?;
+        command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().map_err(&failed)?)
+            .stderr(log);
+        // SAFETY: setsid is async-signal-safe and touches no memory of ours; nothing else runs between fork and exec.
+        unsafe {
+            command.pre_exec(|| {
+                rustix::process::setsid()?;
+                Ok(())
+            });
+        }
+        command.spawn().map_err(|source| {
+            let program = command.get_program().to_string_lossy().into_owned();
+            if source.kind() == std::io::ErrorKind::NotFound {
+                return MachineError::NoProgram { program, way_out };
+            }
+            self.io(&format!("start {program}"))(source)
+        })
+    }
+
+    fn last_words(&self) -> String {
+        let log = std::fs::read(self.files.machine_log()).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let lines: Vec<&str> = log.lines().rev().take(3).collect();
+        lines.into_iter().rev().collect::<Vec<_>>().join("; ")
+    }
+}
+
+/// Queues of the disk of a desktop with so many processors.
+pub fn disk_queues(vcpus: u32) -> u16 {
+    let most = vmm_block::vhost_user::QUEUES_MAX;
+    u16::try_from(vcpus).unwrap_or(most).clamp(1, most)
+}
+
+fn open_log(path: &Path) -> std::io::Result<File> {
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(path)
+}
+
+/// Field 22 of `/proc/PID/stat`; `None` if there is no such process, or only a zombie.
+pub fn start_ticks(pid: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The command name, in parentheses, may contain anything, spaces and parentheses included.
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+    if fields.next()? == "Z" {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
+}
+
+/// Whether the recorded process still runs.
+pub fn is_alive(machine: &MachineRecord) -> bool {
+    start_ticks(machine.pid) == Some(machine.start_ticks)
+}
+
+/// Lets a guest go on that its machine paused because a read or write failed. Returns whether it was paused. Only QEMU on NBD pauses: over
+/// vhost-user the request itself waits.
+pub fn resume_after_io_error(machine: &MachineRecord, files: &Files) -> bool {
+    match machine.kind {
+        MachineKind::Splice => false,
+        MachineKind::QemuKvm | MachineKind::QemuTcg => qemu::resume_after_io_error(files),
+    }
+}
+
+/// Whether the machine paused its guest because of a failed read or write.
+pub fn is_paused_by_io_error(machine: &MachineRecord, files: &Files) -> bool {
+    match machine.kind {
+        MachineKind::Splice => false,
+        MachineKind::QemuKvm | MachineKind::QemuTcg => qemu::is_paused_by_io_error(files),
+    }
+}
+
+/// Ends a machine: asks the guest by its power button and waits up to `grace`, then ends the process.
+pub fn stop(machine: &MachineRecord, files: &Files, grace: Duration) {
+    if !grace.is_zero() && press_power_button(machine, files) {
+        wait_for_end(machine, grace);
+    }
+    if is_alive(machine) {
+        // It finishes what its disk has in work; the signal is for one that does not answer.
+        quit(machine, files);
+        wait_for_end(machine, END);
+    }
+    if is_alive(machine)
+        && let Some(pid) = rustix::process::Pid::from_raw(machine.pid as i32)
+    {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        wait_for_end(machine, KILLED);
+    }
+}
+
+fn press_power_button(machine: &MachineRecord, files: &Files) -> bool {
+    match machine.kind {
+        MachineKind::Splice => splice::press_power_button(files),
+        MachineKind::QemuKvm | MachineKind::QemuTcg => qemu::press_power_button(files),
+    }
+}
+
+fn quit(machine: &MachineRecord, files: &Files) -> bool {
+    match machine.kind {
+        MachineKind::Splice => splice::quit(files),
+        MachineKind::QemuKvm | MachineKind::QemuTcg => qemu::quit(files),
+    }
+}
+
+fn wait_for_end(machine: &MachineRecord, patience: Duration) {
+    let begun = Instant::now();
+    while begun.elapsed() < patience && is_alive(machine) {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, missing_docs)]
+    use vmm_api::{CpuVirt, HostVirt, KvmKind};
+
+    use super::*;
+
+    pub(super) fn spec(kind: MachineKind) -> MachineSpec {
+        MachineSpec {
+            name: "alice".into(),
+            files: Files::new("/d/alice".into()),
+            memory_mib: 1024,
+            vcpus: 2,
+            choice: Choice {
+                kind,
+                reason: "a test".into(),
+            },
+            boot: Boot::Bios,
+            tpm: false,
+            host: MachineHost {
+                virt: HostVirt {
+                    kind: KvmKind::Hardware,
+                    reasons: Vec::new(),
+                    advice: None,
+                    probes: Vec::new(),
+                    instructions_per_second: None,
+                    cpu: CpuVirt::default(),
+                },
+                vmm: Some("/opt/splice-vmm".into()),
+                qemu: "/opt/qemu".into(),
+                qemu_disk: DiskFront::default(),
+                nbd_socket: "/d/nbd.sock".into(),
+            },
+        }
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_is_named_with_the_way_out() {
+        let folder = tempfile::tempdir().unwrap();
+        for (kind, way_out) in [
+            (MachineKind::Splice, "beside splice-branch"),
+            (MachineKind::QemuTcg, "qemu-system-x86"),
+        ] {
+            let mut spec = spec(kind);
+            spec.files = Files::new(folder.path().into());
+            spec.host.vmm = Some(folder.path().join("none"));
+            spec.host.qemu = folder.path().join("none");
+            let error = spec.start(0).unwrap_err().to_string();
+            assert!(error.contains(way_out), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_machine_that_ends_at_once_says_its_last_words() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("vmm");
+        std::fs::write(
+            &program,
+            "#!/bin/sh\necho one; echo no memory >&2; exit 1\n",
+        )
+        .unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        std::fs::set_permissions(&program, mode).unwrap();
+        let mut spec = spec(MachineKind::Splice);
+        spec.files = Files::new(folder.path().into());
+        spec.host.vmm = Some(program);
+        let error = spec.start(0).unwrap_err().to_string();
+        assert!(error.contains("one; no memory"), "{error}");
+    }
+
+    #[test]
+    fn disks_have_a_queue_for_each_processor_up_to_a_limit() {
+        assert_eq!([0, 1, 3, 500].map(disk_queues), [1, 1, 3, 16]);
+    }
+}
