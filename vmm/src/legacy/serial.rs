@@ -1,6 +1,5 @@
 //! The first serial port, a 16550, and what it is connected to: a log file, and whoever has opened the console's socket.
 
-use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -10,6 +9,7 @@ use std::time::Duration;
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::log::Log;
 use crate::machine::bus::{Registers, lock};
 
 /// How long a console that takes nothing holds the guest up before it is hung up on.
@@ -38,7 +38,7 @@ pub struct SerialLine(Arc<Mutex<Ends>>);
 
 #[derive(Default)]
 struct Ends {
-    log: Option<File>,
+    log: Option<Log>,
     console: Option<UnixStream>,
     stdout: bool,
     /// The port of the machine that runs now.
@@ -46,12 +46,12 @@ struct Ends {
 }
 
 impl SerialLine {
-    /// Keeps all output in a file, behind what is there.
+    /// Keeps output in a file, behind what is there; in the end only the latest 16 MiB.
     ///
     /// # Errors
     /// The file cannot be opened.
     pub fn log_to(&self, path: &Path) -> io::Result<()> {
-        let log = File::options().create(true).append(true).open(path)?;
+        let log = Log::open(path)?;
         lock(&self.0).log = Some(log);
         Ok(())
     }
@@ -118,7 +118,7 @@ impl Write for SerialLine {
         // A full disk or a console that went away must not stop the guest.
         let mut ends = lock(&self.0);
         if let Some(log) = &mut ends.log {
-            let _ = log.write_all(bytes);
+            let _ = log.write(bytes);
         }
         if let Some(console) = &mut ends.console
             && console.write_all(bytes).is_err()

@@ -250,7 +250,8 @@ fn initrd(
     let start = limit.checked_sub(len).map(|start| start & !(PAGE - 1));
     let start = start.filter(|start| *start >= kernel_end);
     let start = start.ok_or(BootError::Memory {
-        needed: kernel_end + len,
+        // A kernel may say that it ends anywhere.
+        needed: kernel_end.saturating_add(len),
         memory: low_end,
     })?;
     memory.read_exact_volatile_from(GuestAddress(start), &mut file, len as usize)?;

@@ -83,6 +83,8 @@ impl Drop for VhostUserServer {
 }
 
 fn serve(listener: Listener, disk: &Arc<DiskSpec>, stop: &Stop) {
+    // Whoever may connect may connect again and again.
+    let seldom = Arc::new(Seldom::default());
     loop {
         let socket = match accept(&listener, stop) {
             Ok(socket) => socket,
@@ -93,12 +95,14 @@ fn serve(listener: Listener, disk: &Arc<DiskSpec>, stop: &Stop) {
                 return;
             }
         };
-        match Session::new(Arc::clone(disk), Channel::new(socket)).run(stop) {
+        let session = Session::new(Arc::clone(disk), Channel::new(socket), Arc::clone(&seldom));
+        match session.run(stop) {
             ChannelEnd::Closed => tracing::debug!(serial = disk.serial, "front-end is gone"),
             ChannelEnd::Stopped => return,
-            ChannelEnd::Failed(reason) => {
+            ChannelEnd::Failed(reason) if seldom.passes() => {
                 tracing::warn!(serial = disk.serial, reason, "front-end is cut off");
             }
+            ChannelEnd::Failed(_) => {}
         }
     }
 }

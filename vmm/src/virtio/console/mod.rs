@@ -258,7 +258,10 @@ impl Device for Console {
         let Some(worker) = self.worker.take() else {
             return Vec::new();
         };
-        let ports = worker.stop();
+        let mut ports = worker.stop();
+        // The guest's programs are gone, or will open their ports again.
+        let all = ports.ports.iter_mut();
+        all.for_each(|port| port.set_guest_open(false));
         self.ports = ports.ports;
         ports.rings
     }
