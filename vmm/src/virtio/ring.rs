@@ -162,12 +162,17 @@ impl Ring {
     /// else.
     pub fn next_of<'a>(&mut self, turn: &mut Turn, memory: &'a Memory) -> Option<Chain<'a>> {
         if turn.left == 0 {
-            // It fails only when it has been kicked 2^64 - 2 times already.
-            let _ = self.kick.write(1);
+            self.again();
             return None;
         }
         turn.left -= 1;
         self.next(memory)
+    }
+
+    /// Has the device come back to this ring as if the driver had kicked.
+    pub fn again(&self) {
+        // It fails only when it has been kicked 2^64 - 2 times already.
+        let _ = self.kick.write(1);
     }
 
     /// Puts a chain back that could not be worked on yet.
