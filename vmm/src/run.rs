@@ -25,6 +25,7 @@ use vmm::virtio::input::{Input, Model};
 use vmm::virtio::net::{Net, Tap};
 use vmm::virtio::rng::Rng;
 use vmm::virtio::vhost_user::RemoteBlock;
+use vmm::virtio::vsock::{CIDS, Vsock, VsockSpec};
 use vmm_block::RawFile;
 
 /// Options of a machine.
@@ -65,6 +66,10 @@ pub struct Arguments {
     /// A port of the guest's agents: its name in the guest, and the Unix socket where the host's side is.
     #[arg(long, value_name = "NAME=PATH")]
     port: Vec<PortOption>,
+    /// Sockets between guest and host: the guest's address, 3 or more, and the Unix socket where programs call the guest by saying
+    /// `CONNECT PORT`. The guest's calls go to PATH_PORT.
+    #[arg(long, value_name = "cid=N,socket=PATH")]
+    vsock: Option<VsockOption>,
     /// Take commands at this Unix socket, one JSON object a line.
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
@@ -225,6 +230,28 @@ impl FromStr for PortOption {
     }
 }
 
+/// `--vsock`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct VsockOption(VsockSpec);
+
+impl FromStr for VsockOption {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const FORM: &str = "cid=N,socket=PATH is needed, such as cid=3,socket=agent.sock";
+        let (cid, socket) = text.split_once(',').ok_or(FORM)?;
+        let cid = cid.strip_prefix("cid=").ok_or(FORM)?;
+        let socket = socket.strip_prefix("socket=").ok_or(FORM)?;
+        let cid = cid.parse().ok().filter(|cid| CIDS.contains(cid));
+        let cid = cid.ok_or_else(|| format!("{text:?}: a cid is a number from {} on", CIDS.start()))?;
+        if socket.is_empty() {
+            return Err(FORM.into());
+        }
+        let socket = socket.into();
+        Ok(Self(VsockSpec { cid, socket }))
+    }
+}
+
 impl DiskOption {
     fn open(&self, queues: usize) -> Result<Box<dyn Device>> {
         match &self.source {
@@ -282,6 +309,11 @@ impl Arguments {
         if !ports.is_empty() {
             let console = Console::new(&ports).context("a port's socket")?;
             devices.push(("ports".into(), Box::new(console)));
+        }
+        if let Some(VsockOption(spec)) = &self.vsock {
+            let vsock = Vsock::new(spec);
+            let vsock = vsock.with_context(|| format!("sockets at {}", spec.socket.display()))?;
+            devices.push(("vsock".into(), Box::new(vsock)));
         }
         devices.push(("balloon".into(), Box::new(Balloon::new(balloon.clone()))));
         devices.push(("rng".into(), Box::<Rng>::default()));
@@ -391,6 +423,24 @@ mod tests {
 
     fn parse(text: &str) -> Result<DiskOption, String> {
         text.parse()
+    }
+
+    #[test]
+    fn sockets_have_an_address_and_a_place() {
+        let parse = |text: &str| text.parse::<VsockOption>();
+        let spec = parse("cid=3,socket=/run/a,b.sock").expect("both are there").0;
+        assert_eq!((spec.cid, spec.socket), (3, "/run/a,b.sock".into()));
+        for wrong in [
+            "",
+            "cid=3",
+            "socket=a,cid=3",
+            "cid=2,socket=a",
+            "cid=4294967295,socket=a",
+            "cid=x,socket=a",
+            "cid=3,socket=",
+        ] {
+            assert!(parse(wrong).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

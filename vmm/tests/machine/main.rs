@@ -8,6 +8,7 @@ mod disk;
 mod lab;
 mod power;
 mod screen;
+mod sockets;
 mod tap;
 
 use lab::Lab;

@@ -35,7 +35,7 @@ fn a_picture_is_seen() {
     let Some(mut lab) = Lab::new() else { return };
     let screen = Screen::new(Size::new(640, 480).unwrap());
     lab.add("gpu", Gpu::new(screen.clone()));
-    let mut viewer = None;
+    let (mut viewer, listener) = (None, lab.listener());
     let said = lab.run_with("gpu hold", |events| {
         // Ends the machine when the picture is there.
         viewer = Some(std::thread::spawn(move || {
@@ -45,8 +45,9 @@ fn a_picture_is_seen() {
                 std::thread::sleep(std::time::Duration::from_millis(5));
                 seen = shows(&screen);
             }
-            // The guest's own last word comes after it.
-            std::thread::sleep(std::time::Duration::from_millis(5));
+            // It stays when the guest has done everything else.
+            listener.wait("CHECK gpu ok", 1);
+            seen &= shows(&screen);
             events.put(Event::Quit);
             seen
         }));

@@ -66,7 +66,8 @@ pub struct Driver {
     kicks: Vec<EventFd>,
     interrupts: Vec<EventFd>,
     interrupt: Arc<Interrupt>,
-    /// Where each available ring is.
+    /// Entries of each queue, and where its available ring is.
+    sizes: Vec<u16>,
     available: Vec<u16>,
     is_started: bool,
 }
@@ -82,7 +83,8 @@ impl Driver {
     /// The host has no room.
     pub fn new(device: Box<dyn Device>) -> Self {
         let memory = memory::small(MEMORY_BYTES).expect("the host has memory");
-        let queues = device.queue_sizes().len();
+        let sizes: Vec<u16> = device.queue_sizes().iter().map(|max| SIZE.min(*max)).collect();
+        let queues = sizes.len();
         assert!(QUEUES + queues as u64 * QUEUE_BYTES <= BUFFERS);
         let interrupts: Vec<EventFd> = (0..=queues).map(|_| event()).collect();
         let copies = interrupts.iter().map(|event| event.try_clone().expect("a copy"));
@@ -93,6 +95,7 @@ impl Driver {
             kicks: (0..queues).map(|_| event()).collect(),
             interrupts,
             interrupt: Arc::new(interrupt),
+            sizes,
             available: vec![0; queues],
             is_started: false,
         }
@@ -101,6 +104,16 @@ impl Driver {
     /// Queues that the device has.
     pub fn queues(&self) -> usize {
         self.available.len()
+    }
+
+    /// Entries of a queue.
+    pub fn size(&self, queue: usize) -> u16 {
+        self.sizes[queue]
+    }
+
+    /// How far a queue's available ring goes.
+    pub fn available(&self, queue: usize) -> u16 {
+        self.available[queue]
     }
 
     /// The guest's memory.
@@ -130,7 +143,7 @@ impl Driver {
             self.available[index] = 0;
             self.write(available, &vec![0; (end - available) as usize]);
             let mut queue = Queue::new(size_max).expect("devices' queue sizes are powers of two");
-            queue.set_size(SIZE.min(size_max));
+            queue.set_size(self.sizes[index]);
             queue.set_desc_table_address(Some(descriptors as u32), None);
             queue.set_avail_ring_address(Some(available as u32), None);
             queue.set_used_ring_address(Some(used as u32), None);
@@ -190,7 +203,7 @@ impl Driver {
     /// Makes a head available, whatever it is.
     pub fn publish(&mut self, queue: usize, head: u16) {
         let available = self.places(queue)[1];
-        let place = available + 4 + 2 * u64::from(self.available[queue] % SIZE);
+        let place = available + 4 + 2 * u64::from(self.available[queue] % self.sizes[queue]);
         self.write(place, &head.to_le_bytes());
         self.set_available(queue, self.available[queue].wrapping_add(1));
     }
