@@ -55,8 +55,9 @@ pub struct Queue {
     descriptor: u16,
     available: u16,
     used: u16,
-    /// Interrupts that were seen.
+    /// Interrupts that were seen, and whether one has come since the used ring was found empty.
     seen: u32,
+    is_told: bool,
 }
 
 impl Queue {
@@ -73,6 +74,7 @@ impl Queue {
             available: 0,
             used: 0,
             seen: vector.map_or(0, start::interrupts),
+            is_told: false,
         }
     }
 
@@ -120,6 +122,8 @@ impl Queue {
     }
 
     fn take(&mut self) -> Option<Used> {
+        // What the device was told last is there before this look.
+        fence(Ordering::SeqCst);
         let index: u16 = self.memory.read(USED_AT + 2);
         fence(Ordering::SeqCst);
         if index == self.used {
@@ -141,19 +145,17 @@ impl Queue {
         let Some(vector) = self.vector else {
             return clock::wait("an answer", || self.take());
         };
-        // One interrupt may tell of several answers.
-        if let Some(used) = self.take() {
-            return Ok(used);
-        }
-        let seen = self.seen;
-        self.seen = clock::wait("an interrupt", || {
-            let now = start::interrupts(vector);
-            (now != seen).then_some(now)
-        })?;
-        match self.take() {
-            Some(used) => Ok(used),
-            // It told of an answer that was taken by looking.
-            None => self.wait(),
+        loop {
+            // One interrupt may tell of several answers, or of none, if they were taken with the one before.
+            if self.is_told && let Some(used) = self.take() {
+                return Ok(used);
+            }
+            let seen = self.seen;
+            self.seen = clock::wait("an interrupt", || {
+                let now = start::interrupts(vector);
+                (now != seen).then_some(now)
+            })?;
+            self.is_told = true;
         }
     }
 
@@ -166,10 +168,5 @@ impl Queue {
             return Ok(used.written);
         }
         Err(Wrong { what: "an answer to something else", value: used.head.into() })
-    }
-
-    /// The next answer, if it is there.
-    pub fn look(&mut self) -> Option<Used> {
-        self.take()
     }
 }

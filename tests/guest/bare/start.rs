@@ -78,8 +78,8 @@ start:
     pushq $0x23
     lea stack_3_end(%rip), %rax
     push %rax
-    # Ports are open to ring 3. Interrupts are still off.
-    pushq $0x3002
+    # Ports are open to ring 3, and interrupts come in: there are none before the local APIC is on.
+    pushq $0x3202
     pushq $0x2b
     lea 3f(%rip), %rax
     push %rax
@@ -161,6 +161,7 @@ tss:
 stack_0_end:
     .skip 65536
 stack_3_end:
+    .text
     "#,
     options(att_syntax)
 );
@@ -178,7 +179,7 @@ fn gate(handler: usize) -> [u64; 2] {
     [low, at >> 32]
 }
 
-/// Has exceptions end the machine and interrupts counted; then lets interrupts in.
+/// Has exceptions end the machine and interrupts counted; then lets them come.
 pub fn open_gates() {
     // SAFETY: labels of the assembly above, which are never used as data.
     let stubs = unsafe { (addr_of!(exception_stubs), addr_of!(interrupt_stubs)) };
@@ -195,10 +196,7 @@ pub fn open_gates() {
     }
     let apic = (LOCAL_APIC + APIC_SPURIOUS) as *mut u32;
     // SAFETY: the local APIC's register is mapped there; interrupts have gates.
-    unsafe {
-        apic.write_volatile(APIC_ON);
-        core::arch::asm!("sti");
-    }
+    unsafe { apic.write_volatile(APIC_ON) };
 }
 
 /// No exception finds a gate any more.

@@ -135,6 +135,7 @@ impl Ports {
                 }
             }
             control::PORT_READY if value == 1 && port < self.ports.len() => {
+                self.ports[port].set_guest_ready();
                 let name = self.ports[port].name().to_owned();
                 self.tell(port, control::PORT_NAME, 1, &name);
                 if self.ports[port].has_client() {
@@ -165,7 +166,7 @@ impl Ports {
             port.give_to_guest(ring, &memory);
         }
         let has_client = port.has_client();
-        if had_client != has_client {
+        if had_client != has_client && port.is_guest_ready() {
             self.tell(index, control::PORT_OPEN, has_client.into(), "");
         }
     }
@@ -259,9 +260,7 @@ impl Device for Console {
             return Vec::new();
         };
         let mut ports = worker.stop();
-        // The guest's programs are gone, or will open their ports again.
-        let all = ports.ports.iter_mut();
-        all.for_each(|port| port.set_guest_open(false));
+        ports.ports.iter_mut().for_each(Port::forget_guest);
         self.ports = ports.ports;
         ports.rings
     }

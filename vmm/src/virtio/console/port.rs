@@ -25,6 +25,8 @@ pub(super) struct Port {
     /// What the guest sent and the client has not taken.
     unsent: Vec<u8>,
     guest_open: bool,
+    /// The guest's driver knows the port, and is told of clients.
+    guest_ready: bool,
     /// Readable when the listener or the client has something, so that the device waits for one descriptor a port.
     events: Epoll,
 }
@@ -44,6 +46,7 @@ impl Port {
             client: None,
             unsent: Vec::new(),
             guest_open: false,
+            guest_ready: false,
             events,
         })
     }
@@ -59,6 +62,21 @@ impl Port {
     /// The guest's program has opened or closed it. What it sent before it closed still goes to the client.
     pub(super) fn set_guest_open(&mut self, open: bool) {
         self.guest_open = open;
+    }
+
+    /// Whether the guest's driver wants to hear of clients.
+    pub(super) fn is_guest_ready(&self) -> bool {
+        self.guest_ready
+    }
+
+    /// The guest's driver has found it.
+    pub(super) fn set_guest_ready(&mut self) {
+        self.guest_ready = true;
+    }
+
+    /// The guest's driver is gone, or will find it again.
+    pub(super) fn forget_guest(&mut self) {
+        (self.guest_ready, self.guest_open) = (false, false);
     }
 
     /// Something to wait for: clients that come, and what they send.
