@@ -15,7 +15,12 @@ fn main() {
     let mut rustc = Command::new(folder("RUSTC"));
     rustc
         .args(["--crate-name=guest", "--crate-type=bin", "--edition=2024"])
-        .args(["-Copt-level=2", "-Cpanic=abort", "-Cdebuginfo=0"])
+        .args([
+            "-Copt-level=2",
+            "-Cpanic=abort",
+            "-Cdebuginfo=0",
+            "-Cstrip=symbols",
+        ])
         .args(["-Crelocation-model=static", "-Ctarget-feature=+crt-static"])
         .args(["-Crelro-level=off", "-Coverflow-checks=on", "-Dwarnings"])
         .args(["-Clink-arg=-nostdlib", "-Clink-arg=-nostartfiles"])

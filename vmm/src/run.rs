@@ -243,7 +243,8 @@ impl FromStr for VsockOption {
         let cid = cid.strip_prefix("cid=").ok_or(FORM)?;
         let socket = socket.strip_prefix("socket=").ok_or(FORM)?;
         let cid = cid.parse().ok().filter(|cid| CIDS.contains(cid));
-        let cid = cid.ok_or_else(|| format!("{text:?}: a cid is a number from {} on", CIDS.start()))?;
+        let cid =
+            cid.ok_or_else(|| format!("{text:?}: a cid is a number from {} on", CIDS.start()))?;
         if socket.is_empty() {
             return Err(FORM.into());
         }
@@ -428,7 +429,9 @@ mod tests {
     #[test]
     fn sockets_have_an_address_and_a_place() {
         let parse = |text: &str| text.parse::<VsockOption>();
-        let spec = parse("cid=3,socket=/run/a,b.sock").expect("both are there").0;
+        let spec = parse("cid=3,socket=/run/a,b.sock")
+            .expect("both are there")
+            .0;
         assert_eq!((spec.cid, spec.socket), (3, "/run/a,b.sock".into()));
         for wrong in [
             "",

@@ -93,7 +93,9 @@ pub fn check(check: &mut Check) -> Result<(), Wrong> {
         let device = Device::open(KIND, 0, wanted, learns)?;
         let sectors: u64 = device.config(0);
         ensure(sectors >= 256, "a disk that is too small", sectors)?;
-        let queues = device.config::<u16>(QUEUES_AT).min(2);
+        let queues: u16 = device.config(QUEUES_AT);
+        ensure(device.queues() == queues, "another number of queues", queues.into())?;
+        let queues = queues.min(2);
         let mut disks = [const { None }; 2];
         for index in 0..queues {
             let queue = device.queue(index, 16)?;

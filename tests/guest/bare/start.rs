@@ -181,8 +181,7 @@ fn gate(handler: usize) -> [u64; 2] {
 
 /// Has exceptions end the machine and interrupts counted; then lets them come.
 pub fn open_gates() {
-    // SAFETY: labels of the assembly above, which are never used as data.
-    let stubs = unsafe { (addr_of!(exception_stubs), addr_of!(interrupt_stubs)) };
+    let stubs = (addr_of!(exception_stubs), addr_of!(interrupt_stubs));
     let set = |vector: usize, handler: usize| {
         // SAFETY: there is one processor, and nobody else writes gates; vectors are below 256.
         unsafe { (&raw mut gates[vector]).write_volatile(gate(handler)) };

@@ -4,7 +4,7 @@ use crate::clock;
 use crate::pci::{self, Function};
 use crate::queue::Queue;
 use crate::report::{Wrong, ensure};
-use crate::start::{self, VECTOR_FIRST, VECTORS};
+use crate::start::{VECTOR_FIRST, VECTORS};
 
 const VENDOR: u32 = 0x1af4;
 const DEVICE_ID: u32 = 0x1040;
@@ -214,11 +214,6 @@ impl Device {
         let control = self.function.read::<u16>(self.msix + 2);
         self.function.write(self.msix + 2, control & !MSIX_ENABLE);
         Ok(())
-    }
-
-    /// Interrupts of configuration changes that have come.
-    pub fn config_interrupts(&self) -> u32 {
-        start::interrupts(0)
     }
 
     pub fn config<T: Copy>(&self, offset: usize) -> T {

@@ -70,7 +70,10 @@ mod tests {
         let day = 24 * 60 * 60;
         let lines = (0..day * 10).filter(|tenth| state.passes(Duration::from_millis(tenth * 100)));
         let lines = lines.count() as u64;
-        assert!((day / 60..=day / 60 + u64::from(FIRST)).contains(&lines), "{lines}");
+        assert!(
+            (day / 60..=day / 60 + u64::from(FIRST)).contains(&lines),
+            "{lines}"
+        );
         assert!(Seldom::default().passes());
     }
 }

@@ -86,6 +86,10 @@ mod tests {
         // The next machine goes on behind it.
         let mut log = Log::keeping(&path, KEPT).expect("a log");
         log.write(b"again\n").expect("written");
-        assert!(std::fs::read(&path).expect("the log").ends_with(b"\nagain\n"));
+        assert!(
+            std::fs::read(&path)
+                .expect("the log")
+                .ends_with(b"\nagain\n")
+        );
     }
 }

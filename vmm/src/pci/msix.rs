@@ -47,7 +47,10 @@ fn told(done: Result<(), InterruptError>, what: &str) {
 
 impl Vector for Message {
     fn connect(&mut self, address: u64, data: u32) {
-        told(Self::connect(self, address, data), "interrupt not connected");
+        told(
+            Self::connect(self, address, data),
+            "interrupt not connected",
+        );
     }
 
     fn disconnect(&mut self) {

@@ -31,7 +31,8 @@ fn length() -> impl Strategy<Value = u32> {
 }
 
 fn descriptor() -> impl Strategy<Value = Descriptor> {
-    let flags = prop_oneof![6 => Just(NEXT), 6 => Just(NEXT | WRITE), 1 => Just(WRITE), 1 => 0..4u16];
+    let flags =
+        prop_oneof![6 => Just(NEXT), 6 => Just(NEXT | WRITE), 1 => Just(WRITE), 1 => 0..4u16];
     let next = prop_oneof![4 => 0..SIZE, 1 => any::<u16>()];
     (address(), length(), flags, next).prop_map(|(at, len, flags, next)| Descriptor {
         at,
@@ -69,7 +70,10 @@ fn writable(driver: &Driver, descriptors: &[Descriptor]) -> Vec<bool> {
         }
     };
     for descriptor in descriptors.iter().filter(|one| one.flags & WRITE != 0) {
-        allow(descriptor.at, descriptor.at.saturating_add(descriptor.len.into()));
+        allow(
+            descriptor.at,
+            descriptor.at.saturating_add(descriptor.len.into()),
+        );
     }
     for queue in 0..driver.queues() {
         let [_, _, used, end] = driver.places(queue);

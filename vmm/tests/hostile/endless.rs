@@ -29,12 +29,16 @@ fn a_guest_that_never_stops_asking_does_not_keep_its_device_from_stopping() {
         }
         let memory = driver.memory().clone();
         let queues = 0..driver.queues();
-        let places: Vec<([u64; 4], u16)> = queues.map(|queue| (driver.places(queue), driver.size(queue))).collect();
+        let places: Vec<([u64; 4], u16)> = queues
+            .map(|queue| (driver.places(queue), driver.size(queue)))
+            .collect();
         let stopping = Arc::clone(&ended);
         let other = std::thread::spawn(move || {
             while !stopping.load(Ordering::Relaxed) {
                 for ([_, available, used, _], size) in &places {
-                    let used: u16 = memory.load(GuestAddress(used + 2), Ordering::SeqCst).unwrap();
+                    let used: u16 = memory
+                        .load(GuestAddress(used + 2), Ordering::SeqCst)
+                        .unwrap();
                     let index = used.wrapping_add(*size);
                     let place = GuestAddress(available + 2);
                     memory.store(index, place, Ordering::SeqCst).unwrap();

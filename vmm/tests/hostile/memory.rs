@@ -46,7 +46,9 @@ static TURN: Mutex<()> = Mutex::new(());
 
 /// The most that was taken beyond what was there before.
 pub fn most(work: impl FnOnce()) -> usize {
-    let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _turn = TURN
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     let before = TAKEN.load(Ordering::Relaxed);
     MOST.store(before, Ordering::Relaxed);
     work();

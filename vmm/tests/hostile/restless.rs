@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use vm_memory::{Bytes, GuestAddress};
-use vmm::virtio::hostile::{BUFFERS, Descriptor, Driver, KINDS, MEMORY_BYTES, NEXT, SIZE, WRITE, make};
+use vmm::virtio::hostile::{
+    BUFFERS, Descriptor, Driver, KINDS, MEMORY_BYTES, NEXT, SIZE, WRITE, make,
+};
 
 /// Kicks of a device: each works on a whole ring.
 const ROUNDS: u64 = 150;
@@ -46,7 +48,9 @@ fn descriptors_and_requests_that_change_meanwhile_do_no_harm() {
         let mut driver = Driver::new(device);
         driver.start(u64::MAX, u32::MAX).unwrap();
         let memory = driver.memory().clone();
-        let tables: Vec<u64> = (0..driver.queues()).map(|queue| driver.places(queue)[0]).collect();
+        let tables: Vec<u64> = (0..driver.queues())
+            .map(|queue| driver.places(queue)[0])
+            .collect();
         let ended = Arc::new(AtomicBool::new(false));
         let stopping = Arc::clone(&ended);
         let other = std::thread::spawn(move || {

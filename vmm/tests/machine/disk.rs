@@ -30,7 +30,8 @@ fn run(queues: usize) {
     lab.run("block off").has("CHECK block ok");
     // What the guest has done, of each queue.
     for base in (0..queues).map(|queue| 64 + 32 * queue) {
-        let sectors = |first: usize, count: usize| (base + first) * SECTOR..(base + first + count) * SECTOR;
+        let sectors =
+            |first: usize, count: usize| (base + first) * SECTOR..(base + first + count) * SECTOR;
         for at in sectors(0, 4) {
             content[at] = !pattern(at);
         }

@@ -52,5 +52,9 @@ fn a_picture_is_seen() {
             seen
         }));
     });
-    assert!(viewer.unwrap().join().unwrap(), "no picture:\n{}", said.text);
+    assert!(
+        viewer.unwrap().join().unwrap(),
+        "no picture:\n{}",
+        said.text
+    );
 }

@@ -64,10 +64,19 @@ fn listen() -> io::Result<OwnedFd> {
         tv_sec: 1,
         tv_usec: 0,
     };
-    let (option, len) = (&raw const patience, size_of::<libc::timeval>() as libc::socklen_t);
+    let (option, len) = (
+        &raw const patience,
+        size_of::<libc::timeval>() as libc::socklen_t,
+    );
     // SAFETY: as above.
     check(unsafe {
-        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVTIMEO, option.cast(), len)
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVTIMEO,
+            option.cast(),
+            len,
+        )
     })?;
     Ok(socket)
 }
@@ -87,7 +96,14 @@ fn echo(socket: &OwnedFd, ended: &std::sync::mpsc::Receiver<()>) {
     let empty = std::sync::mpsc::TryRecvError::Empty;
     while ended.try_recv() == Err(empty) {
         // SAFETY: the buffer is that long.
-        let len = unsafe { libc::recv(socket.as_raw_fd(), frame.as_mut_ptr().cast(), frame.len(), 0) };
+        let len = unsafe {
+            libc::recv(
+                socket.as_raw_fd(),
+                frame.as_mut_ptr().cast(),
+                frame.len(),
+                0,
+            )
+        };
         let Ok(len @ 14..) = usize::try_from(len) else {
             continue;
         };

@@ -47,7 +47,12 @@ fn block() -> Vec<Vec<u8>> {
 
 fn console() -> Vec<Vec<u8>> {
     let say = |port: u32, event: u16, value: u16| {
-        let message = [&port.to_le_bytes()[..], &event.to_le_bytes(), &value.to_le_bytes()].concat();
+        let message = [
+            &port.to_le_bytes()[..],
+            &event.to_le_bytes(),
+            &value.to_le_bytes(),
+        ]
+        .concat();
         chain(3, &[&message], &[])
     };
     vec![
@@ -78,7 +83,11 @@ fn gpu() -> Vec<Vec<u8>> {
         command(0x0103, &[0, 0, 64, 64, 0, 1]),
         command(0x0105, &[0, 0, 64, 64, 0, 0, 1, 0]),
         command(0x0104, &[0, 0, 64, 64, 1, 0]),
-        chain(1, &[&words(&[0x0300, 0, 0, 0, 0, 0, 0, 5, 6, 0, 1, 2, 3, 0])], &[]),
+        chain(
+            1,
+            &[&words(&[0x0300, 0, 0, 0, 0, 0, 0, 5, 6, 0, 1, 2, 3, 0])],
+            &[],
+        ),
         chain(1, &[&words(&[0x0301, 0, 0, 0, 0, 0, 0, 9, 9, 0])], &[]),
         command(0x0107, &[1, 0]),
         command(0x0102, &[1, 0]),
@@ -151,7 +160,9 @@ fn viewer() -> Vec<u8> {
         b"RFB 003.008\n",
         &[1],
         &[1],
-        &[0, 0, 0, 0, 32, 24, 0, 1, 0, 255, 0, 255, 0, 255, 16, 8, 0, 0, 0, 0],
+        &[
+            0, 0, 0, 0, 32, 24, 0, 1, 0, 255, 0, 255, 0, 255, 16, 8, 0, 0, 0, 0,
+        ],
         &[2, 0, 0, 2, 0, 0, 0, 16, 0, 0, 0, 0],
         &[3, 1, 0, 0, 0, 0, 4, 0, 3, 0],
         &[4, 1, 0, 0, 0, 0, 0, 65],
@@ -161,7 +172,9 @@ fn viewer() -> Vec<u8> {
         &[248, 0, 0, 0, 0, 0, 0, 1, 2, 7, 7],
         &[255, 0, 0, 1, 0, 0, 0, 65, 0, 0, 0, 30],
     ];
-    let pieces = said.iter().map(|piece| [&[piece.len() as u8 - 1][..], piece].concat());
+    let pieces = said
+        .iter()
+        .map(|piece| [&[piece.len() as u8 - 1][..], piece].concat());
     pieces.collect::<Vec<_>>().concat()
 }
 
@@ -233,7 +246,8 @@ pub fn write(seeds: &Seeds) {
     }
     seeds.write("virtio_transport", "driver", &registers());
     seeds.write("pci_config", "driver", &registers());
-    let boot = |kernel: &[u8]| [piece(b"console=ttyS0"), piece(&[1; 300]), kernel.to_vec()].concat();
+    let boot =
+        |kernel: &[u8]| [piece(b"console=ttyS0"), piece(&[1; 300]), kernel.to_vec()].concat();
     seeds.write("boot_kernel", "bzimage", &boot(&kernel()));
     seeds.write("boot_kernel", "elf", &boot(&elf()));
     seeds.write("rfb_client", "viewer", &viewer());
@@ -251,7 +265,12 @@ pub fn write(seeds: &Seeds) {
     }
     for (name, code, fds, body) in [
         ("features", 1u32, 0u8, vec![]),
-        ("memory", 5, 1, words(&[1, 0, 0, 0, 0x10_0000, 0, 0x7000_0000, 0, 0, 0])),
+        (
+            "memory",
+            5,
+            1,
+            words(&[1, 0, 0, 0, 0x10_0000, 0, 0x7000_0000, 0, 0, 0]),
+        ),
         ("addresses", 9, 0, words(&[0; 10])),
         ("kick", 12, 1, words(&[0, 0])),
         ("config", 24, 0, words(&[0, 8, 0, 0, 0])),

@@ -16,6 +16,7 @@ use super::channel::{Channel, ChannelError, wait_readable};
 use super::event::Stop;
 use super::session::Session;
 use super::{DiskSpec, QUEUES_MAX};
+use crate::Seldom;
 use crate::nbd::ListenError;
 use crate::nbd::listen::Listener;
 

@@ -83,11 +83,17 @@ impl Driver {
     /// The host has no room.
     pub fn new(device: Box<dyn Device>) -> Self {
         let memory = memory::small(MEMORY_BYTES).expect("the host has memory");
-        let sizes: Vec<u16> = device.queue_sizes().iter().map(|max| SIZE.min(*max)).collect();
+        let sizes: Vec<u16> = device
+            .queue_sizes()
+            .iter()
+            .map(|max| SIZE.min(*max))
+            .collect();
         let queues = sizes.len();
         assert!(QUEUES + queues as u64 * QUEUE_BYTES <= BUFFERS);
         let interrupts: Vec<EventFd> = (0..=queues).map(|_| event()).collect();
-        let copies = interrupts.iter().map(|event| event.try_clone().expect("a copy"));
+        let copies = interrupts
+            .iter()
+            .map(|event| event.try_clone().expect("a copy"));
         let interrupt = Interrupt::new(copies.collect(), queues);
         Self {
             memory,
@@ -124,7 +130,12 @@ impl Driver {
     /// Where a queue's descriptors, available and used ring are, with the end of the last.
     pub fn places(&self, queue: usize) -> [u64; 4] {
         let base = QUEUES + queue as u64 * QUEUE_BYTES;
-        [base, base + AVAILABLE, base + USED, base + USED + USED_BYTES]
+        [
+            base,
+            base + AVAILABLE,
+            base + USED,
+            base + USED + USED_BYTES,
+        ]
     }
 
     /// The driver is ready: of the device's own features it takes `features`, and sets up the queues whose bits are set in `queues`, each

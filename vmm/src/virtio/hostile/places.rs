@@ -90,7 +90,11 @@ pub fn configuration(data: &[u8]) {
         space.read(0, &mut id);
         assert_eq!(u32::from_le_bytes(id), 0x1042_1af4);
         assert!(usize::from(space.byte(0x34)) == at && space.byte(at + 1) == 0);
-        assert!(space.bar().is_none_or(|bar| bar.is_multiple_of(BAR_BYTES.into())));
+        assert!(
+            space
+                .bar()
+                .is_none_or(|bar| bar.is_multiple_of(BAR_BYTES.into()))
+        );
         let control = space.byte(at + msix::CONTROL_HIGH);
         let on = control & msix::ENABLE != 0 && control & msix::MASK_ALL == 0;
         for (words, vector) in table.table().into_iter().zip(table.vectors()) {
@@ -131,7 +135,8 @@ impl Transport {
         // Device status: reset.
         self.bus.write(u64::from(BAR) + 0x14, &[0]);
         let zeros = vec![0; MEMORY_BYTES as usize / 4];
-        let written = vm_memory::Bytes::write_slice(&self.memory, &zeros, vm_memory::GuestAddress(0));
+        let written =
+            vm_memory::Bytes::write_slice(&self.memory, &zeros, vm_memory::GuestAddress(0));
         written.expect("inside of memory");
     }
 
@@ -144,7 +149,9 @@ impl Transport {
             match access.what % 6 {
                 0 => self.bus.read(register, &mut read),
                 // Writes into the common configuration are what there is most to find in.
-                1 | 2 => self.bus.write(register & !0xfc0 | register & 0x3f, access.bytes),
+                1 | 2 => self
+                    .bus
+                    .write(register & !0xfc0 | register & 0x3f, access.bytes),
                 3 => self.bus.write(register, access.bytes),
                 4 => lock(&self.device).write_config(access.at % 300, access.bytes),
                 _ => {

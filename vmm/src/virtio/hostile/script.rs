@@ -84,7 +84,10 @@ impl Guest {
 
     /// A chain of what `bytes` has to say: parts to read with what is in them, then parts to write.
     fn chain(&mut self, queue: usize, bytes: &mut Bytes<'_>) {
-        let (readable, writable) = (bytes.byte() as usize % PARTS_MAX, bytes.byte() as usize % PARTS_MAX);
+        let (readable, writable) = (
+            bytes.byte() as usize % PARTS_MAX,
+            bytes.byte() as usize % PARTS_MAX,
+        );
         let indirect = bytes.byte() & 7 == 0;
         let mut parts = Vec::new();
         for _ in 0..readable {

@@ -35,12 +35,16 @@ pub(super) struct Ends {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     /// The host calls; whether the guest has been asked.
-    Calling { asked: bool },
+    Calling {
+        asked: bool,
+    },
     /// The guest calls, and is to be answered.
     Answering,
     Open,
     /// Over; whether the guest is to be told.
-    Ended { tell: bool },
+    Ended {
+        tell: bool,
+    },
 }
 
 /// See the module.
@@ -241,7 +245,12 @@ impl<S: Stream> Connection<S> {
     }
 
     /// The next packet for the guest, with at most `room` bytes of data, which are put into `data`.
-    pub(super) fn give(&mut self, guest_cid: u64, room: usize, data: &mut Vec<u8>) -> Option<Header> {
+    pub(super) fn give(
+        &mut self,
+        guest_cid: u64,
+        room: usize,
+        data: &mut Vec<u8>,
+    ) -> Option<Header> {
         data.clear();
         match self.phase {
             Phase::Calling { asked: false } => {

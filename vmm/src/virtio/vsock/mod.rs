@@ -97,7 +97,8 @@ impl Bridge {
             };
             let head = chain.head_index();
             if let Some(header) = read_packet(memory, chain, &mut self.data) {
-                self.connections.take(&header, &self.data, &mut self.sockets);
+                self.connections
+                    .take(&header, &self.data, &mut self.sockets);
             }
             self.tx.done(memory, head, 0);
             any = true;
@@ -157,7 +158,8 @@ impl Handler for Bridge {
             return;
         }
         let connections = &mut self.connections;
-        self.sockets.take(|port, stream| connections.call(port, stream));
+        self.sockets
+            .take(|port, stream| connections.call(port, stream));
         connections.wake();
         let left = self.hear_guest();
         self.tell_guest();

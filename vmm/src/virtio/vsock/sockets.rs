@@ -87,7 +87,11 @@ impl Sockets {
     pub(super) fn take(&mut self, mut call: impl FnMut(u32, UnixStream)) {
         let mut told = [EpollEvent::default(); EVENTS];
         // Told once each: there are fewer sockets than this loop takes in a few rounds.
-        while self.events.wait(0, &mut told).is_ok_and(|count| count == EVENTS) {}
+        while self
+            .events
+            .wait(0, &mut told)
+            .is_ok_and(|count| count == EVENTS)
+        {}
         while let Ok((stream, _)) = self.listener.accept() {
             if stream.set_nonblocking(true).is_err() || self.watch(&stream).is_err() {
                 continue;

@@ -51,6 +51,7 @@ impl<S: Stream> Connections<S> {
     }
 
     /// Connections that there are.
+    #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.all.len()
     }
@@ -132,8 +133,15 @@ impl<S: Stream> Connections<S> {
             return Some(refusal);
         }
         let after = self.last.map_or(Bound::Unbounded, Bound::Excluded);
-        let behind = self.all.range((after, Bound::Unbounded)).map(|(ends, _)| *ends);
-        let before = self.all.keys().copied().take_while(|ends| Some(*ends) <= self.last);
+        let behind = self
+            .all
+            .range((after, Bound::Unbounded))
+            .map(|(ends, _)| *ends);
+        let before = self
+            .all
+            .keys()
+            .copied()
+            .take_while(|ends| Some(*ends) <= self.last);
         let order: Vec<Ends> = behind.chain(before).collect();
         for ends in order {
             let Some(connection) = self.all.get_mut(&ends) else {

@@ -169,7 +169,10 @@ fn a_program_calls_the_guest_and_both_talk() {
     assert_eq!(guest.hears(), None, "nothing before the answer");
     (guest.host_port, guest.guest_port) = (request.src_port, GUEST_PORT);
     guest.send(op::RESPONSE, 0, &[]);
-    assert_eq!(pipe.heard(), format!("OK {}\n", request.src_port).as_bytes());
+    assert_eq!(
+        pipe.heard(),
+        format!("OK {}\n", request.src_port).as_bytes()
+    );
     let (header, data) = guest.receive().expect("data");
     assert_eq!((header.op, data.as_slice()), (op::DATA, &b"hello"[..]));
     assert_eq!(header.buf_alloc, BUFFER_BYTES);
@@ -201,7 +204,14 @@ fn a_call_that_the_guest_refuses_ends() {
 fn a_call_to_nobody_is_refused_and_so_is_what_belongs_to_no_connection() {
     let mut guest = Guest::new();
     guest.host_port = SERVICE + 1;
-    for kind in [op::REQUEST, op::RESPONSE, op::DATA, op::SHUTDOWN, op::CREDIT_UPDATE, 99] {
+    for kind in [
+        op::REQUEST,
+        op::RESPONSE,
+        op::DATA,
+        op::SHUTDOWN,
+        op::CREDIT_UPDATE,
+        99,
+    ] {
         guest.send(kind, 0, &[]);
         let (header, _) = guest.receive().expect("a refusal");
         let ends = (header.src_port, header.dst_port);
@@ -234,7 +244,11 @@ fn the_guests_room_is_kept_to_and_asked_for_once() {
     assert_eq!(guest.hears(), Some(op::CREDIT_REQUEST));
     assert_eq!(guest.hears(), None);
     guest.send(op::CREDIT_UPDATE, 0, &[]);
-    assert_eq!(guest.hears(), None, "an answer without room is not asked again");
+    assert_eq!(
+        guest.hears(),
+        None,
+        "an answer without room is not asked again"
+    );
     guest.fwd_cnt = 10;
     guest.send(op::CREDIT_UPDATE, 0, &[]);
     assert_eq!(guest.receive().expect("data").1.len(), 10);
@@ -257,7 +271,10 @@ fn a_program_that_takes_nothing_holds_its_guest_up_and_one_byte_too_much_is_a_re
     pipe.0.borrow_mut().takes = BUFFER_BYTES as usize / 2;
     guest.connections.wake();
     let (header, _) = guest.receive().expect("room");
-    assert_eq!((header.op, header.fwd_cnt), (op::CREDIT_UPDATE, BUFFER_BYTES / 2));
+    assert_eq!(
+        (header.op, header.fwd_cnt),
+        (op::CREDIT_UPDATE, BUFFER_BYTES / 2)
+    );
     for _ in 0..BUFFER_BYTES / 8192 {
         guest.send(op::DATA, 0, &[1; 4096]);
     }
