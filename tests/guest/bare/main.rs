@@ -48,7 +48,7 @@ fn command_line(parameters: *const u8) -> &'static str {
     core::str::from_utf8(bytes).unwrap_or("")
 }
 
-/// A check on all of whose steps something depends: what is wrong is told once.
+/// Runs a check. What is wrong is told, and is the guest's last word.
 fn check(name: &str, run: fn(&mut Check) -> Result<(), Wrong>) {
     memory::forget();
     let mut check = Check::new(name);
@@ -56,6 +56,7 @@ fn check(name: &str, run: fn(&mut Check) -> Result<(), Wrong>) {
         Ok(()) => say!("CHECK {name} ok"),
         Err(Wrong { what, value }) => {
             say!("CHECK {name} FAILED after {}: {what} ({value:#x})", check.step());
+            power::off();
         }
     }
 }

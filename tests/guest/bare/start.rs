@@ -55,6 +55,8 @@ start:
     mov %ah, descriptors + 0x37(%rip)
     lea stack_0_end(%rip), %rax
     mov %rax, tss + 4(%rip)
+    movw $104, tss + 102(%rip)
+    movb $0xff, tss + 104 + 8192(%rip)
     lgdt descriptors_place(%rip)
     mov $0x30, %ax
     ltr %ax
@@ -78,8 +80,8 @@ start:
     pushq $0x23
     lea stack_3_end(%rip), %rax
     push %rax
-    # Ports are open to ring 3, and interrupts come in: there are none before the local APIC is on.
-    pushq $0x3202
+    # Interrupts come in: there are none before the local APIC is on.
+    pushq $0x202
     pushq $0x2b
     lea 3f(%rip), %rax
     push %rax
@@ -136,8 +138,8 @@ descriptors:
     .quad 0x00cf93000000ffff
     .quad 0x00cff3000000ffff
     .quad 0x00affb000000ffff
-    # The task state: 104 bytes; where, is filled in.
-    .quad 0x0000890000000067, 0
+    # The task state: 104 bytes and a map of all ports; where, is filled in.
+    .quad 0x0000890000002068, 0
 descriptors_place:
     .word descriptors_place - descriptors - 1
     .quad descriptors
@@ -155,7 +157,9 @@ interrupt_counts:
     .skip 16 * 4
     .balign 16
 tss:
-    .skip 128
+    .skip 104
+    # All ports are open.
+    .skip 8192 + 8
     .balign 16
     .skip 4096
 stack_0_end:

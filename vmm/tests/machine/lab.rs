@@ -13,7 +13,7 @@ use vmm::machine::{self, Devices, End, Machine, MachineSpec};
 use vmm::virtio::Device;
 
 /// How long a guest may take; on the busiest machine it takes less.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(120);
 const TICK: Duration = Duration::from_millis(5);
 
 pub struct Lab {

@@ -1,15 +1,17 @@
 //! What the guest draws is on the screen.
 
-use std::time::Instant;
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::Duration;
 
 use vmm::machine::event::Event;
 use vmm::screen::{Rect, Screen, Size};
 use vmm::virtio::gpu::Gpu;
 
-use crate::lab::{Lab, PATIENCE};
+use crate::lab::Lab;
 
 const WIDTH: u16 = 320;
 const HEIGHT: u16 = 200;
+const TICK: Duration = Duration::from_millis(5);
 
 /// Blue, green and red of the guest's picture.
 fn pixel(x: u16, y: u16) -> [u8; 3] {
@@ -35,26 +37,22 @@ fn a_picture_is_seen() {
     let Some(mut lab) = Lab::new() else { return };
     let screen = Screen::new(Size::new(640, 480).unwrap());
     lab.add("gpu", Gpu::new(screen.clone()));
+    let (ended, is_ended) = std::sync::mpsc::channel::<()>();
     let (mut viewer, listener) = (None, lab.listener());
     let said = lab.run_with("gpu hold", |events| {
-        // Ends the machine when the picture is there.
+        // Ends the machine when the picture is there, and the guest has done everything else.
         viewer = Some(std::thread::spawn(move || {
-            let end = Instant::now() + PATIENCE;
-            let mut seen = false;
-            while !seen && Instant::now() < end {
-                std::thread::sleep(std::time::Duration::from_millis(5));
-                seen = shows(&screen);
+            let goes_on = Err(RecvTimeoutError::Timeout);
+            while is_ended.recv_timeout(TICK) == goes_on {
+                if shows(&screen) && listener.text().contains("CHECK gpu ok") {
+                    events.put(Event::Quit);
+                    return true;
+                }
             }
-            // It stays when the guest has done everything else.
-            listener.wait("CHECK gpu ok", 1);
-            seen &= shows(&screen);
-            events.put(Event::Quit);
-            seen
+            false
         }));
     });
-    assert!(
-        viewer.unwrap().join().unwrap(),
-        "no picture:\n{}",
-        said.text
-    );
+    drop(ended);
+    let seen = viewer.unwrap().join().unwrap();
+    assert!(seen, "no picture:\n{}", said.text);
 }
