@@ -92,7 +92,7 @@ fn tap() -> Result<(Tap, OwnedFd), Box<dyn std::error::Error>> {
 
 /// Sends frames back until nobody needs them any more.
 fn echo(socket: &OwnedFd, ended: &std::sync::mpsc::Receiver<()>) {
-    let mut frame = [0; 2048];
+    let mut frame = [0u8; 2048];
     let empty = std::sync::mpsc::TryRecvError::Empty;
     while ended.try_recv() == Err(empty) {
         // SAFETY: the buffer is that long.
