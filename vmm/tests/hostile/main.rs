@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod again;
 mod chains;
 mod endless;
 mod memory;

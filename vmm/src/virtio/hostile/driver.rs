@@ -165,6 +165,14 @@ impl Driver {
             self.interrupt.set_vector(Some(index), index as u16 + 1);
             rings.push((queues >> index & 1 != 0).then_some(ring));
         }
+        self.resume(features, rings)
+    }
+
+    /// Goes on with rings that [`Driver::stop`] gave back, as a machine that was paused.
+    ///
+    /// # Errors
+    /// The device does not start.
+    pub fn resume(&mut self, features: u64, rings: Vec<Option<Ring>>) -> Result<(), StartError> {
         let started = Started {
             memory: self.memory.clone(),
             features,

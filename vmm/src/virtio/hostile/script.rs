@@ -65,7 +65,7 @@ impl Guest {
     fn start(&mut self, features: u8, queues: u32) {
         let features = match features & 3 {
             0 => u64::MAX,
-            1 => u64::MAX & !crate::virtio::F_EVENT_IDX,
+            1 => !crate::virtio::F_EVENT_IDX,
             2 => 0,
             _ => 1 << (features >> 2),
         };
