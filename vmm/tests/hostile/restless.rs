@@ -35,7 +35,7 @@ impl Numbers {
         Descriptor {
             at,
             len,
-            flags: (self.next() % 8) as u16 & !4 | if self.next() % 4 > 0 { NEXT } else { WRITE },
+            flags: (self.next() % 8) as u16 & !4 | if self.next() & 3 > 0 { NEXT } else { WRITE },
             next: (self.next() % u64::from(SIZE)) as u16,
         }
     }
