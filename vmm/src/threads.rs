@@ -65,6 +65,11 @@ pub fn confine(filters: Filters) -> Result<(), ConfineError> {
     Ok(filters.enter(Role::Main)?)
 }
 
+/// Whether threads keep to their lists.
+pub fn are_confined() -> bool {
+    STARTER.get().is_some()
+}
+
 /// Starts a thread.
 ///
 /// # Errors

@@ -8,6 +8,8 @@
 
 #[path = "seeds/link.rs"]
 mod link;
+#[path = "seeds/machine.rs"]
+mod machine;
 #[path = "seeds/nbd.rs"]
 mod nbd;
 #[path = "seeds/stored.rs"]
@@ -41,6 +43,7 @@ fn write_all() {
         directory: directory.into(),
     };
     link::write(&seeds);
+    machine::write(&seeds);
     nbd::write(&seeds);
     stored::write(&seeds);
     text::write(&seeds);

@@ -59,6 +59,12 @@ impl BlockErrorKind {
         }
     }
 
+    /// Whether it is the guest's or client's own mistake, of which nobody else needs to hear.
+    #[must_use]
+    pub const fn is_askers(self) -> bool {
+        matches!(self, Self::OutOfRange | Self::ReadOnly | Self::Unsupported)
+    }
+
     /// Whether the same request can succeed later without anybody mending anything here.
     #[must_use]
     pub const fn is_transient(self) -> bool {

@@ -8,9 +8,11 @@ mod device;
 mod memory;
 pub mod nbd;
 mod raw_file;
+mod seldom;
 pub mod vhost_user;
 pub mod virtio;
 
 pub use device::{BlockDevice, BlockError, BlockErrorKind, Geometry, RangeStatus, check_range};
 pub use memory::MemoryDevice;
 pub use raw_file::RawFile;
+pub use seldom::Seldom;

@@ -250,7 +250,8 @@ fn initrd(
     let start = limit.checked_sub(len).map(|start| start & !(PAGE - 1));
     let start = start.filter(|start| *start >= kernel_end);
     let start = start.ok_or(BootError::Memory {
-        needed: kernel_end + len,
+        // A kernel may say that it ends anywhere.
+        needed: kernel_end.saturating_add(len),
         memory: low_end,
     })?;
     memory.read_exact_volatile_from(GuestAddress(start), &mut file, len as usize)?;
@@ -377,6 +378,37 @@ mod tests {
             .read_slice(&mut text, GuestAddress(COMMAND_LINE))
             .expect("command line");
         assert_eq!(&text, b"console=ttyS0\0");
+    }
+
+    /// An ELF file whose one segment says that it takes so many bytes of memory.
+    fn elf_image(memory_bytes: u64) -> Vec<u8> {
+        let mut image = vec![0; 64 + 56];
+        image[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
+        image[0x18..0x20].copy_from_slice(&HIGH_MEMORY.to_le_bytes());
+        (image[0x20], image[0x36], image[0x38]) = (64, 56, 1);
+        let segment = &mut image[64..];
+        segment[0] = 1;
+        segment[0x18..0x20].copy_from_slice(&HIGH_MEMORY.to_le_bytes());
+        segment[0x20] = 16;
+        segment[0x28..0x30].copy_from_slice(&memory_bytes.to_le_bytes());
+        image
+    }
+
+    #[test]
+    fn a_kernel_that_says_it_takes_all_of_memory_is_refused() {
+        let memory = memory::create(64).expect("memory");
+        let initrd = file(&[7; 5000]);
+        for (bytes, fits) in [
+            (4096, true),
+            (1 << 40, false),
+            (u64::MAX - HIGH_MEMORY, false),
+        ] {
+            let kernel = file(&elf_image(bytes));
+            let source = BootSource::open(kernel.path(), Some(initrd.path()), "");
+            let loaded = load(&memory, &source.expect("files"));
+            assert_eq!(loaded.is_ok(), fits, "{bytes}");
+            assert!(fits || matches!(loaded, Err(BootError::Memory { .. })));
+        }
     }
 
     #[test]

@@ -215,8 +215,13 @@ impl Message {
             (before.address_lo, before.address_hi, before.data)
                 != (message.address_lo, message.address_hi, message.data)
         });
-        if is_new {
-            self.interrupts.apply(&routes)?;
+        if is_new && let Err(error) = self.interrupts.apply(&routes) {
+            // What KVM does not take must not stand in the way of other devices' routes.
+            match before {
+                Some(before) => routes.messages.insert(self.gsi, before),
+                None => routes.messages.remove(&self.gsi),
+            };
+            return Err(error);
         }
         drop(routes);
         if !self.connected {

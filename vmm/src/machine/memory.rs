@@ -65,7 +65,16 @@ pub fn create(mib: u64) -> Result<Memory, MemoryError> {
     map(memfd(bytes)?, bytes)
 }
 
-fn memfd(bytes: u64) -> Result<File, MemoryError> {
+/// Less memory than any machine has, for devices without a machine.
+///
+/// # Errors
+/// The host has no room for it.
+pub(crate) fn small(bytes: u64) -> Result<Memory, MemoryError> {
+    map(memfd(bytes)?, bytes)
+}
+
+/// A file in memory of that size, which cannot change.
+pub(crate) fn memfd(bytes: u64) -> Result<File, MemoryError> {
     let failed = |step| {
         move || MemoryError::File {
             bytes,

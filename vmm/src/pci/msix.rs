@@ -2,7 +2,7 @@
 //!
 //! A vector that is masked holds its interrupt back; the pending bits tell of that.
 
-use crate::machine::interrupts::Message;
+use crate::machine::interrupts::{InterruptError, Message};
 
 /// Number of the capability.
 pub const CAPABILITY: u8 = 0x11;
@@ -37,23 +37,24 @@ pub trait Vector: Send {
     fn is_pending(&self) -> bool;
 }
 
+/// What a guest may have in its table is the guest's affair, and KVM refuses it as often as it is written: debug level.
+fn told(done: Result<(), InterruptError>, what: &str) {
+    if let Err(error) = done {
+        let error = &error as &dyn std::error::Error;
+        tracing::debug!(error, "{what}");
+    }
+}
+
 impl Vector for Message {
     fn connect(&mut self, address: u64, data: u32) {
-        if let Err(error) = Self::connect(self, address, data) {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "interrupt not connected"
-            );
-        }
+        told(
+            Self::connect(self, address, data),
+            "interrupt not connected",
+        );
     }
 
     fn disconnect(&mut self) {
-        if let Err(error) = Self::disconnect(self) {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "interrupt not disconnected"
-            );
-        }
+        told(Self::disconnect(self), "interrupt not disconnected");
     }
 
     fn is_pending(&self) -> bool {

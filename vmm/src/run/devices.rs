@@ -19,9 +19,10 @@ use vmm::virtio::input::{Input, Model};
 use vmm::virtio::net::{Net, Tap};
 use vmm::virtio::rng::Rng;
 use vmm::virtio::vhost_user::RemoteBlock;
+use vmm::virtio::vsock::Vsock;
 use vmm_block::{BlockDevice, RawFile};
 
-use super::options::{Arguments, DiskOption, DiskSource};
+use super::options::{Arguments, DiskOption, DiskSource, VsockOption};
 
 /// A screen and hands for it, which outlive machines: viewers stay when the guest resets.
 pub(super) struct Display {
@@ -151,6 +152,11 @@ impl Arguments {
         if !ports.is_empty() {
             let console = Console::new(&ports).context("a port's socket")?;
             others.push(("ports".into(), Box::new(console)));
+        }
+        if let Some(VsockOption(spec)) = &self.vsock {
+            let vsock = Vsock::new(spec);
+            let vsock = vsock.with_context(|| format!("sockets at {}", spec.socket.display()))?;
+            others.push(("vsock".into(), Box::new(vsock)));
         }
         others.push(("balloon".into(), Box::new(Balloon::new(balloon.clone()))));
         others.push(("rng".into(), Box::<Rng>::default()));

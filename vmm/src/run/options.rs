@@ -7,6 +7,7 @@ use clap::Args;
 use vmm::screen::Size;
 use vmm::virtio::block::Limits;
 use vmm::virtio::console::PortSpec;
+use vmm::virtio::vsock::{CIDS, VsockSpec};
 
 use super::confinement::Confinement;
 
@@ -48,6 +49,10 @@ pub struct Arguments {
     /// A port of the guest's agents: its name in the guest, and the Unix socket where the host's side is.
     #[arg(long, value_name = "NAME=PATH")]
     pub(super) port: Vec<PortOption>,
+    /// Sockets between guest and host: the guest's address, 3 or more, and the Unix socket where programs call the guest by saying
+    /// `CONNECT PORT`. The guest's calls go to PATH_PORT, but not from inside of a sandbox: there, the host calls.
+    #[arg(long, value_name = "cid=N,socket=PATH")]
+    pub(super) vsock: Option<VsockOption>,
     /// Take commands at this Unix socket, one JSON object a line.
     #[arg(long, value_name = "PATH")]
     pub(super) control: Option<PathBuf>,
@@ -206,12 +211,55 @@ impl FromStr for PortOption {
     }
 }
 
+/// `--vsock`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct VsockOption(pub(super) VsockSpec);
+
+impl FromStr for VsockOption {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const FORM: &str = "cid=N,socket=PATH is needed, such as cid=3,socket=agent.sock";
+        let (cid, socket) = text.split_once(',').ok_or(FORM)?;
+        let cid = cid.strip_prefix("cid=").ok_or(FORM)?;
+        let socket = socket.strip_prefix("socket=").ok_or(FORM)?;
+        let cid = cid.parse().ok().filter(|cid| CIDS.contains(cid));
+        let cid =
+            cid.ok_or_else(|| format!("{text:?}: a cid is a number from {} on", CIDS.start()))?;
+        if socket.is_empty() {
+            return Err(FORM.into());
+        }
+        let socket = socket.into();
+        Ok(Self(VsockSpec { cid, socket }))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn parse(text: &str) -> Result<DiskOption, String> {
         text.parse()
+    }
+
+    #[test]
+    fn sockets_have_an_address_and_a_place() {
+        let parse = |text: &str| text.parse::<VsockOption>();
+        let spec = parse("cid=3,socket=/run/a,b.sock")
+            .expect("both are there")
+            .0;
+        assert_eq!((spec.cid, spec.socket), (3, "/run/a,b.sock".into()));
+        for wrong in [
+            "",
+            "cid=3",
+            "socket=a,cid=3",
+            "cid=2,socket=a",
+            "cid=4294967295,socket=a",
+            "cid=x,socket=a",
+            "cid=3,socket=",
+        ] {
+            assert!(parse(wrong).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

@@ -8,12 +8,14 @@ pub mod balloon;
 pub mod block;
 pub mod console;
 pub mod gpu;
+pub mod hostile;
 pub mod input;
 pub mod net;
 pub mod pci;
 pub mod ring;
 pub mod rng;
 pub mod vhost_user;
+pub mod vsock;
 pub mod worker;
 
 use std::sync::Arc;

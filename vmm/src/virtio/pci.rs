@@ -13,6 +13,8 @@ use std::sync::{Arc, Mutex, Weak};
 
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use virtio_queue::{Queue, QueueT};
+use vm_memory::{GuestAddress, GuestMemoryBackend};
+use vmm_block::Seldom;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::ring::{Interrupt, Ring};
@@ -83,6 +85,7 @@ pub struct VirtioPci {
     queue_select: u16,
     queues: Vec<QueueSetup>,
     is_started: bool,
+    seldom: Seldom,
     /// Where the BAR answers now.
     mapped: Option<u64>,
 }
@@ -150,6 +153,7 @@ impl VirtioPci {
                 queue_select: 0,
                 queues,
                 is_started: false,
+                seldom: Seldom::default(),
                 mapped: None,
             })
         });
@@ -271,19 +275,24 @@ impl VirtioPci {
         let Some(QueueSetup { queue, .. }) = self.selected() else {
             return;
         };
-        // Values that are not allowed (sizes that are no power of two, addresses that are not aligned) are logged and left out by the
-        // queue; it is then not valid, and the device does not start.
-        match offset {
-            0x18 => queue.set_size(value as u16),
-            0x1c => queue.set_ready(value & 1 == 1),
-            0x20 => queue.set_desc_table_address(Some(value), None),
-            0x24 => queue.set_desc_table_address(None, Some(value)),
-            0x28 => queue.set_avail_ring_address(Some(value), None),
-            0x2c => queue.set_avail_ring_address(None, Some(value)),
-            0x30 => queue.set_used_ring_address(Some(value), None),
-            0x34 => queue.set_used_ring_address(None, Some(value)),
-            _ => {}
-        }
+        let low = |address: u64| GuestAddress(address >> 32 << 32 | u64::from(value));
+        let high = |address: u64| GuestAddress(address & 0xffff_ffff | u64::from(value) << 32);
+        // Values that are not allowed (sizes that are no power of two, addresses that are not aligned) change nothing, so that the driver
+        // reads back something else than it wrote.
+        let _ = match offset {
+            0x18 => queue.try_set_size(value as u16),
+            0x20 => queue.try_set_desc_table_address(low(queue.desc_table())),
+            0x24 => queue.try_set_desc_table_address(high(queue.desc_table())),
+            0x28 => queue.try_set_avail_ring_address(low(queue.avail_ring())),
+            0x2c => queue.try_set_avail_ring_address(high(queue.avail_ring())),
+            0x30 => queue.try_set_used_ring_address(low(queue.used_ring())),
+            0x34 => queue.try_set_used_ring_address(high(queue.used_ring())),
+            0x1c => {
+                queue.set_ready(value & 1 == 1);
+                Ok(())
+            }
+            _ => Ok(()),
+        };
     }
 
     fn set_status(&mut self, status: u8) {
@@ -312,7 +321,7 @@ impl VirtioPci {
         let mut rings = Vec::new();
         for (index, setup) in self.queues.iter_mut().enumerate() {
             setup.queue.set_event_idx(event_idx);
-            let is_set_up = setup.queue.ready() && setup.queue.is_valid(&self.memory);
+            let is_set_up = is_set_up(&setup.queue, &self.memory);
             let kick = setup.kick.try_clone().ok().filter(|_| is_set_up);
             rings.push(kick.map(|kick| {
                 let fresh = Queue::new(setup.size_max).expect("made before");
@@ -329,7 +338,13 @@ impl VirtioPci {
         self.is_started = true;
         if let Err(error) = self.device_mut().start(started) {
             let error = &error as &dyn std::error::Error;
-            tracing::warn!(device = self.name, error, "the device does not start");
+            // A guest can leave queues out as often as it likes.
+            match error.source() {
+                Some(_) if self.seldom.passes() => {
+                    tracing::warn!(device = self.name, error, "the device does not start");
+                }
+                _ => tracing::debug!(device = self.name, error, "the device does not start"),
+            }
             self.status |= NEEDS_RESET;
             self.interrupt.config_changed();
         }
@@ -364,6 +379,18 @@ impl VirtioPci {
     }
 }
 
+/// Whether a queue is on, with its rings in memory: as the queue's own `is_valid`, which logs why not.
+fn is_set_up(queue: &Queue, memory: &Memory) -> bool {
+    let size = usize::from(queue.size());
+    let has = |at, bytes| memory.check_range(GuestAddress(at), bytes);
+    queue.ready()
+        // 0 is what a queue has that nobody has set up.
+        && queue.avail_ring() != 0
+        && has(queue.desc_table(), 16 * size)
+        && has(queue.avail_ring(), 6 + 2 * size)
+        && has(queue.used_ring(), 6 + 8 * size)
+}
+
 /// 32 of 64 features.
 fn page(features: u64, page: u32) -> u32 {
     match page {
@@ -394,7 +421,9 @@ impl Function for VirtioPci {
         if (offset..offset + data.len()).contains(&control) {
             self.msix.control(self.config.byte(control));
         }
-        if let Err(error) = self.place_bar() {
+        if let Err(error) = self.place_bar()
+            && self.seldom.passes()
+        {
             let error = &error as &dyn std::error::Error;
             tracing::warn!(device = self.name, error, "the BAR cannot be moved");
         }

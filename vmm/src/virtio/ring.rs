@@ -1,4 +1,8 @@
 //! A queue as a device uses it: take chains, give them back, raise the interrupt if the driver wants it.
+//!
+//! A guest can have a ring that never ends: another processor puts in as fast as the device takes out, or what the device writes is the
+//! ring itself. So a device works in turns ([`Turn`]) of as many chains as the ring has entries, and looks at what else there is in
+//! between, such as that it should stop. Nothing here is logged: a guest can spoil its ring as often as it likes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
@@ -80,6 +84,11 @@ impl Interrupt {
     }
 }
 
+/// Chains that a device may still take before it looks at what else there is.
+pub struct Turn {
+    left: u16,
+}
+
 /// See the module.
 pub struct Ring {
     index: usize,
@@ -128,13 +137,42 @@ impl Ring {
 
     /// The next chain that the driver has put in. When there is none, the driver will kick for the next one.
     pub fn next<'a>(&mut self, memory: &'a Memory) -> Option<Chain<'a>> {
-        if let Some(chain) = self.queue.pop_descriptor_chain(memory) {
+        if let Some(chain) = self.pop(memory) {
             return Some(chain);
         }
         // One may come between the look and the asking. A ring that a guest has spoilt has no next chain: the guest resets the device,
         // or is without it.
         let came = self.queue.enable_notification(memory).unwrap_or(false);
-        came.then(|| self.queue.pop_descriptor_chain(memory))?
+        came.then(|| self.pop(memory))?
+    }
+
+    /// Not `pop_descriptor_chain`, which logs what a guest has spoilt.
+    fn pop<'a>(&mut self, memory: &'a Memory) -> Option<Chain<'a>> {
+        self.queue.iter(memory).ok()?.next()
+    }
+
+    /// A turn begins.
+    pub fn turn(&self) -> Turn {
+        Turn {
+            left: self.queue.size(),
+        }
+    }
+
+    /// As [`Ring::next`], as long as the turn lasts. When it is over the device is kicked, so that it comes back here after everything
+    /// else.
+    pub fn next_of<'a>(&mut self, turn: &mut Turn, memory: &'a Memory) -> Option<Chain<'a>> {
+        if turn.left == 0 {
+            self.again();
+            return None;
+        }
+        turn.left -= 1;
+        self.next(memory)
+    }
+
+    /// Has the device come back to this ring as if the driver had kicked.
+    pub fn again(&self) {
+        // It fails only when it has been kicked 2^64 - 2 times already.
+        let _ = self.kick.write(1);
     }
 
     /// Puts a chain back that could not be worked on yet.
@@ -144,16 +182,19 @@ impl Ring {
 
     /// Gives a chain back, with `written` bytes written into it.
     pub fn done(&mut self, memory: &Memory, head: u16, written: u32) {
-        if let Err(error) = self.queue.add_used(memory, head, written) {
-            tracing::warn!(queue = self.index, %error, "the guest has spoilt its queue");
+        // A head that does not exist cannot be given back; `add_used` would log it.
+        if head < self.queue.size() {
+            // The rings were in the guest's memory when the queue began, and memory does not go away.
+            let _ = self.queue.add_used(memory, head, written);
         }
     }
 
-    /// Works on all that is in the ring and on what comes meanwhile; each chain's answer is the bytes written into it. Raises the
+    /// Works for a turn on what is in the ring and on what comes meanwhile; each chain's answer is the bytes written into it. Raises the
     /// interrupt if the driver wants it.
     pub fn drain(&mut self, memory: &Memory, mut work: impl FnMut(Chain<'_>) -> u32) {
         let mut any = false;
-        while let Some(chain) = self.next(memory) {
+        let mut turn = self.turn();
+        while let Some(chain) = self.next_of(&mut turn, memory) {
             let head = chain.head_index();
             let written = work(chain);
             self.done(memory, head, written);

@@ -16,7 +16,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{JoinHandle, Scope};
 use std::time::Duration;
 
-use virtio_queue::{Queue, QueueT};
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestMemoryMmap;
 
 use super::Disk;
@@ -25,6 +25,7 @@ use super::event::{Call, Waiter, Woken};
 use super::inflight::QueueLog;
 use super::memory::GuestMap;
 use super::waiting::{Ending, Waiting, chain as error_line};
+use crate::Seldom;
 use crate::virtio::{Chain, Parsed};
 
 /// Reads and writes above this many bytes leave the queue's thread, so that they do not hold up those behind them.
@@ -49,6 +50,8 @@ pub(crate) struct QueueSetup {
     pub(crate) disk: Arc<Disk>,
     pub(crate) call: Arc<Call>,
     pub(crate) log: Option<QueueLog>,
+    /// What may be told of requests that fail.
+    pub(crate) seldom: Arc<Seldom>,
     /// Heads that another server had taken and not answered.
     pub(crate) again: Vec<u16>,
 }
@@ -115,6 +118,7 @@ struct Work<'m> {
     ending: &'m Ending,
     /// Requests are marked in memory that outlives this queue.
     is_logged: bool,
+    seldom: &'m Seldom,
     size: usize,
     ring: Mutex<Ring>,
     jobs: Mutex<Jobs<'m>>,
@@ -133,6 +137,7 @@ fn run(setup: QueueSetup, waiter: &Waiter, ending: &Ending) -> Places {
         call: &setup.call,
         ending,
         is_logged: setup.log.is_some(),
+        seldom: &setup.seldom,
         size,
         ring: Mutex::new(Ring {
             queue: setup.queue,
@@ -164,15 +169,20 @@ fn run(setup: QueueSetup, waiter: &Waiter, ending: &Ending) -> Places {
     }
 }
 
+/// The next chain. Not `pop_descriptor_chain`, which logs it each time that a guest has spoilt its ring; such a ring has no next one.
+fn pop<'m>(queue: &mut Queue, memory: &'m GuestMemoryMmap<()>) -> Option<Chain<'m>> {
+    queue.iter(memory).ok()?.next()
+}
+
 impl<'m> Work<'m> {
     /// The next request. When there is none, the driver will kick for the next one.
     fn next(&self) -> Option<Chain<'m>> {
         let mut ring = lock(&self.ring);
         let Ring { queue, log } = &mut *ring;
-        let mut chain = queue.pop_descriptor_chain(self.memory);
-        // One may come between the look and the asking. A ring that a guest has spoilt has no next request.
+        let mut chain = pop(queue, self.memory);
+        // One may come between the look and the asking.
         if chain.is_none() && queue.enable_notification(self.memory).unwrap_or(false) {
-            chain = queue.pop_descriptor_chain(self.memory);
+            chain = pop(queue, self.memory);
         }
         if let (Some(log), Some(chain)) = (log, &chain) {
             log.taken(chain.head_index());
@@ -184,6 +194,10 @@ impl<'m> Work<'m> {
     fn answer(&self, head: u16, written: u32) {
         let mut ring = lock(&self.ring);
         let Ring { queue, log } = &mut *ring;
+        if head >= queue.size() {
+            // The guest has named a descriptor that does not exist: there is nothing to give back.
+            return;
+        }
         if let Some(log) = log.as_mut() {
             log.answering(head);
         }
@@ -257,7 +271,12 @@ impl<'m> Work<'m> {
                 parsed.try_serve(&**device, serial, buffer, INLINE_BYTES_MAX)?
             };
             if let Some(error) = served.error {
-                tracing::warn!(serial, error = error_line(&error), "request failed");
+                if !error.kind.is_askers() && self.seldom.passes() {
+                    let error = error_line(&error);
+                    tracing::warn!(serial, error, "request failed; not every such failure is told");
+                } else {
+                    tracing::debug!(serial, %error, "request failed");
+                }
             }
             Some(served.written)
         }));

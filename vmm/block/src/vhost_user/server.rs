@@ -16,6 +16,7 @@ use super::channel::{Channel, ChannelError, wait_readable};
 use super::event::Stop;
 use super::session::Session;
 use super::{Disk, DiskSpec, Held, QUEUES_MAX};
+use crate::Seldom;
 use crate::nbd::ListenError;
 use crate::nbd::listen::Listener;
 
@@ -99,6 +100,8 @@ impl Drop for VhostUserServer {
 }
 
 fn serve(listener: Listener, disk: &Arc<Disk>, stop: &Stop) {
+    // Whoever may connect may connect again and again.
+    let seldom = Arc::new(Seldom::default());
     loop {
         let socket = match accept(&listener, stop) {
             Ok(socket) => socket,
@@ -109,12 +112,14 @@ fn serve(listener: Listener, disk: &Arc<Disk>, stop: &Stop) {
                 return;
             }
         };
-        match Session::new(Arc::clone(disk), Channel::new(socket)).run(stop) {
+        let session = Session::new(Arc::clone(disk), Channel::new(socket), Arc::clone(&seldom));
+        match session.run(stop) {
             ChannelEnd::Closed => tracing::debug!(serial = disk.serial, "front-end is gone"),
             ChannelEnd::Stopped => return,
-            ChannelEnd::Failed(reason) => {
+            ChannelEnd::Failed(reason) if seldom.passes() => {
                 tracing::warn!(serial = disk.serial, reason, "front-end is cut off");
             }
+            ChannelEnd::Failed(_) => {}
         }
     }
 }

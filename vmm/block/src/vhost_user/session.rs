@@ -27,6 +27,7 @@ use super::wire::{
     VringAddresses, VringState, WireError, protocol,
 };
 use super::{Disk, QUEUE_SIZE_MAX, SEGMENTS_MAX};
+use crate::Seldom;
 use crate::virtio::{config_of, features_of};
 
 /// Features of rings: indirect descriptors, notifications by position, virtio 1.0 and later.
@@ -93,6 +94,7 @@ struct QueueState {
 pub(crate) struct Session {
     disk: Arc<Disk>,
     channel: Channel,
+    seldom: Arc<Seldom>,
     features: u64,
     protocol: u64,
     map: Option<Arc<GuestMap>>,
@@ -101,12 +103,13 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    pub(crate) fn new(disk: Arc<Disk>, channel: Channel) -> Self {
+    pub(crate) fn new(disk: Arc<Disk>, channel: Channel, seldom: Arc<Seldom>) -> Self {
         let queues = std::iter::repeat_with(QueueState::default);
         Self {
             queues: queues.take(disk.queues.into()).collect(),
             disk,
             channel,
+            seldom,
             features: 0,
             protocol: 0,
             map: None,
@@ -151,7 +154,9 @@ impl Session {
             Ok(Reply::Body(body, fd)) => (body, fd),
             Err(reason) if !acknowledges => return Err(format!("message {code}: {reason}")),
             Err(reason) => {
-                tracing::warn!(serial = self.disk.serial, code, reason, "message refused");
+                if self.seldom.passes() {
+                    tracing::warn!(serial = self.disk.serial, code, reason, "message refused");
+                }
                 (1u64.to_le_bytes().to_vec(), None)
             }
         };
@@ -353,7 +358,9 @@ impl Session {
             ready.set_next_avail(queue.base);
             if !again.is_empty() {
                 let count = again.len();
-                tracing::info!(serial = self.disk.serial, index, count, "requests repeated");
+                if self.seldom.passes() {
+                    tracing::info!(serial = self.disk.serial, index, count, "requests repeated");
+                }
             }
             let setup = QueueSetup {
                 index: index as u16,
@@ -361,6 +368,7 @@ impl Session {
                 map: Arc::clone(&map),
                 disk: Arc::clone(&self.disk),
                 call: Arc::clone(&queue.call),
+                seldom: Arc::clone(&self.seldom),
                 log,
                 again,
             };

@@ -79,6 +79,18 @@ pub enum Request {
     Bad(Status),
 }
 
+impl Request {
+    /// Bytes of data that it moves.
+    #[must_use]
+    pub fn data_bytes(&self) -> u64 {
+        match self {
+            Self::Read { len, .. } => *len as u64,
+            Self::Write { data, .. } => data.len() as u64,
+            _ => 0,
+        }
+    }
+}
+
 /// A request with where its answer goes.
 pub struct Parsed<'a> {
     /// What is asked for.

@@ -156,7 +156,7 @@ pub const CALLS: &[Call] = &[
     call(named!(SYS_sendto), &[Vcpu], ANY, "the serial port's output to its console"),
     call(named!(SYS_setsockopt), &[Screen, Line, Control], &[SOL_SOCKET, (2, Is::Equal(libc::SO_RCVTIMEO as u32))], "patience"),
     call(named!(SYS_setsockopt), &[Screen, Line, Control], &[SOL_SOCKET, (2, Is::Equal(libc::SO_SNDTIMEO as u32))], "patience"),
-    call(named!(SYS_shutdown), &[Screen, Line], ANY, "hanging up"),
+    call(named!(SYS_shutdown), &[Ports, Screen, Line], ANY, "hanging up"),
     call(named!(SYS_ioctl), &[Ports], &[ioctl(libc::FIONBIO as u32)], "a client of a port is never waited for"),
     call(named!(SYS_recvmsg), &[Main, Remote], ANY, "a disk's server, and connections to it from the outer process"),
     call(named!(SYS_sendmsg), &[Main, Remote], ANY, "a disk's server"),

@@ -27,6 +27,11 @@ const PAGE_SHIFT: u32 = 12;
 const PAGE_BYTES: u64 = 1 << PAGE_SHIFT;
 /// Page numbers read at a time.
 const NUMBERS: usize = 256;
+/// Most page numbers of one chain: Linux sends 256, Windows 1,024. Each may cost a system call, so one chain must not have billions; what
+/// it has beyond stays in the guest.
+const NUMBERS_MAX: usize = 4096;
+/// Most ranges of free pages of one chain: Linux reports 32.
+const RANGES_MAX: usize = 256;
 
 mod features {
     /// The guest takes pages back by itself before it kills programs.
@@ -72,7 +77,7 @@ impl Giver {
         };
         let (mut run_start, mut run_pages) = (0u64, 0u64);
         let mut numbers = [0; NUMBERS * 4];
-        loop {
+        for _ in 0..NUMBERS_MAX / NUMBERS {
             let len = reader.available_bytes().min(numbers.len()) & !3;
             if len == 0 || std::io::Read::read_exact(&mut reader, &mut numbers[..len]).is_err() {
                 break;
@@ -92,7 +97,7 @@ impl Giver {
 
     /// Free pages are told as the buffers of a chain.
     fn report(memory: &Memory, chain: Chain<'_>) {
-        for descriptor in chain {
+        for descriptor in chain.writable().take(RANGES_MAX) {
             Self::give(memory, descriptor.addr().0, descriptor.len().into());
         }
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vmm_block::virtio::{Parsed, config_of, features_of};
-use vmm_block::{BlockDevice, Geometry};
+use vmm_block::{BlockDevice, Geometry, Seldom};
 use vmm_sys_util::timerfd::TimerFd;
 
 pub use limit::Limits;
@@ -55,49 +55,33 @@ struct Server {
     disk: Disk,
     buffer: Vec<u8>,
     paying: Option<Paying>,
+    seldom: Arc<Seldom>,
 }
 
 impl Server {
-    fn serve(disk: &Disk, buffer: &mut Vec<u8>, chain: Chain<'_>, memory: &Memory) -> u32 {
+    /// Serves a chain; the bytes that were written. `Err` says how long it has to wait for its turn: nothing was done.
+    fn serve(&mut self, chain: Chain<'_>, memory: &Memory) -> Result<u32, Duration> {
+        let disk = &self.disk;
         let parsed = match Parsed::read(memory, chain) {
             Ok(parsed) => parsed,
             Err(reason) => {
-                tracing::warn!(disk = disk.serial, %reason, "not a request");
-                return 0;
+                tracing::debug!(disk = disk.serial, %reason, "not a request");
+                return Ok(0);
             }
         };
-        let served = parsed.serve(&*disk.device, &disk.serial, buffer);
+        // What was read is what is paid for: a guest may change its descriptors at any time.
+        if let Some(paying) = &self.paying {
+            paying.toll.pass(parsed.request.data_bytes())?;
+        }
+        let served = parsed.serve(&*disk.device, &disk.serial, &mut self.buffer);
         if let Some(error) = served.error {
-            tracing::warn!(disk = disk.serial, %error, "request failed");
-        }
-        served.written
-    }
-
-    /// As [`Ring::drain`], until there is nothing to pay with; the timer rings when there is again.
-    fn drain_paying(
-        ring: &mut Ring,
-        paying: &mut Paying,
-        memory: &Memory,
-        mut work: impl FnMut(Chain<'_>) -> u32,
-    ) {
-        let mut any = false;
-        while let Some(chain) = ring.next(memory) {
-            let bytes: u64 = chain.clone().map(|one| u64::from(one.len())).sum();
-            if let Err(wait) = paying.toll.pass(bytes) {
-                ring.put_back();
-                if let Err(error) = paying.timer.reset(wait.max(WAIT_MIN), None) {
-                    tracing::error!(%error, "a disk's timer; its queue waits for the next request");
-                }
-                break;
+            if !error.kind.is_askers() && self.seldom.passes() {
+                tracing::warn!(disk = disk.serial, %error, "request failed; not every such failure is told");
+            } else {
+                tracing::debug!(disk = disk.serial, %error, "request failed");
             }
-            let head = chain.head_index();
-            let written = work(chain);
-            ring.done(memory, head, written);
-            any = true;
         }
-        if any {
-            ring.signal(memory);
-        }
+        Ok(served.written)
     }
 }
 
@@ -105,11 +89,30 @@ impl Handler for Server {
     const ROLE: Role = Role::Disk;
 
     fn ready(&mut self, _: u64) {
-        let (memory, disk, buffer) = (&self.memory, &self.disk, &mut self.buffer);
-        let work = |chain: Chain<'_>| Self::serve(disk, buffer, chain, memory);
-        match &mut self.paying {
-            None => self.ring.drain(memory, work),
-            Some(paying) => Self::drain_paying(&mut self.ring, paying, memory, work),
+        let memory = self.memory.clone();
+        let mut any = false;
+        let mut turn = self.ring.turn();
+        while let Some(chain) = self.ring.next_of(&mut turn, &memory) {
+            let head = chain.head_index();
+            match self.serve(chain, &memory) {
+                Ok(written) => self.ring.done(&memory, head, written),
+                Err(wait) => {
+                    self.ring.put_back();
+                    // There is a timer wherever there is something to wait for.
+                    let paying = self.paying.as_mut();
+                    let set = paying.map(|paying| paying.timer.reset(wait.max(WAIT_MIN), None));
+                    if let Some(Err(error)) = set
+                        && self.seldom.passes()
+                    {
+                        tracing::error!(%error, "a disk's timer; its queue waits for the next request");
+                    }
+                    break;
+                }
+            }
+            any = true;
+        }
+        if any {
+            self.ring.signal(&memory);
         }
     }
 }
@@ -118,6 +121,8 @@ impl Handler for Server {
 pub struct Block {
     disk: Disk,
     geometry: Geometry,
+    /// What may be told of requests that fail.
+    seldom: Arc<Seldom>,
     /// By queue.
     workers: Vec<Option<Worker<Server>>>,
 }
@@ -130,6 +135,7 @@ impl Block {
         Self {
             disk: Disk { queues, ..disk },
             geometry,
+            seldom: Arc::default(),
             workers: Vec::new(),
         }
     }
@@ -179,6 +185,7 @@ impl Device for Block {
                     disk: self.disk.clone(),
                     buffer: Vec::new(),
                     paying,
+                    seldom: Arc::clone(&self.seldom),
                 };
                 Worker::spawn(&name, server, &waits)
             });

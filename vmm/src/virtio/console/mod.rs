@@ -136,6 +136,7 @@ impl Ports {
                 }
             }
             control::PORT_READY if value == 1 && port < self.ports.len() => {
+                self.ports[port].set_guest_ready();
                 let name = self.ports[port].name().to_owned();
                 self.tell(port, control::PORT_NAME, 1, &name);
                 if self.ports[port].has_client() {
@@ -166,7 +167,7 @@ impl Ports {
             port.give_to_guest(ring, &memory);
         }
         let has_client = port.has_client();
-        if had_client != has_client {
+        if had_client != has_client && port.is_guest_ready() {
             self.tell(index, control::PORT_OPEN, has_client.into(), "");
         }
     }
@@ -261,7 +262,8 @@ impl Device for Console {
         let Some(worker) = self.worker.take() else {
             return Vec::new();
         };
-        let ports = worker.stop();
+        let mut ports = worker.stop();
+        ports.ports.iter_mut().for_each(Port::forget_guest);
         self.ports = ports.ports;
         ports.rings
     }

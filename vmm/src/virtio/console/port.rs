@@ -11,8 +11,11 @@ use super::PortSpec;
 use crate::machine::memory::Memory;
 use crate::virtio::ring::Ring;
 
-/// Bytes moved at a time.
+/// Bytes moved to the guest at a time.
 const BYTES: usize = 16 << 10;
+/// Most bytes of one chain from the guest: a pipe's worth, which is the most that Linux splices into a port. What a chain has beyond is
+/// lost.
+const CHAIN_BYTES_MAX: usize = 1 << 20;
 
 /// See the module.
 pub(super) struct Port {
@@ -22,6 +25,8 @@ pub(super) struct Port {
     /// What the guest sent and the client has not taken.
     unsent: Vec<u8>,
     guest_open: bool,
+    /// The guest's driver knows the port, and is told of clients.
+    guest_ready: bool,
     /// Readable when the listener or the client has something, so that the device waits for one descriptor a port.
     events: Epoll,
 }
@@ -41,6 +46,7 @@ impl Port {
             client: None,
             unsent: Vec::new(),
             guest_open: false,
+            guest_ready: false,
             events,
         })
     }
@@ -53,12 +59,24 @@ impl Port {
         self.client.is_some()
     }
 
-    /// The guest's program has opened or closed it.
+    /// The guest's program has opened or closed it. What it sent before it closed still goes to the client.
     pub(super) fn set_guest_open(&mut self, open: bool) {
         self.guest_open = open;
-        if !open {
-            self.unsent.clear();
-        }
+    }
+
+    /// Whether the guest's driver wants to hear of clients.
+    pub(super) fn is_guest_ready(&self) -> bool {
+        self.guest_ready
+    }
+
+    /// The guest's driver has found it.
+    pub(super) fn set_guest_ready(&mut self) {
+        self.guest_ready = true;
+    }
+
+    /// The guest's driver is gone, or will find it again.
+    pub(super) fn forget_guest(&mut self) {
+        (self.guest_ready, self.guest_open) = (false, false);
     }
 
     /// Something to wait for: clients that come, and what they send.
@@ -88,19 +106,20 @@ impl Port {
     /// Sends what the guest has put in, until the client takes no more. Without a client it is lost, as on an unplugged line.
     pub(super) fn take_from_guest(&mut self, ring: &mut Ring, memory: &Memory) {
         let mut any = false;
+        let mut turn = ring.turn();
         loop {
             self.flush();
             if !self.unsent.is_empty() {
                 break;
             }
-            let Some(chain) = ring.next(memory) else {
+            let Some(chain) = ring.next_of(&mut turn, memory) else {
                 break;
             };
             let head = chain.head_index();
             if let Ok(mut reader) = Reader::new(memory, chain)
                 && self.client.is_some()
             {
-                let len = reader.available_bytes().min(BYTES);
+                let len = reader.available_bytes().min(CHAIN_BYTES_MAX);
                 self.unsent.resize(len, 0);
                 if reader.read_exact(&mut self.unsent).is_err() {
                     self.unsent.clear();
@@ -134,16 +153,20 @@ impl Port {
     /// Gives the guest what the client has sent, as far as it has room.
     pub(super) fn give_to_guest(&mut self, ring: &mut Ring, memory: &Memory) {
         let mut any = false;
+        let mut turn = ring.turn();
         let mut bytes = [0; BYTES];
         while self.guest_open
             && let Some(client) = &mut self.client
         {
-            let Some(chain) = ring.next(memory) else {
+            let Some(chain) = ring.next_of(&mut turn, memory) else {
                 break;
             };
             let head = chain.head_index();
-            let Ok(mut writer) = Writer::new(memory, chain) else {
+            let writer = Writer::new(memory, chain).ok();
+            let Some(mut writer) = writer.filter(|writer| writer.available_bytes() > 0) else {
+                // Nothing can be put into it.
                 ring.done(memory, head, 0);
+                any = true;
                 continue;
             };
             let room = writer.available_bytes().min(BYTES);

@@ -54,6 +54,7 @@ impl Card {
     /// Takes packets from the tap until it has none, or the guest has no room.
     fn receive(&mut self) {
         let mut any = false;
+        let mut turn = self.rx.turn();
         loop {
             let len = match self.waiting {
                 Some(len) => len,
@@ -63,7 +64,7 @@ impl Card {
                 },
             };
             let memory = &self.memory;
-            let Some(chain) = self.rx.next(memory) else {
+            let Some(chain) = self.rx.next_of(&mut turn, memory) else {
                 self.waiting = Some(len);
                 break;
             };

@@ -37,7 +37,11 @@ const TUN_F_TSO4: libc::c_uint = 2;
 const TUN_F_TSO6: libc::c_uint = 4;
 
 /// An open tap, without blocking.
-pub struct Tap(File);
+pub struct Tap {
+    file: File,
+    /// The kernel is at the other end.
+    is_tap: bool,
+}
 
 impl Tap {
     /// Opens the tap `name`, or makes it if this process may.
@@ -71,7 +75,7 @@ impl Tap {
         // SAFETY: the request is of the type that this call reads and writes.
         check(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, &raw mut request) })
             .map_err(failed("attach to it"))?;
-        let tap = Self(file);
+        let tap = Self { file, is_tap: true };
         tap.set_header().map_err(failed("set its headers"))?;
         Ok(tap)
     }
@@ -83,15 +87,25 @@ impl Tap {
     pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
         // SAFETY: no memory; the descriptor is open.
         check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) })?;
-        let tap = Self(fd.into());
+        let file = fd.into();
+        let tap = Self { file, is_tap: true };
         tap.set_header()?;
         Ok(tap)
+    }
+
+    /// Any socket that keeps packets apart and does not block, in place of a tap: tests are at the other end.
+    pub(crate) fn wire(fd: OwnedFd) -> Self {
+        let file = fd.into();
+        Self {
+            file,
+            is_tap: false,
+        }
     }
 
     fn set_header(&self) -> io::Result<()> {
         let bytes = HEADER_BYTES as libc::c_int;
         // SAFETY: the call reads one integer.
-        check(unsafe { libc::ioctl(self.0.as_raw_fd(), TUNSETVNETHDRSZ, &raw const bytes) })
+        check(unsafe { libc::ioctl(self.file.as_raw_fd(), TUNSETVNETHDRSZ, &raw const bytes) })
     }
 
     /// Says what the guest takes unfinished.
@@ -100,6 +114,9 @@ impl Tap {
     /// The kernel refuses.
     pub fn set_offloads(&self, csum: bool, tso4: bool, tso6: bool) -> io::Result<()> {
         let flag = |on: bool, flag| if on { flag } else { 0 };
+        if !self.is_tap {
+            return Ok(());
+        }
         // Segmentation needs checksums.
         let flags = flag(csum, TUN_F_CSUM)
             | flag(csum && tso4, TUN_F_TSO4)
@@ -107,7 +124,7 @@ impl Tap {
         // SAFETY: the argument is an integer.
         check(unsafe {
             libc::ioctl(
-                self.0.as_raw_fd(),
+                self.file.as_raw_fd(),
                 TUNSETOFFLOAD,
                 libc::c_ulong::from(flags),
             )
@@ -116,7 +133,7 @@ impl Tap {
 
     /// The next packet, header first; `None` if there is none now.
     pub fn read(&self, packet: &mut [u8]) -> Option<usize> {
-        (&self.0)
+        (&self.file)
             .read(packet)
             .ok()
             .filter(|len| *len > HEADER_BYTES)
@@ -124,13 +141,13 @@ impl Tap {
 
     /// Sends a packet, header first. One that the kernel does not take is lost, as on any wire.
     pub fn write(&self, packet: &[u8]) {
-        let _ = (&self.0).write(packet);
+        let _ = (&self.file).write(packet);
     }
 }
 
 impl AsRawFd for Tap {
     fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
+        self.file.as_raw_fd()
     }
 }
 

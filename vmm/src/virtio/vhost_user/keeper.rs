@@ -56,7 +56,7 @@ impl Keeper {
         loop {
             match self.hand_over(true) {
                 Ok(link) => {
-                    tracing::info!(socket = %self.door.path().display(), "disk is served");
+                    tracing::debug!(socket = %self.door.path().display(), "disk is served");
                     pause = PAUSE_MIN;
                     told.clear();
                     match link.watch(event_fd(&self.stop)) {

@@ -1,0 +1,6 @@
+//! A keyboard, with keys that are pressed meanwhile, used by a driver that does what no driver should.
+#![no_main]
+
+use vmm::virtio::hostile::{Kind, run};
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| run(Kind::Keyboard, data));
