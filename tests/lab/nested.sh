@@ -103,7 +103,7 @@ truncate -s "$OUT_BYTES" "$work/out.img"
 qemu-img create -q -f qcow2 -F raw -b "$images/lab.raw" "$work/root.qcow2"
 
 say "the machine boots"
-qemu-system-x86_64 -M q35 -accel tcg,thread=multi -cpu max,+svm -smp 2 -m "$memory_mib" -nodefaults -display none -no-reboot \
+qemu-system-x86_64 -M q35 -accel tcg,thread=multi -cpu max,+svm -smp 1 -m "$memory_mib" -nodefaults -display none -no-reboot \
     -serial "file:$out/l1.serial" -serial "file:$out/desktops.serial" -monitor none -nic none \
     -kernel "$images/lab.vmlinuz" -initrd "$images/lab.initrd" \
     -append 'console=ttyS0 root=/dev/vda rw init=/bin/sh mitigations=off panic=-1 -- -c "mount /dev/vdb /lab && exec /lab/init"' \

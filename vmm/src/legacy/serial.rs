@@ -1,5 +1,6 @@
 //! The first serial port, a 16550, and what it is connected to: a log file, and whoever has opened the console's socket.
 
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;

@@ -273,7 +273,11 @@ impl<'m> Work<'m> {
             if let Some(error) = served.error {
                 if !error.kind.is_askers() && self.seldom.passes() {
                     let error = error_line(&error);
-                    tracing::warn!(serial, error, "request failed; not every such failure is told");
+                    tracing::warn!(
+                        serial,
+                        error,
+                        "request failed; not every such failure is told"
+                    );
                 } else {
                     tracing::debug!(serial, %error, "request failed");
                 }
