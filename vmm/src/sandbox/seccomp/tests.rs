@@ -1,3 +1,4 @@
+//! What the lists of system calls allow and refuse, by running threads under them.
 use std::collections::BTreeSet;
 
 use super::calls::KICK;
