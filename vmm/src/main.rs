@@ -1,5 +1,6 @@
 //! The `splice-vmm` command.
 
+mod net_option;
 mod run;
 mod screenshot;
 

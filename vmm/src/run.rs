@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use vmm::clipboard::{self, Clipboard};
 use vmm::control::Control;
 use vmm::legacy::serial::SerialLine;
 use vmm::machine::boot::BootSource;
@@ -19,13 +20,15 @@ use vmm::screen::{Screen, Size};
 use vmm::virtio::Device;
 use vmm::virtio::balloon::{Balloon, BalloonSize};
 use vmm::virtio::block::{Block, Disk, Limits};
-use vmm::virtio::console::{Console, PORTS_MAX, PortSpec};
+use vmm::virtio::console::{Console, HostEnd, PORTS_MAX, PortSpec};
 use vmm::virtio::gpu::Gpu;
 use vmm::virtio::input::{Input, Model};
-use vmm::virtio::net::{Net, Tap};
+use vmm::virtio::net::{Link, Net, Tap};
 use vmm::virtio::rng::Rng;
 use vmm::virtio::vhost_user::RemoteBlock;
 use vmm_block::RawFile;
+
+use crate::net_option::{NetOption, positive};
 
 /// Options of a machine.
 #[derive(Args)]
@@ -59,8 +62,9 @@ pub struct Arguments {
     /// Show the serial port's output on standard output.
     #[arg(long)]
     serial_stdout: bool,
-    /// A network card: the tap interface's name, and behind a comma `mac=ADDRESS`. The interface is made if it is not there.
-    #[arg(long, value_name = "TAP[,mac=ADDRESS]")]
+    /// A network card: the tap interface's name, and options behind commas: `mac=ADDRESS`, and limits for each direction, `mbps=N`
+    /// megabits (10^6 bits) and `pps=N` packets a second. The interface is made if it is not there.
+    #[arg(long, value_name = "TAP[,OPTION…]")]
     net: Vec<NetOption>,
     /// A port of the guest's agents: its name in the guest, and the Unix socket where the host's side is.
     #[arg(long, value_name = "NAME=PATH")]
@@ -68,7 +72,8 @@ pub struct Arguments {
     /// Take commands at this Unix socket, one JSON object a line.
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
-    /// Have a screen, a keyboard and a tablet; the guest is asked for this size first.
+    /// Have a screen, a keyboard and a tablet; the guest is asked for this size first. Its clipboard is shared with viewers if the
+    /// guest's agent (spice-vdagent) runs.
     #[arg(long, value_name = "WIDTHxHEIGHT")]
     display: Option<Size>,
     /// Have the screen at this Unix socket, for viewers that speak RFB (VNC). Whoever may open it may see and type.
@@ -127,11 +132,6 @@ impl FromStr for DiskOption {
             serial: String::new(),
             limits: Limits::default(),
         };
-        let positive = |number: &str| {
-            let number: u64 = number.parse().ok().filter(|number| *number > 0)?;
-            // Far beyond any disk, far below what cannot be counted.
-            Some(number.min(u64::from(u32::MAX)))
-        };
         for part in parts {
             if matches!(this.source, DiskSource::VhostUser(_)) {
                 return Err(format!(
@@ -162,51 +162,8 @@ impl FromStr for DiskOption {
     }
 }
 
-/// One `--net`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct NetOption {
-    tap: String,
-    mac: Option<[u8; 6]>,
-}
-
-impl FromStr for NetOption {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (tap, options) = text.split_once(',').unwrap_or((text, ""));
-        let mac = match options.strip_prefix("mac=") {
-            Some(address) => Some(mac(address)?),
-            None if options.is_empty() => None,
-            None => return Err(format!("unknown option {options:?}: mac=ADDRESS is known")),
-        };
-        Ok(Self {
-            tap: tap.into(),
-            mac,
-        })
-    }
-}
-
-fn mac(text: &str) -> Result<[u8; 6], String> {
-    let bytes: Option<Vec<u8>> = text
-        .split(':')
-        .map(|part| {
-            u8::from_str_radix(part, 16)
-                .ok()
-                .filter(|_| part.len() == 2)
-        })
-        .collect();
-    let bytes: Option<[u8; 6]> = bytes.and_then(|bytes| bytes.try_into().ok());
-    match bytes {
-        // The lowest bit of the first byte is of groups.
-        Some(bytes) if bytes[0] & 1 == 0 => Ok(bytes),
-        _ => Err(format!(
-            "{text:?} is no hardware address of a card, such as 52:54:00:12:34:56"
-        )),
-    }
-}
-
 /// One `--port`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone)]
 struct PortOption(PortSpec);
 
 impl FromStr for PortOption {
@@ -217,7 +174,7 @@ impl FromStr for PortOption {
             Some((name, socket)) if !name.is_empty() && name.len() <= 64 && !socket.is_empty() => {
                 Ok(Self(PortSpec {
                     name: name.into(),
-                    socket: socket.into(),
+                    end: HostEnd::Socket(socket.into()),
                 }))
             }
             _ => Err("NAME=PATH is needed, such as org.qemu.guest_agent.0=agent.sock".into()),
@@ -255,7 +212,12 @@ impl Arguments {
         let Some(size) = self.display else {
             return Ok(None);
         };
-        let (screen, inputs) = (Screen::new(size), Inputs::default());
+        let screen = Screen::new(size);
+        let viewers = screen.clone();
+        let inputs = Inputs {
+            clipboard: Clipboard::new(move || viewers.wake()),
+            ..Inputs::default()
+        };
         if let Some(path) = &self.rfb_socket {
             let listening = rfb::listen(path, screen.clone(), inputs.clone(), "Splice desktop");
             listening.with_context(|| format!("screen at {}", path.display()))?;
@@ -263,8 +225,13 @@ impl Arguments {
         Ok(Some(Display { screen, inputs }))
     }
 
-    fn devices(&self, balloon: &BalloonSize, display: Option<&Display>) -> Result<Devices> {
-        let mut devices = Devices::new();
+    /// The devices, and the cables of network cards.
+    fn devices(
+        &self,
+        balloon: &BalloonSize,
+        display: Option<&Display>,
+    ) -> Result<(Devices, Vec<Link>)> {
+        let (mut devices, mut links) = (Devices::new(), Vec::new());
         for (index, disk) in self.disk.iter().enumerate() {
             devices.push((format!("disk-{index}"), disk.open(self.vcpus.into())?));
         }
@@ -273,9 +240,11 @@ impl Arguments {
             // Locally administered, and another one for each card of a process.
             let [a, b] = (std::process::id() as u16).to_be_bytes();
             let mac = net.mac.unwrap_or([0x52, 0x54, 0, a, b, index as u8]);
-            devices.push((format!("net-{index}"), Box::new(Net::new(mac, tap))));
+            let card = Net::new(mac, tap, net.limits);
+            links.push(card.link());
+            devices.push((format!("net-{index}"), Box::new(card)));
         }
-        let ports: Vec<PortSpec> = self.port.iter().map(|port| port.0.clone()).collect();
+        let ports = self.ports(display);
         if ports.len() > PORTS_MAX {
             bail!("{} ports: {PORTS_MAX} are possible", ports.len());
         }
@@ -292,7 +261,20 @@ impl Arguments {
             devices.push(("keyboard".into(), Box::new(keyboard)));
             devices.push(("tablet".into(), Box::new(tablet)));
         }
-        Ok(devices)
+        Ok((devices, links))
+    }
+
+    /// Ports of the guest's agents: those that were asked for, and with a display the one of its clipboard, if that is not among them.
+    fn ports(&self, display: Option<&Display>) -> Vec<PortSpec> {
+        let mut ports: Vec<PortSpec> = self.port.iter().map(|port| port.0.clone()).collect();
+        let is_taken = ports.iter().any(|port| port.name == clipboard::PORT_NAME);
+        if let Some(display) = display.filter(|_| !is_taken) {
+            ports.push(PortSpec {
+                name: clipboard::PORT_NAME.into(),
+                end: HostEnd::Clipboard(display.inputs.clipboard.clone()),
+            });
+        }
+        ports
     }
 }
 
@@ -362,7 +344,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     )?;
     let balloon = BalloonSize::default();
     let display = arguments.display()?;
-    let mut devices = arguments.devices(&balloon, display.as_ref())?;
+    let (mut devices, links) = arguments.devices(&balloon, display.as_ref())?;
     for resets in 0.. {
         let spec = MachineSpec {
             memory_mib: arguments.memory,
@@ -371,6 +353,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             devices,
             serial: serial.clone(),
             balloon: Some(balloon.clone()),
+            links: links.clone(),
         };
         let machine = Machine::build(&kvm, spec)?;
         signals.end(machine.events());

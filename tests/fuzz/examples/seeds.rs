@@ -10,6 +10,8 @@
 mod link;
 #[path = "seeds/nbd.rs"]
 mod nbd;
+#[path = "seeds/screen.rs"]
+mod screen;
 #[path = "seeds/stored.rs"]
 mod stored;
 #[path = "seeds/text.rs"]
@@ -42,6 +44,7 @@ fn write_all() {
     };
     link::write(&seeds);
     nbd::write(&seeds);
+    screen::write(&seeds);
     stored::write(&seeds);
     text::write(&seeds);
     let scratch = seeds.directory.join("scratch");

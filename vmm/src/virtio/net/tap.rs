@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
-use super::HEADER_BYTES;
+use super::card::HEADER_BYTES;
 
 /// Longest interface name, without its final zero.
 const NAME_BYTES_MAX: usize = libc::IFNAMSIZ - 1;
@@ -86,6 +86,12 @@ impl Tap {
         let tap = Self(fd.into());
         tap.set_header()?;
         Ok(tap)
+    }
+
+    /// Something else that takes and gives packets whole, in the place of a tap.
+    #[cfg(test)]
+    pub(super) fn over(packets: OwnedFd) -> Self {
+        Self(packets.into())
     }
 
     fn set_header(&self) -> io::Result<()> {
