@@ -87,7 +87,13 @@ mod tests {
         assert_eq!(card.mac, Some([0x52, 0x54, 0, 0, 0, 1]));
         assert_eq!(card.limits.bytes_per_s, Some(1_000_000));
         assert_eq!(card.limits.packets_per_s, Some(1000));
-        for wrong in ["tap0,mbps=0", "tap0,pps=", "tap0,fast", "tap0,mac=1", "tap0,"] {
+        for wrong in [
+            "tap0,mbps=0",
+            "tap0,pps=",
+            "tap0,fast",
+            "tap0,mac=1",
+            "tap0,",
+        ] {
             let parsed: Result<NetOption, String> = wrong.parse();
             assert!(parsed.is_err(), "{wrong:?}");
         }

@@ -272,7 +272,8 @@ pub(super) mod tests {
     #[test]
     fn capabilities_are_told_at_the_beginning_and_when_they_are_asked_for() {
         let mut agent = Agent::opened();
-        let capabilities = |request| message(clip::CAPABILITIES, &[request, 0, 0, 0, 0x60, 0, 0, 0]);
+        let capabilities =
+            |request| message(clip::CAPABILITIES, &[request, 0, 0, 0, 0x60, 0, 0, 0]);
         assert_eq!(said(&mut agent), capabilities(1));
         agent.hear(&capabilities(1));
         assert_eq!(said(&mut agent), capabilities(0));

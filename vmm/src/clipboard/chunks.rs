@@ -149,14 +149,20 @@ mod tests {
         pack(7, &[9, 8], &mut out);
         let expected = [
             [1, 0, 0, 0, 22, 0, 0, 0].as_slice(),
-            &[1, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 9, 8],
+            &[
+                1, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 9, 8,
+            ],
         ];
         assert_eq!(out, expected.concat());
     }
 
     #[test]
     fn messages_come_whole_in_any_pieces_and_from_their_port_only() {
-        let messages = [message(4, 5000), message(6, 0), message(7, MESSAGE_BYTES_MAX)];
+        let messages = [
+            message(4, 5000),
+            message(6, 0),
+            message(7, MESSAGE_BYTES_MAX),
+        ];
         let mut bytes = vec![2, 0, 0, 0, 3, 0, 0, 0, 99, 99, 99];
         for one in &messages {
             pack(one.kind, &one.body, &mut bytes);

@@ -105,7 +105,11 @@ impl Clipboard {
 
     /// The guest's program has opened its end, or has closed it: it begins anew.
     pub fn set_open(&self, open: bool) {
-        lock(&self.0.state).agent = if open { Agent::opened() } else { Agent::default() };
+        lock(&self.0.state).agent = if open {
+            Agent::opened()
+        } else {
+            Agent::default()
+        };
     }
 
     /// Bytes from the guest.

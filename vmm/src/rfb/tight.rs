@@ -140,7 +140,8 @@ impl Tight {
         out: &mut Vec<u8>,
     ) {
         self.piece.clear();
-        self.piece.extend(columns(&self.band, width, x, piece_width));
+        self.piece
+            .extend(columns(&self.band, width, x, piece_width));
         let few = self.palette.count(self.piece.iter().copied());
         let colours = self.palette.colours().len();
         if few && colours == 1 {
@@ -246,8 +247,8 @@ fn columns(band: &[u32], width: u16, x: u16, columns: u16) -> impl Iterator<Item
 fn put_len(len: usize, out: &mut Vec<u8>) {
     let low = (len & 0x7f) as u8;
     match len {
-        ..0x80 => out.push(low),
-        ..0x4000 => out.extend([low | 0x80, (len >> 7) as u8]),
+        0..0x80 => out.push(low),
+        0x80..0x4000 => out.extend([low | 0x80, (len >> 7) as u8]),
         _ => out.extend([low | 0x80, (len >> 7) as u8 | 0x80, (len >> 14) as u8]),
     }
 }
@@ -275,14 +276,21 @@ mod tests {
     fn each_kind_has_its_form() {
         let mut tight = Tight::new(2);
         let even = pixels([0x0a_0b_0c; 64]);
-        assert_eq!(encoded(&mut tight, None, 8, &even), [0x80, 0x0a, 0x0b, 0x0c]);
+        assert_eq!(
+            encoded(&mut tight, None, 8, &even),
+            [0x80, 0x0a, 0x0b, 0x0c]
+        );
         let two = pixels((0..18).map(|at| u32::from(at % 9 == 8) * 0xffffff));
         let bits = [0x50, 1, 1, 0, 0, 0, 255, 255, 255, 0, 0x80, 0, 0x80];
-        assert_eq!(encoded(&mut tight, None, 9, &two), bits, "too short for zlib");
+        assert_eq!(
+            encoded(&mut tight, None, 9, &two),
+            bits,
+            "too short for zlib"
+        );
         let three = pixels([1, 2, 3]);
         let numbers = [0x60, 1, 2, 0, 0, 1, 0, 0, 2, 0, 0, 3, 0, 1, 2];
         assert_eq!(encoded(&mut tight, Some(9), 3, &three), numbers, "no loss");
-        let many = pixels((0..4096).map(|at| at * 4099 & 0xffffff));
+        let many = pixels((0..4096).map(|at| (at * 4099) & 0xffffff));
         let plain = encoded(&mut tight, None, 64, &many);
         assert_eq!(plain[0], 0x00);
         let lossy = encoded(&mut tight, Some(6), 64, &many);
@@ -323,12 +331,18 @@ mod tests {
         let mut tall = Vec::new();
         for y in 0..64u32 {
             let row = &band[..usize::from(width)];
-            tall.extend(row.iter().map(|value| if *value >= 0x10000 { value + y } else { *value }));
+            tall.extend(
+                row.iter()
+                    .map(|value| if *value >= 0x10000 { value + y } else { *value }),
+            );
         }
         let translator = Translator::new(PixelFormat::NATIVE);
         let mut tight = Tight::new(2);
         let pieces = tight.cut(&translator, width, &pixels(tall), true);
-        assert_eq!(pieces, [(0, 128), (128, 64), (192, 64), (256, 128), (384, 30)]);
+        assert_eq!(
+            pieces,
+            [(0, 128), (128, 64), (192, 64), (256, 128), (384, 30)]
+        );
     }
 
     #[test]

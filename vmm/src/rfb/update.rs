@@ -185,7 +185,12 @@ fn alpha_cursor(cursor: &Cursor, out: &mut Vec<u8>) {
             0 => 0,
             alpha => (u16::from(value) * 255 / alpha).min(255) as u8,
         };
-        out.extend([colour(pixel[2]), colour(pixel[1]), colour(pixel[0]), pixel[3]]);
+        out.extend([
+            colour(pixel[2]),
+            colour(pixel[1]),
+            colour(pixel[0]),
+            pixel[3],
+        ]);
     }
 }
 

@@ -14,7 +14,7 @@ use super::parser::{Message, ParseError, Parser, Said};
 use super::pixel::PixelFormat;
 use super::update::Encoder;
 use super::wire::{SECURITY_NONE, VERSION, encoding};
-use super::wishes::{Flood, SizeAnswer, Update, Wishes, Work};
+use super::wishes::{Flood, SizeAnswer, Wishes, Work};
 use crate::clipboard::Clipboard;
 use crate::machine::bus::lock;
 use crate::screen::{Screen, Size};

@@ -99,7 +99,11 @@ fn encode_tile(
     let pixel = translator.compact_bytes();
     let fits = palette.count(values.iter().copied());
     let palette = &*palette;
-    let colours = if fits { palette.colours().len() } else { usize::MAX };
+    let colours = if fits {
+        palette.colours().len()
+    } else {
+        usize::MAX
+    };
     let put_palette = |kind: usize, out: &mut Vec<u8>| {
         out.push(kind as u8);
         for colour in palette.colours() {

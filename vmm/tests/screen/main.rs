@@ -64,12 +64,20 @@ fn draw(screen: &Screen, step: u32) {
         _ => {
             let (line, row) = ((y + 16 * step) / 16, (y + 16 * step) % 16);
             let glyph = (line * 64 + x / 8).wrapping_mul(0x9e37_79b1) >> 12;
-            if row < 13 && glyph >> ((row * 5 + x % 8) % 19) & 1 == 1 { 0x00c0_c0c0 } else { 0 }
+            if row < 13 && glyph >> ((row * 5 + x % 8) % 19) & 1 == 1 {
+                0x00c0_c0c0
+            } else {
+                0
+            }
         }
     };
     let size = screen.look().size();
     let rows = |left: u32, right: u32| -> Vec<Vec<u8>> {
-        let row = |y| (left..right).flat_map(|x| (value(x, y) & 0x00ff_ffff).to_le_bytes()).collect();
+        let row = |y| {
+            (left..right)
+                .flat_map(|x| (value(x, y) & 0x00ff_ffff).to_le_bytes())
+                .collect()
+        };
         (0..size.height.into()).map(row).collect()
     };
     // Two windows: what moves is found in one that moves as a whole.
@@ -108,7 +116,10 @@ fn another_viewer_shows_what_the_screen_has() {
         for (step, which) in ["new", "more", "more", "new", "more"].iter().enumerate() {
             draw(&screen, step as u32);
             if step > 0 || *which == "new" {
-                assert!(viewer.look(which) == expected(&screen), "{list:?}, step {step}");
+                assert!(
+                    viewer.look(which) == expected(&screen),
+                    "{list:?}, step {step}"
+                );
             }
         }
     }

@@ -96,16 +96,21 @@ pub fn net(lab: &Lab, name: &str) -> Result<Vec<String>> {
     let _network = Network::new(&lab.file(name, "dhcp.vmm"))?;
     let options = Options {
         disk: Some(lab.fresh_disk()?),
-        more: ["--net", &format!("{TAP},mac=52:54:00:77:00:01,mbps=1000,pps=100000")]
-            .map(str::to_owned)
-            .to_vec(),
+        more: [
+            "--net",
+            &format!("{TAP},mac=52:54:00:77:00:01,mbps=1000,pps=100000"),
+        ]
+        .map(str::to_owned)
+        .to_vec(),
         ..Options::default()
     };
     let mut vm = lab.launch(name, &options)?;
     vm.boot_and_log_in(BOOT)?;
     let address = wait("an address by DHCP", DHCP, || {
         let addresses = vm.run("ip -4 -o addr show scope global", SHELL)?;
-        let address = addresses.split_whitespace().find(|word| word.starts_with("10.77.0."));
+        let address = addresses
+            .split_whitespace()
+            .find(|word| word.starts_with("10.77.0."));
         Ok(address.map(str::to_owned))
     })?;
     let own = vm.run("cat /sys/class/net/en*/address", SHELL)?;
@@ -114,13 +119,19 @@ pub fn net(lab: &Lab, name: &str) -> Result<Vec<String>> {
 
     // A file of noise goes in, and another one comes out.
     let (file, came) = (Path::new("/tmp/net-file"), Path::new("/tmp/net-came"));
-    io::copy(&mut File::open("/dev/urandom")?.take(BYTES), &mut File::create(file)?)?;
+    io::copy(
+        &mut File::open("/dev/urandom")?.take(BYTES),
+        &mut File::create(file)?,
+    )?;
     let fetch = format!("cat </dev/tcp/{HOST}/{PORT} | sha256sum");
     let (sum, down) = exchange(&mut vm, &fetch, |mut stream| {
         io::copy(&mut File::open(file)?, &mut stream)?;
         stream.flush()
     })?;
-    ensure!(sum.starts_with(&sum_of(file)?), "{sum:?} came into the guest");
+    ensure!(
+        sum.starts_with(&sum_of(file)?),
+        "{sum:?} came into the guest"
+    );
     let make = format!("head -c {BYTES} /dev/urandom >/run/noise; sha256sum /run/noise");
     let sent = vm.run(&make, SHELL)?;
     let put = format!("cat /run/noise >/dev/tcp/{HOST}/{PORT}");
@@ -138,7 +149,10 @@ pub fn net(lab: &Lab, name: &str) -> Result<Vec<String>> {
         })?;
     }
     wait("the host to answer again", DHCP, || {
-        let said = vm.run(&format!("ping -c 1 -W 2 {HOST} >/dev/null && echo yes || true"), SHELL)?;
+        let said = vm.run(
+            &format!("ping -c 1 -W 2 {HOST} >/dev/null && echo yes || true"),
+            SHELL,
+        )?;
         Ok(said.contains("yes").then_some(()))
     })?;
     let offloads = vm.run("dmesg | grep -c virtio_net || true", SHELL)?;

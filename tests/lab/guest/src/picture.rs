@@ -85,14 +85,19 @@ pub fn x(lab: &Lab, name: &str) -> Result<Vec<String>> {
     let mut window = Window::open(&socket)?;
     // Keys go to the window that the pointer is in.
     wait("the terminal", START, || {
-        Ok(vm.run("ls /run/typed || true", SHELL)?.contains("/run/typed\r\n").then_some(()))
+        Ok(vm
+            .run("ls /run/typed || true", SHELL)?
+            .contains("/run/typed\r\n")
+            .then_some(()))
     })?;
     for (x, y) in [(900, 700), (3, 5), (100, 60)] {
         window.point(x, y)?;
         wait("the pointer to follow", SHELL, || {
             let said = in_x(&mut vm, "xdotool getmouselocation --shell")?;
             let place = |axis: &str| -> Option<u16> {
-                let lines = said.lines().filter_map(|line| line.trim().strip_prefix(axis));
+                let lines = said
+                    .lines()
+                    .filter_map(|line| line.trim().strip_prefix(axis));
                 lines.filter_map(|value| value.parse().ok()).next()
             };
             let near = |at: Option<u16>, wanted: u16| at.is_some_and(|at| at.abs_diff(wanted) <= 1);
@@ -108,7 +113,10 @@ pub fn x(lab: &Lab, name: &str) -> Result<Vec<String>> {
         let pasted = in_x(&mut vm, "xclip -o -selection clipboard 2>&1 || true")?;
         Ok(pasted.contains("from a viewer").then_some(()))
     })?;
-    in_x(&mut vm, "sh -c \"printf copied-there | xclip -i -selection clipboard >/dev/null 2>&1\"")?;
+    in_x(
+        &mut vm,
+        "sh -c \"printf copied-there | xclip -i -selection clipboard >/dev/null 2>&1\"",
+    )?;
     let copied = window.text()?;
     ensure!(copied == "copied-there", "{copied:?} was copied");
 

@@ -58,7 +58,9 @@ impl Window {
             window.read::<1>()?;
         }
         // 32 bits, red highest; Raw only, and pointers without opacity.
-        window.send(&[0, 0, 0, 0, 32, 24, 0, 1, 0, 255, 0, 255, 0, 255, 16, 8, 0, 0, 0, 0])?;
+        window.send(&[
+            0, 0, 0, 0, 32, 24, 0, 1, 0, 255, 0, 255, 0, 255, 16, 8, 0, 0, 0, 0,
+        ])?;
         window.send(&[2, 0, 0, 1, 0, 0, 0, 0])?;
         Ok(window)
     }
@@ -107,7 +109,10 @@ impl Window {
             let field = |at: usize| usize::from(u16::from_be_bytes([head[at], head[at + 1]]));
             let (x, y, columns, rows) = (field(0), field(2), field(4), field(6));
             ensure!(head[8..] == [0; 4], "another encoding");
-            ensure!(x + columns <= width && y + rows <= height, "beside the screen");
+            ensure!(
+                x + columns <= width && y + rows <= height,
+                "beside the screen"
+            );
             let mut row = vec![0; columns * 4];
             for y in y..y + rows {
                 self.stream.read_exact(&mut row)?;

@@ -163,7 +163,9 @@ impl Tight {
 
     /// Blue, green, red.
     fn pixels(rgb: &[u8]) -> Vec<[u8; 3]> {
-        rgb.chunks_exact(3).map(|rgb| [rgb[2], rgb[1], rgb[0]]).collect()
+        rgb.chunks_exact(3)
+            .map(|rgb| [rgb[2], rgb[1], rgb[0]])
+            .collect()
     }
 
     /// Whether it was lossy.
@@ -199,7 +201,11 @@ impl Tight {
                 let colours = usize::from(last) + 1;
                 let palette = client.read_bytes(3 * colours).expect("a palette");
                 let palette = Self::pixels(&palette);
-                let row_bytes = if colours == 2 { width.div_ceil(8) } else { width };
+                let row_bytes = if colours == 2 {
+                    width.div_ceil(8)
+                } else {
+                    width
+                };
                 let numbers = self.data(client, stream, row_bytes * height);
                 let mut pixels = Vec::new();
                 for row in numbers.chunks(row_bytes) {

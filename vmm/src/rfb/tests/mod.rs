@@ -87,8 +87,16 @@ fn a_frame_is_the_same_in_every_encoding() {
         &[encoding::TIGHT, encoding::ZRLE],
         &[encoding::TIGHT, encoding::LAST_RECT],
         // With the most and the least compression.
-        &[encoding::TIGHT, encoding::LAST_RECT, encoding::COMPRESSION_0 + 9],
-        &[encoding::COPY_RECT, encoding::TIGHT, encoding::COMPRESSION_0],
+        &[
+            encoding::TIGHT,
+            encoding::LAST_RECT,
+            encoding::COMPRESSION_0 + 9,
+        ],
+        &[
+            encoding::COPY_RECT,
+            encoding::TIGHT,
+            encoding::COMPRESSION_0,
+        ],
     ];
     for list in lists {
         let mut client = bench.client();
@@ -98,7 +106,10 @@ fn a_frame_is_the_same_in_every_encoding() {
         for seed in [7, 8, 0] {
             bench.draw(seed);
             if seed == 0 {
-                encodings(&mut client, &[list, &[encoding::COMPRESSION_0 + 3]].concat());
+                encodings(
+                    &mut client,
+                    &[list, &[encoding::COMPRESSION_0 + 3]].concat(),
+                );
             }
             client.request(seed == 7).expect("asked");
             decoder.update(&mut client);
@@ -117,7 +128,7 @@ fn jpeg_is_for_pictures_only_and_near_to_what_is_shown() {
             let pixel = |x: u16| {
                 if (64..256).contains(&x) && (64..128).contains(&y) {
                     u32::from(x) << 16 | u32::from(y + x / 4) << 8 | u32::from(x ^ y) & 0xf0
-                } else if (x / 3 * y / 5) % 7 == 0 {
+                } else if (x / 3 * y / 5).is_multiple_of(7) {
                     0x00ff_ffff
                 } else {
                     0x0012_3456

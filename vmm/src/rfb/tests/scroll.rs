@@ -24,7 +24,13 @@ fn rows(width: u16, height: u16, first: usize) -> Vec<Vec<u8>> {
     };
     let row = |y: usize| -> Vec<u8> {
         let line = lines[(first + y / 16) % lines.len()];
-        let pixels = (0..usize::from(width)).map(|x| if ink(line, y % 16, x) { 0x00aa_aaaa } else { 0u32 });
+        let pixels = (0..usize::from(width)).map(|x| {
+            if ink(line, y % 16, x) {
+                0x00aa_aaaa
+            } else {
+                0u32
+            }
+        });
         pixels.flat_map(u32::to_le_bytes).collect()
     };
     (0..height.into()).map(row).collect()
@@ -76,7 +82,11 @@ fn bytes(list: &[i32]) -> usize {
         let incremental = true;
         let heard = wishes.hear(Message::Request { incremental, rect });
         heard.expect("no flood");
-        let Some(Work::Send { update: Some(update), .. }) = wishes.take(&canvas) else {
+        let Some(Work::Send {
+            update: Some(update),
+            ..
+        }) = wishes.take(&canvas)
+        else {
             panic!("an update is due");
         };
         let mut out = Vec::new();
@@ -100,7 +110,11 @@ fn moving_a_scroll_pays() {
         let list = [form, encoding::LAST_RECT];
         let plain = bytes(&list);
         let moved = bytes(&[list.as_slice(), &[encoding::COPY_RECT]].concat());
-        println!("encoding {form}: {} bytes a line, {} moved", plain / 40, moved / 40);
+        println!(
+            "encoding {form}: {} bytes a line, {} moved",
+            plain / 40,
+            moved / 40
+        );
         assert!(moved * 4 < plain, "{moved} bytes instead of {plain}");
     }
 }

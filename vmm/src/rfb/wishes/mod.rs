@@ -80,7 +80,10 @@ impl Known {
         let has = |wanted| encodings.contains(&wanted);
         // Ten levels; the last one that is named counts.
         let level = |least: i32| {
-            let levels = encodings.iter().rev().map(|encoding| encoding.checked_sub(least));
+            let levels = encodings
+                .iter()
+                .rev()
+                .map(|encoding| encoding.checked_sub(least));
             let mut levels = levels.flatten().filter(|level| (0..10).contains(level));
             levels.next().map(|level| level as u8)
         };
@@ -341,9 +344,10 @@ impl Wishes {
         Some(Update {
             format: self.format,
             form: self.known.form,
-            level: self.known.level.map_or(LEVEL, |level| {
-                u32::from(level).clamp(1, LEVEL_MAX)
-            }),
+            level: self
+                .known
+                .level
+                .map_or(LEVEL, |level| u32::from(level).clamp(1, LEVEL_MAX)),
             last_rect: self.known.last_rect,
             sizes,
             pseudo,

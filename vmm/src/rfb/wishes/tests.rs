@@ -215,14 +215,17 @@ fn the_first_encoding_is_taken_and_levels_are_heard() {
     assert_eq!(of(&[1, 7, 16, 0]), (tight(None), None));
     assert_eq!(of(&[16, 7, -26, -254]), (Form::Zrle, Some(2)));
     assert_eq!(of(&[7, -26, -23, -256]), (tight(Some(9)), Some(0)));
-    assert_eq!(of(&[7, -22, -33, -246, -257, i32::MIN]), (tight(None), None));
+    assert_eq!(
+        of(&[7, -22, -33, -246, -257, i32::MIN]),
+        (tight(None), None)
+    );
 }
 
 #[test]
 fn a_scroll_is_moved_by_those_who_can() {
     let mut canvas = Canvas::new(Size::new(128, 192).expect("a size"));
     let rect = canvas.size().rect();
-    let mut show = |canvas: &mut Canvas, first: u32| {
+    let show = |canvas: &mut Canvas, first: u32| {
         let row = |y: u32| vec![(first + y).wrapping_mul(0x9e37_79b1); 128];
         let rows = (0..192).map(|y| row(y).into_iter().flat_map(u32::to_le_bytes).collect());
         let rows: Vec<Vec<u8>> = rows.collect();
@@ -272,7 +275,9 @@ fn clipboards_are_told_of_when_an_agent_is_there() {
         clipboard.hear(&bytes);
     };
     say(6, &[0, 0, 0, 0, 0x60, 0, 0, 0]);
-    let capabilities = [3, 0, 0, 0, 0xff, 0xff, 0xff, 0xf8, 0x1f, 0, 0, 1, 0, 0, 0, 0];
+    let capabilities = [
+        3, 0, 0, 0, 0xff, 0xff, 0xff, 0xf8, 0x1f, 0, 0, 1, 0, 0, 0, 0,
+    ];
     assert_eq!(owed(&mut wishes), capabilities);
     assert!(owed(&mut wishes).is_empty(), "once");
     say(7, &[0, 0, 0, 0, 1, 0, 0, 0]);
@@ -281,7 +286,10 @@ fn clipboards_are_told_of_when_an_agent_is_there() {
     let notice = [3, 0, 0, 0, 0xff, 0xff, 0xff, 0xfc, 8, 0, 0, 1];
     assert_eq!(owed(&mut wishes), notice);
     let late = Wishes::new(&canvas, clipboard.clone());
-    assert!(owed(&mut { late }).is_empty(), "only what is copied while it looks");
+    assert!(
+        owed(&mut { late }).is_empty(),
+        "only what is copied while it looks"
+    );
     let request = || Message::Clipboard(vec![2, 0, 0, 1]);
     hear(&mut wishes, [request(), request()]);
     let provided = owed(&mut wishes);

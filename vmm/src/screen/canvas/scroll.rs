@@ -69,7 +69,9 @@ fn vote(old: &[u64], new: &[u64]) -> Option<isize> {
             *votes.entry(*was as isize - place as isize).or_default() += 1;
         }
     }
-    let best = votes.into_iter().max_by_key(|(way, votes)| (*votes, *way))?;
+    let best = votes
+        .into_iter()
+        .max_by_key(|(way, votes)| (*votes, *way))?;
     (best.1 >= VOTES_MIN).then_some(best.0)
 }
 
@@ -130,7 +132,9 @@ mod tests {
         assert_eq!(found(&text, &other), None);
         let short = [&text[190..], &text[..190]].concat();
         assert!(found(&text, &short).is_some());
-        let pieces: Vec<u32> = (0..200).map(|y| if y % 50 == 0 { 999 } else { y + 3 }).collect();
+        let pieces: Vec<u32> = (0..200)
+            .map(|y| if y % 50 == 0 { 999 } else { y + 3 })
+            .collect();
         assert_eq!(found(&text, &pieces), None, "runs of 49");
         assert_eq!(found(&text[..60], &text[1..61]), None, "too few");
     }

@@ -141,7 +141,10 @@ fn a_scroll_is_a_move_for_a_view_that_had_what_was_there() {
     let part = Rect::new(0, 0, 256, 200);
     assert_eq!(quick.take_move(&canvas, part), None, "beyond the region");
     fill(&mut canvas, Rect::new(5, 5, 9, 9), 3);
-    assert!(quick.take_move(&canvas, all).is_some(), "what follows is given");
+    assert!(
+        quick.take_move(&canvas, all).is_some(),
+        "what follows is given"
+    );
     let first = Rect::new(0, 0, 64, 64);
     assert_eq!(quick.take_pixels(&canvas, first), [first]);
 }

@@ -50,6 +50,9 @@ mod tests {
         };
         let toll = Toll::new(limits).expect("a limit");
         assert_eq!(toll.pass(1 << 30), Ok(()));
-        assert!(toll.pass(0).is_err_and(|wait| wait > Duration::from_millis(900)));
+        assert!(
+            toll.pass(0)
+                .is_err_and(|wait| wait > Duration::from_millis(900))
+        );
     }
 }

@@ -60,9 +60,7 @@ impl Gate {
     /// Whether a packet passes now. If not, the timer rings when it may.
     fn passes(&mut self, packet: &[u8]) -> bool {
         let bytes = (packet.len() - HEADER_BYTES) as u64;
-        let passed = self
-            .toll
-            .pass(pieces(packet), bytes, self.since.elapsed());
+        let passed = self.toll.pass(pieces(packet), bytes, self.since.elapsed());
         if let Err(wait) = passed
             && let Err(error) = self.timer.reset(wait.max(WAIT_MIN), None)
         {
@@ -79,7 +77,9 @@ fn pieces(packet: &[u8]) -> u64 {
     if packet[CUT_KIND_AT] == 0 || piece == 0 {
         return 1;
     }
-    ((packet.len() - HEADER_BYTES) as u64).div_ceil(piece).max(1)
+    ((packet.len() - HEADER_BYTES) as u64)
+        .div_ceil(piece)
+        .max(1)
 }
 
 /// See the module.

@@ -14,6 +14,7 @@ use super::*;
 use crate::machine::memory::{self, Memory};
 use crate::virtio::worker::Handler;
 
+const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 const SIZE: u16 = 64;
 const OWN: Mac = [0x52, 0x54, 0, 0, 0, 1];
@@ -86,51 +87,81 @@ impl Bench {
         }
     }
 
-    fn queue(&self, queue: usize) -> MockSplitQueue<'_, Memory> {
-        MockSplitQueue::create(&self.memory, GuestAddress(queue as u64 * 0x8000), SIZE)
+    /// Where a queue's descriptors, its available and its used ring are.
+    fn places(&self, queue: usize) -> [u64; 3] {
+        let ring = match queue {
+            RX => &self.card.rx,
+            TX => &self.card.tx,
+            _ => self.card.control.as_ref().expect("there is one"),
+        };
+        let queue = ring.queue();
+        [queue.desc_table(), queue.avail_ring(), queue.used_ring()]
     }
 
-    /// Gives a buffer of one piece to a queue.
-    fn give(&mut self, queue: usize, content: &[u8], room: u32) {
+    fn put_descriptor(&self, queue: usize, slot: u16, piece: Descriptor) {
+        let at = self.places(queue)[0] + u64::from(slot) * 16;
+        self.memory
+            .write_obj(RawDescriptor::from(piece), GuestAddress(at))
+            .expect("memory");
+    }
+
+    /// Makes the chain that begins at `slot` available.
+    fn offer(&mut self, queue: usize, slot: u16) {
+        let [_, available, _] = self.places(queue);
         let number = self.given[queue];
-        let slot = number % SIZE;
+        let entry = available + 4 + u64::from(number % SIZE) * 2;
+        let memory = &self.memory;
+        memory.write_obj(slot, GuestAddress(entry)).expect("memory");
+        self.given[queue] = number.wrapping_add(1);
+        memory
+            .write_obj(self.given[queue], GuestAddress(available + 2))
+            .expect("memory");
+    }
+
+    /// Gives a buffer of one piece to a queue: a packet, or room for one.
+    fn give(&mut self, queue: usize, content: &[u8], room: u32) {
+        let slot = self.given[queue] % SIZE;
         let at = BUFFERS[queue] + u64::from(slot) * BUFFER_STEP;
         let memory = &self.memory;
-        memory.write_slice(content, GuestAddress(at)).expect("memory");
+        memory
+            .write_slice(content, GuestAddress(at))
+            .expect("memory");
         let flags = if content.is_empty() { WRITE } else { 0 };
         let len = room.max(content.len() as u32);
-        let rings = self.queue(queue);
-        let piece = RawDescriptor::from(Descriptor::new(at, len, flags, 0));
-        rings.desc_table().store(slot, piece).expect("a slot");
-        let entry = rings.avail().ring().ref_at(usize::from(slot));
-        entry.expect("an entry").store(slot);
-        rings.avail().idx().store(number + 1);
-        self.given[queue] = number + 1;
+        self.put_descriptor(queue, slot, Descriptor::new(at, len, flags, 0));
+        self.offer(queue, slot);
     }
 
-    /// Takes a buffer back that was used.
+    /// Takes a buffer back that was used: what was written into it.
     fn take(&mut self, queue: usize) -> Option<Vec<u8>> {
-        let number = self.taken[queue];
-        let rings = self.queue(queue);
-        if rings.used().idx().load() == number {
+        let [_, _, used] = self.places(queue);
+        let (memory, number) = (&self.memory, self.taken[queue]);
+        let read = |at: u64| memory.read_obj(GuestAddress(at)).expect("memory");
+        if read(used + 2) as u16 == number {
             return None;
         }
-        let entry = rings.used().ring().ref_at(usize::from(number % SIZE));
-        let used = entry.expect("an entry").load();
-        let mut bytes = vec![0; used.len() as usize];
-        let at = BUFFERS[queue] + u64::from(used.id()) * BUFFER_STEP;
-        let memory = &self.memory;
-        memory.read_slice(&mut bytes, GuestAddress(at)).expect("memory");
-        self.taken[queue] = number + 1;
+        let entry = used + 4 + u64::from(number % SIZE) * 8;
+        let (slot, len): (u32, u32) = (read(entry), read(entry + 4));
+        let mut bytes = vec![0; len as usize];
+        let at = BUFFERS[queue] + u64::from(slot) * BUFFER_STEP;
+        memory
+            .read_slice(&mut bytes, GuestAddress(at))
+            .expect("memory");
+        self.taken[queue] = number.wrapping_add(1);
         Some(bytes)
     }
 
     /// A packet that was delivered, of as many buffers as it says.
     fn packet(&mut self) -> Option<Vec<u8>> {
         let mut packet = self.take(RX)?;
-        let buffers = packet.get(10..12).map_or(1, |bytes| u16::from_le_bytes([bytes[0], bytes[1]]));
+        let buffers = packet
+            .get(10..12)
+            .map_or(1, |bytes| u16::from_le_bytes([bytes[0], bytes[1]]));
         for _ in 1..buffers {
-            packet.extend(self.take(RX).expect("all of a packet's buffers come together"));
+            packet.extend(
+                self.take(RX)
+                    .expect("all of a packet's buffers come together"),
+            );
         }
         Some(packet)
     }
@@ -208,21 +239,21 @@ fn commands_say_what_is_received() {
     let mut bench = Bench::new(true, Limits::default());
     // A command in one piece and room for its answer behind it.
     let mut run = |command: &[u8]| {
-        let number = bench.given[CONTROL];
-        bench.give(CONTROL, command, 0);
-        let slot = number % SIZE;
-        let at = BUFFERS[CONTROL] + u64::from(slot) * BUFFER_STEP;
-        let rings = bench.queue(CONTROL);
-        let head = Descriptor::new(at, command.len() as u32, 1, slot + 1);
-        let answer = Descriptor::new(at + (64 << 10), 1, WRITE, 0);
-        for (slot, piece) in [(slot, head), (slot + 1, answer)] {
-            let piece = RawDescriptor::from(piece);
-            rings.desc_table().store(slot, piece).expect("a slot");
-        }
+        let at = BUFFERS[CONTROL];
+        let answer_at = at + (64 << 10);
+        let memory = bench.memory.clone();
+        memory
+            .write_slice(command, GuestAddress(at))
+            .expect("memory");
+        let head = Descriptor::new(at, command.len() as u32, NEXT, 1);
+        bench.put_descriptor(CONTROL, 0, head);
+        let answer = Descriptor::new(answer_at, 1, WRITE, 0);
+        bench.put_descriptor(CONTROL, 1, answer);
+        bench.offer(CONTROL, 0);
         bench.card.ready(CONTROL as u64);
         let written = bench.take(CONTROL).expect("an answer").len();
         assert_eq!(written, 1);
-        let answer: u8 = bench.memory.read_obj(GuestAddress(at + (64 << 10))).expect("memory");
+        let answer: u8 = memory.read_obj(GuestAddress(answer_at)).expect("memory");
         answer
     };
     assert_eq!(run(&[0, 0, 0]), filter::OK);
@@ -254,7 +285,10 @@ fn a_limit_holds_packets_back_and_loses_none() {
     let (mut sent, mut received) = (0, 0);
     let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
     while sent < 4 || received < 4 {
-        assert!(std::time::Instant::now() < end, "{sent} sent, {received} received");
+        assert!(
+            std::time::Instant::now() < end,
+            "{sent} sent, {received} received"
+        );
         if let Ok(len) = bench.wire.recv(&mut room) {
             assert_eq!(room[..len], packet(100, sent));
             sent += 1;
@@ -267,7 +301,11 @@ fn a_limit_holds_packets_back_and_loses_none() {
             let mut told = [0u8; 8];
             // SAFETY: the buffer is as long as is said; the descriptor is open.
             let read = unsafe {
-                let mut poll = libc::pollfd { fd: timer, events: libc::POLLIN, revents: 0 };
+                let mut poll = libc::pollfd {
+                    fd: timer,
+                    events: libc::POLLIN,
+                    revents: 0,
+                };
                 match libc::poll(&raw mut poll, 1, 0) {
                     1 => libc::read(timer, told.as_mut_ptr().cast(), 8),
                     _ => 0,

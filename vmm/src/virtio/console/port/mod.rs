@@ -111,7 +111,8 @@ impl Port {
 
     fn read(&mut self, chain: Chain<'_>, memory: &Memory) -> io::Result<()> {
         self.piece.clear();
-        let mut reader = Reader::new(memory, chain).map_err(|error| io::Error::other(error.to_string()))?;
+        let mut reader =
+            Reader::new(memory, chain).map_err(|error| io::Error::other(error.to_string()))?;
         let len = reader.available_bytes().min(PIECE_BYTES_MAX);
         self.piece.resize(len, 0);
         reader.read_exact(&mut self.piece)
