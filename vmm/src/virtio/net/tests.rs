@@ -5,7 +5,6 @@ use std::os::unix::net::UnixDatagram;
 use proptest::prelude::*;
 use virtio_queue::desc::RawDescriptor;
 use virtio_queue::desc::split::Descriptor;
-use virtio_queue::mock::MockSplitQueue;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
@@ -46,10 +45,14 @@ impl Bench {
             interrupt.set_vector(queue, 0);
         }
         let ring = |index: usize| {
-            let at = GuestAddress(index as u64 * 0x8000);
-            let queue: Queue = MockSplitQueue::create(&memory, at, SIZE)
-                .create_queue()
-                .expect("a queue");
+            let at = index as u32 * 0x8000;
+            let mut queue = Queue::new(SIZE).expect("a power of two");
+            queue.set_desc_table_address(Some(at), None);
+            // No available ring is at 0.
+            queue.set_avail_ring_address(Some(at + 0x1000), None);
+            queue.set_used_ring_address(Some(at + 0x2000), None);
+            queue.set_ready(true);
+            assert!(queue.is_valid(&memory));
             Ring::new(index, queue, event(), Arc::clone(&interrupt))
         };
         let (wire, other) = UnixDatagram::pair().expect("sockets");
