@@ -14,7 +14,9 @@ fn message(kind: u8, body: &[u8]) -> Vec<u8> {
 pub fn write(seeds: &Seeds) {
     let mut viewer = b"RFB 003.008\n\x01\x01".to_vec();
     // A format, encodings, an update, a key, pointers, texts, continuous updates, a fence, a size and a key by its place.
-    viewer.extend([0, 0, 0, 0, 32, 24, 0, 1, 0, 255, 0, 255, 0, 255, 16, 8, 0, 0, 0, 0]);
+    viewer.extend([
+        0, 0, 0, 0, 32, 24, 0, 1, 0, 255, 0, 255, 0, 255, 16, 8, 0, 0, 0, 0,
+    ]);
     viewer.extend([2, 0, 0, 2, 0, 0, 0, 7, 0xff, 0xff, 0xfe, 0xc4]);
     viewer.extend([3, 1, 0, 0, 0, 0, 4, 0, 3, 0]);
     viewer.extend([4, 1, 0, 0, 0, 0, 0xff, 0x0d]);
