@@ -101,7 +101,8 @@ fn another_viewer_shows_what_the_screen_has() {
     let dir = tempfile::tempdir().expect("a directory");
     let socket = dir.path().join("rfb");
     let screen = Screen::new(Size::new(501, 270).expect("a size"));
-    rfb::listen(&socket, screen.clone(), Inputs::default(), "a desktop").expect("a socket");
+    let service = rfb::listen(&socket, screen.clone(), Inputs::default(), "a desktop");
+    service.expect("a socket").start().expect("a thread");
     let lists: [&[i32]; 6] = [
         &[encoding::RAW],
         &[encoding::ZRLE, encoding::COPY_RECT],
