@@ -114,6 +114,14 @@ fn try_it(attempt: &str, argument: &str) -> io::Result<String> {
     unsafe {
         match attempt {
             "nothing" => Ok(String::new()),
+            "heap" => {
+                // Grows and shrinks by more than what is kept, in pieces of several sizes.
+                for bytes in [64 << 10, 1 << 20, 64 << 10, 3 << 20] {
+                    let many: Vec<Vec<u8>> = (0..16).map(|_| vec![1; bytes]).collect();
+                    std::hint::black_box(many);
+                }
+                Ok(String::new())
+            }
             "open" => std::fs::read_to_string(argument).map(|text| text.len().to_string()),
             "list" => Ok(std::fs::read_dir("/")?.count().to_string()),
             "write" => std::fs::write("/file", "text").map(|()| String::new()),

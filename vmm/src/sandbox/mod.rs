@@ -34,8 +34,9 @@ pub use privileges::User;
 use privileges::{Keep, NOBODY};
 use seccomp::{Filters, SeccompError, Violation};
 
-/// Pools of free memory that threads take theirs from: each keeps some, and a machine's threads need little.
-const ARENAS: libc::c_int = 2;
+/// Pools of free memory that threads take theirs from. One: a machine's threads need little, more of them keep more, and before the C
+/// library makes a second one smaller it reads a file of /proc.
+const ARENAS: libc::c_int = 1;
 
 /// How much of the sandbox has to be there.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -317,7 +318,7 @@ fn check_threads() -> Result<(), SandboxError> {
     }
 }
 
-/// Keeps the C library and Rust's from looking for files that are not there: the number of processors, and names of functions for a panic.
+/// Keeps the C library and Rust's from looking for files that are not there: how memory is overcommitted, and names of functions for a panic.
 fn quiet_runtime() {
     // SAFETY: a number; no other thread allocates yet.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, ARENAS) };

@@ -86,8 +86,8 @@ fn a_thread_may_do_what_it_is_for() {
     for role in ["vcpu", "device", "screen", "remote"] {
         assert_killed(role, "read-disk", "");
     }
-    for role in ["main", "vcpu", "device", "screen"] {
-        let output = run(mode(), "kill", role, "nothing", "");
+    for role in ["main", "vcpu", "disk", "device", "screen", "remote"] {
+        let output = run(mode(), "kill", role, "heap", "");
         assert_eq!(output.status.code(), Some(0), "{role}: {}", said(&output));
     }
 }
