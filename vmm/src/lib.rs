@@ -1,7 +1,8 @@
 //! splice-vmm: one process per desktop on KVM.
 //!
 //! [`check`] tells whether this machine can run desktops at all. [`machine`] is a PC of a few parts ([`legacy`]), a PCI bus ([`pci`]) and
-//! virtio devices ([`virtio`]), enough for an unmodified distribution kernel. Its [`screen`] is shown to viewers by [`rfb`].
+//! virtio devices ([`virtio`]), enough for an unmodified distribution kernel. Its [`screen`] is shown to viewers by [`rfb`]. A [`snapshot`] of
+//! one is what another goes on from.
 
 pub mod check;
 pub mod control;
@@ -10,4 +11,5 @@ pub mod machine;
 pub mod pci;
 pub mod rfb;
 pub mod screen;
+pub mod snapshot;
 pub mod virtio;

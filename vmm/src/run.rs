@@ -1,8 +1,7 @@
-//! `splice-vmm run`: a machine from command-line options.
+//! `splice-vmm run` and `splice-vmm resume`: a machine from command-line options, and one from a snapshot.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::str::FromStr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -13,12 +12,13 @@ use vmm::legacy::serial::SerialLine;
 use vmm::machine::boot::BootSource;
 use vmm::machine::bus::lock;
 use vmm::machine::event::{Event, Events};
-use vmm::machine::{self, Devices, End, Machine, MachineSpec};
+use vmm::machine::{self, Devices, End, Machine, MachineSpec, ResumeSpec};
 use vmm::rfb::{self, Inputs};
 use vmm::screen::{Screen, Size};
+use vmm::snapshot::{Loading, PagerError, Snapshot};
 use vmm::virtio::Device;
 use vmm::virtio::balloon::{Balloon, BalloonSize};
-use vmm::virtio::block::{Block, Disk, Limits};
+use vmm::virtio::block::{Block, Disk};
 use vmm::virtio::console::{Console, PORTS_MAX, PortSpec};
 use vmm::virtio::gpu::Gpu;
 use vmm::virtio::input::{Input, Model};
@@ -27,6 +27,8 @@ use vmm::virtio::rng::Rng;
 use vmm::virtio::vhost_user::RemoteBlock;
 use vmm_block::RawFile;
 
+use crate::options::{DiskOption, DiskSource, NetOption, PortOption};
+
 /// Options of a machine.
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
@@ -34,18 +36,54 @@ pub struct Arguments {
     /// Kernel: a bzImage or an ELF file.
     #[arg(long, value_name = "FILE")]
     kernel: PathBuf,
-    /// Initial RAM disk.
-    #[arg(long, value_name = "FILE")]
-    initrd: Option<PathBuf>,
-    /// Kernel command line.
-    #[arg(long, value_name = "TEXT", default_value = "console=ttyS0")]
-    command_line: String,
+    #[command(flatten)]
+    boot: BootArguments,
     /// Memory, MiB.
     #[arg(long, value_name = "MIB", default_value_t = 1024)]
     memory: u64,
     /// Processors.
     #[arg(long, value_name = "N", default_value_t = 1)]
     vcpus: u8,
+    #[command(flatten)]
+    host: HostArguments,
+}
+
+/// Options of a machine that goes on.
+#[derive(Args)]
+#[command(after_help = RESUME_EXAMPLES)]
+pub struct ResumeArguments {
+    /// The snapshot's folder.
+    dir: PathBuf,
+    /// Kernel that the guest boots when it resets; without, the machine ends then.
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    #[command(flatten)]
+    boot: BootArguments,
+    #[command(flatten)]
+    host: HostArguments,
+}
+
+// What is booted beside the kernel. (A doc comment would be shown in place of the command's own.)
+#[derive(Args)]
+struct BootArguments {
+    /// Initial RAM disk.
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+    /// Kernel command line.
+    #[arg(long, value_name = "TEXT", default_value = "console=ttyS0")]
+    command_line: String,
+}
+
+impl BootArguments {
+    fn open(&self, kernel: &Path) -> Result<BootSource> {
+        let source = BootSource::open(kernel, self.initrd.as_deref(), &self.command_line);
+        Ok(source?)
+    }
+}
+
+// What the host gives a machine.
+#[derive(Args)]
+struct HostArguments {
     /// A disk, the first is /dev/vda: a raw file, and options behind commas: `readonly`, `serial=TEXT`, and limits, `iops=N` requests
     /// and `mbps=N` megabytes (10^6 bytes) a second. Or `vhost-user=SOCKET`, which a server such as the branch serves.
     #[arg(long, value_name = "FILE[,OPTION…]|vhost-user=SOCKET")]
@@ -91,142 +129,16 @@ Examples:
   splice-vmm run --kernel vmlinuz --disk desktop.raw --command-line 'root=/dev/vda1' --display 1280x800 \\
       --rfb-socket screen.sock    (then: splice-vmm screenshot screen.sock screen.png)";
 
-/// Where a disk's bytes come from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum DiskSource {
-    /// A raw file.
-    File(PathBuf),
-    /// A server's socket.
-    VhostUser(PathBuf),
-}
+const RESUME_EXAMPLES: &str = "\
+Examples:
+  echo '{\"do\":\"snapshot\",\"dir\":\"/var/lib/splice/alice.snap\",\"then\":\"quit\"}' | socat - UNIX:control.sock
+  splice-vmm resume /var/lib/splice/alice.snap --disk desktop.raw --serial-socket console.sock
 
-/// One `--disk`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct DiskOption {
-    source: DiskSource,
-    read_only: bool,
-    serial: String,
-    limits: Limits,
-}
-
-impl FromStr for DiskOption {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let mut parts = text.split(',');
-        let first = parts.next().filter(|first| !first.is_empty());
-        let first = first.ok_or("a file or vhost-user=SOCKET is needed")?;
-        let source = match first.strip_prefix("vhost-user=") {
-            Some("") => return Err("vhost-user needs the path of a socket".into()),
-            Some(socket) => DiskSource::VhostUser(socket.into()),
-            None => DiskSource::File(first.into()),
-        };
-        let mut this = Self {
-            source,
-            read_only: false,
-            serial: String::new(),
-            limits: Limits::default(),
-        };
-        let positive = |number: &str| {
-            let number: u64 = number.parse().ok().filter(|number| *number > 0)?;
-            // Far beyond any disk, far below what cannot be counted.
-            Some(number.min(u64::from(u32::MAX)))
-        };
-        for part in parts {
-            if matches!(this.source, DiskSource::VhostUser(_)) {
-                return Err(format!(
-                    "{part:?}: the server of a vhost-user disk decides on that"
-                ));
-            }
-            match part.split_once('=') {
-                None if part == "readonly" => this.read_only = true,
-                Some(("serial", serial)) if serial.len() <= 20 => this.serial = serial.into(),
-                Some(("serial", _)) => return Err("a serial number has 20 bytes at most".into()),
-                Some((name @ ("iops" | "mbps"), number)) => {
-                    let number = positive(number);
-                    let number = number.ok_or_else(|| format!("{part:?}: a number above 0"))?;
-                    if name == "iops" {
-                        this.limits.requests_per_s = Some(number);
-                    } else {
-                        this.limits.bytes_per_s = Some(number * 1_000_000);
-                    }
-                }
-                _ => {
-                    return Err(format!(
-                        "unknown option {part:?}: readonly, serial=TEXT, iops=N and mbps=N are known"
-                    ));
-                }
-            }
-        }
-        Ok(this)
-    }
-}
-
-/// One `--net`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct NetOption {
-    tap: String,
-    mac: Option<[u8; 6]>,
-}
-
-impl FromStr for NetOption {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (tap, options) = text.split_once(',').unwrap_or((text, ""));
-        let mac = match options.strip_prefix("mac=") {
-            Some(address) => Some(mac(address)?),
-            None if options.is_empty() => None,
-            None => return Err(format!("unknown option {options:?}: mac=ADDRESS is known")),
-        };
-        Ok(Self {
-            tap: tap.into(),
-            mac,
-        })
-    }
-}
-
-fn mac(text: &str) -> Result<[u8; 6], String> {
-    let bytes: Option<Vec<u8>> = text
-        .split(':')
-        .map(|part| {
-            u8::from_str_radix(part, 16)
-                .ok()
-                .filter(|_| part.len() == 2)
-        })
-        .collect();
-    let bytes: Option<[u8; 6]> = bytes.and_then(|bytes| bytes.try_into().ok());
-    match bytes {
-        // The lowest bit of the first byte is of groups.
-        Some(bytes) if bytes[0] & 1 == 0 => Ok(bytes),
-        _ => Err(format!(
-            "{text:?} is no hardware address of a card, such as 52:54:00:12:34:56"
-        )),
-    }
-}
-
-/// One `--port`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct PortOption(PortSpec);
-
-impl FromStr for PortOption {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once('=') {
-            Some((name, socket)) if !name.is_empty() && name.len() <= 64 && !socket.is_empty() => {
-                Ok(Self(PortSpec {
-                    name: name.into(),
-                    socket: socket.into(),
-                }))
-            }
-            _ => Err("NAME=PATH is needed, such as org.qemu.guest_agent.0=agent.sock".into()),
-        }
-    }
-}
+Disks, network cards, ports and the display must be those that the machine had, in the same order; disks with the content that they
+had when it was saved. Sockets may be elsewhere.";
 
 impl DiskOption {
-    fn open(&self, queues: usize) -> Result<Box<dyn Device>> {
+    fn open(&self, queues: usize, loading: &Loading) -> Result<Box<dyn Device>> {
         match &self.source {
             DiskSource::File(path) => {
                 let file = RawFile::open(path, self.read_only);
@@ -241,7 +153,8 @@ impl DiskOption {
             DiskSource::VhostUser(path) => {
                 let disk = RemoteBlock::open(path, queues, SERVER_PATIENCE);
                 let disk = disk.with_context(|| format!("disk served at {}", path.display()))?;
-                Ok(Box::new(disk))
+                // Its server would find zeros where memory is not loaded yet.
+                Ok(Box::new(disk.after(loading.clone())))
             }
         }
     }
@@ -250,7 +163,23 @@ impl DiskOption {
 /// How long a machine's start waits for a disk's server.
 const SERVER_PATIENCE: Duration = Duration::from_secs(30);
 
-impl Arguments {
+impl HostArguments {
+    fn serial(&self) -> Result<SerialLine> {
+        let serial = SerialLine::default();
+        if let Some(path) = &self.serial_log {
+            let opened = serial.log_to(path);
+            opened.with_context(|| format!("serial log {}", path.display()))?;
+        }
+        if let Some(path) = &self.serial_socket {
+            let listens = serial.listen(path);
+            listens.with_context(|| format!("serial console {}", path.display()))?;
+        }
+        if self.serial_stdout {
+            serial.to_stdout();
+        }
+        Ok(serial)
+    }
+
     fn display(&self) -> Result<Option<Display>> {
         let Some(size) = self.display else {
             return Ok(None);
@@ -263,17 +192,27 @@ impl Arguments {
         Ok(Some(Display { screen, inputs }))
     }
 
-    fn devices(&self, balloon: &BalloonSize, display: Option<&Display>) -> Result<Devices> {
+    fn devices(
+        &self,
+        vcpus: u8,
+        balloon: &BalloonSize,
+        display: Option<&Display>,
+        loading: &Loading,
+    ) -> Result<Devices> {
         let mut devices = Devices::new();
         for (index, disk) in self.disk.iter().enumerate() {
-            devices.push((format!("disk-{index}"), disk.open(self.vcpus.into())?));
+            let disk = disk.open(vcpus.into(), loading)?;
+            devices.push((format!("disk-{index}"), disk));
         }
         for (index, net) in self.net.iter().enumerate() {
             let tap = Tap::open(&net.tap)?;
             // Locally administered, and another one for each card of a process.
             let [a, b] = (std::process::id() as u16).to_be_bytes();
-            let mac = net.mac.unwrap_or([0x52, 0x54, 0, a, b, index as u8]);
-            devices.push((format!("net-{index}"), Box::new(Net::new(mac, tap))));
+            let card = match net.mac {
+                Some(mac) => Net::new(mac, tap).with_chosen_address(),
+                None => Net::new([0x52, 0x54, 0, a, b, index as u8], tap),
+            };
+            devices.push((format!("net-{index}"), Box::new(card)));
         }
         let ports: Vec<PortSpec> = self.port.iter().map(|port| port.0.clone()).collect();
         if ports.len() > PORTS_MAX {
@@ -333,87 +272,109 @@ impl Signals {
     }
 }
 
+/// Exit status when a guest that has no kernel to boot resets itself.
+const RESET: u8 = 3;
+
 /// Runs a machine; resets start it anew.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let serial = SerialLine::default();
-    if let Some(path) = &arguments.serial_log {
-        let opened = serial.log_to(path);
-        opened.with_context(|| format!("serial log {}", path.display()))?;
-    }
-    if let Some(path) = &arguments.serial_socket {
-        let listens = serial.listen(path);
-        listens.with_context(|| format!("serial console {}", path.display()))?;
-    }
-    if arguments.serial_stdout {
-        serial.to_stdout();
-    }
-    let signals = Signals::watch()?;
-    if let Some(path) = &arguments.control {
-        let control = Control::listen(path);
-        let control = control.with_context(|| format!("control socket {}", path.display()))?;
-        let running = Arc::clone(&signals.0);
-        control.serve(move || lock(&running).clone())?;
-    }
-    let kvm = machine::open_kvm()?;
-    let boot = BootSource::open(
-        &arguments.kernel,
-        arguments.initrd.as_deref(),
-        &arguments.command_line,
-    )?;
-    let balloon = BalloonSize::default();
-    let display = arguments.display()?;
-    let mut devices = arguments.devices(&balloon, display.as_ref())?;
-    for resets in 0.. {
-        let spec = MachineSpec {
-            memory_mib: arguments.memory,
-            vcpus: arguments.vcpus,
-            boot: &boot,
-            devices,
-            serial: serial.clone(),
-            balloon: Some(balloon.clone()),
-        };
-        let machine = Machine::build(&kvm, spec)?;
-        signals.end(machine.events());
-        let (end, back) = machine.run(resets);
-        devices = back;
-        match end {
-            End::Off => return Ok(ExitCode::SUCCESS),
-            End::Reset => {}
-            End::Failed(reason) => bail!(reason),
-        }
-    }
-    Ok(ExitCode::SUCCESS)
+    let boot = arguments.boot.open(&arguments.kernel)?;
+    let life = Life {
+        host: &arguments.host,
+        boot: Some(boot),
+        memory_mib: arguments.memory,
+        vcpus: arguments.vcpus,
+    };
+    life.live(None)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// Runs a machine that was saved; resets start it anew, if there is a kernel.
+pub fn resume(arguments: &ResumeArguments) -> Result<ExitCode> {
+    let kernel = arguments.kernel.as_deref();
+    let boot = kernel
+        .map(|kernel| arguments.boot.open(kernel))
+        .transpose()?;
+    let snapshot = Snapshot::open(&arguments.dir);
+    let snapshot = snapshot.with_context(|| format!("snapshot {}", arguments.dir.display()))?;
+    let life = Life {
+        host: &arguments.host,
+        boot,
+        memory_mib: snapshot.saved.shape.memory_mib,
+        vcpus: snapshot.saved.shape.vcpus,
+    };
+    life.live(Some(snapshot))
+}
 
-    fn parse(text: &str) -> Result<DiskOption, String> {
-        text.parse()
-    }
+/// The machines of this process, one after another.
+struct Life<'a> {
+    host: &'a HostArguments,
+    /// What they boot.
+    boot: Option<BootSource>,
+    memory_mib: u64,
+    vcpus: u8,
+}
 
-    #[test]
-    fn disks_are_files_with_options_or_sockets() {
-        let disk = parse("a.raw,readonly,serial=one,iops=500,mbps=20").expect("all are known");
-        assert_eq!(disk.source, DiskSource::File("a.raw".into()));
-        assert!(disk.read_only);
-        assert_eq!(disk.serial, "one");
-        assert_eq!(disk.limits.requests_per_s, Some(500));
-        assert_eq!(disk.limits.bytes_per_s, Some(20_000_000));
-        let disk = parse("vhost-user=/run/disk.sock").expect("a socket");
-        assert_eq!(disk.source, DiskSource::VhostUser("/run/disk.sock".into()));
-        for wrong in [
-            "",
-            "vhost-user=",
-            "vhost-user=a,readonly",
-            "a,iops=0",
-            "a,mbps=many",
-            "a,iops=-1",
-            "a,fast",
-            "a,serial=123456789012345678901",
-        ] {
-            assert!(parse(wrong).is_err(), "{wrong:?}");
+impl Life<'_> {
+    /// The first one goes on from a snapshot, if there is one.
+    fn live(&self, snapshot: Option<Snapshot>) -> Result<ExitCode> {
+        let host = self.host;
+        let signals = Signals::watch()?;
+        let serial = host.serial()?;
+        if let Some(path) = &host.control {
+            let control = Control::listen(path);
+            let control = control.with_context(|| format!("control socket {}", path.display()))?;
+            let running = Arc::clone(&signals.0);
+            control.serve(move || lock(&running).clone())?;
         }
+        let kvm = machine::open_kvm()?;
+        let balloon = BalloonSize::default();
+        let display = host.display()?;
+        let loading = match snapshot {
+            Some(_) => Loading::begun(),
+            None => Loading::default(),
+        };
+        let mut snapshot = snapshot;
+        let mut devices = host.devices(self.vcpus, &balloon, display.as_ref(), &loading)?;
+        for resets in 0.. {
+            let (serial, balloon) = (serial.clone(), Some(balloon.clone()));
+            let machine = match (snapshot.take(), &self.boot) {
+                (Some(snapshot), _) => {
+                    let spec = ResumeSpec {
+                        devices,
+                        serial,
+                        balloon,
+                        loading: loading.clone(),
+                        on_damage: Box::new(end_damaged),
+                    };
+                    Machine::resume(&kvm, snapshot, spec)?
+                }
+                (None, Some(boot)) => {
+                    let spec = MachineSpec {
+                        memory_mib: self.memory_mib,
+                        vcpus: self.vcpus,
+                        boot,
+                        devices,
+                        serial,
+                        balloon,
+                    };
+                    Machine::build(&kvm, spec)?
+                }
+                (None, None) => return Ok(ExitCode::from(RESET)),
+            };
+            signals.end(machine.events());
+            let (end, back) = machine.run(resets);
+            devices = back;
+            match end {
+                End::Off => return Ok(ExitCode::SUCCESS),
+                End::Reset => {}
+                End::Failed(reason) => bail!(reason),
+            }
+        }
+        Ok(ExitCode::SUCCESS)
     }
+}
+
+/// A guest whose memory is damaged must not write one more block: whoever waits for the memory waits until the process is gone.
+fn end_damaged(error: PagerError) {
+    eprintln!("Error: {:#}", anyhow::Error::from(error));
+    std::process::exit(1);
 }

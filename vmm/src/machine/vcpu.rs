@@ -78,10 +78,7 @@ pub fn create(
         }
     };
     let vcpu = vm.create_vcpu(index.into()).map_err(failed("create it"))?;
-    let supported = kvm
-        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-        .map_err(failed("ask for features"))?;
-    vcpu.set_cpuid2(&cpuid(supported, index, count))
+    vcpu.set_cpuid2(&features(kvm, index, count)?)
         .map_err(failed("set features"))?;
     set_msrs(&vcpu).map_err(failed("set model-specific registers"))?;
     set_lapic(&vcpu).map_err(failed("set its interrupt controller"))?;
@@ -112,6 +109,20 @@ pub fn create(
     };
     vcpu.set_mp_state(state).map_err(failed("set its state"))?;
     Ok(vcpu)
+}
+
+/// What processor `index` of `count` is told of itself here.
+///
+/// # Errors
+/// KVM refuses.
+pub fn features(kvm: &Kvm, index: u8, count: u8) -> Result<CpuId, VcpuError> {
+    let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES);
+    let supported = supported.map_err(|source| VcpuError::Kvm {
+        index,
+        step: "ask for features",
+        source,
+    })?;
+    Ok(cpuid(supported, index, count))
 }
 
 /// What KVM supports, with this processor's place in the topology: one socket of single-threaded cores.

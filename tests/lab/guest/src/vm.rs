@@ -38,6 +38,8 @@ pub struct Options {
     pub memory_mib: u32,
     pub vcpus: u32,
     pub disk: Option<PathBuf>,
+    /// The snapshot that it goes on from, instead of booting.
+    pub resume: Option<PathBuf>,
     pub more: Vec<String>,
 }
 
@@ -47,6 +49,7 @@ impl Default for Options {
             memory_mib: 512,
             vcpus: 1,
             disk: None,
+            resume: None,
             more: Vec::new(),
         }
     }
@@ -79,15 +82,21 @@ impl Lab {
             temp.join(format!("{check}.control")),
         );
         let mut command = Command::new(self.programs.join("splice-vmm"));
+        match &options.resume {
+            Some(snapshot) => command.arg("resume").arg(snapshot),
+            None => command
+                .arg("run")
+                .args(["--memory", &options.memory_mib.to_string()])
+                .args(["--vcpus", &options.vcpus.to_string()]),
+        };
+        // A check may start one desktop after another: each has its own part of the log.
+        let seen = std::fs::metadata(&log).map_or(0, |log| log.len() as usize);
         command
-            .arg("run")
             .arg("--kernel")
             .arg(self.guest.join("kernel"))
             .arg("--initrd")
             .arg(self.guest.join("initrd"))
             .args(["--command-line", "root=/dev/vda1 ro console=ttyS0"])
-            .args(["--memory", &options.memory_mib.to_string()])
-            .args(["--vcpus", &options.vcpus.to_string()])
             .arg("--serial-log")
             .arg(&log)
             .arg("--serial-socket")
@@ -113,7 +122,7 @@ impl Lab {
             console,
             control,
             log,
-            seen: 0,
+            seen,
             asked: 0,
         };
         vm.drain_console()?;

@@ -61,6 +61,11 @@ impl Port {
         }
     }
 
+    /// Whether the guest's program has it open.
+    pub(super) fn guest_open(&self) -> bool {
+        self.guest_open
+    }
+
     /// Something to wait for: clients that come, and what they send.
     pub(super) fn events(&self) -> RawFd {
         self.events.as_raw_fd()
