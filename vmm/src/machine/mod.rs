@@ -19,6 +19,7 @@ pub mod vcpu;
 use std::collections::VecDeque;
 use std::sync::mpsc::Receiver;
 
+use kvm_bindings::CpuId;
 use kvm_ioctls::Kvm;
 use vmm_api::{Answer, Command, MachineState, MachineStatus, Then};
 
@@ -128,6 +129,8 @@ pub struct Machine {
     balloon: Option<BalloonSize>,
     memory_mib: u64,
     state: MachineState,
+    /// What each of its processors was told of itself.
+    features: Vec<CpuId>,
     /// Model-specific registers of its processors.
     msrs: Vec<u32>,
     events: Events,
@@ -155,9 +158,11 @@ impl Machine {
         acpi::write(&board.memory, spec.vcpus).map_err(MachineError::Acpi)?;
         generation::renew(&board.memory)?;
         vcpu::install_signal().map_err(|source| MachineError::Host("a signal".into(), source))?;
-        let mut vcpus = Vec::new();
+        let (mut vcpus, mut features) = (Vec::new(), Vec::new());
         for index in 0..spec.vcpus {
-            let vcpu = vcpu::create(kvm, &board.vm, index, spec.vcpus, entry)?;
+            let told = vcpu::features(kvm, index, spec.vcpus)?;
+            let vcpu = vcpu::create(&board.vm, index, &told, entry)?;
+            features.push(told);
             let (buses, events) = (board.buses.clone(), events.clone());
             vcpus.push(Vcpu::spawn(index, vcpu, buses, events)?);
         }
@@ -166,6 +171,7 @@ impl Machine {
             balloon: spec.balloon,
             memory_mib: spec.memory_mib,
             state: MachineState::Paused,
+            features,
             msrs: state::msr_indices(kvm).map_err(SnapshotError::State)?,
             events,
             taken,

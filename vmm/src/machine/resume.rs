@@ -95,9 +95,10 @@ impl Machine {
             devices.push(saved);
         }
         let mut states = Vec::new();
-        for processor in processors {
+        for (processor, features) in processors.iter().zip(&self.features) {
             stopped(processor);
-            states.push(VcpuState::capture(&board.vm, processor, &self.msrs)?);
+            let state = VcpuState::capture(&board.vm, processor, features, &self.msrs)?;
+            states.push(state);
         }
         let saved = Saved {
             shape: Shape {
@@ -150,6 +151,10 @@ impl Machine {
         let (events, taken) = Events::new();
         let board = Board::new(kvm, memory, spec.devices, spec.serial, &events)?;
         let asleep = now().saturating_sub(saved.shape.taken_at);
+        let told = saved.processors.0.iter().map(VcpuState::features);
+        let features = told
+            .collect::<Result<_, _>>()
+            .map_err(SnapshotError::State)?;
         let processors = put_into(&board, saved, asleep)?;
         vcpu::install_signal().map_err(|source| MachineError::Host("a signal".into(), source))?;
         let mut machine = Self {
@@ -157,6 +162,7 @@ impl Machine {
             balloon: spec.balloon,
             memory_mib,
             state: MachineState::Paused,
+            features,
             msrs: msr_indices(kvm).map_err(SnapshotError::State)?,
             events,
             taken,

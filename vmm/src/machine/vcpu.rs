@@ -59,17 +59,11 @@ const MSR_MTRR_DEFAULT: u32 = 0x2ff;
 /// MTRRs on, and memory is write-back.
 const MTRR_ON_WRITE_BACK: u64 = 1 << 11 | 6;
 
-/// Makes processor `index` of `count`, as it is after a reset; the first one begins at `entry`.
+/// Makes processor `index` with these [`features`], as it is after a reset; the first one begins at `entry`.
 ///
 /// # Errors
 /// KVM refuses.
-pub fn create(
-    kvm: &Kvm,
-    vm: &VmFd,
-    index: u8,
-    count: u8,
-    entry: Entry,
-) -> Result<VcpuFd, VcpuError> {
+pub fn create(vm: &VmFd, index: u8, features: &CpuId, entry: Entry) -> Result<VcpuFd, VcpuError> {
     let failed = |step| {
         move |source| VcpuError::Kvm {
             index,
@@ -78,8 +72,7 @@ pub fn create(
         }
     };
     let vcpu = vm.create_vcpu(index.into()).map_err(failed("create it"))?;
-    vcpu.set_cpuid2(&features(kvm, index, count)?)
-        .map_err(failed("set features"))?;
+    vcpu.set_cpuid2(features).map_err(failed("set features"))?;
     set_msrs(&vcpu).map_err(failed("set model-specific registers"))?;
     set_lapic(&vcpu).map_err(failed("set its interrupt controller"))?;
     if index > 0 {

@@ -49,9 +49,9 @@ pub enum StateError {
         /// Here.
         here_khz: u32,
     },
-    /// Another processor.
-    #[error("the snapshot is of a host with another processor: {0}")]
-    Features(String),
+    /// Too many features.
+    #[error("a list of {0} features of a processor is longer than KVM takes")]
+    Features(usize),
 }
 
 /// Processors in their order.

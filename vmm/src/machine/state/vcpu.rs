@@ -7,8 +7,8 @@
 use std::time::Duration;
 
 use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state,
-    kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+    CpuId, Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
+    kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
@@ -151,11 +151,19 @@ fn is_near(a_khz: u32, b_khz: u32) -> bool {
 }
 
 impl VcpuState {
-    /// Takes the state of a processor that does not run. `msrs` are those of [`msr_indices`].
+    /// Takes the state of a processor that does not run, whose guest was told `features`. `msrs` are those of [`msr_indices`].
+    ///
+    /// What was told is kept, and not asked of KVM: it adds what the guest has switched on, and where it emulates kernel mode, what it does
+    /// not offer.
     ///
     /// # Errors
     /// KVM refuses, or the guest does what cannot be saved.
-    pub fn capture(vm: &VmFd, vcpu: &VcpuFd, msrs: &[u32]) -> Result<Self, StateError> {
+    pub fn capture(
+        vm: &VmFd,
+        vcpu: &VcpuFd,
+        features: &CpuId,
+        msrs: &[u32],
+    ) -> Result<Self, StateError> {
         let failed = |step| move |error| StateError::Kvm(step, error);
         check_extended(vm)?;
         let run_state = vcpu.get_mp_state().map_err(failed("read a run state"))?;
@@ -172,12 +180,10 @@ impl VcpuState {
             .get_debug_regs()
             .map_err(failed("read debug registers"))?;
         let local_apic = vcpu.get_lapic().map_err(failed("read a local APIC"))?;
-        let cpuid = vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES);
-        let cpuid = cpuid.map_err(failed("read features"))?;
         let model_specific = read_msrs(vcpu, msrs)?;
         let events = vcpu.get_vcpu_events().map_err(failed("read events"))?;
         Ok(Self {
-            cpuid: cpuid.as_slice().to_vec(),
+            cpuid: features.as_slice().to_vec(),
             run_state,
             general,
             special,
@@ -204,10 +210,8 @@ impl VcpuState {
     ) -> Result<(), StateError> {
         let failed = |step| move |error| StateError::Kvm(step, error);
         check_extended(vm)?;
-        let cpuid = CpuId::from_entries(&self.cpuid);
-        let cpuid =
-            cpuid.map_err(|_| StateError::Features("a list of features too long".into()))?;
-        vcpu.set_cpuid2(&cpuid).map_err(failed("set features"))?;
+        vcpu.set_cpuid2(&self.features()?)
+            .map_err(failed("set features"))?;
         self.set_frequency(vcpu)?;
         vcpu.set_mp_state(self.run_state)
             .map_err(failed("set a run state"))?;
@@ -233,6 +237,14 @@ impl VcpuState {
             .map_err(failed("set events"))?;
         stopped(vcpu);
         Ok(())
+    }
+
+    /// What the guest was told of its processor.
+    ///
+    /// # Errors
+    /// It is more than KVM takes.
+    pub fn features(&self) -> Result<CpuId, StateError> {
+        CpuId::from_entries(&self.cpuid).map_err(|_| StateError::Features(self.cpuid.len()))
     }
 
     fn set_frequency(&self, vcpu: &VcpuFd) -> Result<(), StateError> {
@@ -265,14 +277,18 @@ mod tests {
         assert!(!is_near(2_400_000, 2_401_000));
     }
 
+    /// Where in the extended registers XMM0 to XMM7 are, and which parts are in use (Intel SDM, volume 1, section 13.4).
+    const XMM_WORDS: std::ops::Range<usize> = 40..72;
+    const IN_USE_WORD: usize = 128;
+
     /// A processor of a VM that has interrupt controllers, told what a machine's would be.
-    fn processor(kvm: &Kvm) -> (VmFd, VcpuFd) {
+    fn processor(kvm: &Kvm) -> (VmFd, VcpuFd, CpuId) {
         let vm = kvm.create_vm().expect("a VM");
         vm.create_irq_chip().expect("interrupt controllers");
         let vcpu = vm.create_vcpu(0).expect("a processor");
         let features = crate::machine::vcpu::features(kvm, 0, 1).expect("features");
         vcpu.set_cpuid2(&features).expect("set");
-        (vm, vcpu)
+        (vm, vcpu, features)
     }
 
     fn bytes(value: &impl Serialize) -> Vec<u8> {
@@ -282,28 +298,32 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(16))]
         #[test]
-        fn processors_come_back_as_they_were(general: [u64; 15], vectors: [[u8; 16]; 16], base in 0u64..1 << 46, deadline: u32) {
+        fn processors_come_back_as_they_were(general: [u64; 15], vectors: [u32; 32], base in 0u64..1 << 46, deadline: u32) {
             let Ok(kvm) = Kvm::new() else { return Ok(()) };
             let indices = msr_indices(&kvm).expect("a list");
-            let (vm, vcpu) = processor(&kvm);
+            let (vm, vcpu, features) = processor(&kvm);
             let [rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8, r9, r10, r11, r12, r13, rip] = general;
             let registers = kvm_regs { rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8, r9, r10, r11, r12, r13, rip, rflags: 2, ..kvm_regs::default() };
             vcpu.set_regs(&registers).expect("set");
-            let mut fpu = vcpu.get_fpu().expect("read");
-            fpu.xmm = vectors;
-            vcpu.set_fpu(&fpu).expect("set");
+            let mut extended = vcpu.get_xsave().expect("read");
+            for (word, value) in extended.region[XMM_WORDS].iter_mut().zip(vectors) {
+                *word = value;
+            }
+            extended.region[IN_USE_WORD] |= 0b10;
+            // SAFETY: the structure is whole, and KVM reads no more than that.
+            unsafe { vcpu.set_xsave(&extended) }.expect("set");
             let mut special = vcpu.get_sregs().expect("read");
             special.fs.base = base;
             vcpu.set_sregs(&special).expect("set");
-            let saved = VcpuState::capture(&vm, &vcpu, &indices).expect("captured");
+            let saved = VcpuState::capture(&vm, &vcpu, &features, &indices).expect("captured");
             let parsed: VcpuState = postcard::from_bytes(&bytes(&saved)).expect("the same");
             prop_assert_eq!(bytes(&parsed), bytes(&saved));
 
-            let (vm, vcpu) = processor(&kvm);
+            let (vm, vcpu, features) = processor(&kvm);
             parsed.restore(&vm, &vcpu, 0, Duration::from_millis(deadline.into())).expect("a processor like it");
             prop_assert_eq!(vcpu.get_regs().expect("read"), registers);
-            prop_assert_eq!(vcpu.get_fpu().expect("read").xmm, vectors);
-            let mut again = VcpuState::capture(&vm, &vcpu, &indices).expect("captured");
+            prop_assert_eq!(&vcpu.get_xsave().expect("read").region[XMM_WORDS], &vectors[..]);
+            let mut again = VcpuState::capture(&vm, &vcpu, &features, &indices).expect("captured");
             let tsc = |state: &VcpuState| {
                 let mut msrs = state.model_specific.iter();
                 msrs.find(|entry| entry.index == TSC).map_or(0, |entry| entry.data)

@@ -1,6 +1,6 @@
 //! A device that comes to rest, is saved or takes up a state, and works again.
 
-use super::{DRIVER_OK, NEEDS_RESET, VirtioPci, WHILE_IT_RUNS};
+use super::{DRIVER_OK, FEATURES_OK, NEEDS_RESET, VirtioPci, WHILE_IT_RUNS};
 use crate::machine::interrupts::InterruptError;
 use crate::pci::Function;
 use crate::virtio::state::{DeviceStateError, QueueState, TransportState};
@@ -22,7 +22,8 @@ impl VirtioPci {
     /// Has the device work again, if it did. An interrupt may have been lost on the way to a processor that was being saved: the driver
     /// looks at all its queues.
     pub fn go_on(&mut self) {
-        let is_at_work = self.status & DRIVER_OK != 0 && self.status & NEEDS_RESET == 0;
+        let is_at_work =
+            self.status & (FEATURES_OK | DRIVER_OK | NEEDS_RESET) == FEATURES_OK | DRIVER_OK;
         if self.is_started && is_at_work {
             self.hand_out();
             for index in 0..self.queues.len() {
@@ -120,8 +121,9 @@ impl VirtioPci {
         if queues.0 != queues.1 {
             return differs(format!("it had {} queues, now {}", queues.0, queues.1));
         }
+        // Before they are agreed on, a driver may have written any.
         let lost = state.driver_features & !self.features();
-        if lost != 0 {
+        if state.status & FEATURES_OK != 0 && lost != 0 {
             return differs(format!("it lacks features that the guest uses: {lost:#x}"));
         }
         Ok(())
