@@ -49,6 +49,10 @@ done
 ln "$images/debian-v1.vmlinuz" "$work/lab/kernel" 2>/dev/null || cp "$images/debian-v1.vmlinuz" "$work/lab/kernel"
 ln "$images/debian-v1.initrd" "$work/lab/initrd" 2>/dev/null || cp "$images/debian-v1.initrd" "$work/lab/initrd"
 cp --sparse=always "$images/debian-v1.raw" "$work/lab/disk"
+# The kernel of L1, which has more drivers than that of a cloud image.
+mkdir -p "$work/lab/generic"
+cp "$images/lab.vmlinuz" "$work/lab/generic/kernel"
+cp "$images/lab.initrd" "$work/lab/generic/initrd"
 printf '%s\n' "$*" >"$work/lab/checks"
 cat >"$work/lab/init" <<'INIT'
 #!/bin/sh

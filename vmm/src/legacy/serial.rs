@@ -99,14 +99,13 @@ impl SerialLine {
             .map(drop)
     }
 
-    /// Types on the line; waits while the port's buffer is full. What no machine or a guest that does not listen takes is lost.
+    /// Types on the line; waits while there is no port yet or its buffer is full. What a guest that does not listen never takes is lost.
     fn type_bytes(&self, mut bytes: &[u8]) {
         for _ in 0..INPUT_TRIES {
-            let Some(port) = lock(&self.0).port.upgrade() else {
-                return;
-            };
-            let taken = lock(&port).enqueue_raw_bytes(bytes).unwrap_or(0);
-            bytes = &bytes[taken..];
+            if let Some(port) = lock(&self.0).port.upgrade() {
+                let taken = lock(&port).enqueue_raw_bytes(bytes).unwrap_or(0);
+                bytes = &bytes[taken..];
+            }
             if bytes.is_empty() {
                 return;
             }
@@ -184,7 +183,8 @@ impl SerialPort {
         }
     }
 
-    /// Takes up a state, on the same line; raises `interrupt` if the guest is to look. More typed bytes than there is room for are lost.
+    /// Takes up a state, on the same line; raises `interrupt` if the guest is to look. What was typed on the line meanwhile comes behind;
+    /// more bytes than there is room for are lost.
     pub fn restore(&self, state: SerialState, interrupt: EventFd, line: &SerialLine) {
         let [baud_divisor_low, baud_divisor_high] = state.divisor;
         let mut registers = Registers16550 {
@@ -199,6 +199,8 @@ impl SerialPort {
             scratch: state.scratch,
             in_buffer: state.typed,
         };
+        let mut port = lock(&self.0);
+        registers.in_buffer.extend(port.state().in_buffer);
         registers.in_buffer.truncate(INPUT_BYTES);
         let restored = Serial::from_state(
             &registers,
@@ -207,8 +209,8 @@ impl SerialPort {
             line.clone(),
         );
         // Fails where the interrupt cannot be raised: the machine is going away.
-        if let Ok(port) = restored {
-            *lock(&self.0) = port;
+        if let Ok(restored) = restored {
+            *port = restored;
         }
     }
 }

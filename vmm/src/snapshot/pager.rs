@@ -71,7 +71,8 @@ impl Loading {
         }
     }
 
-    pub(super) fn end(&self) {
+    /// All is there.
+    pub fn end(&self) {
         *lock(&self.0.is_loading) = false;
         self.0.changed.notify_all();
     }

@@ -170,7 +170,9 @@ fn snapshot(lab: &Lab, name: &str) -> Result<Vec<String>> {
     let disk = lab.fresh_disk()?;
     let dir = std::env::temp_dir().join("desktop.snapshot");
     let _ = std::fs::remove_dir_all(&dir);
+    // The cloud kernel of the small image has no driver for the machine's generation.
     let mut options = Options {
+        system: "generic",
         disk: Some(disk.clone()),
         vcpus: 2,
         ..Options::default()

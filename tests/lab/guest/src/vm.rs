@@ -35,6 +35,8 @@ pub struct Vm {
 
 /// Options of a desktop, by default one processor and 512 MiB with the small Debian's disk.
 pub struct Options {
+    /// The folder with its `kernel` and `initrd`, below the guest's; empty is that itself.
+    pub system: &'static str,
     pub memory_mib: u32,
     pub vcpus: u32,
     pub disk: Option<PathBuf>,
@@ -46,6 +48,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
+            system: "",
             memory_mib: 512,
             vcpus: 1,
             disk: None,
@@ -81,6 +84,7 @@ impl Lab {
             temp.join(format!("{check}.console")),
             temp.join(format!("{check}.control")),
         );
+        let system = self.guest.join(options.system);
         let mut command = Command::new(self.programs.join("splice-vmm"));
         match &options.resume {
             Some(snapshot) => command.arg("resume").arg(snapshot),
@@ -93,9 +97,9 @@ impl Lab {
         let seen = std::fs::metadata(&log).map_or(0, |log| log.len() as usize);
         command
             .arg("--kernel")
-            .arg(self.guest.join("kernel"))
+            .arg(system.join("kernel"))
             .arg("--initrd")
-            .arg(self.guest.join("initrd"))
+            .arg(system.join("initrd"))
             .args(["--command-line", "root=/dev/vda1 ro console=ttyS0"])
             .arg("--serial-log")
             .arg(&log)

@@ -6,6 +6,8 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_api::{Answer, Command, Then};
 use vmm_block::MemoryDevice;
@@ -302,6 +304,46 @@ fn a_damaged_snapshot_is_refused() {
         Snapshot::open(temp.path()).is_err(),
         "a folder that is none"
     );
+}
+
+/// A file that is whole and makes no sense, as somebody may have written it: it is refused, or a machine that is its own loss.
+#[test]
+fn no_state_that_somebody_has_made_up_ends_the_process() {
+    let Some(kvm) = kvm() else { return };
+    let temp = tempfile::tempdir().expect("a folder");
+    let dir = temp.path().join("snap");
+    let running = Running::start(build(&kvm));
+    running.wait_beyond(1);
+    assert_eq!(running.ask(snapshot(&dir, Then::Quit)), Answer::Done);
+    running.end();
+    let path = dir.join("state");
+    let whole = std::fs::read(&path).expect("there");
+    let mut random = TestRunner::deterministic();
+    let mut draw = |end: usize| {
+        let tree = (0..end).new_tree(&mut random).expect("a number");
+        tree.current()
+    };
+    for _ in 0..150 {
+        let mut body = whole[56..].to_vec();
+        for _ in 0..=draw(3) {
+            let at = draw(body.len());
+            body[at] = draw(256) as u8;
+        }
+        let mut file = whole[..24].to_vec();
+        file.extend(blake3::hash(&body).as_bytes());
+        file.extend(body);
+        std::fs::write(&path, file).expect("written");
+        let Ok(opened) = Snapshot::open(&dir) else {
+            continue;
+        };
+        let spec = ResumeSpec {
+            on_damage: Box::new(|_| ()),
+            ..spec(devices(1 << 20))
+        };
+        if let Ok(machine) = Machine::resume(&kvm, opened, spec) {
+            machine.end();
+        }
+    }
 }
 
 fn board(kvm: &Kvm) -> Board {
