@@ -199,9 +199,9 @@ impl SerialPort {
             scratch: state.scratch,
             in_buffer: state.typed,
         };
-        let mut port = lock(&self.0);
-        registers.in_buffer.extend(port.state().in_buffer);
         registers.in_buffer.truncate(INPUT_BYTES);
+        let mut port = lock(&self.0);
+        let meanwhile = port.state().in_buffer;
         let restored = Serial::from_state(
             &registers,
             SerialInterrupt(interrupt),
@@ -211,6 +211,7 @@ impl SerialPort {
         // Fails where the interrupt cannot be raised: the machine is going away.
         if let Ok(restored) = restored {
             *port = restored;
+            let _ = port.enqueue_raw_bytes(&meanwhile);
         }
     }
 }
@@ -259,6 +260,19 @@ mod tests {
             [read(7), read(0), read(0), read(0)],
             [0x5a, b'a', b'b', b'c']
         );
+        // What is typed before the state is taken up is seen like what is typed later.
+        let idle = SerialPort::new(event(), &SerialLine::default());
+        for (register, value) in [(3, 3), (1, 1)] {
+            idle.clone().write(register, &[value]);
+        }
+        let (bell, line) = (event(), SerialLine::default());
+        let mut early = SerialPort::new(event(), &line);
+        line.type_bytes(b"x");
+        early.restore(idle.save(), bell.try_clone().expect("a copy"), &line);
+        assert!(bell.read().is_ok(), "there is input to be seen");
+        let mut status = [0];
+        early.read(5, &mut status);
+        assert_eq!(status[0] & 1, 1, "data is ready");
         let full = SerialState {
             typed: vec![b'x'; 1000],
             ..saved
