@@ -19,7 +19,7 @@ pub fn write(seeds: &Seeds) {
 
 /// Fields of records whose checksums the target makes right: kind at 4, disk at 6, offset at 24, length at 32.
 fn overlays(seeds: &Seeds) {
-    for choice in 0..4u8 {
+    for choice in 0..8u8 {
         let mut log = vec![choice];
         for (kind, disk, offset, len) in [
             (1, 0, 2, 2),
@@ -34,6 +34,16 @@ fn overlays(seeds: &Seeds) {
         }
         seeds.write("overlay", &format!("records-{choice}"), &log);
     }
+    // Parts of an index snapshot: kind, length, content. One segment, then two extents of the first disk.
+    let mut index = vec![129, 1, 32];
+    index.extend_from_slice(&[1u32, 0].map(u32::to_le_bytes).concat());
+    index.extend_from_slice(&[1u64, 98, 60 << 10].map(u64::to_le_bytes).concat());
+    index.extend_from_slice(&[2, 48]);
+    index.extend_from_slice(&[0; 8]);
+    for words in [[0, 0, 8, 1, 1], [16u32, 1 << 8, 4, 1, 0]] {
+        index.extend_from_slice(&words.map(u32::to_le_bytes).concat());
+    }
+    seeds.write("overlay", "index", &index);
 }
 
 fn caches(seeds: &Seeds) {
