@@ -21,8 +21,8 @@ use vmm_block::{BlockDevice, BlockError, BlockErrorKind, Geometry, RangeStatus};
 
 pub use base::{Base, MemBase};
 pub use overlay::{
-    FillRandom, Overlay, OverlayError, OverlayIdentity, OverlayKey, OverlayOptions, OverlayStats,
-    Shortage, Tended, fuzz_index_snapshot, fuzz_overlay,
+    FillRandom, Overlay, OverlayError, OverlayIdentity, OverlayKey, OverlayOptions, OverlayState,
+    OverlayStats, Shortage, Tended, fuzz_index_snapshot, fuzz_overlay,
 };
 
 use overlay::{PIECE_BYTES, Part, SECTOR_BYTES, Source};

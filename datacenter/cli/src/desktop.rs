@@ -119,6 +119,7 @@ fn show(context: &Context, desktop: &Desktop) -> Result<(), Failure> {
         ),
         ("state", Some(state(desktop))),
         ("error", desktop.error.clone()),
+        ("room missing", desktop.missing_bytes.map(format_size)),
         ("machine", desktop.machine.clone()),
         ("process", desktop.pid.map(|pid| pid.to_string())),
         (

@@ -42,6 +42,14 @@ pub struct Meta {
 }
 
 impl Meta {
+    /// What [`Meta::starts_plain`] looks at.
+    pub const START_BYTES: usize = 12;
+
+    /// Whether these are the first bytes of a header file in the clear.
+    pub fn starts_plain(bytes: &[u8; Self::START_BYTES]) -> bool {
+        bytes[..8] == MAGIC && u32_at(bytes, 8) == PLAIN
+    }
+
     /// The end of the run of dropped segments that `segment` is in, if it was dropped.
     pub fn dropped_until(&self, segment: u32) -> Option<u32> {
         self.dropped

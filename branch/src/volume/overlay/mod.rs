@@ -67,6 +67,17 @@ pub struct OverlayIdentity {
     pub disks: Vec<u64>,
 }
 
+/// What is in an overlay's directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OverlayState {
+    /// Nothing: it is to be made.
+    Absent,
+    /// A log that an earlier release wrote in the clear.
+    Plain,
+    /// An encrypted log.
+    Sealed,
+}
+
 /// How an overlay is kept.
 #[derive(Debug, Clone, Copy)]
 pub struct OverlayOptions {

@@ -21,7 +21,9 @@ use super::room::Room;
 use super::seal::{LogKey, OverlayKey};
 use super::snapshot;
 use super::writer::Writer;
-use super::{FlushState, Overlay, OverlayIdentity, OverlayOptions, path, segment_name};
+use super::{
+    FlushState, Overlay, OverlayIdentity, OverlayOptions, OverlayState, path, segment_name,
+};
 
 const META_NAME: &str = "overlay.meta";
 const META_NEW_NAME: &str = "overlay.meta.new";
@@ -187,19 +189,34 @@ impl Overlay {
         key: &OverlayKey,
         options: OverlayOptions,
     ) -> Result<Self, OverlayError> {
-        if Self::exists(&*disk, dir)? {
+        if exists(&*disk, dir, META_NAME)? {
             Self::open(disk, dir, identity, key, options)
         } else {
             Self::create(disk, dir, identity, log_id, key, options)
         }
     }
 
-    /// Whether there is an overlay in `dir`.
+    /// What there is in `dir`, as far as the header file tells: which key is needed depends on it.
     ///
     /// # Errors
     /// [`OverlayError::Io`].
-    pub fn exists(disk: &dyn Disk, dir: &str) -> Result<bool, OverlayError> {
-        exists(disk, dir, META_NAME)
+    pub fn state(disk: &dyn Disk, dir: &str) -> Result<OverlayState, OverlayError> {
+        if !exists(disk, dir, META_NAME)? {
+            return Ok(OverlayState::Absent);
+        }
+        let name = path(dir, META_NAME);
+        let error = |e| io_error(dir, &name, "read", e);
+        let file = disk.open(&name, Open::Read).map_err(error)?;
+        let mut start = [0; Meta::START_BYTES];
+        // One that is shorter is damaged, as opening it will say.
+        if file.len().map_err(error)? >= start.len() as u64 {
+            file.read_at(0, &mut start).map_err(error)?;
+        }
+        Ok(if Meta::starts_plain(&start) {
+            OverlayState::Plain
+        } else {
+            OverlayState::Sealed
+        })
     }
 }
 
