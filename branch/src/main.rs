@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use branch::cache::{Cache, CacheIdentity, CacheOptions};
+use branch::cache::{Cache, CacheIdentity, CacheKey, CacheOptions};
 use branch::catalog::Catalog;
 use branch::clock::{Clock, HostClock};
 use branch::desktop::{Desktops, MachineHost, Volumes};
@@ -284,6 +284,7 @@ fn open(options: &Run, data: &Path, identity: Identity) -> Result<(Arc<Branch>, 
             key_id: identity.id_key.key_id(),
         },
         rand::random(),
+        CacheKey::new(*keys.cache()?.bytes()),
         CacheOptions {
             capacity_bytes: options.cache_size,
             ..CacheOptions::default()

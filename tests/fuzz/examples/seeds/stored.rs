@@ -67,7 +67,7 @@ fn caches(seeds: &Seeds) {
     for magic in [b"SPLCACHE", b"SPLCSLAB"] {
         let mut header = [0u8; 80];
         header[..8].copy_from_slice(magic);
-        (header[8], header[64]) = (1, 8);
+        (header[8], header[64]) = (2, 8);
         seeds.write("cache", std::str::from_utf8(magic).unwrap(), &header);
     }
 }
