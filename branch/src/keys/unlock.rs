@@ -320,6 +320,23 @@ mod tests {
         assert!(error.to_string().contains("--passphrase-file"), "{error}");
     }
 
+    /// Computed by another implementation (BLAKE3 and HChaCha20 in Python), from what `docs/disk-formats/keys.md` says.
+    #[test]
+    fn golden_values() {
+        let unlock = Unlock::KeyFile(Secret::new([4; 32]));
+        let file = BranchKeyFile::seal(&Secret::new([1; 32]), &unlock, fill).unwrap();
+        let bytes = file.encode();
+        assert_eq!(
+            hex::encode(&bytes[..32]),
+            "53504c42524b455901000000010000003c636e12e20fdc2b0000000000000000"
+        );
+        assert_eq!(
+            hex::encode(&bytes[56..104]),
+            "43cee46a411b1c477e437a76b05c675a\
+             c39d9fab549f8dd6ad5f68038847bdf90b5993e3e3fc1bdfd93e12b59b74d245"
+        );
+    }
+
     #[test]
     fn an_altered_file_is_noticed_and_cannot_ask_for_all_memory() {
         let unlock = Unlock::KeyFile(Secret::new([4; 32]));

@@ -253,4 +253,24 @@ mod tests {
         }
         assert!(!format!("{secret:?}").contains('7'));
     }
+
+    /// Computed by another implementation (BLAKE3 and HChaCha20 in Python), from what `docs/disk-formats/keys.md` says.
+    #[test]
+    fn golden_values() {
+        let (branch, secret) = (Secret::new([1; 32]), Secret::new([7; 32]));
+        let key = DataKey::seal(&secret, (Purpose::Desktop, [9; 16]), true, &branch, fill);
+        let bytes = key.encode();
+        assert_eq!(hex::encode(branch.id()), "3c636e12e20fdc2b");
+        assert_eq!(
+            hex::encode(&bytes[..48]),
+            "53504c57524b4559010000000100000009090909090909090909090909090909\
+             3c636e12e20fdc2b0100000000000000"
+        );
+        assert_eq!(bytes[48..72], [3; 24]);
+        assert_eq!(
+            hex::encode(&bytes[72..120]),
+            "914c5912fb3ff0c66f1373d3396ef1d3\
+             5d2a078974955b7e825594525197f4836569b2a93adf7d5464662697ea9f21bb"
+        );
+    }
 }

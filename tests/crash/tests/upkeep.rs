@@ -91,7 +91,7 @@ fn every_operation_of_housekeeping_can_be_the_last() {
             let before = overlay.stats().log_bytes;
             disk.stop_after(operations);
             let (mut done, mut moved, mut snapshots) = (true, 0, 0);
-            for _ in 0..6 {
+            for _ in 0..12 {
                 match overlay.tend(24 << 10) {
                     Ok(tended) => {
                         moved += tended.moved_bytes;

@@ -14,8 +14,6 @@ pub const SECTOR_BYTES: u64 = 512;
 pub const PIECE_BYTES: u64 = 4096;
 /// Longest payload of one record. Longer guest writes become several records: bounds the append buffer and replay's memory.
 pub const PAYLOAD_BYTES_MAX: u64 = 1 << 20;
-/// Most pieces of one record: one more than fit, because it may begin and end within a piece.
-pub const PIECES_MAX: usize = (PAYLOAD_BYTES_MAX / PIECE_BYTES) as usize + 1;
 /// Length of a record header.
 pub const RECORD_HEADER_BYTES: usize = 96;
 /// Length of a segment header.

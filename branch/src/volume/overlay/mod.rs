@@ -22,6 +22,8 @@ mod error;
 mod flush;
 mod format;
 mod fuzz;
+#[cfg(test)]
+mod golden_tests;
 mod index;
 mod map;
 mod meta;
