@@ -92,6 +92,8 @@ pub struct OpenVolume {
     base: Arc<CachedBase>,
     /// Whether it ever had no room for what its guest wrote.
     was_short: AtomicBool,
+    /// Held during a round of housekeeping; true once it is closed. Else a round could go on in files that the next opening has.
+    is_closed: Mutex<bool>,
 }
 
 impl OpenVolume {
@@ -232,6 +234,7 @@ impl Volumes {
             overlay,
             base,
             was_short: AtomicBool::new(false),
+            is_closed: Mutex::new(false),
         };
         self.lock().insert(name.clone(), Arc::new(volume));
         Ok(())
@@ -246,6 +249,7 @@ impl Volumes {
             self.lock().insert(name.into(), volume);
             return Err(VolumeError::InUse(name.into()));
         }
+        *volume.is_closed.lock().expect("no panic under this lock") = true;
         let flushed = volume.export.device().flush();
         flushed.map_err(|source| VolumeError::Flush {
             name: name.into(),
@@ -270,8 +274,10 @@ impl Volumes {
         let open: Vec<Arc<OpenVolume>> = self.lock().values().cloned().collect();
         let budget = (UPKEEP_BYTES / (open.len() as u64).max(1)).max(UPKEEP_BYTES_MIN);
         for volume in open {
+            let is_closed = volume.is_closed.lock().expect("no panic under this lock");
             // One that failed has told it, and the desktop shows it.
-            if volume.overlay.failure().is_none()
+            if !*is_closed
+                && volume.overlay.failure().is_none()
                 && let Err(error) = volume.overlay.tend(budget)
             {
                 let error = super::error_line(&error);

@@ -15,6 +15,33 @@ pub fn write(seeds: &Seeds) {
     seeds.write("pack", "golden", &hex::decode(digits).unwrap());
     overlays(seeds);
     caches(seeds);
+    keys(seeds);
+}
+
+/// Headers of both kinds of key files; the target makes the checksums right.
+fn keys(seeds: &Seeds) {
+    let words = |words: &[u32]| {
+        words
+            .iter()
+            .flat_map(|w| w.to_le_bytes())
+            .collect::<Vec<_>>()
+    };
+    for purpose in [1, 2] {
+        let mut key = b"SPLWRKEY".to_vec();
+        key.extend(words(&[1, purpose]));
+        key.extend([7; 24]);
+        key.extend(words(&[1, 0]));
+        key.extend([3; 80]);
+        seeds.write("keys", &format!("data-{purpose}"), &key);
+    }
+    for (mode, parameters) in [(1, 0), (2, 28), (3, 40)] {
+        let mut key = b"SPLBRKEY".to_vec();
+        key.extend(words(&[1, mode]));
+        key.extend([7; 8]);
+        key.extend(words(&[parameters, 0]));
+        key.extend(vec![1; parameters as usize + 80]);
+        seeds.write("keys", &format!("branch-{mode}"), &key);
+    }
 }
 
 /// Fields of records whose checksums the target makes right: kind at 4, disk at 6, offset at 24, length at 32.
