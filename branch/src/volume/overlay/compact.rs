@@ -187,7 +187,18 @@ impl Overlay {
     }
 
     fn is_long(&self) -> bool {
-        is_long(&self.map_read(), self.options.segment_bytes)
+        self.is_longer_than_needed(&self.map_read())
+    }
+
+    /// Whether the log is longer than what is live is worth. While writes wait for room, little is enough.
+    fn is_longer_than_needed(&self, map: &Map) -> bool {
+        let needed = map.needed_bytes();
+        let spare = if self.room.is_short() {
+            needed / 8 + self.options.segment_bytes
+        } else {
+            needed / 2 + 2 * self.options.segment_bytes
+        };
+        map.log_bytes() > needed + spare
     }
 
     fn choose(&self, upkeep: &Upkeep) -> Option<Task> {
@@ -211,7 +222,7 @@ impl Overlay {
         if let Some((&number, _)) = plain {
             return Some(task(Goal::Empty(number)));
         }
-        if is_long(&map, self.options.segment_bytes) {
+        if self.is_longer_than_needed(&map) {
             let least = closed().min_by_key(|(_, segment)| {
                 segment.live_payload * 1024 / segment.len.max(SEGMENT_HEADER_BYTES as u64)
             });
@@ -236,7 +247,13 @@ impl Overlay {
                 .get(&segment)
                 .map_or(0, |segment| segment.live_payload),
         };
-        self.free_bytes() >= needed + needed / 16 + ROOM_BYTES.min(self.options.segment_bytes)
+        // Writes that wait leave the last bytes to what makes room for them.
+        let spare = if self.room.is_short() {
+            0
+        } else {
+            ROOM_BYTES.min(self.options.segment_bytes)
+        };
+        self.free_bytes() >= needed + needed / 16 + spare
     }
 
     /// Goes on with a task for about `budget` bytes: how many it moved, and whether it is done.
@@ -341,12 +358,6 @@ impl Overlay {
 
 /// Bytes of log for each extent after which a new index snapshot is worth writing: four times what it takes there.
 const SNAPSHOT_EXTENT_BYTES: u64 = 4 * 20;
-
-/// Whether the log is longer than what is live is worth.
-fn is_long(map: &Map, segment_bytes: u64) -> bool {
-    let needed = map.needed_bytes();
-    map.log_bytes() > needed + needed / 2 + 2 * segment_bytes
-}
 
 /// What of these extents a task moves, neighbours as one.
 fn runs(batch: &[Packed], goal: Goal) -> Vec<Run> {
