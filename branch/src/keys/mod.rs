@@ -12,6 +12,7 @@
 //! somebody who can change the branch's programs.
 
 mod error;
+mod files;
 mod store;
 #[cfg(test)]
 mod tests;

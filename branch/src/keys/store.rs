@@ -12,15 +12,15 @@
 //! can stop at any moment: each file says which branch key it is under, both are there until the last file is done, and the next opening
 //! goes on. It does not decide when keys change, and keeps no key of a desktop in memory.
 
-use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use dedup_store::disk::{Disk, DiskFile, Open};
+use dedup_store::disk::{Disk, Open};
 use zeroize::Zeroizing;
 
 use super::error::KeyError;
-use super::unlock::{BRANCH_KEY_BYTES_MAX, BranchKeyFile, Mode, Unlock, UnlockError};
-use super::wrap::{DATA_KEY_BYTES, DataKey, Purpose, Secret, WrapError};
+use super::files::{destroy, io_error, overwrite, read, replace};
+use super::unlock::{BranchKeyFile, Mode, Unlock, UnlockError};
+use super::wrap::{DataKey, Purpose, Secret, WrapError};
 use crate::volume::{FillRandom, OverlayKey, OverlayState};
 
 const BRANCH: &str = "branch.key";
@@ -28,8 +28,6 @@ const NEXT: &str = "branch.next";
 const UNLOCK: &str = "unlock.key";
 const CACHE: &str = "cache.key";
 const DESKTOPS: &str = "desktops";
-/// Longest file read here.
-const FILE_BYTES_MAX: u64 = BRANCH_KEY_BYTES_MAX as u64;
 
 /// Figures about the keys, for operators.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -409,14 +407,6 @@ fn desktop_file(name: &str) -> String {
     format!("{DESKTOPS}/{name}.key")
 }
 
-fn io_error(file: &str, what: &'static str) -> impl Fn(io::Error) -> KeyError + '_ {
-    move |source| KeyError::Io {
-        file: file.to_owned(),
-        what,
-        source,
-    }
-}
-
 fn data_error(file: &str) -> impl Fn(WrapError) -> KeyError + '_ {
     move |source| KeyError::Data {
         file: file.to_owned(),
@@ -475,58 +465,3 @@ fn make_key_file(disk: &dyn Disk, random: FillRandom) -> Result<Unlock, KeyError
     replace(disk, UNLOCK, text.as_bytes())?;
     Ok(Unlock::KeyFile(secret))
 }
-
-fn read(disk: &dyn Disk, file: &str) -> Result<Option<Zeroizing<Vec<u8>>>, KeyError> {
-    let opened = match disk.open(file, Open::Read) {
-        Ok(opened) => opened,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(io_error(file, "open")(e)),
-    };
-    let error = io_error(file, "read");
-    let len = opened.len().map_err(&error)?.min(FILE_BYTES_MAX);
-    let mut bytes = Zeroizing::new(vec![0; len as usize]);
-    opened.read_at(0, &mut bytes).map_err(&error)?;
-    Ok(Some(bytes))
-}
-
-/// Replaces a file whole or not at all; durable on return.
-fn replace(disk: &dyn Disk, file: &str, content: &[u8]) -> Result<(), KeyError> {
-    let part = format!("{file}.part");
-    let dir = file.rsplit_once('/').map_or("", |(dir, _)| dir);
-    let error = io_error(file, "write");
-    match disk.remove(&part) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(error(e)),
-        _ => {}
-    }
-    let made = disk.open(&part, Open::CreateNew).map_err(&error)?;
-    made.write_at(0, content)
-        .and_then(|()| made.sync())
-        .and_then(|()| disk.rename(&part, file))
-        .and_then(|()| disk.sync_dir(dir))
-        .map_err(&error)
-}
-
-/// Overwrites a file and removes it; nothing happens if there is none.
-fn destroy(disk: &dyn Disk, file: &str, random: FillRandom) -> Result<(), KeyError> {
-    let error = io_error(file, "destroy");
-    let dir = file.rsplit_once('/').map_or("", |(dir, _)| dir);
-    let opened = match disk.open(file, Open::Write) {
-        Ok(opened) => opened,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(error(e)),
-    };
-    overwrite(&*opened, random)
-        .and_then(|()| disk.remove(file))
-        .and_then(|()| disk.sync_dir(dir))
-        .map_err(&error)
-}
-
-/// Puts random bytes in the place of a file's content.
-fn overwrite(file: &dyn DiskFile, random: FillRandom) -> io::Result<()> {
-    let mut bytes = vec![0; file.len()?.min(FILE_BYTES_MAX) as usize];
-    random(&mut bytes);
-    file.write_at(0, &bytes)?;
-    file.sync()
-}
-
-const _: () = assert!((DATA_KEY_BYTES as u64) < FILE_BYTES_MAX);

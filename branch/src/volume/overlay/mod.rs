@@ -33,6 +33,7 @@ mod read;
 mod replay;
 mod room;
 mod seal;
+mod settle;
 mod snapshot;
 mod writer;
 

@@ -9,16 +9,17 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Condvar, Mutex, OnceLock, RwLock};
 
 use dedup::VersionId;
-use dedup_store::disk::{Disk, DiskFile, Open};
+use dedup_store::disk::{Disk, Open};
 
 use super::compact::Upkeep;
 use super::error::{OverlayError, is_full};
 use super::format::{DISKS_MAX, Fault, SECTOR_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader};
 use super::meta::Meta;
 use super::packed::DISK_BYTES_MAX;
-use super::replay::{Cut, Found, Replayed, Start, replay};
+use super::replay::{Found, Start, replay};
 use super::room::Room;
 use super::seal::{LogKey, OverlayKey};
+use super::settle::settle_tail;
 use super::snapshot;
 use super::writer::Writer;
 use super::{
@@ -29,8 +30,6 @@ const META_NAME: &str = "overlay.meta";
 const META_NEW_NAME: &str = "overlay.meta.new";
 /// Longest header file believed: 16 disks and 4,096 runs of dropped segments.
 const META_BYTES_MAX: u64 = 64 << 10;
-/// Bytes copied at a time when the unproven tail is written again.
-const REWRITE_BYTES: u64 = 1 << 20;
 
 impl Overlay {
     /// Creates an empty overlay in `dir` and opens it. `log_id` is 16 random bytes, new for each overlay; `key` is kept by the caller,
@@ -247,93 +246,6 @@ fn load_snapshot(
             Ok(None)
         }
     }
-}
-
-/// Cuts the torn tail, and makes durable what replay accepted without proof that it is.
-fn settle_tail(
-    disk: &dyn Disk,
-    dir: &str,
-    found: &BTreeMap<u32, Found>,
-    replayed: &mut Replayed,
-) -> Result<(), OverlayError> {
-    if let Some(cut) = replayed.cut.take() {
-        cut_tail(disk, dir, found, &cut)?;
-        if cut.position == 0 {
-            replayed.map.segments.remove(&cut.segment);
-        }
-    }
-    let mut from: BTreeMap<u32, u64> = BTreeMap::new();
-    for &(_, segment, position) in &replayed.unproven {
-        from.entry(segment).or_insert(position);
-    }
-    let segments = &replayed.map.segments;
-    let last = segments.keys().next_back().copied().unwrap_or(0);
-    let first_unproven = from.keys().next().copied().unwrap_or(last);
-    // One more: the segment before may end in the remains of an append that a full disk refused.
-    let first = segments
-        .range(..first_unproven)
-        .next_back()
-        .map_or(first_unproven, |(&number, _)| number);
-    for (number, segment) in segments.range(first..) {
-        let start = match from.get(number) {
-            // The header of a segment is as unproven as its first record.
-            Some(&start) if start == SEGMENT_HEADER_BYTES as u64 => 0,
-            Some(&start) => start,
-            None => segment.len,
-        };
-        // A failed write-back in an earlier process may have left pages that read well, count as clean and are not on the disk:
-        // syncing them does nothing. Written again they are dirty, and the sync covers them.
-        segment
-            .file
-            .truncate(segment.len)
-            .and_then(|()| rewrite(&*segment.file, start, segment.len))
-            .and_then(|()| segment.file.sync())
-            .map_err(|e| io_error(dir, &segment.name, "make its tail durable", e))?;
-    }
-    disk.sync_dir(dir)
-        .map_err(|e| io_error(dir, dir, "sync the directory", e))
-}
-
-fn cut_tail(
-    disk: &dyn Disk,
-    dir: &str,
-    found: &BTreeMap<u32, Found>,
-    cut: &Cut,
-) -> Result<(), OverlayError> {
-    if !cut.is_end {
-        tracing::warn!(
-            overlay = dir,
-            segment = cut.segment,
-            position = cut.position,
-            why = cut.why,
-            "cutting the log's torn tail, which no flush had covered"
-        );
-    }
-    // From the end, so that a stop in between leaves a log that is cut at the same place.
-    for (&number, segment) in found.range(cut.segment..).rev() {
-        if number > cut.segment || cut.position == 0 {
-            disk.remove(&segment.name)
-                .map_err(|e| io_error(dir, &segment.name, "remove", e))?;
-        } else {
-            segment
-                .file
-                .truncate(cut.position)
-                .and_then(|()| segment.file.sync())
-                .map_err(|e| io_error(dir, &segment.name, "cut", e))?;
-        }
-    }
-    disk.sync_dir(dir)
-        .map_err(|e| io_error(dir, dir, "sync the directory", e))
-}
-
-fn rewrite(file: &dyn DiskFile, mut from: u64, end: u64) -> io::Result<()> {
-    while from < end {
-        let mut bytes = vec![0; (end - from).min(REWRITE_BYTES) as usize];
-        file.read_at(from, &mut bytes)?;
-        file.write_at(from, &bytes)?;
-        from += bytes.len() as u64;
-    }
-    Ok(())
 }
 
 /// Opens every segment file, and removes those that the header file says were dropped.
