@@ -124,7 +124,9 @@ mod tests {
         };
         let sealed = manifest.seal(&key);
         let encoded = sealed.nodes.into_iter();
-        nodes.0.extend(encoded.map(|(id, bytes)| (id, bytes.into())));
+        nodes
+            .0
+            .extend(encoded.map(|(id, bytes)| (id, bytes.into())));
         sealed.root
     }
 
@@ -141,7 +143,11 @@ mod tests {
         assert_eq!(seen.entered, 601 + 3 + 1);
         let before = seen.entered;
         walk(&nodes, second, &mut seen).unwrap();
-        assert_eq!(seen.entered - before, 3, "root, one interior node, one leaf");
+        assert_eq!(
+            seen.entered - before,
+            3,
+            "root, one interior node, one leaf"
+        );
         assert_eq!(seen.leaves.last(), Some(&300));
         assert_eq!(seen.chunks.len(), 602);
     }
