@@ -199,6 +199,8 @@ async fn answer(
     if let Message::BootRecorded(_) | Message::GetProfile(_) = &request {
         return profiles::answer(shared, branch, request, send).await;
     }
+    // Until the last frame is made; looked up after this, so what is found stays.
+    let _use = asked_version(&request).map(|version| shared.dc.use_version(version));
     let worker = Arc::clone(shared);
     let begun = tokio::task::spawn_blocking(move || {
         let readable = |version| {
@@ -243,6 +245,17 @@ async fn answer(
             Ok(None) => return send.finish(),
             Err(error) => return end_with(branch, send, &error).await,
         }
+    }
+}
+
+/// The version that a request reads.
+fn asked_version(request: &Message) -> Option<dedup::VersionId> {
+    match request {
+        Message::GetVersion(r) => Some(r.version),
+        Message::GetOutline(r) => Some(r.version),
+        Message::GetLeaves(r) => Some(r.version),
+        Message::GetChunks(r) => Some(r.version),
+        _ => None,
     }
 }
 
