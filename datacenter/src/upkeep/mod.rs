@@ -11,6 +11,7 @@ pub mod damage;
 mod pace;
 pub mod scrub;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
@@ -28,6 +29,8 @@ use damage::Damage;
 const TICK: Duration = Duration::from_secs(10);
 /// After a start nothing is collected for so long, in seconds: branches reconnect first.
 const SETTLE_S: u64 = 600;
+/// A collection that failed is tried again by itself after this, in seconds.
+const RETRY_S: u64 = 3600;
 /// A pass of the scrub begins at the earliest so long after the last one ended, in seconds: a small store is not read all day.
 const PASS_EVERY_S: u64 = 7 * 86_400;
 
@@ -36,6 +39,8 @@ const PASS_EVERY_S: u64 = 7 * 86_400;
 pub struct Upkeep {
     collecting: Mutex<()>,
     scrubbing: Mutex<()>,
+    /// When a collection was last begun by itself, unix seconds: one that fails is not tried all the time.
+    attempted_unix_s: AtomicU64,
     /// What is damaged and who shows it.
     damage: Mutex<Arc<Damage>>,
 }
@@ -89,6 +94,8 @@ fn tick(dc: &Arc<Datacenter>, cancel: &CancellationToken) -> Result<(), ManageEr
         dc.announce_assignments();
     }
     if is_collection_due(dc)? {
+        let now = dc.now_unix_s();
+        dc.upkeep().attempted_unix_s.store(now, Ordering::Relaxed);
         match collect::operation(dc, CollectRequest::default()) {
             Ok(_) | Err(ManageError::Conflict { .. }) => {}
             Err(error) => return Err(error),
@@ -118,6 +125,10 @@ fn is_collection_due(dc: &Datacenter) -> Result<bool, ManageError> {
     }
     let now = dc.now_unix_s();
     if now < dc.started_unix_s().saturating_add(SETTLE_S) {
+        return Ok(false);
+    }
+    let attempted = dc.upkeep().attempted_unix_s.load(Ordering::Relaxed);
+    if now < attempted.saturating_add(RETRY_S) && attempted > 0 {
         return Ok(false);
     }
     let last = last_collection(dc)?.map_or(0, |(ended, _)| ended);

@@ -11,6 +11,9 @@ use crate::datacenter::Datacenter;
 use crate::operations::Meter;
 use crate::problem::ManageError;
 
+/// How often a scrub that waits for its turn looks whether it was cancelled.
+const TURN_POLL: Duration = Duration::from_millis(100);
+
 /// Starts a pass as an operation.
 pub fn operation(dc: &Arc<Datacenter>, request: ScrubRequest) -> Result<Operation, ManageError> {
     let worker = Arc::clone(dc);
@@ -28,12 +31,14 @@ pub fn scrub_all(
     request: &ScrubRequest,
     meter: &Meter,
 ) -> Result<ScrubResult, ManageError> {
-    // The scrub that goes on all the time gives way within a pack.
-    let _turn = dc
-        .upkeep()
-        .scrubbing
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    // The scrub that goes on all the time gives way after some packs, one that was asked for at its end.
+    let _turn = loop {
+        match turn(&dc.upkeep().scrubbing, "a scrub") {
+            Ok(turn) => break turn,
+            Err(busy) if meter.is_cancelled() => return Err(busy),
+            Err(_) => std::thread::sleep(TURN_POLL),
+        }
+    };
     let total = dc.store().stats().pack_bytes;
     meter.at(Phase::Scrub, 0, total);
     dc.store().restart_scrub(dc.now_unix_s())?;
