@@ -192,6 +192,7 @@ pub async fn run(
     ));
     let endorsements = tokio::spawn(watch_endorsements(datacenter.clone(), cancel.clone()));
     let updates = tokio::spawn(crate::update::run(datacenter.clone(), cancel.clone()));
+    let upkeep = tokio::spawn(crate::upkeep::run(datacenter.clone(), cancel.clone()));
     let https = tls::https_server_config(&certificate)?;
     let api = tokio::spawn(http::serve(
         datacenter.clone(),
@@ -222,6 +223,7 @@ pub async fn run(
     }
     endorsements.await.ok();
     updates.await.ok();
+    upkeep.await.ok();
     stop_operations(&datacenter).await;
     datacenter.store().commit()?;
     match ended {

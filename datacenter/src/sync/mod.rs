@@ -8,6 +8,7 @@ mod content;
 mod control;
 mod join;
 mod profiles;
+mod repair;
 mod update;
 
 use std::sync::Arc;
@@ -42,6 +43,7 @@ pub async fn serve(dc: Arc<Datacenter>, server: LinkServer, cancel: Cancellation
         // Packing is pure CPU: more at once than cores only makes every branch wait longer.
         packers: Semaphore::new(std::thread::available_parallelism().map_or(2, usize::from)),
         recordings: Semaphore::new(1),
+        repairs: Semaphore::new(1),
     });
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
     loop {
@@ -73,6 +75,8 @@ struct Shared {
     packers: Semaphore,
     /// Recorded boots being taken in.
     recordings: Semaphore,
+    /// Chunks that come back being taken in.
+    repairs: Semaphore,
 }
 
 async fn establish(incoming: Incoming) -> Result<Accepted, LinkError> {
@@ -164,6 +168,9 @@ async fn stream_task(
             Ok(())
         }
         Ok(Message::GetUpdate(request)) => update::answer(shared, branch, request, &mut send).await,
+        Ok(Message::Restore(offer)) => {
+            repair::answer(shared, branch, offer, &mut send, &mut recv).await
+        }
         Ok(request) => answer(shared, branch, request, &mut send).await,
         Err(error) => {
             let refusal = refuse(RefuseCode::BadRequest, &error.to_string());
