@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use clap::{Subcommand, ValueEnum};
 use datacenter_api::units::format_size;
 use datacenter_api::{
-    Operation, OperationResult, ProfileSummary, PublishRequest, PublishResult, UpdateRequest,
-    UpdateSummary, VerifyMode, VerifyResult, Version, VersionRef,
+    DeletedVersion, ExportRequest, Operation, OperationResult, PinRequest, ProfileSummary,
+    PublishRequest, PublishResult, UpdateRequest, UpdateSummary, VerifyMode, VerifyResult, Version,
+    VersionRef,
 };
 
 use crate::config::Context;
@@ -48,6 +49,9 @@ pub enum Verb {
     List {
         /// The image.
         image: String,
+        /// Those that were deleted and can be had back.
+        #[arg(long)]
+        deleted: bool,
     },
     /// Show a version.
     #[command(after_help = "Example:\n  splice version show debian@3")]
@@ -85,6 +89,63 @@ pub enum Verb {
         #[arg(long)]
         no_wait: bool,
     },
+    /// Delete a version that nobody uses.
+    ///
+    /// It is refused while pools run or pin it, desktops have it, it is pinned, an update from or to it is being encoded, or it is its
+    /// image's latest; the refusal names who. It can be had back for a while, then its space comes back with a collection.
+    #[command(after_help = "Example:\n  splice version delete debian@2")]
+    Delete {
+        /// IMAGE@NUMBER.
+        version: VersionRef,
+    },
+    /// Have a deleted version back.
+    #[command(after_help = "Example:\n  splice version undelete debian@2")]
+    Undelete {
+        /// IMAGE@NUMBER.
+        version: VersionRef,
+    },
+    /// Forbid the deletion of a version.
+    #[command(after_help = "Example:\n  splice version pin debian@2 --note 'the auditors want it'")]
+    Pin {
+        /// IMAGE (its latest) or IMAGE@NUMBER.
+        version: VersionRef,
+        /// Why, for people.
+        #[arg(long)]
+        note: Option<String>,
+    },
+    /// Allow the deletion of a version again.
+    Unpin {
+        /// IMAGE (its latest) or IMAGE@NUMBER.
+        version: VersionRef,
+    },
+    /// Write a version's disk to a new file.
+    ///
+    /// The file is on the datacenter's host. It is written under another name, read back, compared with the version, and only then has
+    /// its name.
+    #[command(
+        after_help = "Example:\n  splice version export debian@3 /srv/images/debian-3.qcow2 --format qcow2"
+    )]
+    Export {
+        /// IMAGE (its latest) or IMAGE@NUMBER.
+        version: VersionRef,
+        /// The file; it must not exist.
+        file: PathBuf,
+        /// What it becomes.
+        #[arg(long, value_enum, default_value_t = Format::Raw)]
+        format: Format,
+        /// Do not wait for the end.
+        #[arg(long)]
+        no_wait: bool,
+    },
+}
+
+/// A kind of disk file.
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Format {
+    /// The disk's bytes; zeros are holes.
+    Raw,
+    /// QEMU's format, not compressed.
+    Qcow2,
 }
 
 /// How much is read back.
@@ -109,14 +170,8 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
             verify,
             no_wait,
         } => {
-            let path = std::path::absolute(&file)
-                .ok()
-                .and_then(|path| path.into_os_string().into_string().ok())
-                .ok_or_else(|| {
-                    Failure::usage(format!("{} is not a usable path", file.display()))
-                })?;
             let request = PublishRequest {
-                path,
+                path: absolute(&file)?,
                 format,
                 note,
                 allow_same,
@@ -140,7 +195,19 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
                 _ => Ok(()),
             }
         }
-        Verb::List { image } => {
+        Verb::List {
+            image,
+            deleted: true,
+        } => {
+            let versions = client.deleted_versions(&image).await?;
+            if context.json {
+                return output::json(&versions);
+            }
+            let rows: Vec<_> = versions.iter().map(deleted_row).collect();
+            let heads = &["VERSION", "DELETED", "UNTIL", "BY"];
+            output::table(heads, &rows, "no deleted versions that can be had back")
+        }
+        Verb::List { image, .. } => {
             let versions = client.versions(&image).await?;
             if context.json {
                 return output::json(&versions);
@@ -233,7 +300,98 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
                 _ => Ok(()),
             }
         }
+        Verb::Delete { version } => {
+            let deleted = client.delete_version(&version).await?;
+            if context.json {
+                return output::json(&deleted);
+            }
+            output::text(&format!(
+                "{version} is deleted; until {} `splice version undelete {version}` has it back\n",
+                output::time(deleted.purge_unix_s)
+            ))
+        }
+        Verb::Undelete { version } => {
+            let back = client.undelete_version(&version).await?;
+            if context.json {
+                return output::json(&back);
+            }
+            output::text(&format!("{version} is back\n"))
+        }
+        Verb::Pin { version, note } => {
+            let pin = client.pin_version(&version, &PinRequest { note }).await?;
+            if context.json {
+                return output::json(&pin);
+            }
+            output::text(&format!("{version} is pinned\n"))
+        }
+        Verb::Unpin { version } => {
+            client.unpin_version(&version).await?;
+            if context.json {
+                return output::json(&serde_json::json!({}));
+            }
+            output::text(&format!("{version} is not pinned any more\n"))
+        }
+        Verb::Export {
+            version,
+            file,
+            format,
+            no_wait,
+        } => {
+            let request = ExportRequest {
+                path: absolute(&file)?,
+                format: match format {
+                    Format::Raw => "raw".into(),
+                    Format::Qcow2 => "qcow2".into(),
+                },
+            };
+            let operation = client.export(&version, &request).await?;
+            if no_wait {
+                return started(context, &operation);
+            }
+            let done = progress::follow(context, &client, operation).await?;
+            if context.json {
+                return output::json(&done);
+            }
+            match done.result {
+                Some(OperationResult::Export(result)) => output::facts(&[
+                    ("exported", Some(result.version)),
+                    ("file", Some(result.path)),
+                    ("format", Some(result.format)),
+                    (
+                        "disk",
+                        Some(format!(
+                            "{}, {} of it data",
+                            format_size(result.disk_bytes),
+                            format_size(result.data_bytes)
+                        )),
+                    ),
+                    ("compared", Some(format_size(result.verified_bytes))),
+                ]),
+                _ => Ok(()),
+            }
+        }
     }
+}
+
+/// A file's path as the datacenter's host is to understand it.
+fn absolute(file: &std::path::Path) -> Result<String, Failure> {
+    std::path::absolute(file)
+        .ok()
+        .and_then(|path| path.into_os_string().into_string().ok())
+        .ok_or_else(|| Failure::usage(format!("{} is not a usable path", file.display())))
+}
+
+fn deleted_row(version: &DeletedVersion) -> Vec<String> {
+    let by = match version.by_retention {
+        true => "retention",
+        false => "hand",
+    };
+    vec![
+        format!("{}@{}", version.image, version.number),
+        output::time(version.deleted_unix_s),
+        output::time(version.purge_unix_s),
+        by.into(),
+    ]
 }
 
 /// What an update costs on the line, and how far it is.
@@ -254,7 +412,7 @@ fn packed(update: &UpdateSummary) -> String {
     }
 }
 
-fn started(context: &Context, operation: &Operation) -> Result<(), Failure> {
+pub(crate) fn started(context: &Context, operation: &Operation) -> Result<(), Failure> {
     if context.json {
         return output::json(operation);
     }
@@ -352,6 +510,16 @@ fn show(version: &Version) -> Result<(), Failure> {
         ("parent", version.parent.clone()),
         ("published", Some(output::time(version.created_unix_s))),
         ("note", version.note.clone()),
+        (
+            "pinned",
+            version.pinned.as_ref().map(|pin| {
+                let since = output::time(pin.pinned_unix_s);
+                match &pin.note {
+                    Some(note) => format!("since {since}: {note}"),
+                    None => format!("since {since}"),
+                }
+            }),
+        ),
         ("system", version.os.clone()),
         ("disk", Some(format_size(version.disk.size_bytes))),
         ("data", Some(format_size(version.data_bytes))),
