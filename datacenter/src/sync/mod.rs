@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Datacenter;
 use content::SharedContent;
+pub use repair::{NotTaken, take_back};
 
 /// Handshakes at once: each costs a signature, and strangers can begin one.
 const HANDSHAKES_MAX: usize = 64;

@@ -8,12 +8,14 @@ use std::sync::Arc;
 
 use dedup::BranchId;
 use dedup_protocol::restore::Intake;
+use dedup_protocol::server::AnswerError;
 use dedup_protocol::wire::{
     Batch, FRAME_BYTES_MAX, MINOR_WANTED, Message, RefuseCode, Restore, Restored, Wanted,
 };
 use dedup_store::{RecordName, StoreError};
 use dedup_transport::link::{Class, FrameRecv, FrameSend, LinkError};
 
+use super::content::SharedContent;
 use super::{GREETING_MAX, Shared, end_with, error_line, refuse};
 use crate::Datacenter;
 
@@ -63,18 +65,10 @@ pub(super) async fn answer(
     };
     let _use = shared.dc.use_version(restore.version);
     let worker = Arc::clone(shared);
-    let begun = tokio::task::spawn_blocking(move || {
-        let readable = |version| {
-            worker.dc.may_read(branch, version).unwrap_or_else(|error| {
-                tracing::error!(%branch, %version, error = error_line(&error), "rights cannot be looked up");
-                false
-            })
-        };
-        let key = worker.dc.id_key().clone();
-        Intake::new(&worker.content, key, &restore, readable)
-    })
-    .await
-    .expect("answering does not panic");
+    let begun =
+        tokio::task::spawn_blocking(move || begin(&worker.dc, &worker.content, branch, &restore))
+            .await
+            .expect("answering does not panic");
     let intake = match begun {
         Ok(intake) => intake,
         Err(error) => return end_with(branch, send, &error).await,
@@ -104,6 +98,7 @@ pub(super) async fn answer(
             send.send(&answer.encode()).await?;
             send.finish()
         }
+        Err(NotTaken::Offer(error)) => end_with(branch, send, &error).await,
         Err(NotTaken::Refused(reason)) => {
             tracing::warn!(%branch, reason, "an offer was not believed");
             end(send, RefuseCode::BadRequest, &reason).await
@@ -115,11 +110,44 @@ pub(super) async fn answer(
     }
 }
 
-enum NotTaken {
+/// Why chunks that a branch offers are not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum NotTaken {
+    /// The offer itself.
+    #[error(transparent)]
+    Offer(#[from] AnswerError),
     /// What came is not what was published.
+    #[error("the chunks that came: {0}")]
     Refused(String),
     /// It could not be stored.
-    Store(StoreError),
+    #[error("chunk store")]
+    Store(#[source] StoreError),
+}
+
+/// Takes chunks that a branch offers; answers how many were damaged here and are not any more. The stream's work without the stream.
+pub fn take_back(
+    dc: &Arc<Datacenter>,
+    branch: BranchId,
+    restore: &Restore,
+    batch: &Batch,
+) -> Result<u32, NotTaken> {
+    let content = SharedContent::new(Arc::clone(dc));
+    take(dc, begin(dc, &content, branch, restore)?, batch)
+}
+
+fn begin(
+    dc: &Datacenter,
+    content: &SharedContent,
+    branch: BranchId,
+    restore: &Restore,
+) -> Result<Intake, AnswerError> {
+    let readable = |version| {
+        dc.may_read(branch, version).unwrap_or_else(|error| {
+            tracing::error!(%branch, %version, error = error_line(&error), "rights cannot be looked up");
+            false
+        })
+    };
+    Intake::new(content, dc.id_key().clone(), restore, readable)
 }
 
 /// Stores those of the chunks that are damaged here; answers how many.

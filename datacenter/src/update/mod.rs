@@ -417,11 +417,14 @@ impl Updates {
         }
     }
 
-    /// The pairs whose updates are waiting or being made.
+    /// The pairs whose updates are being made at this moment. One that waits for its turn keeps nobody from anything.
     pub(crate) fn being_made(&self) -> Vec<Pair> {
+        let at_work = |update: &&Arc<Update>| {
+            matches!(*update.stage.borrow(), Stage::Planning | Stage::Growing(_))
+        };
         let state = self.state();
-        let unfinished = state.known.values().filter(|update| !update.is_whole());
-        unfinished.map(|update| update.pair).collect()
+        let making = state.known.values().filter(at_work);
+        making.map(|update| update.pair).collect()
     }
 
     /// Removes the updates from and to a version that is given up.
