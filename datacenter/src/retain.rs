@@ -12,13 +12,13 @@
 use std::collections::HashMap;
 
 use datacenter_api::{DeletedVersion, PinRequest, Retention, VersionPin, VersionRef};
-use dedup::VersionId;
+use dedup::{BranchId, VersionId};
 
 use crate::assign::resolve;
 use crate::catalog::rows::{
-    BootProfileRow, BootRecordingRow, BranchRow, ChunkKinRow, DeletedVersionRow, GrantRow,
-    ImageRow, NumberKey, PoolRow, RetentionRow, SignedProfileRow, VersionNumberRow, VersionPinRow,
-    VersionRow,
+    AssignmentRow, BootProfileRow, BootRecordingRow, BranchRow, BranchStatusRow, ChunkKinRow,
+    DeletedVersionRow, GrantRow, ImageRow, NumberKey, PoolRow, RetentionRow, SignedProfileRow,
+    VersionNumberRow, VersionPinRow, VersionRow,
 };
 use crate::catalog::{CatalogError, Tx};
 use crate::datacenter::Datacenter;
@@ -55,6 +55,14 @@ impl Users {
                 self.add(*pinned, format!("{name} pins it"));
             }
         }
+        for (key, _) in tx.list::<GrantRow>(&[], None, ALL)? {
+            if let Some(name) = may_not_know(tx, key.branch)? {
+                let user = format!(
+                    "branch {name} once ran it and has not reported since its pools were last assigned"
+                );
+                self.add(key.version, user);
+            }
+        }
         for (version, pin) in tx.list::<VersionPinRow>(&[], None, ALL)? {
             self.add(
                 version,
@@ -75,6 +83,18 @@ impl Users {
         }
         Ok(())
     }
+}
+
+/// The name of a branch that may not know its present assignment, and so may start desktops of what it was assigned before.
+fn may_not_know(tx: &mut Tx<'_>, branch: BranchId) -> Result<Option<String>, CatalogError> {
+    let row: Option<BranchRow> = tx.get(&branch)?;
+    let joined = row.filter(|row| row.joined_unix_s.is_some() && row.revoked_unix_s.is_none());
+    let Some(row) = joined else { return Ok(None) };
+    let told: Option<AssignmentRow> = tx.get(&branch)?;
+    let reported: Option<BranchStatusRow> = tx.get(&branch)?;
+    let told = told.map_or(0, |row| row.issued_unix_s);
+    let reported = reported.map_or(0, |row| row.received_unix_s);
+    Ok((reported <= told).then_some(row.name))
 }
 
 fn shown(id: VersionId, row: &DeletedVersionRow) -> DeletedVersion {
@@ -410,6 +430,6 @@ fn refusal(name: &str, users: &[&String]) -> ManageError {
     };
     ManageError::conflict(
         format!("{name} is in use: {}{more}", named.join(", ")),
-        "move its pools to another version, stop its desktops or unpin it first; the latest version of an image stays until another is published",
+        "move its pools to another version, stop its desktops, unpin it, or revoke branches that are gone for good; the latest version of an image stays until another is published",
     )
 }

@@ -104,8 +104,10 @@ fn a_version_in_use_is_not_deleted_and_the_refusal_says_by_whom() {
     assert!(refusal(delete("deb@1")).contains("pool office at branch ny runs it"));
     assert!(refusal(delete("deb@2")).contains("pool office at branch ny pins it"));
 
-    // The pool moves on, a desktop has not yet.
+    // The pool moves on; the branch has not told that it knows, then a desktop is left.
     assign(&bench, "ny", "deb@3", &[]);
+    assert!(refusal(delete("deb@1")).contains("branch ny once ran it and has not reported"));
+    later(&bench, 1);
     let version = bench.dc.version_named("deb@1").unwrap().id;
     let desktop = DesktopStatus {
         id: "alice".into(),
