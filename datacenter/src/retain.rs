@@ -41,7 +41,10 @@ impl Users {
     }
 
     fn of(&self, version: VersionId) -> &[String] {
-        self.0.get(&version).map_or(&[], Vec::as_slice)
+        match self.0.get(&version) {
+            Some(users) => users,
+            None => &[],
+        }
     }
 
     /// What the catalog knows of.

@@ -71,7 +71,8 @@ impl ChunkStore {
     ) -> Result<VerifyReport, StoreError> {
         // Nothing is moved or removed meanwhile.
         let _turn = self.inner.maintenance();
-        let states = pack_states(&*self.inner.kv)?;
+        let mut states = pack_states(&*self.inner.kv)?;
+        states.retain(|_, state| !state.doomed);
         let mut report = VerifyReport::default();
         let mut at = VerifyProgress {
             packs_done: 0,

@@ -56,6 +56,7 @@ pub(super) fn compact(
     };
     for (pack, state) in due {
         step(&mut *control, progress)?;
+        inner.refuse_if_halted()?;
         progress.io_bytes = 0;
         let expected = of(pack);
         let emptied = if options.dry_run {
