@@ -1,17 +1,20 @@
 //! Giving chunks back that are damaged at the datacenter: it asks by place, and gets what is resident and sound here.
 //!
 //! Each chunk is proven by its name once more before it is sent: the datacenter would find out anyway, but a branch should not spend its
-//! line on what nobody can use. Nothing is fetched for this, and what was asked for is forgotten when the connection ends: the
-//! datacenter asks again.
+//! line on what nobody can use. Nothing is fetched for this, and nothing of it is kept on disk: the datacenter asks again on each
+//! connection.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use bytes::Bytes;
 use dedup::{Chunk, ChunkId};
 use dedup_protocol::restore::offers;
-use dedup_protocol::wire::{Batch, FRAME_BYTES_MAX, Message, Restore, Wanted, WireError};
+use dedup_protocol::wire::{
+    Batch, FRAME_BYTES_MAX, Message, RefuseCode, Restore, Wanted, WireError,
+};
 use dedup_transport::link::{Class, Link};
 use tokio::sync::Notify;
 
@@ -22,6 +25,16 @@ use crate::server::Branch;
 
 /// Most that is remembered of what the datacenter asks for: one for each tree of the versions that run here is enough.
 const ASKED_MAX: usize = 64;
+
+/// What the datacenter cannot take now is offered again after this: other branches are asked too, and may have it taken by then.
+const RETRY: Duration = Duration::from_secs(60);
+
+/// What became of an offer.
+enum Given {
+    Taken,
+    Later,
+    Refused,
+}
 
 /// What the datacenter asks for and was not looked for yet.
 #[derive(Default)]
@@ -56,14 +69,20 @@ pub async fn run(branch: &Arc<Branch>, link: &Link) -> Result<Infallible, Connec
     let asked = &branch.link.asked_back;
     loop {
         while let Some(wanted) = asked.next() {
-            let worker = Arc::clone(branch);
+            let (worker, looked_for) = (Arc::clone(branch), wanted.clone());
             let version = wanted.version;
-            let found = tokio::task::spawn_blocking(move || find(&worker, &wanted)).await?;
+            let found = tokio::task::spawn_blocking(move || find(&worker, &looked_for)).await?;
             match found {
                 Ok(offers) => {
                     for (restore, batch) in offers {
-                        if !give(link, restore, batch).await? {
-                            break;
+                        match give(link, restore, batch).await? {
+                            Given::Taken => {}
+                            Given::Later => {
+                                tokio::time::sleep(RETRY).await;
+                                asked.add(wanted);
+                                break;
+                            }
+                            Given::Refused => break,
                         }
                     }
                 }
@@ -121,24 +140,25 @@ fn resident(branch: &Branch, id: ChunkId, len: u32) -> Option<Bytes> {
     chunk.ok().map(|chunk| chunk.bytes().clone())
 }
 
-/// Offers chunks. False: the datacenter does not take them now.
-async fn give(link: &Link, restore: Restore, batch: Batch) -> Result<bool, ConnectionEnd> {
+/// Offers chunks.
+async fn give(link: &Link, restore: Restore, batch: Batch) -> Result<Given, ConnectionEnd> {
     let version = restore.version;
     let (mut send, mut recv) = link.open(Class::State).await?;
     send.send(&Message::Restore(restore).encode()).await?;
     send.send(&Message::Batch(batch).encode()).await?;
     send.finish()?;
     let Some(answer) = recv.recv(FRAME_BYTES_MAX).await? else {
-        return Ok(false);
+        return Ok(Given::Refused);
     };
     match Message::decode(&answer)? {
         Message::Restored(restored) => {
             tracing::info!(%version, chunks = restored.chunks, "the datacenter got back what it had lost");
-            Ok(true)
+            Ok(Given::Taken)
         }
+        Message::Refuse(refuse) if refuse.code == RefuseCode::Busy => Ok(Given::Later),
         Message::Refuse(refuse) => {
             tracing::warn!(%version, code = ?refuse.code, reason = refuse.message, "the datacenter does not take back what it asked for");
-            Ok(false)
+            Ok(Given::Refused)
         }
         other => Err(WireError::Unexpected {
             got: other.name(),

@@ -233,14 +233,14 @@ impl World {
         let roots = |world: &Self| world.versions.iter().map(|v| v.root).collect::<Vec<_>>();
         let mut early = Vec::new();
         if self.mutant == Mutant::RootsBeforeTheBeginning {
-            early = roots(self);
+            early = roots(&*self);
             for _ in 0..20 {
                 self.step(store, flights)?;
             }
         }
         let collection = store.begin_collection()?;
         if early.is_empty() {
-            early = roots(self);
+            early = roots(&*self);
         }
         let options = CollectOptions {
             grace_hours: if quiet { 0 } else { self.rng.below(3) as u16 },
