@@ -350,7 +350,8 @@ fn damage_is_traced_to_versions_and_healed_by_what_a_branch_holds() {
     for wanted in &wanted {
         assert_eq!(wanted.tree, Tree::Disk);
         let leaf = |index: u32| manifest.leaf(&Nodes(&bench), index as usize);
-        let read = |id: ChunkId, _: u32| held.iter().find(|(h, _)| *h == id).map(|(_, b)| b.clone());
+        let read =
+            |id: ChunkId, _: u32| held.iter().find(|(h, _)| *h == id).map(|(_, b)| b.clone());
         for (restore, batch) in offers(wanted, leaf, read).unwrap() {
             back += datacenter::sync::take_back(&bench.dc, branch, &restore, &batch).unwrap();
             assert!(
