@@ -20,6 +20,7 @@ pub mod kv;
 mod pack;
 mod recovery;
 mod scrub;
+mod trouble;
 mod verify;
 
 pub use append::{Put, Writer};
