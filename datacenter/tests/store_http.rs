@@ -25,9 +25,15 @@ async fn done(client: &Client, started: Operation) -> OperationResult {
     done.await.unwrap().result.unwrap()
 }
 
-/// What is encoded in the background reads versions.
-async fn idle(client: &Client) {
-    while client.status().await.unwrap().operations_running > 0 {
+/// Until the update between the two versions, which reads both, is encoded.
+async fn encoded(client: &Client) {
+    let ends = ("deb@1".parse().unwrap(), "deb@2".parse().unwrap());
+    loop {
+        let diff = client.diff(&ends.0, &ends.1).await.unwrap();
+        let running = client.status().await.unwrap().operations_running;
+        if diff.update.is_some_and(|update| update.whole) && running == 0 {
+            return;
+        }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -59,7 +65,7 @@ fn a_version_is_pinned_deleted_had_back_exported_and_collected() {
             let started = client.publish("deb", &request).await.unwrap();
             done(&client, started).await;
         }
-        tokio::time::timeout(Duration::from_secs(60), idle(&client))
+        tokio::time::timeout(Duration::from_secs(60), encoded(&client))
             .await
             .expect("a small update is encoded in a moment");
         let first = "deb@1".parse().unwrap();
