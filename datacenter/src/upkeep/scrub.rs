@@ -78,6 +78,10 @@ pub(super) fn go_on(
     let Ok(_turn) = turn(&dc.upkeep().scrubbing, "a scrub") else {
         return Ok(());
     };
+    // The store would let us wait for the end of a collection.
+    if turn(&dc.upkeep().collecting, "a collection").is_err() {
+        return Ok(());
+    }
     let mut pace = Pace::new(Some(bytes_per_s));
     while !stop() && pace.elapsed() < limit {
         let Some(pack) = dc.store().scrub_next(dc.now_unix_s())? else {
