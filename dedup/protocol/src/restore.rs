@@ -32,6 +32,8 @@ pub fn offers<E>(
     let mut offer = Offer::default();
     let mut open: Option<(u32, Leaf)> = None;
     let mut looked_at = 0;
+    // Places that are offered ascend, whatever was asked for.
+    let mut next = (0, 0);
     for run in &wanted.runs {
         if open.as_ref().is_none_or(|(index, _)| *index != run.leaf) {
             open = Some((run.leaf, leaf(run.leaf)?));
@@ -43,6 +45,10 @@ pub fn offers<E>(
             if looked_at == RESTORE_CHUNKS_MAX {
                 break;
             }
+            if (run.leaf, place) < next {
+                continue;
+            }
+            next = (run.leaf, place + 1);
             let dedup::ExtentSource::Chunk { id, chunk_len, .. } = leaf.extents[place].source
             else {
                 continue;
