@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 
 use datacenter_api::BranchStatus;
@@ -50,6 +51,8 @@ pub struct Datacenter {
     in_use: InUse,
     /// Images that are being published.
     publishing: Mutex<HashSet<String>>,
+    /// Files that versions are being exported to.
+    exporting: Mutex<HashSet<PathBuf>>,
     /// Held by who makes boot profiles: one at a time.
     profiling: Mutex<()>,
 }
@@ -137,6 +140,7 @@ impl Datacenter {
             statuses: Mutex::default(),
             in_use: InUse::default(),
             publishing: Mutex::default(),
+            exporting: Mutex::default(),
             profiling: Mutex::default(),
         }))
     }
@@ -309,6 +313,10 @@ impl Datacenter {
 
     pub(crate) fn profiling(&self) -> MutexGuard<'_, ()> {
         lock(&self.profiling)
+    }
+
+    pub(crate) fn exporting(&self) -> MutexGuard<'_, HashSet<PathBuf>> {
+        lock(&self.exporting)
     }
 
     pub(crate) fn publishing(&self) -> MutexGuard<'_, HashSet<String>> {

@@ -208,6 +208,7 @@ pub fn export(
 ) -> Result<ExportResult, ExportError> {
     meter.begin(Phase::Open, 0);
     let target = check_path(dc, path)?;
+    let _turn = Turn::take(dc, &target)?;
     let (_in_use, name, record) = dc.use_named(version)?;
     let written = write(dc, &target, &record.disk, format, meter).and_then(|data_bytes| {
         Ok((
@@ -234,6 +235,31 @@ pub fn export(
         file_bytes,
         verified_bytes,
     })
+}
+
+/// Holds a file against a second export.
+struct Turn<'a> {
+    dc: &'a Datacenter,
+    path: PathBuf,
+}
+
+impl<'a> Turn<'a> {
+    fn take(dc: &'a Datacenter, target: &Target) -> Result<Self, ExportError> {
+        let path = target.path.clone();
+        if !dc.exporting().insert(path.clone()) {
+            return Err(ExportError::Path {
+                path,
+                reason: "a version is being exported to it already".into(),
+            });
+        }
+        Ok(Self { dc, path })
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.dc.exporting().remove(&self.path);
+    }
 }
 
 fn io_error<'a>(
