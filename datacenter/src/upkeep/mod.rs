@@ -137,7 +137,7 @@ fn is_collection_due(dc: &Datacenter) -> Result<bool, ManageError> {
 
 /// The last collection that ended well, and when; among the operations that are remembered.
 fn last_collection(dc: &Datacenter) -> Result<Option<(u64, CollectResult)>, ManageError> {
-    const LOOKED_AT: usize = 200;
+    const LOOKED_AT: usize = 1000;
     let operations = dc.operations().list(None, LOOKED_AT)?;
     Ok(operations
         .into_iter()
