@@ -341,12 +341,19 @@ impl Datacenter {
         &self,
         branch: BranchId,
     ) -> Result<Option<(u64, BranchStatus)>, CatalogError> {
+        self.catalog().read(|tx| self.status_of(tx, branch))
+    }
+
+    /// The same for who is in a transaction already: a second one in it would wait for a writer that waits for the first.
+    fn status_of(
+        &self,
+        tx: &mut Tx<'_>,
+        branch: BranchId,
+    ) -> Result<Option<(u64, BranchStatus)>, CatalogError> {
         if let Some(status) = self.statuses().get(&branch) {
             return Ok(Some(status.clone()));
         }
-        let row = self
-            .catalog()
-            .read(|tx| tx.get::<BranchStatusRow>(&branch))?;
+        let row = tx.get::<BranchStatusRow>(&branch)?;
         // A report of another program version that cannot be read is as good as none: the next one comes soon.
         Ok(row.and_then(|row| {
             let status = serde_json::from_str(&row.json).ok()?;
@@ -398,7 +405,7 @@ impl Datacenter {
             pools: self.show_pools(tx, id)?,
             policy: crate::policy::show_policy(&crate::policy::policy_of(tx, id)?),
             assignment_counter: assignment.map_or(0, |a| a.counter),
-            status: self.branch_status(id)?.map(|(_, status)| status),
+            status: self.status_of(tx, id)?.map(|(_, status)| status),
         })
     }
 }

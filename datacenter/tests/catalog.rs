@@ -57,6 +57,24 @@ fn a_transaction_that_fails_leaves_nothing() {
     assert!(left.is_empty(), "{left:?}");
 }
 
+#[test]
+fn a_transaction_inside_another_fails_at_once_and_spoils_nothing() {
+    let catalog = Catalog::open(Arc::new(MemKv::new()), REALM).unwrap();
+    let nested = std::panic::AssertUnwindSafe(|| {
+        catalog.read(|_| {
+            catalog.read(|tx| tx.get::<ImageRow>(&"a".to_owned()))?;
+            Ok::<_, CatalogError>(())
+        })
+    });
+    std::panic::catch_unwind(nested).unwrap_err();
+    catalog
+        .transact(|tx| {
+            tx.put(&"a".to_owned(), &image(1));
+            Ok::<_, CatalogError>(())
+        })
+        .unwrap();
+}
+
 /// Refuses to commit, as a full disk does.
 struct FullKv(MemKv, std::sync::atomic::AtomicBool);
 

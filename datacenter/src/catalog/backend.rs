@@ -4,6 +4,7 @@
 //! [`KvBackend`] is the embedded one: one writer at a time over an ordered key-value store, so that every transaction sees a
 //! still catalog and commits as one batch.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::{Arc, RwLock};
@@ -121,6 +122,7 @@ impl Backend for KvBackend {
         durability: Durability,
         work: &mut dyn FnMut(&mut dyn Transaction) -> Outcome,
     ) -> Result<(), CatalogError> {
+        let _alone = Alone::enter();
         // A panic inside `work` leaves nothing half done: changes reach the store only in `commit`.
         let _turn = self.turn.write().unwrap_or_else(|e| e.into_inner());
         let mut tx = KvTransaction::new(&*self.kv);
@@ -133,9 +135,32 @@ impl Backend for KvBackend {
     }
 
     fn read(&self, work: &mut dyn FnMut(&mut dyn Transaction)) -> Result<(), CatalogError> {
+        let _alone = Alone::enter();
         let _turn = self.turn.read().unwrap_or_else(|e| e.into_inner());
         work(&mut KvTransaction::new(&*self.kv));
         Ok(())
+    }
+}
+
+thread_local! {
+    static IN_TRANSACTION: Cell<bool> = const { Cell::new(false) };
+}
+
+/// This thread is in a transaction. One inside the other would stand still for good, but only when a writer comes between the
+/// two; so it fails always, and is found by whoever calls it first.
+struct Alone;
+
+impl Alone {
+    fn enter() -> Self {
+        let nested = IN_TRANSACTION.replace(true);
+        assert!(!nested, "a catalog transaction inside another one");
+        Self
+    }
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        IN_TRANSACTION.set(false);
     }
 }
 
