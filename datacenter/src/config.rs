@@ -55,6 +55,8 @@ pub struct Config {
     pub api_names: Vec<String>,
     /// Folders that disk files may be published from; empty allows all that the daemon can read.
     pub import_dirs: Vec<PathBuf>,
+    /// Folders that backups may be written to; empty allows all that the daemon can write.
+    pub backup_dirs: Vec<PathBuf>,
     /// Where images are converted; `None` is a folder of the data folder.
     pub scratch_dir: Option<PathBuf>,
     /// File with the passphrase that opens the realm's keys; `None` is the data folder's own.
@@ -90,6 +92,7 @@ struct FileConfig {
     address: Option<String>,
     api_names: Vec<String>,
     import_dirs: Vec<PathBuf>,
+    backup_dirs: Vec<PathBuf>,
     scratch_dir: Option<PathBuf>,
     passphrase_file: Option<PathBuf>,
     assignment: AssignmentSection,
@@ -149,6 +152,7 @@ impl Default for Config {
             address: format!("{}:{LINK_PORT}", host_name()),
             api_names: Vec::new(),
             import_dirs: Vec::new(),
+            backup_dirs: Vec::new(),
             scratch_dir: None,
             passphrase_file: None,
             assignment_validity: Duration::from_secs(7 * DAY_S),
@@ -207,6 +211,7 @@ impl Config {
             address,
             api_names,
             import_dirs,
+            backup_dirs,
             scratch_dir,
             passphrase_file,
             assignment,
@@ -243,9 +248,9 @@ impl Config {
             }
             Ok(value)
         };
-        for dir in import_dirs.iter().chain(&scratch_dir) {
+        for dir in import_dirs.iter().chain(&backup_dirs).chain(&scratch_dir) {
             if !dir.is_absolute() {
-                return Err(bad("import_dirs or scratch_dir")(format!(
+                return Err(bad("import_dirs, backup_dirs or scratch_dir")(format!(
                     "{} is not an absolute path",
                     dir.display()
                 )));
@@ -268,6 +273,7 @@ impl Config {
             address,
             api_names,
             import_dirs,
+            backup_dirs,
             scratch_dir,
             passphrase_file,
             assignment_validity: duration(
@@ -346,6 +352,7 @@ mod tests {
             address = "dc.example:3"
             api_names = ["console.example"]
             import_dirs = ["/srv/images"]
+            backup_dirs = ["/mnt/backup"]
             scratch_dir = "/var/tmp"
             passphrase_file = "/run/splice/passphrase"
             [assignment]

@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 
 use datacenter_api::BranchStatus;
@@ -47,6 +48,8 @@ pub struct Datacenter {
     publishing: Mutex<HashSet<String>>,
     /// Held by who makes boot profiles: one at a time.
     profiling: Mutex<()>,
+    /// Whether a backup is at work.
+    backing_up: AtomicBool,
 }
 
 /// Why a version could not be had.
@@ -131,6 +134,7 @@ impl Datacenter {
             statuses: Mutex::default(),
             publishing: Mutex::default(),
             profiling: Mutex::default(),
+            backing_up: AtomicBool::default(),
         }))
     }
 
@@ -286,6 +290,10 @@ impl Datacenter {
 
     pub(crate) fn profiling(&self) -> MutexGuard<'_, ()> {
         lock(&self.profiling)
+    }
+
+    pub(crate) fn backing_up(&self) -> &AtomicBool {
+        &self.backing_up
     }
 
     pub(crate) fn publishing(&self) -> MutexGuard<'_, HashSet<String>> {

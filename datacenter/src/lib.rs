@@ -2,9 +2,10 @@
 //!
 //! Start reading at [`Datacenter`], the value that everything shares; then [`realm`] (keys), [`catalog`] (what there is),
 //! [`publish`] (a disk file becomes a signed version), [`update`] (what is new in it, encoded), [`branches`] and [`assign`] (who runs what), [`http`] (the management API) and
-//! [`sync`] (the links). [`daemon`] puts them together as `splice-datacenter`.
+//! [`sync`] (the links); [`backup`] takes all of it elsewhere and back, [`restored`] is how it goes on then. [`daemon`] puts them together as `splice-datacenter`.
 
 pub mod assign;
+pub mod backup;
 pub mod branches;
 pub mod catalog;
 pub mod clock;
@@ -20,6 +21,7 @@ pub mod problem;
 pub mod profiles;
 pub mod publish;
 pub mod realm;
+pub mod restored;
 pub mod sync;
 pub mod update;
 

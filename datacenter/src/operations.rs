@@ -39,13 +39,14 @@ pub struct Meter {
     cancelled: AtomicBool,
 }
 
-const PHASES: [Phase; 7] = [
+const PHASES: [Phase; 8] = [
     Phase::Open,
     Phase::Import,
     Phase::Verify,
     Phase::Sketch,
     Phase::Encode,
     Phase::Publish,
+    Phase::Copy,
     Phase::Done,
 ];
 

@@ -168,6 +168,34 @@ fn another_realm_and_a_newer_format_are_refused() {
     assert!(row.to_string().contains("unknown format 9"), "{row}");
 }
 
+#[test]
+fn a_dump_is_of_one_moment_and_transactions_go_on_meanwhile() {
+    let catalog = Catalog::open(Arc::new(MemKv::new()), REALM).unwrap();
+    let put = |name: &str, latest| {
+        catalog
+            .transact(|tx| {
+                tx.put(&name.to_owned(), &image(latest));
+                Ok::<_, CatalogError>(())
+            })
+            .unwrap();
+    };
+    put("a", 1);
+    put("b", 1);
+    let mut seen = Vec::new();
+    catalog
+        .dump(&mut |key, row| {
+            put("a", 2);
+            put("c", 1);
+            seen.push((key.to_vec(), row.to_vec()));
+            std::ops::ControlFlow::Continue(())
+        })
+        .unwrap();
+    let images: Vec<_> = seen.iter().filter(|(key, _)| key[0] == 2).collect();
+    assert_eq!(images.len(), 2, "{seen:?}");
+    assert_eq!(images[0].1, rows::encode(&image(1)));
+    assert!(seen.iter().any(|(key, _)| key == &[1]), "whose it is");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
@@ -413,6 +441,26 @@ fn golden_rows() {
                 steps: vec![300, -300, 1],
             }),
             format!("01 {aa} 03 d804 d704 02").replace(' ', ""),
+        ),
+        (
+            hex_of(&rows::RestoreRow {
+                taken_unix_s: 1,
+                restored_unix_s: 2,
+                history: 300,
+            }),
+            "010102ac02".into(),
+        ),
+        (
+            hex_of(&rows::AheadRow {
+                counter: 300,
+                told_unix_s: 1,
+                lost: vec![rows::LostPool {
+                    pool: "p".into(),
+                    image: "deb".into(),
+                    version,
+                }],
+            }),
+            format!("01 ac02 01 01 0170 03646562 {aa}").replace(' ', ""),
         ),
     ];
     for (i, (actual, expected)) in golden.iter().enumerate() {

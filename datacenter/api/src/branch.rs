@@ -48,8 +48,23 @@ pub struct Branch {
     pub policy: BranchPolicy,
     /// Counter of its current assignment; 0 before the first.
     pub assignment_counter: u64,
+    /// That it follows an assignment which this datacenter does not remember, if so.
+    #[serde(default)]
+    pub ahead: Option<BranchAhead>,
     /// What it last reported about itself.
     pub status: Option<BranchStatus>,
+}
+
+/// A branch follows an assignment that its datacenter does not remember, because the datacenter was restored from a backup. It goes on
+/// with it until somebody decides.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(default)]
+pub struct BranchAhead {
+    /// The assignment's counter.
+    pub counter: u64,
+    /// Pools that are to be assigned or removed: they run versions that are not here any more.
+    pub lost_pools: Vec<String>,
 }
 
 /// Branches.
@@ -213,6 +228,20 @@ pub struct BranchStatus {
     pub reported_unix_s: u64,
     /// The branch server's software version.
     pub software: String,
+    /// Who it is and what it follows. Told once a connection, for a datacenter that was restored from a backup; never kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub introduction: Option<BranchIntroduction>,
+}
+
+/// What a branch knows of itself that only its datacenter should have to know.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(default)]
+pub struct BranchIntroduction {
+    /// Its name.
+    pub name: String,
+    /// The assignment that it follows, as the datacenter signed it, in hexadecimal digits.
+    pub assignment: Option<String>,
 }
 
 /// The link, as the branch sees it.

@@ -12,10 +12,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::{
-    AssignRequest, Branch, BranchList, BranchPolicy, CreateImage, DatacenterStatus, Image,
-    ImageList, Operation, OperationList, OperationState, PolicyRequest, Pool, PoolList, Problem,
-    ProblemCode, PublishRequest, TokenRequest, TokenResponse, UpdateRequest, Version, VersionDiff,
-    VersionList, VersionRef,
+    AssignRequest, BackupRequest, Branch, BranchList, BranchPolicy, CreateImage, DatacenterStatus,
+    Image, ImageList, Operation, OperationList, OperationState, PolicyRequest, Pool, PoolList,
+    Problem, ProblemCode, PublishRequest, TokenRequest, TokenResponse, UpdateRequest, Version,
+    VersionDiff, VersionList, VersionRef,
 };
 
 /// How to reach a datacenter.
@@ -279,6 +279,11 @@ impl Client {
     pub async fn verify(&self, version: &VersionRef) -> Result<Operation, ClientError> {
         let path = format!("{}/verify", version_path(version)?);
         self.json(self.request(Method::POST, &path)).await
+    }
+
+    /// Starts a backup of the datacenter.
+    pub async fn backup(&self, request: &BackupRequest) -> Result<Operation, ClientError> {
+        self.with(Method::POST, "/v1/store/backup", request).await
     }
 
     /// One operation.

@@ -4,6 +4,7 @@
 //! Ids travel as hexadecimal text, times as unix seconds, sizes as bytes. Fields that a peer does not know are ignored and
 //! missing ones default, so that old and new programs understand each other inside one major version. This crate decides nothing.
 
+pub mod backup;
 pub mod branch;
 #[cfg(feature = "client")]
 pub mod client;
@@ -15,10 +16,11 @@ pub mod reference;
 pub mod status;
 pub mod units;
 
+pub use backup::{BackupRequest, BackupResult};
 pub use branch::{
-    AssignRequest, BootReport, Branch, BranchList, BranchState, BranchStatus, CacheStatus,
-    DesktopStatus, Latencies, LinkReport, MachineType, Pool, PoolList, TokenRequest, TokenResponse,
-    TransferCounters, VersionResidency,
+    AssignRequest, BootReport, Branch, BranchAhead, BranchIntroduction, BranchList, BranchState,
+    BranchStatus, CacheStatus, DesktopStatus, Latencies, LinkReport, MachineType, Pool, PoolList,
+    TokenRequest, TokenResponse, TransferCounters, VersionResidency,
 };
 #[cfg(feature = "client")]
 pub use client::{Client, ClientError, ClientOptions};

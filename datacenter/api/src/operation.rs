@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::backup::BackupResult;
 use crate::image::UpdateSummary;
 
 /// What kind of work.
@@ -15,6 +16,8 @@ pub enum OperationKind {
     Verify,
     /// What a version has and another lacks is encoded for branches.
     Update,
+    /// The datacenter itself is backed up.
+    Backup,
 }
 
 /// Where it stands.
@@ -48,6 +51,8 @@ pub enum Phase {
     Encode,
     /// Signing and making visible.
     Publish,
+    /// Copying packs.
+    Copy,
     /// Nothing more to do.
     Done,
 }
@@ -141,6 +146,8 @@ pub enum OperationResult {
     Verify(VerifyResult),
     /// Of an update.
     Update(UpdateSummary),
+    /// Of a backup.
+    Backup(BackupResult),
 }
 
 /// Long work.
@@ -151,7 +158,7 @@ pub struct Operation {
     pub id: u64,
     /// What kind.
     pub kind: OperationKind,
-    /// What it works on, for people: an image or `IMAGE@NUMBER`.
+    /// What it works on, for people: an image, `IMAGE@NUMBER`, or a folder.
     pub subject: String,
     /// Where it stands.
     pub state: OperationState,

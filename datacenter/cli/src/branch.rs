@@ -353,6 +353,7 @@ fn show(branch: &Branch) -> Result<(), Failure> {
         ),
         ("round trip", rtt.map(|ms| format!("{ms:.1} ms"))),
         ("assignment", Some(branch.assignment_counter.to_string())),
+        ("ahead", branch.ahead.as_ref().map(ahead)),
         (
             "cache",
             status.map(|s| {

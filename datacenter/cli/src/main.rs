@@ -3,6 +3,7 @@
 //! One file per noun. Results go to standard output (as a table, or with `--json` as the API's JSON), everything else to standard
 //! error. Failures are one line: what, where, way out. Exit codes are documented in [`failure`].
 
+mod backup;
 mod branch;
 mod config;
 mod desktop;
@@ -12,6 +13,7 @@ mod operation;
 mod output;
 mod progress;
 mod status;
+mod store;
 mod version;
 
 use std::path::PathBuf;
@@ -27,6 +29,7 @@ const HELP: &str = "Examples:
   splice version publish debian /srv/images/debian-12.qcow2 --note 'January updates'
   splice branch token new-york --expires 24h
   splice branch assign new-york --pool office --image debian@3
+  splice store backup /mnt/backup/splice
   splice status --json
 
 The configuration is the first of: --config, $SPLICE_CONFIG, ~/.config/splice/cli.toml, /etc/splice/cli.toml.
@@ -82,7 +85,10 @@ enum Noun {
     /// Sites with a branch server.
     #[command(subcommand)]
     Branch(branch::Verb),
-    /// Long work: publishes and verifies.
+    /// What the datacenter keeps: backups of it.
+    #[command(subcommand)]
+    Store(store::Verb),
+    /// Long work: publishes, verifies, backups.
     #[command(subcommand)]
     Operation(operation::Verb),
     /// Desktops at a branch (over the branch server's socket).
@@ -114,6 +120,7 @@ async fn run(context: &Context, noun: Noun) -> Result<(), Failure> {
         Noun::Image(verb) => image::run(context, verb).await,
         Noun::Version(verb) => version::run(context, verb).await,
         Noun::Branch(verb) => branch::run(context, verb).await,
+        Noun::Store(verb) => store::run(context, verb).await,
         Noun::Operation(verb) => operation::run(context, verb).await,
         Noun::Desktop(arguments) => desktop::run(context, arguments).await,
         Noun::BranchStatus(arguments) => desktop::status(context, arguments).await,

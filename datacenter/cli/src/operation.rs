@@ -67,6 +67,7 @@ pub fn row(operation: &Operation) -> Vec<String> {
         OperationKind::Publish => "publish",
         OperationKind::Verify => "verify",
         OperationKind::Update => "update",
+        OperationKind::Backup => "backup",
     };
     let state = match operation.state {
         OperationState::Running => "running",

@@ -107,6 +107,7 @@ impl Shown {
 
 fn words(operation: &Operation) -> &'static str {
     match (operation.progress.phase, operation.kind) {
+        (Phase::Open, OperationKind::Backup) => "writing the catalog",
         (Phase::Open, _) => "opening",
         (Phase::Import, _) => "importing",
         (Phase::Verify, OperationKind::Publish) => "comparing",
@@ -115,6 +116,7 @@ fn words(operation: &Operation) -> &'static str {
         (Phase::Encode, _) => "encoding",
         (Phase::Publish, OperationKind::Update) => "finishing",
         (Phase::Publish, _) => "signing",
+        (Phase::Copy, _) => "copying packs",
         (Phase::Done, _) => "done",
     }
 }

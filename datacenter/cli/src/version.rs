@@ -254,7 +254,8 @@ fn packed(update: &UpdateSummary) -> String {
     }
 }
 
-fn started(context: &Context, operation: &Operation) -> Result<(), Failure> {
+/// Says that an operation goes on.
+pub fn started(context: &Context, operation: &Operation) -> Result<(), Failure> {
     if context.json {
         return output::json(operation);
     }

@@ -53,7 +53,14 @@ pub enum Table {
     BootRecordings = 23,
     /// Which chunks of its parent a version's new ones took the place of, by version.
     ChunkKin = 24,
+    /// That the datacenter was restored from a backup, and from where its counters go on.
+    Restores = 40,
+    /// Branches that follow an assignment which a restored datacenter does not remember.
+    Ahead = 41,
 }
+
+/// Is shown a table's number with a key, and the row there; may break.
+pub type RowVisitor<'a> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'a;
 
 /// A stored row: its key and its bytes.
 pub type RawRow = (Vec<u8>, Vec<u8>);
@@ -97,6 +104,9 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Runs `work` on a still catalog; its changes are dropped.
     fn read(&self, work: &mut dyn FnMut(&mut dyn Transaction)) -> Result<(), CatalogError>;
+
+    /// Visits every row as of one moment, in order, until the visitor breaks. Holds up nobody, however long it takes.
+    fn dump(&self, visit: &mut RowVisitor<'_>) -> Result<(), CatalogError>;
 }
 
 /// The embedded backend.
@@ -138,6 +148,12 @@ impl Backend for KvBackend {
         let _alone = Alone::enter();
         let _turn = self.turn.read().unwrap_or_else(|e| e.into_inner());
         work(&mut KvTransaction::new(&*self.kv));
+        Ok(())
+    }
+
+    fn dump(&self, visit: &mut RowVisitor<'_>) -> Result<(), CatalogError> {
+        // One scan sees the state at the call, and each transaction is one batch: no turn is needed.
+        self.kv.scan(b"", b"", &mut |key, row| visit(key, row))?;
         Ok(())
     }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use dedup_store::kv::{Durability, Kv, KvError};
 
-use backend::{Backend, KvBackend, Outcome, Table, Transaction};
+use backend::{Backend, KvBackend, Outcome, RowVisitor, Table, Transaction};
 use rows::{Meta, Row, RowKey};
 
 /// The catalog's format as a whole: which tables there are and what their keys mean.
@@ -142,6 +142,11 @@ impl Catalog {
         self.backend
             .read(&mut |raw| answer = Some(look(&mut Tx { raw })))?;
         answer.expect("a backend that returns Ok ran the work")
+    }
+
+    /// Visits every row as of one moment, as stored: a table's number and key, and the row. Transactions go on meanwhile.
+    pub fn dump(&self, visit: &mut RowVisitor<'_>) -> Result<(), CatalogError> {
+        self.backend.dump(visit)
     }
 }
 

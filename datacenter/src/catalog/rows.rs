@@ -515,6 +515,39 @@ pub struct ChunkKinRow {
     pub steps: Vec<i64>,
 }
 
+/// That the datacenter was restored from a backup.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoreRow {
+    /// When the backup was taken, unix seconds.
+    pub taken_unix_s: u64,
+    /// When it was restored, unix seconds.
+    pub restored_unix_s: u64,
+    /// Above all counters that were given out before; those given out since are above it. 0 is a datacenter that was never restored.
+    pub history: u64,
+}
+
+/// A pool of an assignment that a branch follows and that cannot be taken over, because the catalog lacks its version.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LostPool {
+    /// The pool.
+    pub pool: String,
+    /// The image, for people.
+    pub image: String,
+    /// The version.
+    pub version: VersionId,
+}
+
+/// That a branch follows an assignment which is not remembered here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AheadRow {
+    /// The assignment's counter.
+    pub counter: u64,
+    /// When the branch told of it, unix seconds.
+    pub told_unix_s: u64,
+    /// Its pools that somebody must decide about.
+    pub lost: Vec<LostPool>,
+}
+
 macro_rules! rows {
     ($($row:ty, $key:ty, $table:ident;)*) => {
         $(impl Row for $row {
@@ -542,4 +575,6 @@ rows! {
     SignedProfileRow, VersionId, SignedProfiles;
     BootRecordingRow, RecordingKey, BootRecordings;
     ChunkKinRow, VersionId, ChunkKin;
+    RestoreRow, (), Restores;
+    AheadRow, BranchId, Ahead;
 }

@@ -4,6 +4,7 @@
 //! blocking pool. The OpenAPI document is generated from the handlers; `docs/api/openapi.json` is a copy under test.
 
 mod auth;
+mod backup;
 mod branches;
 mod error;
 mod extract;
@@ -74,6 +75,7 @@ fn protected() -> OpenApiRouter<App> {
         .routes(routes!(images::version_by_id))
         .routes(routes!(images::diff))
         .routes(routes!(images::update))
+        .routes(routes!(backup::backup))
         .routes(routes!(operations::list))
         .routes(routes!(operations::show))
         .routes(routes!(operations::cancel))

@@ -395,6 +395,31 @@ impl Inner {
         self.index_pending(&mut append, Durability::Relaxed)
     }
 
+    /// Seals the open pack, if it holds anything, and makes everything put so far durable: what was put before lies in closed packs.
+    pub(crate) fn seal_open(&self) -> Result<(), StoreError> {
+        loop {
+            let mut append = self.append();
+            append.refuse_if_closed()?;
+            // As in `append_records`: never two packs on their way to the disk.
+            let busy = append.sealed.iter().find(|sealed| !sealed.is_synced());
+            if let Some(busy) = busy.cloned() {
+                drop(append);
+                self.settle(&busy)?;
+                continue;
+            }
+            let has_records = |open: &OpenPack| open.len > HEADER_LEN as u64;
+            if !append.open.as_ref().is_some_and(has_records) {
+                break;
+            }
+            let sealed = self.seal(&mut append)?;
+            drop(append);
+            // Others may begin the next pack from here on; it is not ours to wait for.
+            self.settle(&sealed)?;
+            break;
+        }
+        self.commit()
+    }
+
     /// Creates the next pack. Its name and header are durable before a record goes into it.
     fn begin_pack(&self, append: &mut Append) -> Result<OpenPack, StoreError> {
         let number = append.next;

@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use bytes::Bytes;
 use dedup::{Chunk, ChunkId, IdKey, NodeId, RealmId};
@@ -117,6 +117,8 @@ pub(crate) struct Inner {
     /// How many times `pending` went to the index.
     pub(crate) generation: AtomicU64,
     pub(crate) stats: Mutex<StoreStats>,
+    /// Held by what counts on packs staying where they are.
+    maintenance: Mutex<()>,
     recovery: Recovery,
 }
 
@@ -142,6 +144,7 @@ impl ChunkStore {
                 append: Mutex::new(found.append),
                 generation: AtomicU64::new(0),
                 stats: Mutex::new(found.stats),
+                maintenance: Mutex::default(),
                 recovery: found.recovery,
                 disk,
                 kv,
@@ -292,10 +295,15 @@ impl Inner {
             .expect("no code panics while it holds the pending records")
     }
 
-    pub(crate) fn stats(&self) -> std::sync::MutexGuard<'_, StoreStats> {
+    pub(crate) fn stats(&self) -> MutexGuard<'_, StoreStats> {
         self.stats
             .lock()
             .expect("no code panics while it holds the statistics")
+    }
+
+    pub(crate) fn maintenance(&self) -> MutexGuard<'_, ()> {
+        // It guards no data, so a panic under it leaves nothing half done.
+        self.maintenance.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     /// The entry in the index, whatever its state.

@@ -11,6 +11,7 @@ mod chunk_store;
 pub mod codec;
 pub mod disk;
 mod error;
+mod freeze;
 mod fuzz;
 mod handles;
 mod index;
@@ -23,9 +24,11 @@ pub use append::{Put, Writer};
 pub use chunk_store::{ChunkStore, StoreOptions, StoreStats, StoredChunk};
 pub use codec::Encoding;
 pub use error::StoreError;
+pub use freeze::{CLOSED_PACK_BYTES_MAX, ClosedPack, FrozenPacks, PackProof};
 pub use fuzz::fuzz_pack;
 pub use pack::{
-    Encoded, NODE_BYTES_MAX, PACK_BYTES_MAX, PACK_VERSION, PackNumber, RecordKind, RecordName,
+    Encoded, NODE_BYTES_MAX, PACK_BYTES_MAX, PACK_DIR, PACK_VERSION, PackNumber, RecordKind,
+    RecordName,
 };
 pub use recovery::{Damage, RebuildReport, Recovery};
 pub use verify::{VerifyProgress, VerifyReport};

@@ -36,16 +36,16 @@ const CHECKSUM_AT: usize = 56;
 pub struct PackNumber(pub u64);
 
 /// The directory of the pack files on the store's disk.
-pub(crate) const PACK_DIR: &str = "packs";
+pub const PACK_DIR: &str = "packs";
 
 impl PackNumber {
-    /// The pack's path on the store's disk.
-    pub(crate) fn path(self) -> String {
+    /// The pack's path on the store's disk, and in a backup.
+    pub fn path(self) -> String {
         format!("{PACK_DIR}/{:016x}.pack", self.0)
     }
 
     /// The pack that a file name in the pack directory means.
-    pub(crate) fn from_file_name(name: &str) -> Option<Self> {
+    pub fn from_file_name(name: &str) -> Option<Self> {
         let digits = name.strip_suffix(".pack")?;
         if digits.len() != 16 || digits.contains(|c: char| !matches!(c, '0'..='9' | 'a'..='f')) {
             return None;
