@@ -139,6 +139,11 @@ impl Catalog {
         }
     }
 
+    /// The assignment being followed, as the datacenter signed it.
+    pub fn signed_assignment(&self) -> Result<Option<Vec<u8>>, CatalogError> {
+        Ok(self.kv.get(b"a")?)
+    }
+
     /// Follows `assignment`. The caller has checked that its counter goes up.
     pub fn set_assignment(&self, assignment: &Signed<Assignment>) -> Result<(), CatalogError> {
         self.put(b"a".to_vec(), assignment.to_bytes())

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use datacenter_api::{BranchStatus, CacheStatus, DesktopStatus, TransferCounters};
+use datacenter_api::{
+    BranchIntroduction, BranchStatus, CacheStatus, DesktopStatus, TransferCounters,
+};
 use dedup_protocol::policy::Policy;
 use dedup_transport::link::Caps;
 
@@ -96,15 +98,24 @@ impl Branch {
             },
             reported_unix_s: self.clock.now_unix_s(),
             software: env!("CARGO_PKG_VERSION").into(),
+            introduction: None,
         })
     }
 
-    /// The same, for the wire.
+    /// The same, for the wire. With `introduce` it says who it is and what it follows, which a datacenter that was restored from a backup
+    /// may not know.
     ///
     /// # Errors
     /// As [`Self::status`].
-    pub fn status_json(&self) -> Result<String, DesktopError> {
-        let status = self.status()?;
+    pub fn status_json(&self, introduce: bool) -> Result<String, DesktopError> {
+        let mut status = self.status()?;
+        if introduce {
+            let followed = self.versions.catalog().signed_assignment()?;
+            status.introduction = Some(BranchIntroduction {
+                name: self.identity.name.clone(),
+                assignment: followed.map(hex::encode),
+            });
+        }
         Ok(serde_json::to_string(&status).expect("a status serialises without failing"))
     }
 }

@@ -12,12 +12,13 @@ use dedup_protocol::trust::{Signed, TrustError};
 
 use crate::branches::require_branch;
 use crate::catalog::rows::{
-    AssignmentRow, BranchRow, GrantKey, GrantRow, ImageRow, NumberKey, PoolKey, PoolRow,
+    AheadRow, AssignmentRow, BranchRow, GrantKey, GrantRow, ImageRow, NumberKey, PoolKey, PoolRow,
     VersionNumberRow, VersionRow,
 };
 use crate::catalog::{CatalogError, Tx};
 use crate::datacenter::Datacenter;
 use crate::problem::ManageError;
+use crate::restored;
 
 /// Most pools at one branch: bounds the assignment, which every branch parses.
 pub const POOLS_MAX: usize = 64;
@@ -78,7 +79,7 @@ impl Datacenter {
             }
             let wanted = pool_row(tx, request, before.as_ref())?;
             tx.put(&key, &wanted);
-            self.sign_assignment(tx, branch, now)?;
+            self.sign_decided(tx, branch, pool, now)?;
             show_pool(tx, &key, &wanted)
         })?;
         tracing::info!(branch = branch_name, pool, version = %shown.version, "pool assigned");
@@ -95,7 +96,7 @@ impl Datacenter {
                 branch,
                 pool: pool.to_owned(),
             };
-            if tx.get::<PoolRow>(&key)?.is_none() {
+            if tx.get::<PoolRow>(&key)?.is_none() && !restored::is_lost(tx, branch, pool)? {
                 return Err(ManageError::not_found(
                     "pool",
                     pool,
@@ -103,7 +104,7 @@ impl Datacenter {
                 ));
             }
             tx.delete::<PoolRow>(&key);
-            self.sign_assignment(tx, branch, now)?;
+            self.sign_decided(tx, branch, pool, now)?;
             Ok(())
         })?;
         self.announce_assignments();
@@ -129,19 +130,24 @@ impl Datacenter {
             .collect()
     }
 
-    /// The branch's current assignment; renewed when less than half of its validity is left. `None` before the first pool.
+    /// The branch's current assignment; renewed when less than half of its validity is left, unless the branch follows one that is not
+    /// remembered here: a renewal would replace it. `None` before the first pool.
     pub fn assignment(
         &self,
         branch: BranchId,
     ) -> Result<Option<Signed<Assignment>>, AssignmentError> {
         let now = self.now_unix_s();
-        let kept = self.catalog().read(|tx| tx.get::<AssignmentRow>(&branch))?;
+        let (kept, ahead) = self.catalog().read(|tx| {
+            let kept: Option<AssignmentRow> = tx.get(&branch)?;
+            Ok::<_, CatalogError>((kept, tx.get::<AheadRow>(&branch)?.is_some()))
+        })?;
         let Some(mut row) = kept else { return Ok(None) };
-        if needs_renewal(&row, now) {
+        if needs_renewal(&row, now) && !ahead {
             row = self.catalog().transact(|tx| {
                 // Somebody else may have renewed it since.
                 let row: Option<AssignmentRow> = tx.get(&branch)?;
-                if row.as_ref().is_some_and(|row| needs_renewal(row, now)) {
+                let due = row.as_ref().is_some_and(|row| needs_renewal(row, now));
+                if due && tx.get::<AheadRow>(&branch)?.is_none() {
                     self.sign_assignment(tx, branch, now)?;
                 }
                 let row = tx.get::<AssignmentRow>(&branch)?;
@@ -197,7 +203,22 @@ impl Datacenter {
         })
     }
 
-    /// Signs what the pools of `branch` now say.
+    /// As [`Self::sign_assignment`] after a decision about `pool`; but a branch that is ahead is not told before each of its pools that were
+    /// lost is decided, as those left would be replaced silently.
+    fn sign_decided(
+        &self,
+        tx: &mut Tx<'_>,
+        branch: BranchId,
+        pool: &str,
+        now_unix_s: u64,
+    ) -> Result<(), CatalogError> {
+        if restored::decide(tx, branch, pool)? {
+            self.sign_assignment(tx, branch, now_unix_s)?;
+        }
+        Ok(())
+    }
+
+    /// Signs what the pools of `branch` now say. Its counter is above all that the branch may have seen.
     pub(crate) fn sign_assignment(
         &self,
         tx: &mut Tx<'_>,
@@ -206,7 +227,13 @@ impl Datacenter {
     ) -> Result<(), CatalogError> {
         let pools = tx.list::<PoolRow>(branch.as_bytes(), None, POOLS_MAX)?;
         let before: Option<AssignmentRow> = tx.get(&branch)?;
-        let counter = before.map_or(0, |row| row.counter) + 1;
+        let ahead: Option<AheadRow> = tx.get(&branch)?;
+        let told = ahead.as_ref().map_or(0, |row| row.counter);
+        let highest = before.map_or(0, |row| row.counter).max(told);
+        let counter = highest.max(restored::counter_floor(tx)?) + 1;
+        if ahead.is_some() {
+            tx.delete::<AheadRow>(&branch);
+        }
         let expires_unix_s = now_unix_s + self.config().assignment_validity.as_secs();
         for (_, row) in &pools {
             for version in row.pinned.iter().chain([&row.version]).copied() {

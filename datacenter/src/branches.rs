@@ -15,7 +15,7 @@ use crate::catalog::rows::{
 };
 use crate::catalog::{CatalogError, Tx};
 use crate::datacenter::Datacenter;
-use crate::problem::ManageError;
+use crate::problem::{ManageError, describe};
 use crate::realm::random;
 
 /// How long a join token may be used unless asked otherwise, in seconds: a day.
@@ -314,8 +314,13 @@ impl Datacenter {
     pub fn record_branch_status(
         &self,
         branch: BranchId,
-        status: BranchStatus,
+        mut status: BranchStatus,
     ) -> Result<(), ManageError> {
+        if let Some(introduction) = status.introduction.take()
+            && let Err(error) = self.take_introduction(branch, &introduction)
+        {
+            tracing::warn!(%branch, error = describe(&error), "what a branch says of itself was not taken");
+        }
         let json = serde_json::to_string(&status).expect("text and numbers serialise");
         if json.len() > STATUS_BYTES_MAX {
             return Err(ManageError::invalid(format!(
@@ -405,13 +410,15 @@ impl Datacenter {
             pools: self.show_pools(tx, id)?,
             policy: crate::policy::show_policy(&crate::policy::policy_of(tx, id)?),
             assignment_counter: assignment.map_or(0, |a| a.counter),
+            ahead: crate::restored::show_ahead(tx, id)?,
             status: self.status_of(tx, id)?.map(|(_, status)| status),
         })
     }
 }
 
 impl BranchRow {
-    fn invited(name: &str, now_unix_s: u64) -> Self {
+    /// A branch that nobody has joined as yet.
+    pub(crate) fn invited(name: &str, now_unix_s: u64) -> Self {
         Self {
             name: name.to_owned(),
             site: None,

@@ -29,6 +29,7 @@ use crate::catalog::{CatalogError, Tx};
 use crate::datacenter::Datacenter;
 use crate::images::StoreNodes;
 use crate::problem::describe;
+use crate::restored;
 use crate::update::Pair;
 
 /// Most of the recordings kept that come from one branch.
@@ -325,7 +326,7 @@ impl Datacenter {
         let made_unix_s = self.now_unix_s();
         let (counter, signed_bytes) = self.catalog().transact(|tx| {
             let mut head: BootProfileRow = tx.get(&version)?.unwrap_or_default();
-            head.counter += 1;
+            head.counter = head.counter.max(restored::counter_floor(tx)?) + 1;
             head.made_unix_s = made_unix_s;
             head.boots = boots;
             head.carried_from = carried_from;

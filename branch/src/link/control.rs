@@ -70,14 +70,14 @@ pub async fn run(branch: &Branch, greeted: Greeted) -> Result<Infallible, Connec
         mut recv,
     } = greeted;
     let mut renewal = request_renewal(branch, &mut send).await?;
-    let mut unreadable = false;
+    let (mut introduced, mut unreadable) = (false, false);
     let reports = async {
         loop {
-            match branch.status_json() {
+            match branch.status_json(!introduced) {
                 Ok(json) => {
                     let report = Message::Status(StatusReport { json });
                     send.send(&report.encode()).await?;
-                    unreadable = false;
+                    (introduced, unreadable) = (true, false);
                 }
                 // The link stays: guests' reads need no report. The datacenter shows how old the last one is.
                 Err(error) => {

@@ -4,8 +4,8 @@ use clap::{ArgAction, Subcommand};
 use datacenter_api::policy::{DayPart, format_rate, parse_rate, parse_utc_offset};
 use datacenter_api::units::{format_duration, format_size, parse_duration, parse_size};
 use datacenter_api::{
-    AssignRequest, Branch, BranchPolicy, BranchState, Latencies, MachineType, PolicyRequest, Pool,
-    TokenRequest, VersionRef,
+    AssignRequest, Branch, BranchAhead, BranchPolicy, BranchState, Latencies, MachineType,
+    PolicyRequest, Pool, TokenRequest, VersionRef,
 };
 
 use crate::config::Context;
@@ -292,6 +292,20 @@ fn state(branch: &Branch) -> &'static str {
         BranchState::Joined => "joined",
         BranchState::Revoked => "revoked",
     }
+}
+
+fn ahead(ahead: &BranchAhead) -> String {
+    let until = match ahead.lost_pools.is_empty() {
+        true => "it is assigned a pool".to_owned(),
+        false => format!(
+            "these pools are assigned or removed: {}",
+            ahead.lost_pools.join(", ")
+        ),
+    };
+    format!(
+        "it follows assignment {}, which the datacenter forgot in a restore, until {until}",
+        ahead.counter
+    )
 }
 
 fn link(branch: &Branch) -> &'static str {

@@ -58,6 +58,7 @@ pub(super) async fn status(State(dc): State<App>) -> Answer<DatacenterStatus> {
                 store.free_bytes
             ));
         }
+        warnings.extend(dc.restore_warnings()?);
         if dc.root_key_present() {
             warnings.push(
                 "the root signing key is still in the data folder; move root.key to offline storage".into(),

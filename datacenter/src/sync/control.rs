@@ -52,6 +52,11 @@ pub async fn serve(
         return Err(ControlEnd::Closed);
     };
     tracing::debug!(%branch, software, assignment_counter, "greeted");
+    // Before it could be told anything: what it follows is not to be replaced because we forgot it.
+    if let Err(error) = dc.note_follows(branch, assignment_counter) {
+        tracing::error!(%branch, error = error_line(&error), "what a branch follows cannot be noted");
+        return Err(ControlEnd::Closed);
+    }
     let welcome = Message::Welcome(Welcome {
         minor: PROTOCOL_MINOR,
         software: env!("CARGO_PKG_VERSION").into(),

@@ -89,6 +89,9 @@ async fn connection_task(shared: &Arc<Shared>, connection: Result<Accepted, Link
             }
         }
         Ok(Accepted::Branch(branch, link)) => {
+            if let Err(error) = shared.dc.adopt_branch(branch) {
+                tracing::error!(%branch, error = error_line(&error), "a branch cannot be looked up");
+            }
             if is_revoked(&shared.dc, branch) {
                 tracing::warn!(%branch, peer = %link.remote_addr(), "a revoked branch was refused");
                 link.refuse("this branch's certificate is revoked");
