@@ -100,8 +100,7 @@ pub fn init(data: &Path, options: &InitOptions) -> anyhow::Result<Vec<String>> {
             dir.root_key().display()
         ),
         format!(
-            "back up {} and {}: without both, the realm's content cannot be read",
-            dir.sealed().display(),
+            "keep a copy of {} on another machine, and back up with `splice store backup DIR`: a backup cannot be restored without the passphrase",
             passphrase_file.display()
         ),
         format!("branches will connect to {}", config.address),
@@ -150,6 +149,8 @@ pub fn open(data: &Path, options: &RunOptions) -> anyhow::Result<(Arc<Datacenter
         .or(config.passphrase_file.clone())
         .unwrap_or(dir.passphrase());
     let realm = Realm::open(&dir, &passphrase_file)?;
+    // Operators are told to keep a copy of the one that is in use.
+    config.passphrase_file = Some(passphrase_file);
     let catalog = open_catalog(&dir, realm.id)?;
     let store = open_store(&dir, &realm)?;
     let clock = Arc::new(SystemClock);
@@ -325,12 +326,12 @@ fn issue(datacenter: &Datacenter, config: &Config) -> anyhow::Result<CertAndKey>
         .with_context(|| format!("the datacenter's certificate for {}", names.join(", ")))
 }
 
-fn open_catalog(dir: &DataDir, realm: RealmId) -> anyhow::Result<Catalog> {
+pub(crate) fn open_catalog(dir: &DataDir, realm: RealmId) -> anyhow::Result<Catalog> {
     let kv = RocksKv::open(dir.catalog(), &RocksOptions::default())?;
     Ok(Catalog::open(Arc::new(kv), realm)?)
 }
 
-fn open_store(dir: &DataDir, realm: &Realm) -> anyhow::Result<ChunkStore> {
+pub(crate) fn open_store(dir: &DataDir, realm: &Realm) -> anyhow::Result<ChunkStore> {
     let disk: Arc<dyn Disk> = Arc::new(HostDisk::new(dir.store())?);
     let kv: Arc<dyn Kv> = Arc::new(RocksKv::open(dir.index(), &RocksOptions::default())?);
     let open = || {
@@ -374,13 +375,13 @@ fn open_store(dir: &DataDir, realm: &Realm) -> anyhow::Result<ChunkStore> {
     Ok(store)
 }
 
-fn absolute(data: &Path) -> anyhow::Result<DataDir> {
+pub(crate) fn absolute(data: &Path) -> anyhow::Result<DataDir> {
     let path = std::path::absolute(data)
         .with_context(|| format!("{} is not a usable path", data.display()))?;
     Ok(DataDir::new(path))
 }
 
-fn write(path: &Path, mode: u32, text: &str) -> anyhow::Result<()> {
+pub(crate) fn write(path: &Path, mode: u32, text: &str) -> anyhow::Result<()> {
     write_durably(path, mode, text.as_bytes())
         .with_context(|| format!("cannot write {}", path.display()))
 }
@@ -429,6 +430,11 @@ fn config_text(options: &InitOptions) -> anyhow::Result<String> {
         None,
         "[]  # folders that may be published from; empty allows all",
     )?;
+    line(
+        "backup_dirs",
+        None,
+        "[]  # folders that backups may be written to; empty allows all",
+    )?;
     writeln!(
         text,
         "\n[assignment]\n# validity = \"7d\"\n# offline_grace = \"14d\""
@@ -442,7 +448,7 @@ fn config_text(options: &InitOptions) -> anyhow::Result<String> {
     Ok(String::from_utf8(text)?)
 }
 
-fn cli_text(dir: &DataDir, api: SocketAddr, token: &str) -> String {
+pub(crate) fn cli_text(dir: &DataDir, api: SocketAddr, token: &str) -> String {
     let host = match api.ip() {
         ip if !ip.is_unspecified() => ip,
         std::net::IpAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use datacenter::backup::machine::{self, RestoreOptions};
 use datacenter::daemon::{self, InitOptions, RunOptions};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -21,7 +22,12 @@ struct Arguments {
 const EXAMPLES: &str = "Examples:
   splice-datacenter init --data /var/lib/splice --name acme --address dc.acme.example:7443
   splice-datacenter run --data /var/lib/splice
+  splice-datacenter restore /mnt/backup/splice --data /var/lib/splice --passphrase-file /media/usb/passphrase
   splice-datacenter endorse --data /var/lib/splice --root-key /media/usb/root.key";
+
+const RESTORE_EXAMPLES: &str = "Examples:
+  splice-datacenter restore /mnt/backup/splice --data /var/lib/splice --passphrase-file /media/usb/passphrase
+  splice-datacenter restore /mnt/backup/splice --data /var/lib/splice --passphrase-file ./passphrase --revoke new-york";
 
 #[derive(Subcommand)]
 enum Command {
@@ -66,6 +72,27 @@ enum Command {
         /// Log as JSON lines.
         #[arg(long)]
         log_json: bool,
+    },
+    /// Restore a backup that `splice store backup` made, into a new data folder. Everything is proven before it is used.
+    ///
+    /// Branches connect again by themselves, with the certificates and keys that they have: the restored datacenter must be reached under the
+    /// same address, and the former one must never run again. A restore that is interrupted goes on when it is run again.
+    #[command(after_help = RESTORE_EXAMPLES)]
+    Restore {
+        /// The backup's folder.
+        folder: PathBuf,
+        /// The new data folder; it is made if it does not exist, and must be empty.
+        #[arg(long, value_name = "DIR")]
+        data: PathBuf,
+        /// File with the passphrase that opens the realm's keys, from where it was kept.
+        #[arg(long, value_name = "FILE")]
+        passphrase_file: PathBuf,
+        /// A branch that was revoked after the backup was taken, by its name then: it is refused from the start. May be repeated.
+        #[arg(long, value_name = "NAME")]
+        revoke: Vec<String>,
+        /// Go on although the store had lost content of some versions before the backup was taken.
+        #[arg(long)]
+        accept_damage: bool,
     },
     /// Renew the publisher key's endorsement with the realm's root key. The daemon may be running.
     Endorse {
@@ -142,6 +169,34 @@ fn execute(command: Command) -> anyhow::Result<()> {
                 passphrase_file,
             };
             run(&data, &options)
+        }
+        Command::Restore {
+            folder,
+            data,
+            passphrase_file,
+            revoke,
+            accept_damage,
+        } => {
+            let options = RestoreOptions {
+                folder,
+                data,
+                passphrase_file,
+                revoke,
+                accept_damage,
+            };
+            // A terminal or a log: a line for each percent is enough of either.
+            let mut told = None;
+            let lines = machine::restore(&options, &mut |what, done, total| {
+                let percent = (done * 100).checked_div(total).unwrap_or(100);
+                if told != Some((what, percent)) {
+                    told = Some((what, percent));
+                    eprintln!("{what}: {percent} %");
+                }
+            })?;
+            for line in lines {
+                println!("{line}");
+            }
+            Ok(())
         }
         Command::Endorse {
             data,

@@ -16,7 +16,7 @@ const PART: &str = ".new";
 
 /// Why the folder could not be used.
 #[derive(Debug, thiserror::Error)]
-#[error("backup {folder}: cannot {action} {name}")]
+#[error("{folder}: cannot {action} {name}")]
 pub struct FolderError {
     folder: String,
     action: &'static str,

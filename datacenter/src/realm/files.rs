@@ -67,6 +67,11 @@ impl DataDir {
         self.secrets().join("passphrase")
     }
 
+    /// There while a backup is restored into the folder: which.
+    pub fn restoring(&self) -> PathBuf {
+        self.root.join("restoring")
+    }
+
     /// Locked by whoever works on the folder.
     pub fn lock(&self) -> PathBuf {
         self.root.join("lock")

@@ -241,16 +241,39 @@ impl Realm {
 
     /// Opens the realm in `dir` with the passphrase in `passphrase_file`.
     pub fn open(dir: &DataDir, passphrase_file: &Path) -> Result<Self, RealmError> {
-        let (facts, id, root, endorsements) = read_realm_file(dir)?;
-        let passphrase = read_passphrase(passphrase_file)?;
+        let facts = read_realm_file(dir)?;
         let path = dir.sealed();
         let sealed =
             read_small(&path, sealed::SEALED_BYTES_MAX).map_err(io_error(&path, "read it"))?;
+        Self::unseal(facts, path, &sealed, passphrase_file)
+    }
+
+    /// Opens a realm that does not lie in a data folder: from the bytes of its `realm.json` and `realm.sealed`, which errors call by these
+    /// paths.
+    pub fn from_files(
+        facts: (&Path, &[u8]),
+        sealed: (&Path, &[u8]),
+        passphrase_file: &Path,
+    ) -> Result<Self, RealmError> {
+        let (path, bytes) = facts;
+        let facts = parse_realm_file(path, bytes)?;
+        let (path, bytes) = sealed;
+        Self::unseal(facts, path.to_owned(), bytes, passphrase_file)
+    }
+
+    fn unseal(
+        facts: RealmFacts,
+        path: PathBuf,
+        sealed: &[u8],
+        passphrase_file: &Path,
+    ) -> Result<Self, RealmError> {
+        let (facts, id, root, endorsements) = facts;
+        let passphrase = read_passphrase(passphrase_file)?;
         let wrong = |reason: String| RealmError::Content {
             path: path.clone(),
             reason,
         };
-        let plain = sealed::open(&passphrase, &sealed).map_err(|e| {
+        let plain = sealed::open(&passphrase, sealed).map_err(|e| {
             wrong(format!(
                 "{e} (passphrase from {})",
                 passphrase_file.display()
@@ -352,11 +375,15 @@ fn read_realm_file(dir: &DataDir) -> Result<RealmFacts, RealmError> {
         }
         other => other.map_err(io_error(&path, "read it"))?,
     };
+    parse_realm_file(&path, &bytes)
+}
+
+fn parse_realm_file(path: &Path, bytes: &[u8]) -> Result<RealmFacts, RealmError> {
     let wrong = |reason: String| RealmError::Content {
-        path: path.clone(),
+        path: path.to_owned(),
         reason,
     };
-    let facts: RealmFile = serde_json::from_slice(&bytes).map_err(|e| wrong(e.to_string()))?;
+    let facts: RealmFile = serde_json::from_slice(bytes).map_err(|e| wrong(e.to_string()))?;
     if facts.format != REALM_FORMAT {
         return Err(wrong(format!(
             "format {}, this program knows {REALM_FORMAT}; run the newer program",
