@@ -18,8 +18,8 @@ use dedup_protocol::trust::{Signed, TrustError};
 use crate::assign::POOLS_MAX;
 use crate::branches::find_branch;
 use crate::catalog::rows::{
-    AheadRow, AssignmentRow, BranchNameRow, BranchRow, GrantKey, GrantRow, LostPool, PoolKey,
-    PoolRow, RestoreRow, VersionRow,
+    AheadRow, AssignmentRow, BranchNameRow, BranchRow, GrantKey, GrantRow, JoinTokenRow, LostPool,
+    PoolKey, PoolRow, RestoreRow, VersionRow,
 };
 use crate::catalog::{Catalog, CatalogError, Tx};
 use crate::datacenter::Datacenter;
@@ -62,7 +62,7 @@ pub(crate) fn counter_floor(tx: &mut Tx<'_>) -> Result<u64, CatalogError> {
     Ok(tx.get::<RestoreRow>(&())?.map_or(0, |row| row.history))
 }
 
-/// Marks a catalog that has just been brought back, before anybody works with it.
+/// Marks a catalog that has just been brought back, before anybody works with it. Join tokens that were not used are void.
 pub fn mark_restored(
     catalog: &Catalog,
     taken_unix_s: u64,
@@ -78,6 +78,12 @@ pub fn mark_restored(
                 history: history_after(before, now_unix_s),
             },
         );
+        // Which of them were used since is not known, and a token pays once.
+        for (hash, token) in tx.list::<JoinTokenRow>(&[], None, usize::MAX / 2)? {
+            if token.used.is_none() {
+                tx.delete::<JoinTokenRow>(&hash);
+            }
+        }
         Ok(())
     })
 }

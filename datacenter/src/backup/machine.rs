@@ -105,7 +105,13 @@ fn refuse_used(dir: &DataDir, id: &str) -> anyhow::Result<()> {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
         other => other.with_context(|| format!("cannot look into {root}"))?,
     };
-    let Some(first) = entries.next() else {
+    // Our own lock is no content.
+    let is_lock = |entry: &std::io::Result<std::fs::DirEntry>| {
+        entry
+            .as_ref()
+            .is_ok_and(|entry| entry.file_name() == "lock")
+    };
+    let Some(first) = entries.find(|entry| !is_lock(entry)) else {
         return Ok(());
     };
     realm::refuse_existing(dir)?;
@@ -243,7 +249,7 @@ fn lines(
         "what was published, set or revoked since then is not remembered. Branches go on with what they follow; `splice status` and `splice branch show NAME` tell which are ahead".into(),
         "branches that were revoked since then are let in again: revoke them now, with `splice branch revoke NAME` as soon as it runs, or remove this folder and restore with --revoke NAME".into(),
         format!(
-            "all former API tokens are refused; the new one is in {} (a secret)",
+            "join tokens that were not used are void, and all former API tokens are refused; the new one is in {} (a secret)",
             dir.cli().display()
         ),
         format!(

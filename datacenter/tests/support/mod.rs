@@ -1,6 +1,7 @@
 //! What the tests of this folder share: a datacenter in a temporary folder, disks with known content, a daemon on real ports.
 #![allow(clippy::unwrap_used, missing_docs, dead_code)]
 
+pub mod backup;
 pub mod daemon;
 
 use std::fs::File;
@@ -78,6 +79,7 @@ impl Bench {
         let data = DataDir::new(dir.path());
         let clock = Arc::new(SetClock::new(START));
         let realm = Realm::init(&data, &data.passphrase(), "test", START).unwrap();
+        realm.finish_init(&data, START).unwrap();
         let store = ChunkStore::open(
             disk,
             index,
