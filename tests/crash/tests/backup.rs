@@ -107,7 +107,7 @@ impl Site {
         published.tried.insert(number, items.clone());
         let visible = self.catalog.transact(|tx| {
             tx.put(&id(number), &row(number, &items));
-            Ok(())
+            Ok::<_, CatalogError>(())
         });
         visible.map_err(Failed::Catalog)?;
         published.done.insert(number);
@@ -136,7 +136,8 @@ struct PlaceFile(Arc<dyn DiskFile>, Lie);
 
 impl Place {
     fn used(&self) {
-        (self.act.lock().unwrap())();
+        let mut act = self.act.lock().unwrap();
+        (*act)();
     }
 }
 

@@ -50,6 +50,26 @@ impl Datacenter {
             &api,
         ];
         run_path(&program("splice-datacenter"), &init, COMMAND).ok();
+        Self::run_in(lab, folder, link_port)
+    }
+
+    /// Restores a backup into a new folder, and starts a daemon there. Whose it was must not run any more: it has the same ports.
+    pub fn restore_in(&self, lab: &Lab, folder: &str, backup: &Path, passphrase: &Path) -> Self {
+        let data = lab.path(folder);
+        let restore = [
+            "restore",
+            text(backup),
+            "--data",
+            text(&data),
+            "--passphrase-file",
+            text(passphrase),
+        ];
+        run_path(&program("splice-datacenter"), &restore, COMMAND).ok();
+        Self::run_in(lab, folder, self.link_port)
+    }
+
+    fn run_in(lab: &Lab, folder: &str, link_port: u16) -> Self {
+        let data = lab.path(folder);
         let arguments = vec!["run".into(), "--data".into(), text(&data).into()];
         let log = lab.path(&format!("{folder}.log"));
         let mut datacenter = Self {

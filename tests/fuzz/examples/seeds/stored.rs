@@ -1,4 +1,4 @@
-//! What lies on our own disks: packs, overlay logs, cache indexes.
+//! What lies on our own disks: packs, overlay logs, cache indexes, backups.
 
 use splice_fuzz::script::piece;
 
@@ -15,6 +15,26 @@ pub fn write(seeds: &Seeds) {
     seeds.write("pack", "golden", &hex::decode(digits).unwrap());
     overlays(seeds);
     caches(seeds);
+    catalogs(seeds);
+}
+
+/// A catalog in a backup: the size of the pieces, the header, rows, the end with their number.
+fn catalogs(seeds: &Seeds) {
+    let header = [b"SPLCATB\0\x01\0\0\0\0\0\0\0".as_slice(), &[7; 16]].concat();
+    let row = |key: &[u8], row: &[u8]| {
+        let lengths = [key.len() as u32, row.len() as u32].map(u32::to_le_bytes);
+        [&lengths.concat()[..], key, row].concat()
+    };
+    let rows = [
+        row(&[1], &[1, 1, 7]),
+        row(b"\x02debian", &[1; 40]),
+        row(&[], &[]),
+    ];
+    for count in 0..=rows.len() {
+        let end = [&[0xFF; 8][..], &(count as u64).to_le_bytes()].concat();
+        let bytes = [&[16][..], &header, &rows[..count].concat(), &end].concat();
+        seeds.write("catalog_snapshot", &format!("rows-{count}"), &bytes);
+    }
 }
 
 /// Fields of records whose checksums the target makes right: kind at 4, disk at 6, offset at 24, length at 32.
