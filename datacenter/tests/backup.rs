@@ -12,8 +12,8 @@ use datacenter::operations::Meter;
 use datacenter::problem::describe;
 use datacenter_api::Problem;
 use dedup_protocol::trust::SigningKey;
-use support::Bench;
 use support::backup::{backup, files, folder, open, options, publish, restored};
+use support::{Bench, request, sparse_disk};
 
 #[test]
 fn a_second_backup_copies_what_is_new_and_drops_what_is_old() {
@@ -349,6 +349,28 @@ fn a_former_life_does_not_overwrite_the_backup_of_a_later_one() {
         matches!(refused, BackupError::Superseded { .. }),
         "{refused}"
     );
+}
+
+#[test]
+fn a_datacenter_that_went_another_way_does_not_overwrite_where_it_would_have_gone() {
+    let bench = Bench::on_rocks();
+    let (older, newer) = (bench.path("older"), bench.path("newer"));
+    bench.dc.create_image("deb", None).unwrap();
+    publish(&bench, "deb", 1);
+    backup(&bench, &older).unwrap();
+    publish(&bench, "deb", 2);
+    backup(&bench, &newer).unwrap();
+    restored(&options(&bench, &older, &bench.path("data"))).unwrap();
+    let other = open(&bench.path("data"));
+    let disk = bench.path("other.raw");
+    sparse_disk(&disk, 1 << 20, &[(0, 65_536)], 99);
+    let turn = datacenter::publish::reserve(&other.dc, "deb").unwrap();
+    datacenter::publish::publish(&turn, &request("deb", &disk), &Meter::default()).unwrap();
+    let before = files(&newer);
+    let refused = operation::run(&other.dc, &folder(&newer), false, &Meter::default());
+    assert!(matches!(refused, Err(BackupError::Diverged { .. })));
+    assert!(before.iter().all(|file| file.exists()));
+    restored(&options(&bench, &newer, &bench.path("still-whole"))).unwrap();
 }
 
 #[test]

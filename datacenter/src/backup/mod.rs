@@ -26,7 +26,7 @@ use bytes::Bytes;
 use datacenter_api::{BackupResult, Phase};
 use dedup::{IdKey, RealmId};
 use dedup_protocol::trust::SigningKey;
-use dedup_store::{ChunkStore, ClosedPack, FrozenPacks, PACK_DIR, StoreError};
+use dedup_store::{ChunkStore, ClosedPack, FrozenPacks, PACK_DIR, PackNumber, StoreError};
 
 use crate::catalog::rows::RestoreRow;
 use crate::catalog::{Catalog, CatalogError};
@@ -72,6 +72,16 @@ pub enum BackupError {
     Superseded {
         /// The folder.
         folder: String,
+    },
+    /// It is of another life of this realm: packs of one number are two packs.
+    #[error(
+        "{folder} holds a backup from a time that this datacenter does not go back to: its {pack} is another one"
+    )]
+    Diverged {
+        /// The folder.
+        folder: String,
+        /// The first that differs.
+        pack: PackNumber,
     },
     /// Something else lies there.
     #[error("{folder} holds {file:?} and no backup")]
@@ -147,6 +157,9 @@ pub fn backup(
     }
     let catalog = write_catalog(source, folder, number, meter)?;
     let closed = frozen.list()?;
+    if let Some(former) = &former {
+        refuse_diverged(folder, former, &closed)?;
+    }
     let packs = copy_packs(
         source,
         folder,
@@ -224,6 +237,26 @@ fn former(source: &Source<'_>, folder: &Folder) -> Result<Option<Manifest>, Back
     }
     let proven = found.prove(&source.publisher.public()).map_err(wrong)?;
     Ok(Some(proven))
+}
+
+/// No pack that the former backup names is ever written over with another one. That would be asked for by a datacenter that was restored from an
+/// older backup than this one.
+fn refuse_diverged(
+    folder: &Folder,
+    former: &Manifest,
+    closed: &[ClosedPack],
+) -> Result<(), BackupError> {
+    let differs = |pack: &&ClosedPack| {
+        let entry = former.pack(pack.pack);
+        entry.is_some_and(|entry| entry.digest != pack.digest)
+    };
+    match closed.iter().find(differs) {
+        Some(pack) => Err(BackupError::Diverged {
+            folder: folder.shown().into(),
+            pack: pack.pack,
+        }),
+        None => Ok(()),
+    }
 }
 
 /// Writes the catalog as it is at one moment.

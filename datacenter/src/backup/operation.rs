@@ -187,7 +187,9 @@ impl From<&BackupError> for Problem {
                 ProblemCode::Conflict,
                 "use another folder; if nothing in this one is needed any more, remove it first",
             ),
-            BackupError::OtherRealm { .. } | BackupError::NotEmpty { .. } => with(
+            BackupError::OtherRealm { .. }
+            | BackupError::Diverged { .. }
+            | BackupError::NotEmpty { .. } => with(
                 ProblemCode::Conflict,
                 "use another folder, an empty one or a new one",
             ),
