@@ -103,3 +103,24 @@ fn foreign_keys_realms_and_flipped_bits_are_refused() {
         }
     }
 }
+
+/// A backup's manifest is believed for the very key that is sealed with it, and no endorsement stands in for that.
+#[test]
+fn a_record_of_ones_own_is_opened_by_that_key_only() {
+    let (publisher, _) = SigningKey::generate();
+    let (other, _) = SigningKey::generate();
+    let signed = publisher.sign(&assignment());
+    assert_eq!(signed.open_by(&publisher.public()), Ok(assignment()));
+    assert!(matches!(
+        signed.open_by(&other.public()),
+        Err(TrustError::Signature { .. })
+    ));
+    let bytes = signed.to_bytes();
+    for bit in 0..bytes.len() * 8 {
+        let mut bent = bytes.clone();
+        bent[bit / 8] ^= 1 << (bit % 8);
+        if let Ok(signed) = Signed::<Assignment>::from_bytes(&bent) {
+            assert!(signed.open_by(&publisher.public()).is_err(), "bit {bit}");
+        }
+    }
+}
