@@ -46,7 +46,7 @@ pub enum RestoreError {
         folder: String,
     },
     /// The manifest.
-    #[error("{folder}: use another backup")]
+    #[error("{folder} cannot be restored, use another backup")]
     Manifest {
         /// The folder.
         folder: String,

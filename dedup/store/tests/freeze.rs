@@ -31,7 +31,7 @@ fn open(dir: &std::path::Path) -> ChunkStore {
 fn chunk(number: u64) -> Chunk {
     let mut bytes = Vec::new();
     for word in 0..250u64 {
-        let seed = number << 32 | word;
+        let seed = (number << 32) | word;
         bytes.extend_from_slice(&key().chunk_id(&seed.to_le_bytes()).0[..8]);
     }
     Chunk::new(&key(), Bytes::from(bytes))
