@@ -1,5 +1,6 @@
 //! `splice-branch`: enrol this machine as a branch, then serve desktops from it.
 
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -131,7 +132,8 @@ fn main() -> ExitCode {
     match run(Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("splice-branch: {error:#}");
+            // What cannot be written must not become a panic.
+            let _ = writeln!(io::stderr(), "splice-branch: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -159,12 +161,12 @@ fn run(arguments: Arguments) -> Result<()> {
             let tuning = LinkTuning::default();
             let joined = identity::join(&data, &token, address.as_deref(), &tuning);
             let identity = runtime.block_on(joined)?;
-            println!(
+            Ok(writeln!(
+                io::stdout(),
                 "joined as branch {:?}; start it with `splice-branch run --data {}`",
                 identity.name,
                 data.display()
-            );
-            Ok(())
+            )?)
         }
         Command::Run(options) => {
             let result = runtime.block_on(serve(options));

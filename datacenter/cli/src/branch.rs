@@ -163,10 +163,10 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
             if context.json {
                 return output::json(&token);
             }
-            eprintln!(
+            output::aside(format_args!(
                 "for one server, until {}; at the branch: splice-branch join TOKEN",
                 output::time(token.expires_unix_s)
-            );
+            ));
             output::text(&format!("{}\n", token.token))
         }
         Verb::List => {

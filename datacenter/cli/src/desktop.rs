@@ -318,7 +318,10 @@ fn console(desktop: &Desktop) -> Result<(), Failure> {
         |e: std::io::Error| Failure::failed(format!("serial console of {}: {e}", desktop.name));
     let mut stream = UnixStream::connect(&desktop.serial_socket).map_err(failed)?;
     let mut reader = stream.try_clone().map_err(failed)?;
-    eprintln!("attached to {}; Ctrl-] detaches", desktop.name);
+    output::aside(format_args!(
+        "attached to {}; Ctrl-] detaches",
+        desktop.name
+    ));
     let _terminal = RawTerminal::enter();
     let printer = std::thread::spawn(move || std::io::copy(&mut reader, &mut std::io::stdout()));
     let mut buf = [0; 256];

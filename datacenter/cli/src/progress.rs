@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::config::Context;
 use crate::failure::Failure;
+use crate::output;
 
 /// How often the datacenter is asked.
 const INTERVAL: Duration = Duration::from_millis(200);
@@ -93,7 +94,7 @@ impl Shown {
                         format_size(progress.total_bytes)
                     );
                 }
-                eprintln!("{line}");
+                output::aside(line);
             }
         }
     }

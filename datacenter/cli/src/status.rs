@@ -57,7 +57,7 @@ pub async fn run(context: &Context, _arguments: Arguments) -> Result<(), Failure
         ),
     ])?;
     for warning in &status.warnings {
-        eprintln!("warning: {warning}");
+        output::aside(format_args!("warning: {warning}"));
     }
     Ok(())
 }

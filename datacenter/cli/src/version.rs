@@ -304,10 +304,10 @@ fn published(
 fn verified(context: &Context, result: &VerifyResult) -> Result<(), Failure> {
     if result.damaged_count > 0 {
         for item in &result.damaged {
-            eprintln!(
+            output::aside(format_args!(
                 "{} at byte {}: {}",
                 item.tree, item.disk_offset, item.reason
-            );
+            ));
         }
         let message = format!(
             "{} is damaged in {} places",
