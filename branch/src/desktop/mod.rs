@@ -20,6 +20,7 @@ mod volumes;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -32,6 +33,7 @@ use crate::fetch::Fetcher;
 use crate::fetch::base::CachedBase;
 use crate::profile::{BOOT_MS_MAX, Boots};
 use crate::versions::Versions;
+use crate::volume::Shortage;
 pub use error::{DesktopError, error_line};
 use machine::{Files, MachineError, MachineHost};
 use record::DesktopRecord;
@@ -42,6 +44,9 @@ const STOP_GRACE: Duration = Duration::from_secs(60);
 
 /// How long a call waits for another that works on the same desktop.
 const TURN_WAIT: Duration = Duration::from_secs(15);
+
+/// What the cache gives up beyond what is missing when the disk is full, so that desktops do not stand still again at once.
+const SPARE_BYTES: u64 = 256 << 20;
 
 /// See the module.
 pub struct Desktops {
@@ -55,6 +60,8 @@ pub struct Desktops {
     /// Names of desktops that a call is working on.
     busy: Mutex<HashSet<String>>,
     turn_over: Condvar,
+    /// Whether the cache gave room up since the disk was last full.
+    made_room: AtomicBool,
 }
 
 /// Keeps a desktop's name busy until dropped.
@@ -90,6 +97,7 @@ impl Desktops {
             clock,
             busy: Mutex::default(),
             turn_over: Condvar::new(),
+            made_room: AtomicBool::new(false),
         }
     }
 
@@ -269,8 +277,9 @@ impl Desktops {
             .ok_or_else(|| DesktopError::NotFound(name.into()))?;
         refuse_if_up(&desktop)?;
         self.volumes.close(name)?;
-        self.versions.catalog().delete_desktop(name)?;
+        // The key first, the row last: a stop in between leaves a desktop without data that can be deleted again.
         self.volumes.delete(&desktop)?;
+        self.versions.catalog().delete_desktop(name)?;
         match std::fs::remove_dir_all(self.dir.join(name)) {
             Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(MachineError::Io {
                 name: name.into(),
@@ -296,10 +305,11 @@ impl Desktops {
         Ok(self.describe(&desktop, true))
     }
 
-    /// Looks after machines: those that ended are noted, those that paused on a failed read are let go on. To be called about
+    /// Looks after machines: those that ended are noted, those that paused on a failed read or write are let go on. To be called about
     /// every second; `connected` says whether the link is up.
     pub fn tend(&self, connected: bool) {
         self.tend_boots();
+        self.make_room();
         let desktops = match self.versions.catalog().desktops() {
             Ok(desktops) => desktops,
             Err(error) => {
@@ -325,8 +335,12 @@ impl Desktops {
                 continue;
             };
             if machine::is_alive(&machine) {
+                let volume = self.volumes.find(&desktop.name);
+                let is_short = volume.as_ref().is_some_and(|v| v.shortage().is_some());
+                // A guest that ran out of room goes on when there is some, whatever the link does.
+                let may = connected || volume.is_some_and(|v| v.was_short());
                 let files = self.files(&desktop.name);
-                if connected && machine::resume_after_io_error(&machine, &files) {
+                if !is_short && may && machine::resume_after_io_error(&machine, &files) {
                     tracing::info!(
                         desktop = desktop.name,
                         "goes on after a failed read or write"
@@ -349,6 +363,30 @@ impl Desktops {
                     "state not kept"
                 );
             }
+        }
+    }
+
+    /// Gives what the cache can spare of the host's disk to desktops that have no room to write, once for each time that it runs out: a
+    /// cache on another disk would be emptied in vain.
+    fn make_room(&self) {
+        let missing = self.volumes.missing_bytes();
+        if missing == 0 {
+            self.made_room.store(false, Ordering::Relaxed);
+            return;
+        }
+        if self.made_room.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        match self.fetcher.give_room(missing.saturating_add(SPARE_BYTES)) {
+            Ok(freed) => tracing::warn!(
+                missing,
+                freed,
+                "the disk is full: desktops wait for room, and the cache gave up what no assignment wants"
+            ),
+            Err(error) => tracing::error!(
+                error = error_line(&error),
+                "the disk is full, and the cache could give nothing up"
+            ),
         }
     }
 
@@ -377,13 +415,15 @@ impl Desktops {
         let files = self.files(&desktop.name);
         let alive = desktop.machine.as_ref().filter(|m| machine::is_alive(m));
         let volume = self.volumes.find(&desktop.name);
+        let shortage = volume.as_ref().and_then(|v| v.shortage());
         let failed = volume.as_ref().and_then(|v| v.failure());
         let waits_for = volume.as_ref().and_then(|v| v.waits_for());
         // Who works on it knows its state; only a look from outside can meet it half way.
         let starting = look && alive.is_none() && self.busy().contains(&desktop.name);
         let state = match alive {
             _ if failed.is_some() => DesktopState::Failed,
-            Some(_) if waits_for.is_some() => DesktopState::Paused,
+            // Its writes wait, and so does it soon: reads go on until then.
+            Some(_) if shortage.is_some() || waits_for.is_some() => DesktopState::Paused,
             Some(machine) if look && machine::is_paused_by_io_error(machine, &files) => {
                 DesktopState::Paused
             }
@@ -404,7 +444,14 @@ impl Desktops {
                 .unwrap_or_default(),
             version_number: version.map_or(0, |(_, r)| r.number),
             state,
-            error: failed.or(waits_for).or_else(|| desktop.error.clone()),
+            error: failed
+                .or_else(|| shortage.map(shortage_line))
+                .or(waits_for)
+                .or_else(|| desktop.error.clone()),
+            missing_bytes: match shortage {
+                Some(Shortage::DiskBytes(bytes)) => Some(bytes),
+                Some(Shortage::IndexFull) | None => None,
+            },
             machine_type: match desktop.wanted {
                 MachineType::Auto => datacenter_api::MachineType::Auto,
                 MachineType::Splice => datacenter_api::MachineType::Splice,
@@ -449,6 +496,19 @@ fn there(path: &Path) -> Option<String> {
 
 fn path_text(path: &Path) -> String {
     path.display().to_string()
+}
+
+/// Why a desktop's writes wait, and what ends that.
+fn shortage_line(shortage: Shortage) -> String {
+    match shortage {
+        Shortage::DiskBytes(bytes) => format!(
+            "no room: {bytes} bytes are missing on the branch's disk; it goes on by itself when they come free"
+        ),
+        Shortage::IndexFull => {
+            "no room: its writes are scattered over more places than are kept in memory; it goes on by itself when some are joined"
+                .to_owned()
+        }
+    }
 }
 
 /// Open volumes by desktop name.
