@@ -14,6 +14,9 @@ use zeroize::Zeroizing;
 
 /// What the secret is bound to.
 const PCRS: &str = "sha256:7";
+/// Attributes of the sealed object: it stays in this TPM, and nothing but the policy opens it. Without `userwithauth`, because an empty
+/// password would be enough otherwise.
+const ATTRIBUTES: &str = "fixedtpm|fixedparent";
 /// Longest answer that is read from a program.
 const ANSWER_BYTES_MAX: u64 = 64 << 10;
 
@@ -88,7 +91,8 @@ pub fn seal(secret: &[u8; 32]) -> Result<Sealed, TpmError> {
     run(
         "tpm2_create",
         &[
-            "-Q", "-C", &parent, "-L", &policy, "-i", "-", "-u", &public, "-r", &private,
+            "-Q", "-C", &parent, "-L", &policy, "-a", ATTRIBUTES, "-i", "-", "-u", &public, "-r",
+            &private,
         ],
         secret,
     )?;
@@ -114,7 +118,7 @@ pub fn unseal(sealed: &Sealed) -> Result<Zeroizing<[u8; 32]>, TpmError> {
         &[],
     )?;
     let policy = format!("pcr:{PCRS}");
-    let answer = run("tpm2_unseal", &["-Q", "-c", &object, "-p", &policy], &[])?;
+    let answer = run("tpm2_unseal", &["-c", &object, "-p", &policy], &[])?;
     flush();
     let mut secret = Zeroizing::new([0; 32]);
     if answer.len() != secret.len() {

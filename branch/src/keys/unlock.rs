@@ -116,7 +116,9 @@ pub enum UnlockError {
         way_out: &'static str,
     },
     /// What was given is not the right one, or the file was changed; the two cannot be told apart.
-    #[error("{0} does not fit, or the file was changed")]
+    #[error(
+        "{0} does not fit, or the file was changed; give the right one, or put back a copy of the file"
+    )]
     Closed(&'static str),
     /// The TPM.
     #[error(transparent)]

@@ -124,13 +124,17 @@ pub struct DataKey {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WrapError {
     /// Not such a file, torn or damaged.
-    #[error("it is not a key file, or damaged")]
+    #[error(
+        "it is not a key file, or damaged; put back a copy of it, or delete the desktop whose data is lost with it"
+    )]
     Damaged,
     /// Of a later release.
     #[error("it has format version {0}; this release cannot read it")]
     Version(u32),
     /// Wrapped under another key, or changed.
-    #[error("it does not open with the branch key {0:016x}")]
+    #[error(
+        "it does not open with the branch key {0:016x}; put back the copy of it that was made last, together with that branch key"
+    )]
     Closed(u64),
 }
 

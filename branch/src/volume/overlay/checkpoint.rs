@@ -18,18 +18,22 @@ use super::snapshot::{Listed, NAME, NEW_NAME, PART_EXTENTS_MAX, PART_SEGMENTS_MA
 use super::{Overlay, lock, path};
 
 impl Overlay {
-    /// Replaces the index snapshot. Its length in bytes; 0 if it has to wait, for room or for a segment to become durable.
+    /// Replaces the index snapshot. Its length in bytes; 0 if it has to wait: for room, for a segment to become durable, or because its
+    /// own file failed. That closes nothing, because the log says all of it.
     pub(super) fn write_snapshot(&self) -> Result<u64, OverlayError> {
-        match self.snapshot() {
-            Ok(bytes) => Ok(bytes),
-            Err(OverlayError::NoSpace { .. }) => {
-                // The old one stands; the attempt is only in the way.
-                let _ = self.disk.remove(&path(&self.dir, NEW_NAME));
-                Ok(0)
-            }
-            Err(error @ OverlayError::Failed { .. }) => Err(error),
-            Err(error) => Err(self.fail(error)),
+        let error = match self.snapshot() {
+            Ok(bytes) => return Ok(bytes),
+            // A flush on the way.
+            Err(error) if self.failed.get().is_some() => return Err(error),
+            Err(error) => error,
+        };
+        if !error.is_full() {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(overlay = %self.dir, error, "no index snapshot: the next opening reads more");
         }
+        // The old one stands; the attempt is only in the way.
+        let _ = self.disk.remove(&path(&self.dir, NEW_NAME));
+        Ok(0)
     }
 
     fn snapshot(&self) -> Result<u64, OverlayError> {

@@ -18,7 +18,7 @@ use std::sync::atomic::Ordering;
 use super::error::OverlayError;
 use super::format::{Kind, SEGMENT_HEADER_BYTES};
 use super::index::Content;
-use super::map::{Map, Part, Source};
+use super::map::{Map, Part, Segment, Source};
 use super::packed::Packed;
 use super::seal::Form;
 use super::writer::Entry;
@@ -28,6 +28,8 @@ use super::{Overlay, lock};
 const MOVE_BYTES_MAX: u64 = 64 << 10;
 /// Extents looked at under one hold of the map's lock.
 const SCAN_EXTENTS: usize = 256;
+/// Most such looks of one step: where nothing is to be moved a step must end too, because other overlays wait for theirs.
+const SCANS_MAX: u32 = 16 << 10;
 /// Bytes that stay free on the host's disk besides what a segment's moves take.
 const ROOM_BYTES: u64 = 16 << 20;
 /// Least extents that one join replaces: fewer save little memory for what they copy.
@@ -119,7 +121,7 @@ impl Overlay {
             // Also after one that had no room: it is tried again after as much more.
             upkeep.snapshot_at = appended;
         }
-        if self.is_long() {
+        if (fresh > 0 || self.room.is_short()) && self.is_long() {
             // Of a guest that does not flush: what it overwrote can go once what replaced it is durable.
             self.flush_all()?;
         }
@@ -161,7 +163,6 @@ impl Overlay {
                     if let Goal::Empty(segment) = task.goal {
                         upkeep.stuck.insert(segment);
                     }
-                    upkeep.joined = self.extents.load(Ordering::Relaxed);
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -210,22 +211,26 @@ impl Overlay {
         let durable = self.flushed_seq();
         let map = self.map_read();
         let newest = map.segments.keys().next_back().copied()?;
-        let closed = || {
-            map.segments.range(..newest).filter(|(number, segment)| {
-                segment.live > 0 && segment.last_seq <= durable && !upkeep.stuck.contains(number)
-            })
-        };
+        let may_go =
+            |number: u32, segment: &Segment| segment.live > 0 && !upkeep.stuck.contains(&number);
         // Also the newest one, which takes nothing more if it is in the clear.
-        let plain = map.segments.iter().find(|(number, segment)| {
-            segment.form == Form::Plain && segment.live > 0 && !upkeep.stuck.contains(number)
-        });
+        let plain = map
+            .segments
+            .iter()
+            .find(|&(&number, segment)| segment.form == Form::Plain && may_go(number, segment));
         if let Some((&number, _)) = plain {
             return Some(task(Goal::Empty(number)));
         }
         if self.is_longer_than_needed(&map) {
-            let least = closed().min_by_key(|(_, segment)| {
-                segment.live_payload * 1024 / segment.len.max(SEGMENT_HEADER_BYTES as u64)
-            });
+            let least = map
+                .segments
+                .range(..newest)
+                .filter(|&(&number, segment)| {
+                    may_go(number, segment) && segment.last_seq <= durable
+                })
+                .min_by_key(|(_, segment)| {
+                    segment.live_payload * 1024 / segment.len.max(SEGMENT_HEADER_BYTES as u64)
+                });
             if let Some((&number, segment)) = least
                 // Else what is dead is in segments that the next flush drops.
                 && segment.live_payload < segment.len / 4 * 3
@@ -258,8 +263,12 @@ impl Overlay {
 
     /// Goes on with a task for about `budget` bytes: how many it moved, and whether it is done.
     fn work(&self, task: &mut Task, budget: u64) -> Result<(u64, bool), OverlayError> {
-        let mut moved = 0;
+        let (mut moved, mut scans) = (0, 0);
         while usize::from(task.disk) < self.identity.disks.len() {
+            if scans == SCANS_MAX {
+                return Ok((moved, false));
+            }
+            scans += 1;
             let batch = self.map_read().disks[usize::from(task.disk)].scan(task.at, SCAN_EXTENTS);
             let Some(last) = batch.last() else {
                 (task.disk, task.at) = (task.disk + 1, 0);
@@ -337,7 +346,11 @@ impl Overlay {
         let mut data = vec![0; (end - start) as usize];
         for part in &parts {
             let into = &mut data[(part.start - start) as usize..(part.end - start) as usize];
-            self.read_part(task.disk, part, into, true)?;
+            match self.read_part(task.disk, part, into, true) {
+                // Joining is for the memory only: what does not verify stays as it is, and the rest goes on.
+                Err(_) if task.goal == Goal::Join => return Ok(0),
+                read => read?,
+            };
         }
         let mut writer = lock(&self.writer);
         if !same(&self.parts(task.disk, start, end - start)?, &parts) {

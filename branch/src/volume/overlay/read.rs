@@ -1,7 +1,7 @@
 //! Reading payloads back from the log, verified.
 //!
-//! Invariant: no byte leaves here whose piece did not verify (its tag, in a segment of an earlier release its checksum). A failed read fails that read only, every time it is
-//! tried: like a bad sector, it goes away when the guest writes the place again.
+//! Invariant: no byte leaves here whose piece did not verify (its tag, in a segment of an earlier release its checksum). A failed read fails
+//! that read only, every time it is tried: like a bad sector, it goes away when the guest writes the place again.
 
 use std::cell::RefCell;
 use std::io::IoSliceMut;
