@@ -338,9 +338,12 @@ impl Desktops {
                 let volume = self.volumes.find(&desktop.name);
                 let is_short = volume.as_ref().is_some_and(|v| v.shortage().is_some());
                 // A guest that ran out of room goes on when there is some, whatever the link does.
-                let may = connected || volume.is_some_and(|v| v.was_short());
+                let may = connected || volume.as_ref().is_some_and(|v| v.was_short());
                 let files = self.files(&desktop.name);
                 if !is_short && may && machine::resume_after_io_error(&machine, &files) {
+                    if let Some(volume) = &volume {
+                        volume.forget_shortage();
+                    }
                     tracing::info!(
                         desktop = desktop.name,
                         "goes on after a failed read or write"

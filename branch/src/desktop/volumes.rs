@@ -105,7 +105,7 @@ pub struct OpenVolume {
     vhost_user: Mutex<Option<VhostUserServer>>,
     overlay: Arc<Overlay>,
     base: Arc<CachedBase>,
-    /// Whether it ever had no room for what its guest wrote.
+    /// Whether it had no room for what its guest wrote since the guest was last let go on.
     was_short: AtomicBool,
     /// Held during a round of housekeeping; true once it is closed. Else a round could go on in files that the next opening has.
     is_closed: Mutex<bool>,
@@ -124,6 +124,11 @@ impl OpenVolume {
     /// Whether its guest may be paused because there was no room.
     pub fn was_short(&self) -> bool {
         self.was_short.load(Ordering::Relaxed)
+    }
+
+    /// Its guest goes on: what pauses it from now on is another matter.
+    pub fn forget_shortage(&self) {
+        self.was_short.store(false, Ordering::Relaxed);
     }
 
     /// Chunks its guest had to wait for.

@@ -23,7 +23,7 @@ impl Overlay {
     pub(super) fn write_snapshot(&self) -> Result<u64, OverlayError> {
         let error = match self.snapshot() {
             Ok(bytes) => return Ok(bytes),
-            // A flush on the way.
+            // A sync on the way, which was the log's as well.
             Err(error) if self.failed.get().is_some() => return Err(error),
             Err(error) => error,
         };
@@ -91,10 +91,11 @@ impl Overlay {
         let durable = self.flush_all()?;
         let bytes = parts.end(chain, durable).map_err(error("write"))?;
         file.sync().map_err(error("sync"))?;
+        self.disk.rename(&new, &name).map_err(error("rename"))?;
+        // The log's names are in this directory too, and a failure is told once.
         self.disk
-            .rename(&new, &name)
-            .and_then(|()| self.disk.sync_dir(&self.dir))
-            .map_err(error("rename"))?;
+            .sync_dir(&self.dir)
+            .map_err(|e| self.fail(OverlayError::io(&self.dir, "sync the directory", e)))?;
         tracing::debug!(overlay = %self.dir, segment, bytes, "index snapshot");
         Ok(bytes)
     }

@@ -307,8 +307,10 @@ pub fn write_meta(
         return Err(io_error(dir, &new, "write", e));
     }
     disk.rename(&new, &name)
-        .and_then(|()| disk.sync_dir(dir))
-        .map_err(|e| io_error(dir, &name, "replace", e))
+        .map_err(|e| io_error(dir, &name, "replace", e))?;
+    // Never "no room", which would be tried again: segments' names are in this directory too, and a failure is told once.
+    disk.sync_dir(dir)
+        .map_err(|e| OverlayError::io(dir, "sync the directory", e))
 }
 
 fn read_meta(disk: &dyn Disk, dir: &str, key: &OverlayKey) -> Result<(Meta, LogKey), OverlayError> {
