@@ -508,7 +508,8 @@ fn shortage_line(shortage: Shortage) -> String {
             "no room: {bytes} bytes are missing on the branch's disk; it goes on by itself when they come free"
         ),
         Shortage::IndexFull => {
-            "no room: its writes are scattered over more places than are kept in memory; it goes on by itself when some are joined"
+            "no room: its writes are scattered over more places than are kept in memory; it goes on by itself when some are joined, \
+             and if none can be, save what matters from it and delete it"
                 .to_owned()
         }
     }

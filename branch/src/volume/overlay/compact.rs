@@ -118,8 +118,10 @@ impl Overlay {
             .max(SNAPSHOT_EXTENT_BYTES * self.extents.load(Ordering::Relaxed));
         if appended.saturating_sub(upkeep.snapshot_at) >= due {
             tended.snapshot_bytes = self.write_snapshot()?;
-            // Also after one that had no room: it is tried again after as much more.
-            upkeep.snapshot_at = appended;
+            // One that has to wait is tried again after an eighth as much more.
+            let is_there = tended.snapshot_bytes > 0;
+            let ahead = if is_there { 0 } else { due - due / 8 };
+            upkeep.snapshot_at = appended.saturating_sub(ahead);
         }
         if (fresh > 0 || self.room.is_short()) && self.is_long() {
             // Of a guest that does not flush: what it overwrote can go once what replaced it is durable.
