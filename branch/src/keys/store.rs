@@ -450,7 +450,7 @@ fn load_key_file(disk: &dyn Disk) -> Result<Option<Secret>, KeyError> {
         return Ok(None);
     };
     let digits = text.strip_suffix(b"\n").unwrap_or(&text);
-    let mut bytes = Zeroizing::new([0; 32]);
+    let mut bytes = Zeroizing::new([0u8; 32]);
     hex::decode_to_slice(digits, &mut *bytes).map_err(|_| KeyError::KeyFile)?;
     Ok(Some(Secret::new(*bytes)))
 }

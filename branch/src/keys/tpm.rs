@@ -120,7 +120,7 @@ pub fn unseal(sealed: &Sealed) -> Result<Zeroizing<[u8; 32]>, TpmError> {
     let policy = format!("pcr:{PCRS}");
     let answer = run("tpm2_unseal", &["-c", &object, "-p", &policy], &[])?;
     flush();
-    let mut secret = Zeroizing::new([0; 32]);
+    let mut secret = Zeroizing::new([0u8; 32]);
     if answer.len() != secret.len() {
         return Err(TpmError::Refused {
             program: "tpm2_unseal".into(),

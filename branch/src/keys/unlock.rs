@@ -283,7 +283,7 @@ fn stretch(passphrase: &[u8], salt: &[u8], cost: [u32; 3]) -> Option<Secret> {
         return None;
     }
     let params = Params::new(cost[0], cost[1], cost[2], Some(32)).ok()?;
-    let mut key = Zeroizing::new([0; 32]);
+    let mut key = Zeroizing::new([0u8; 32]);
     Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
         .hash_password_into(passphrase, salt, &mut *key)
         .ok()?;

@@ -28,7 +28,7 @@ impl Secret {
 
     /// A new one.
     pub fn random(random: FillRandom) -> Self {
-        let mut bytes = Zeroizing::new([0; 32]);
+        let mut bytes = Zeroizing::new([0u8; 32]);
         random(&mut *bytes);
         Self(bytes)
     }
@@ -80,7 +80,7 @@ pub fn wrap(
 pub fn unwrap(key: &Secret, wrapped: &[u8; WRAPPED_BYTES], clear: &[u8]) -> Option<Secret> {
     let nonce: [u8; 24] = wrapped[..24].try_into().expect("24 bytes");
     let tag: [u8; 16] = wrapped[24..40].try_into().expect("16 bytes");
-    let mut body = Zeroizing::new([0; 32]);
+    let mut body = Zeroizing::new([0u8; 32]);
     body.copy_from_slice(&wrapped[40..]);
     XChaCha20Poly1305::new(&(*key.bytes()).into())
         .decrypt_in_place_detached(&XNonce::from(nonce), clear, &mut *body, &Tag::from(tag))

@@ -124,7 +124,7 @@ pub struct LogKey {
 impl LogKey {
     /// Derives the keys of the log `log_id`.
     pub fn new(log_id: &[u8; 16], key: &OverlayKey) -> Self {
-        let mut material = Zeroizing::new([0; 48]);
+        let mut material = Zeroizing::new([0u8; 48]);
         material[..32].copy_from_slice(&*key.secret);
         material[32..].copy_from_slice(log_id);
         let secret = Zeroizing::new(blake3::derive_key("splice overlay log v2", &*material));
