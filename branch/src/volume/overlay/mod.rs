@@ -27,6 +27,7 @@ mod golden_tests;
 mod index;
 mod map;
 mod meta;
+mod moves;
 mod open;
 mod packed;
 mod read;
