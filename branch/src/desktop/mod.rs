@@ -14,13 +14,14 @@
 mod error;
 pub mod machine;
 pub mod record;
+mod room;
 mod starting;
 mod volumes;
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -44,9 +45,6 @@ const STOP_GRACE: Duration = Duration::from_secs(60);
 
 /// How long a call waits for another that works on the same desktop.
 const TURN_WAIT: Duration = Duration::from_secs(15);
-
-/// What the cache gives up beyond what is missing when the disk is full, so that desktops do not stand still again at once.
-const SPARE_BYTES: u64 = 256 << 20;
 
 /// See the module.
 pub struct Desktops {
@@ -369,30 +367,6 @@ impl Desktops {
         }
     }
 
-    /// Gives what the cache can spare of the host's disk to desktops that have no room to write, once for each time that it runs out: a
-    /// cache on another disk would be emptied in vain.
-    fn make_room(&self) {
-        let missing = self.volumes.missing_bytes();
-        if missing == 0 {
-            self.made_room.store(false, Ordering::Relaxed);
-            return;
-        }
-        if self.made_room.swap(true, Ordering::Relaxed) {
-            return;
-        }
-        match self.fetcher.give_room(missing.saturating_add(SPARE_BYTES)) {
-            Ok(freed) => tracing::warn!(
-                missing,
-                freed,
-                "the disk is full: desktops wait for room, and the cache gave up what no assignment wants"
-            ),
-            Err(error) => tracing::error!(
-                error = error_line(&error),
-                "the disk is full, and the cache could give nothing up"
-            ),
-        }
-    }
-
     /// Notes how boots went that have settled.
     fn tend_boots(&self) {
         for (name, score) in self.boots.settled() {
@@ -448,7 +422,7 @@ impl Desktops {
             version_number: version.map_or(0, |(_, r)| r.number),
             state,
             error: failed
-                .or_else(|| shortage.map(shortage_line))
+                .or_else(|| shortage.map(room::shortage_line))
                 .or(waits_for)
                 .or_else(|| desktop.error.clone()),
             missing_bytes: match shortage {
@@ -499,20 +473,6 @@ fn there(path: &Path) -> Option<String> {
 
 fn path_text(path: &Path) -> String {
     path.display().to_string()
-}
-
-/// Why a desktop's writes wait, and what ends that.
-fn shortage_line(shortage: Shortage) -> String {
-    match shortage {
-        Shortage::DiskBytes(bytes) => format!(
-            "no room: {bytes} bytes are missing on the branch's disk; it goes on by itself when they come free"
-        ),
-        Shortage::IndexFull => {
-            "no room: its writes are scattered over more places than are kept in memory; it goes on by itself when some are joined, \
-             and if none can be, save what matters from it and delete it"
-                .to_owned()
-        }
-    }
 }
 
 /// Open volumes by desktop name.

@@ -196,3 +196,38 @@ fn a_segment_with_rot_is_left_alone() {
     volume(&overlay).read(0, &mut [0; 512]).unwrap_err();
     volume(&overlay).read(4096, &mut [0; 512]).unwrap();
 }
+
+#[test]
+fn a_step_moves_little_more_than_its_budget() {
+    const BLOCK: u64 = 64 * KIB;
+    let root = tempfile::tempdir().unwrap();
+    let options = OverlayOptions {
+        segment_bytes: 256 * KIB,
+        ..SMALL
+    };
+    let overlay = open(root.path(), &[64 * BLOCK], options).unwrap();
+    let write = |i: u64, fill: u8| {
+        let data = vec![fill; BLOCK as usize];
+        overlay.write(0, i * BLOCK, &data).unwrap();
+    };
+    // A quarter of each of the first segments stays live.
+    (0..64).for_each(|i| write(i, 1));
+    (0..64).filter(|i| i % 4 != 3).for_each(|i| write(i, 2));
+    overlay.flush().unwrap();
+    let content = bytes_of(&volume(&overlay));
+    drop(overlay);
+    // Opened anew, so that nothing counts as just written.
+    let overlay = open(root.path(), &[64 * BLOCK], options).unwrap();
+    let (before, mut moved) = (overlay.stats().log_bytes, 0);
+    loop {
+        let tended = overlay.tend(32 * KIB).unwrap();
+        assert!(tended.moved_bytes < 32 * KIB + BLOCK, "{tended:?}");
+        moved += tended.moved_bytes;
+        if !tended.has_more {
+            break;
+        }
+    }
+    let after = overlay.stats().log_bytes;
+    assert!(moved > 0 && after < before, "{moved}: {before} to {after}");
+    assert!(bytes_of(&volume(&overlay)) == content);
+}
