@@ -44,7 +44,7 @@ pub(super) fn shortage_line(shortage: Shortage) -> String {
         ),
         Shortage::IndexFull => {
             "no room: its writes are scattered over more places than are kept in memory; it goes on by itself when some are joined, \
-             and if none can be, save what matters from it and delete it"
+             or the guest gives back what it does not need (fstrim)"
                 .to_owned()
         }
     }

@@ -61,7 +61,7 @@ pub enum OverlayError {
     },
     /// The index has as many extents as it may have. Nothing that was acknowledged is affected, and the write may be tried again.
     #[error(
-        "overlay {dir}: its writes lie in {extents} extents, as many as are kept in memory; it goes on when compaction has joined some"
+        "overlay {dir}: its writes lie in {extents} extents, as many as are kept in memory; it goes on when compaction has joined some, or the guest gives back some (fstrim)"
     )]
     IndexFull {
         /// Directory of the overlay.

@@ -21,7 +21,7 @@ use super::format::{
     SegmentHeader, piece_count, pieces, push_piece,
 };
 use super::map::Segment;
-use super::packed::SEGMENT_BYTES_MAX;
+use super::packed::{Packed, SEGMENT_BYTES_MAX};
 use super::seal::{Form, NONCE_BYTES, Nonce};
 use super::{Overlay, lock, segment_name};
 
@@ -241,7 +241,7 @@ impl Overlay {
     ) -> Result<(), OverlayError> {
         self.check_alive()?;
         if entry.is_guests() {
-            self.check_index()?;
+            self.check_index(entry)?;
         }
         let full = self.options.segment_bytes.min(SEGMENT_BYTES_MAX);
         // A mark goes where the records are that it speaks of, and never begins a segment. A segment in the clear takes no more.
@@ -313,10 +313,17 @@ impl Overlay {
         check
     }
 
-    /// Refuses a guest's record while the index is as large as it may be.
-    fn check_index(&self) -> Result<(), OverlayError> {
+    /// Refuses a guest's record that makes the index larger while it is as large as it may be. One that replaces a whole extent does not,
+    /// so a guest can give back what it wrote.
+    fn check_index(&self, entry: &Entry<'_>) -> Result<(), OverlayError> {
         let extents = self.extents.load(Ordering::Relaxed);
         if extents < self.options.extents_max {
+            return Ok(());
+        }
+        let end = entry.offset + entry.len;
+        let there = self.map_read().disks[usize::from(entry.disk)].scan(entry.offset, 2);
+        let is_whole = |extent: &Packed| extent.start() >= entry.offset && extent.end() <= end;
+        if there.iter().any(is_whole) {
             return Ok(());
         }
         Err(OverlayError::IndexFull {
