@@ -2,7 +2,8 @@
 //!
 //! Each case is one desktop that lives and dies a few times. What the next life finds must be exactly the state after some prefix
 //! of the guest's requests: after a power cut at least what an acknowledged flush covered, after the death of the process at
-//! least what was acknowledged. Housekeeping (compaction, index snapshots) goes on in between, and dies in between. `SPLICE_CUTS` sets the number of cases, `SPLICE_SEED` the first one.
+//! least what was acknowledged. Housekeeping (compaction, index snapshots) goes on in between, and dies in between. `SPLICE_CUTS` sets the
+//! number of cases, `SPLICE_SEED` the first one.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 

@@ -123,10 +123,11 @@ impl Overlay {
                 .map(|(number, _)| *number)
                 .take_while(|number| meta.add_dropped(*number))
                 .collect();
-            let plain_is_left = map
-                .segments
-                .iter()
-                .any(|(number, s)| s.form == Form::Plain && !dead.contains(number));
+            let plain_is_left = meta.plain_until > 0
+                && map
+                    .segments
+                    .iter()
+                    .any(|(number, s)| s.form == Form::Plain && !dead.contains(number));
             (dead, plain_is_left)
         };
         if !plain_is_left {
