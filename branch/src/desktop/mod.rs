@@ -163,7 +163,9 @@ impl Desktops {
     /// Opens the volumes of machines that run since before this server started, and forgets machines that ended meanwhile. To be called
     /// before the NBD server listens.
     pub fn recover(&self) -> Result<(), DesktopError> {
-        for mut desktop in self.versions.catalog().desktops()? {
+        let desktops = self.versions.catalog().desktops()?;
+        self.volumes.adopt_plain(&desktops)?;
+        for mut desktop in desktops {
             if desktop.served
                 && let Err(error) = self.open_volume(&desktop)
             {

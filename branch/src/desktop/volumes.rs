@@ -23,7 +23,7 @@ use super::record::DesktopRecord;
 use crate::fetch::base::CachedBase;
 use crate::keys::{KeyError, KeyStore};
 use crate::volume::{
-    Base, Overlay, OverlayError, OverlayIdentity, OverlayOptions, Shortage, Volume,
+    Base, Overlay, OverlayError, OverlayIdentity, OverlayOptions, OverlayState, Shortage, Volume,
 };
 
 /// Who may open a desktop's vhost-user socket may read and write its disk.
@@ -58,6 +58,12 @@ pub enum VolumeError {
     Key {
         /// The desktop.
         name: String,
+        /// Why.
+        source: KeyError,
+    },
+    /// The branch's keys.
+    #[error("keys of this branch")]
+    Keys {
         /// Why.
         source: KeyError,
     },
@@ -185,6 +191,48 @@ impl Volumes {
             keys,
             open: Mutex::default(),
         }
+    }
+
+    /// Gives a key to each overlay that a release before encryption left in the clear. Only the first start of a branch with keys does
+    /// anything, and the next one goes on if it could not do all; after that none in the clear is taken.
+    pub fn adopt_plain(&self, desktops: &[DesktopRecord]) -> Result<(), VolumeError> {
+        let keys = |source| VolumeError::Keys { source };
+        if !self.keys.is_adopting().map_err(keys)? {
+            return Ok(());
+        }
+        let mut is_all = true;
+        for desktop in desktops {
+            if let Err(error) = self.adopt(desktop) {
+                let error = super::error_line(&error);
+                tracing::error!(desktop = desktop.name, error, "its overlay is not taken");
+                is_all = false;
+            }
+        }
+        if is_all {
+            self.keys.end_adoption().map_err(keys)?;
+        }
+        Ok(())
+    }
+
+    fn adopt(&self, desktop: &DesktopRecord) -> Result<(), VolumeError> {
+        let name = &desktop.name;
+        let state = Overlay::state(&*self.disk, &overlay_dir(name));
+        let state = state.map_err(|source| VolumeError::Overlay {
+            name: name.clone(),
+            source,
+        })?;
+        if state == OverlayState::Plain {
+            let key = self.keys.desktop(name, &desktop.id, state);
+            key.map_err(|source| VolumeError::Key {
+                name: name.clone(),
+                source,
+            })?;
+            tracing::info!(
+                desktop = name,
+                "its overlay is in the clear and will be encrypted"
+            );
+        }
+        Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, OpenVolumes> {

@@ -54,6 +54,16 @@ pub enum KeyError {
         /// Where its key would be.
         file: String,
     },
+    /// An overlay in the clear without a key, after the first start.
+    #[error(
+        "the overlay of desktop {name} is in the clear, as releases before encryption wrote it, and this branch encrypts: either its key (keys/{file}) was removed and its overlay replaced, then put both back from a copy; or it came from elsewhere, then `splice desktop delete {name}` removes it"
+    )]
+    InTheClear {
+        /// The desktop.
+        name: String,
+        /// Where its key would be.
+        file: String,
+    },
     /// The key there is another desktop's.
     #[error(
         "key keys/{file} belongs to another desktop than {name}; put the right one back from a copy"

@@ -6,6 +6,7 @@
 //! | `branch.next` | only while the branch key is changed: the new one |
 //! | `unlock.key` | the key file, if that is the mode: 64 hexadecimal digits |
 //! | `cache.key` | the cache's key, under the branch key |
+//! | `plain.key` | only until the first start has seen all overlays: a token under the branch key that lets those in the clear be taken |
 //! | `desktops/NAME.key` | a desktop's key, under the branch key |
 //!
 //! Invariant: a file is replaced whole or not at all, and a key is durable before anything is encrypted with it. Changing the branch key
@@ -27,6 +28,7 @@ const BRANCH: &str = "branch.key";
 const NEXT: &str = "branch.next";
 const UNLOCK: &str = "unlock.key";
 const CACHE: &str = "cache.key";
+const PLAIN: &str = "plain.key";
 const DESKTOPS: &str = "desktops";
 
 /// Figures about the keys, for operators.
@@ -98,7 +100,7 @@ impl KeyStore {
         // Without the branch key the others are noise, and a new one would hide that.
         for dir in ["", DESKTOPS] {
             for name in disk.list(dir).map_err(io_error(dir, "list"))? {
-                if name.ends_with(".key") && name != UNLOCK {
+                if name.ends_with(".key") && name != UNLOCK && name != PLAIN {
                     return Err(KeyError::NoBranchKey {
                         file: join(dir, &name),
                     });
@@ -112,6 +114,15 @@ impl KeyStore {
         let branch_key = Secret::random(random);
         let file = BranchKeyFile::seal(&branch_key, &unlock, random);
         let file = file.map_err(unlock_error(BRANCH))?;
+        // Before the branch key, so that a stop in between forgets no overlay that an earlier release wrote.
+        let token = DataKey::seal(
+            &Secret::random(random),
+            (Purpose::Adoption, [0; 16]),
+            false,
+            &branch_key,
+            random,
+        );
+        replace(&*disk, PLAIN, &token.encode())?;
         replace(&*disk, BRANCH, &file.encode())?;
         Ok(Self {
             disk,
@@ -149,10 +160,10 @@ impl KeyStore {
         }))
     }
 
-    /// The key of a desktop's overlay; made, and durable, if its overlay is absent or in the clear.
+    /// The key of a desktop's overlay; made, and durable, if its overlay is absent, or in the clear and to be taken.
     ///
     /// # Errors
-    /// [`KeyError::Destroyed`], [`KeyError::OtherDesktop`], [`KeyError::Data`], [`KeyError::Io`].
+    /// [`KeyError::Destroyed`], [`KeyError::InTheClear`], [`KeyError::OtherDesktop`], [`KeyError::Data`], [`KeyError::Io`].
     pub fn desktop(
         &self,
         name: &str,
@@ -161,6 +172,7 @@ impl KeyStore {
     ) -> Result<OverlayKey, KeyError> {
         let file = desktop_file(name);
         let state = self.lock();
+        let may_make = overlay != OverlayState::Plain || self.takes_plain(&state)?;
         let found = match self.load_data_key(&file) {
             // A destruction that was cut leaves a file of noise.
             Err(KeyError::Data { .. }) if overlay == OverlayState::Absent => None,
@@ -178,6 +190,12 @@ impl KeyStore {
             }
             None if overlay == OverlayState::Sealed => {
                 return Err(KeyError::Destroyed {
+                    name: name.to_owned(),
+                    file,
+                });
+            }
+            None if !may_make => {
+                return Err(KeyError::InTheClear {
                     name: name.to_owned(),
                     file,
                 });
@@ -205,6 +223,35 @@ impl KeyStore {
         };
         let key = OverlayKey::new(*secret.bytes(), self.random);
         Ok(if takes_plain { key.taking_plain() } else { key })
+    }
+
+    /// Whether overlays in the clear are taken. Only the branch key makes the token, so nobody else can have one taken later by putting
+    /// it in the place of an encrypted one whose key they remove.
+    fn takes_plain(&self, state: &State) -> Result<bool, KeyError> {
+        let token = match self.load_data_key(PLAIN) {
+            Err(KeyError::Data { .. }) => None,
+            token => token?,
+        };
+        Ok(token.is_some_and(|token| {
+            token.purpose == Purpose::Adoption && token.open(&state.branch_key).is_ok()
+        }))
+    }
+
+    /// Whether the first start has not seen all overlays yet.
+    ///
+    /// # Errors
+    /// [`KeyError::Io`].
+    pub fn is_adopting(&self) -> Result<bool, KeyError> {
+        self.takes_plain(&self.lock())
+    }
+
+    /// Every overlay that there was at the first start has its key: from now on none in the clear is taken.
+    ///
+    /// # Errors
+    /// [`KeyError::Io`].
+    pub fn end_adoption(&self) -> Result<(), KeyError> {
+        let _state = self.lock();
+        destroy(&*self.disk, PLAIN, self.random)
     }
 
     /// Notes that a desktop's overlay is encrypted now: one in the clear is not taken in its place any more.
@@ -371,7 +418,7 @@ impl KeyStore {
 
     fn data_files(&self) -> Result<Vec<String>, KeyError> {
         let mut files = desktop_files(&*self.disk)?;
-        files.push(CACHE.to_owned());
+        files.extend([CACHE, PLAIN].map(str::to_owned));
         Ok(files)
     }
 

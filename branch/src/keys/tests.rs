@@ -120,6 +120,31 @@ fn an_overlay_in_the_clear_is_taken_once() {
 }
 
 #[test]
+fn overlays_in_the_clear_are_taken_at_the_first_start_only() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path()).unwrap();
+    // Also by a start that was cut and goes on, and across a change of the branch key.
+    store.rotate(None).unwrap();
+    drop(store);
+    let store = open(root.path()).unwrap();
+    assert!(store.is_adopting().unwrap());
+    store.desktop("alice", &ID, OverlayState::Plain).unwrap();
+    let token = root.path().join("keys/plain.key");
+    let copy = std::fs::read(&token).unwrap();
+    store.end_adoption().unwrap();
+    store.end_adoption().unwrap();
+    assert!(!store.is_adopting().unwrap());
+    let refused = store.desktop("bob", &[8; 16], OverlayState::Plain);
+    assert!(matches!(refused, Err(KeyError::InTheClear { .. })));
+    // Removing a key does not make the way free, nor does a token that another branch key made.
+    std::fs::remove_file(root.path().join("keys/desktops/alice.key")).unwrap();
+    store.rotate(None).unwrap();
+    std::fs::write(&token, copy).unwrap();
+    let refused = store.desktop("alice", &ID, OverlayState::Plain);
+    assert!(matches!(refused, Err(KeyError::InTheClear { .. })));
+}
+
+#[test]
 fn a_passphrase_is_the_first_line_of_its_file() {
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("passphrase");

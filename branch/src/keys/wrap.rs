@@ -95,6 +95,8 @@ pub enum Purpose {
     Desktop,
     /// The cache.
     Cache,
+    /// Nothing: while its file is there, overlays that an earlier release left in the clear are taken.
+    Adoption,
 }
 
 const MAGIC: [u8; 8] = *b"SPLWRKEY";
@@ -111,7 +113,7 @@ const TAKES_PLAIN: u32 = 1;
 pub struct DataKey {
     /// What it is for.
     pub purpose: Purpose,
-    /// The desktop's id; zeros for the cache.
+    /// The desktop's id; zeros for the others.
     pub owner: [u8; 16],
     /// The branch key that it is wrapped under.
     pub branch_key: [u8; 8],
@@ -171,6 +173,7 @@ impl DataKey {
         let purpose: u32 = match self.purpose {
             Purpose::Desktop => 1,
             Purpose::Cache => 2,
+            Purpose::Adoption => 3,
         };
         out[12..16].copy_from_slice(&purpose.to_le_bytes());
         out[16..32].copy_from_slice(&self.owner);
@@ -206,6 +209,7 @@ impl DataKey {
             purpose: match word(12) {
                 1 => Purpose::Desktop,
                 2 => Purpose::Cache,
+                3 => Purpose::Adoption,
                 _ => return Err(WrapError::Damaged),
             },
             owner: bytes[16..32].try_into().expect("16 bytes"),

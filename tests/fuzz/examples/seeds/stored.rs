@@ -26,7 +26,7 @@ fn keys(seeds: &Seeds) {
             .flat_map(|w| w.to_le_bytes())
             .collect::<Vec<_>>()
     };
-    for purpose in [1, 2] {
+    for purpose in [1, 2, 3] {
         let mut key = b"SPLWRKEY".to_vec();
         key.extend(words(&[1, purpose]));
         key.extend([7; 24]);
