@@ -112,18 +112,14 @@ pub fn replay(
     let last = found.keys().next_back().copied().unwrap_or(0);
     let mut gap = false;
     let last = last.max(meta.segments_synced);
-    let mut next = start.segment;
-    while next <= last {
-        let number = next;
+    let mut next = Some(start.segment);
+    while let Some(number) = next.filter(|number| *number <= last) {
         if let Some(run_end) = meta.dropped_until(number) {
             gap = true;
-            let Some(after) = run_end.checked_add(1) else {
-                break;
-            };
-            next = after;
+            next = run_end.checked_add(1);
             continue;
         }
-        next += 1;
+        next = number.checked_add(1);
         let Some(segment) = found.get(&number) else {
             replay.cut = Some(Cut {
                 segment: number,
@@ -138,7 +134,9 @@ pub fn replay(
                 segment: number,
                 position,
                 why,
-                is_end: next > last && position > 0 && Window::new(segment)?.is_blank(position)?,
+                is_end: number == last
+                    && position > 0
+                    && Window::new(segment)?.is_blank(position)?,
             });
             break;
         }
