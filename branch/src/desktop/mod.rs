@@ -16,6 +16,7 @@ pub mod machine;
 pub mod record;
 mod room;
 mod starting;
+mod tree_file;
 mod volumes;
 
 use std::collections::{HashMap, HashSet};

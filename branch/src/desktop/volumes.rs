@@ -4,9 +4,6 @@
 //! desktop's overlay lies on the disk only. Each desktop's overlay is encrypted under a key of its own, which goes first when the desktop is
 //! deleted.
 
-use std::fs::File;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -31,10 +28,6 @@ const SOCKET_MODE: u32 = 0o600;
 
 /// How long connections to an export that is taken away get to finish what is in flight.
 const CLOSE_GRACE: Duration = Duration::from_secs(10);
-
-/// Bytes read at a time when a tree is written out as a file. Its chunks are being prefetched, and less than a prefetch has in flight
-/// follows that without asking for anything by itself.
-const COPY_BYTES: usize = 256 << 10;
 
 /// What one round of housekeeping may move within all overlays, besides twice what their guests wrote since the last: at four rounds a
 /// second 16 MB/s, a small part of what a disk does and enough to overtake a backlog.
@@ -414,49 +407,4 @@ impl Volumes {
             _ => Ok(()),
         }
     }
-}
-
-/// Writes a tree out as the file `path`, whole or not at all; nothing happens if it is there. The name is that of the
-/// content, so a file that is there is the right one.
-pub fn materialise(
-    path: &Path,
-    tree: &CachedBase,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    if path.exists() {
-        return Ok(());
-    }
-    let dir = path.parent().expect("boot files are in a directory");
-    std::fs::create_dir_all(dir)?;
-    // Several desktops may start at once; each writes a part file of its own.
-    let part = path.with_extension(format!(
-        "{}.{:?}.part",
-        std::process::id(),
-        std::thread::current().id()
-    ));
-    let written = write_tree(&part, tree).and_then(|()| Ok(std::fs::rename(&part, path)?));
-    if written.is_err() {
-        let _ = std::fs::remove_file(&part);
-    }
-    written
-}
-
-fn write_tree(
-    path: &Path,
-    tree: &CachedBase,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let file: File = std::fs::OpenOptions::new()
-        .create(true)
-        .truncate(true)
-        .write(true)
-        .mode(0o600)
-        .open(path)?;
-    let mut buf = vec![0; COPY_BYTES];
-    let mut at = 0;
-    while at < tree.size_bytes() {
-        let len = (tree.size_bytes() - at).min(COPY_BYTES as u64) as usize;
-        tree.read(at, &mut buf[..len])?;
-        std::os::unix::fs::FileExt::write_all_at(&file, &buf[..len], at)?;
-        at += len as u64;
-    }
-    Ok(file.sync_all()?)
 }

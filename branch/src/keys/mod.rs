@@ -13,6 +13,7 @@
 
 mod error;
 mod files;
+mod key_file;
 mod store;
 #[cfg(test)]
 mod tests;

@@ -20,13 +20,13 @@ use zeroize::Zeroizing;
 
 use super::error::KeyError;
 use super::files::{destroy, io_error, overwrite, read, replace};
+use super::key_file::{UNLOCK, make_key_file, unlock_for};
 use super::unlock::{BranchKeyFile, Mode, Unlock, UnlockError};
 use super::wrap::{DataKey, Purpose, Secret, WrapError};
 use crate::volume::{FillRandom, OverlayKey, OverlayState};
 
-const BRANCH: &str = "branch.key";
+pub(super) const BRANCH: &str = "branch.key";
 const NEXT: &str = "branch.next";
-const UNLOCK: &str = "unlock.key";
 const CACHE: &str = "cache.key";
 const PLAIN: &str = "plain.key";
 const DESKTOPS: &str = "desktops";
@@ -465,24 +465,6 @@ fn unlock_error(file: &'static str) -> impl Fn(UnlockError) -> KeyError {
     move |source| KeyError::Unlock { file, source }
 }
 
-/// What opens a branch key of this mode, given what the operator gave.
-fn unlock_for(
-    disk: &dyn Disk,
-    mode: Mode,
-    passphrase: Option<Zeroizing<Vec<u8>>>,
-) -> Result<Unlock, KeyError> {
-    match (mode, passphrase) {
-        // Also where it is not needed, so that it is told and not passed over.
-        (_, Some(passphrase)) => Ok(Unlock::Passphrase(passphrase)),
-        (Mode::Tpm, None) => Ok(Unlock::Tpm),
-        (Mode::Passphrase, None) => Err(KeyError::NoPassphrase),
-        (Mode::KeyFile, None) => match load_key_file(disk)? {
-            Some(secret) => Ok(Unlock::KeyFile(secret)),
-            None => Err(KeyError::NoKeyFile { file: BRANCH }),
-        },
-    }
-}
-
 fn load_branch_key(disk: &dyn Disk, file: &'static str) -> Result<Option<BranchKeyFile>, KeyError> {
     let Some(bytes) = read(disk, file)? else {
         return Ok(None);
@@ -490,25 +472,4 @@ fn load_branch_key(disk: &dyn Disk, file: &'static str) -> Result<Option<BranchK
     BranchKeyFile::decode(&bytes)
         .map(Some)
         .map_err(unlock_error(file))
-}
-
-fn load_key_file(disk: &dyn Disk) -> Result<Option<Secret>, KeyError> {
-    let Some(text) = read(disk, UNLOCK)? else {
-        return Ok(None);
-    };
-    let digits = text.strip_suffix(b"\n").unwrap_or(&text);
-    let mut bytes = Zeroizing::new([0u8; 32]);
-    hex::decode_to_slice(digits, &mut *bytes).map_err(|_| KeyError::KeyFile)?;
-    Ok(Some(Secret::new(*bytes)))
-}
-
-/// The key file that is there, or a new one; durable.
-fn make_key_file(disk: &dyn Disk, random: FillRandom) -> Result<Unlock, KeyError> {
-    if let Some(secret) = load_key_file(disk)? {
-        return Ok(Unlock::KeyFile(secret));
-    }
-    let secret = Secret::random(random);
-    let text = Zeroizing::new(hex::encode(secret.bytes()));
-    replace(disk, UNLOCK, text.as_bytes())?;
-    Ok(Unlock::KeyFile(secret))
 }
