@@ -12,6 +12,7 @@ pub mod exports;
 pub mod fetch;
 pub mod http;
 pub mod identity;
+pub mod keys;
 pub mod link;
 pub mod profile;
 pub mod server;
