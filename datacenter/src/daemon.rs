@@ -239,6 +239,8 @@ pub async fn run(
 async fn stop_operations(datacenter: &Datacenter) {
     let deadline = tokio::time::Instant::now() + OPERATIONS_STOP_MAX;
     while datacenter.operations().running_count() > 0 {
+        // Again: one may have begun since all were asked.
+        datacenter.operations().cancel_all();
         if tokio::time::Instant::now() > deadline {
             tracing::warn!("an operation did not stop in time; it will be shown as interrupted");
             return;

@@ -263,8 +263,8 @@ impl Datacenter {
         &self,
         id: VersionId,
     ) -> Result<Option<Arc<Signed<VersionRecord>>>, VersionError> {
-        // Held over the look into the catalog, lest a version that is deleted meanwhile be remembered for good.
-        let mut versions = lock(&self.versions);
+        // Held over the look into the catalog, as whoever deletes versions does: what is deleted is not remembered.
+        let mut versions = self.remembered();
         if let Some(signed) = versions.get(&id) {
             return Ok(Some(signed.clone()));
         }
@@ -282,9 +282,12 @@ impl Datacenter {
         Ok(Some(signed))
     }
 
-    /// Forgets a version that the catalog does not show any more.
-    pub(crate) fn forget_version(&self, id: VersionId) {
-        lock(&self.versions).remove(&id);
+    /// The records that were asked for. Whoever takes versions out of the catalog's sight holds this from before that until they are
+    /// out of here too, so that nobody finds here what may be given up.
+    pub(crate) fn remembered(
+        &self,
+    ) -> MutexGuard<'_, HashMap<VersionId, Arc<Signed<VersionRecord>>>> {
+        lock(&self.versions)
     }
 
     /// Counts a branch's link, which comes from `remote`, as up until the answer is dropped.

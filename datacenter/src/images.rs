@@ -270,10 +270,12 @@ impl Datacenter {
 
     /// What a branch that has version `from` needs for `to`. Opens only nodes that differ.
     pub fn diff(&self, from: &str, to: &str) -> Result<VersionDiff, ManageError> {
-        let (parent, from, old) = self.record_named(from)?;
-        let (version, to, new) = self.record_named(to)?;
-        let _uses = [parent, version].map(|id| self.use_version(id));
-        let pair = Pair { parent, version };
+        let (parent, from, old) = self.use_named(from)?;
+        let (version, to, new) = self.use_named(to)?;
+        let pair = Pair {
+            parent: parent.version(),
+            version: version.version(),
+        };
         let nodes = StoreNodes(self);
         let manifest_error = |e: &dyn std::error::Error| ManageError::Manifest {
             message: describe(e),

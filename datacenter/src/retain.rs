@@ -1,7 +1,7 @@
 //! How long versions are kept: pins, deletion, having them back, retention, and giving them up for good.
 //!
 //! ```text
-//!   Visible ──delete, retention──► Deleted ──grace over, nobody reads it──► (gone)
+//!   Visible ──delete, retention──► Deleted ──grace over, nobody reads it, no desktop has it──► (gone)
 //!      ▲────────── undelete ──────────┘
 //! ```
 //!
@@ -78,6 +78,7 @@ impl Datacenter {
         let grace_s = self.config().store.undelete_grace.as_secs();
         // Desktops only start from what a pool runs, which the transaction looks at.
         let outside = self.users_outside_the_catalog()?;
+        let mut remembered = self.remembered();
         let (id, deleted) = self.catalog().transact(|tx| {
             let (image, number, id) = resolve(tx, text)?;
             let mut users = Users::default();
@@ -92,7 +93,8 @@ impl Datacenter {
             })?;
             Ok((id, hide(tx, id, row, now, grace_s, false)))
         })?;
-        self.forget_version(id);
+        remembered.remove(&id);
+        drop(remembered);
         let name = format!("{}@{}", deleted.version.image, deleted.version.number);
         tracing::info!(version = name, "version deleted");
         Ok(shown(id, &deleted))
@@ -246,6 +248,7 @@ impl Datacenter {
         let now = self.now_unix_s();
         let grace_s = self.config().store.undelete_grace.as_secs();
         let outside = self.users_outside_the_catalog()?;
+        let mut remembered = self.remembered();
         let gone = self.catalog().transact(|tx| {
             let rules = tx.list::<RetentionRow>(&[], None, ALL)?;
             if rules.is_empty() {
@@ -272,20 +275,23 @@ impl Datacenter {
             Ok::<_, ManageError>(gone)
         })?;
         for (id, image, number) in &gone {
-            self.forget_version(*id);
+            remembered.remove(id);
             tracing::info!(image, number, "version deleted by its image's retention");
         }
         Ok(gone.len() as u64)
     }
 
-    /// Gives up deleted versions whose grace is over, unless somebody reads them. Answers how many.
+    /// Gives up deleted versions whose grace is over, unless somebody reads them or a desktop was started from them meanwhile, as one may
+    /// be at a branch that was cut off. Answers how many.
     pub fn purge_deleted(&self) -> Result<u64, ManageError> {
         let now = self.now_unix_s();
+        let outside = self.users_outside_the_catalog()?;
         let purged = self.catalog().transact(|tx| {
             let mut purged = Vec::new();
             for (id, row) in tx.list::<DeletedVersionRow>(&[], None, ALL)? {
                 // Whoever comes to read it from here on does not find it: the catalog is looked at after the use is told.
-                if row.purge_unix_s > now || self.is_version_in_use(id) {
+                let used = !outside.of(id).is_empty() || self.is_version_in_use(id);
+                if row.purge_unix_s > now || used {
                     continue;
                 }
                 tx.delete::<DeletedVersionRow>(&id);

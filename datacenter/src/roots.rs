@@ -32,6 +32,13 @@ pub struct VersionUse {
     version: VersionId,
 }
 
+impl VersionUse {
+    /// Which version.
+    pub fn version(&self) -> VersionId {
+        self.version
+    }
+}
+
 impl Drop for VersionUse {
     fn drop(&mut self) {
         let mut in_use = lock(&self.in_use);

@@ -289,7 +289,16 @@ pub fn publish(
         data_bytes: trees[0].data_bytes,
     };
     let number = record.number;
-    let version = make_visible(datacenter, record, request, meter)?;
+    let version = match make_visible(datacenter, record, request, meter) {
+        Ok(version) => version,
+        Err(error) => {
+            // A commit that fails may be on the disk all the same, and the version be there after the next start.
+            if matches!(error, PublishError::Catalog(_)) {
+                hold.keep();
+            }
+            return Err(error);
+        }
+    };
     drop(hold);
     tracing::info!(image = %request.image, number, %version, "version published");
     if let Some((parent, _)) = parent {

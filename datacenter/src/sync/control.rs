@@ -47,7 +47,6 @@ pub async fn serve(
         minor,
         assignment_counter,
         software,
-        minor,
     } = control.handle(first)?
     else {
         return Err(ControlEnd::Closed);

@@ -14,7 +14,7 @@ mod update;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dedup::BranchId;
+use dedup::{BranchId, VersionId};
 use dedup_protocol::server::{AnswerError, Responder};
 use dedup_protocol::wire::{FRAME_BYTES_MAX, Message, Refuse, RefuseCode, Urgency};
 use dedup_transport::link::{
@@ -208,7 +208,8 @@ async fn answer(
         return profiles::answer(shared, branch, request, send).await;
     }
     // Until the last frame is made; looked up after this, so what is found stays.
-    let _use = asked_version(&request).map(|version| shared.dc.use_version(version));
+    let _uses = asked_versions(&request)
+        .map(|version| version.map(|version| shared.dc.use_version(version)));
     let worker = Arc::clone(shared);
     let begun = tokio::task::spawn_blocking(move || {
         let readable = |version| {
@@ -256,14 +257,14 @@ async fn answer(
     }
 }
 
-/// The version that a request reads.
-fn asked_version(request: &Message) -> Option<dedup::VersionId> {
+/// The versions that a request reads: the one that it is about, and the one that the answer is told against.
+fn asked_versions(request: &Message) -> [Option<VersionId>; 2] {
     match request {
-        Message::GetVersion(r) => Some(r.version),
-        Message::GetOutline(r) => Some(r.version),
-        Message::GetLeaves(r) => Some(r.version),
-        Message::GetChunks(r) => Some(r.version),
-        _ => None,
+        Message::GetVersion(r) => [Some(r.version), None],
+        Message::GetOutline(r) => [Some(r.version), r.parent],
+        Message::GetLeaves(r) => [Some(r.version), r.parent],
+        Message::GetChunks(r) => [Some(r.version), None],
+        _ => [None, None],
     }
 }
 

@@ -51,7 +51,11 @@ pub fn collect_garbage(
     }
     let config = &dc.config().store;
     let options = CollectOptions {
-        grace_hours: (config.collect_grace.as_secs().div_ceil(3600)).min(i16::MAX as u64) as u16,
+        grace_hours: config
+            .collect_grace
+            .as_secs()
+            .div_ceil(3600)
+            .min(i16::MAX as u64) as u16,
         compact_below_percent: config.compact_below_percent,
         dry_run: request.dry_run,
         ..CollectOptions::default()

@@ -170,8 +170,6 @@ pub enum DatacenterAction {
         assignment_counter: u64,
         /// The branch's software version.
         software: String,
-        /// Newest message set that the branch speaks.
-        minor: u16,
     },
     /// Keep this report (JSON).
     Report(String),
@@ -200,7 +198,6 @@ impl DatacenterControl {
                     minor: hello.minor,
                     assignment_counter: hello.assignment_counter,
                     software: hello.software,
-                    minor: hello.minor,
                 })
             }
             Message::Status(report) if self.greeted => Ok(DatacenterAction::Report(report.json)),

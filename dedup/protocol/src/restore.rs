@@ -34,7 +34,7 @@ pub fn offers<E>(
     let mut looked_at = 0;
     // Places that are offered ascend, whatever was asked for.
     let mut next = (0, 0);
-    for run in &wanted.runs {
+    'wanted: for run in &wanted.runs {
         if open.as_ref().is_none_or(|(index, _)| *index != run.leaf) {
             open = Some((run.leaf, leaf(run.leaf)?));
         }
@@ -43,7 +43,7 @@ pub fn offers<E>(
         let places = usize::from(run.first)..behind.min(leaf.extents.len());
         for place in places {
             if looked_at == RESTORE_CHUNKS_MAX {
-                break;
+                break 'wanted;
             }
             if (run.leaf, place) < next {
                 continue;

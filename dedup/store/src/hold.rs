@@ -8,7 +8,8 @@
 //! floor pack or a later one. New records are appended, so they need no memory. Names are kept as 64 of their bits: two that are equal
 //! there keep each other, which costs nothing but space. A hold of more than [`KNOWN_MAX`] names keeps everything.
 //!
-//! Holds are not durable: when the process dies, what they were for dies with it.
+//! Holds are not durable: when the process dies, what they were for dies with it. Who cannot tell whether it did, because the commit of
+//! what refers to the content failed half-way, leaves the hold to the process ([`Hold::keep`]).
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
@@ -33,6 +34,12 @@ impl Hold {
     /// A handle for storing. It keeps the hold alive.
     pub fn writer(&self) -> Writer {
         Writer::new(self.clone())
+    }
+
+    /// Keeps what was put through it until the process ends: for whoever cannot tell whether what refers to it is durable. The next
+    /// process finds out, before it collects anything.
+    pub fn keep(self) {
+        self.inner.holds.keep(&self.kept.kept);
     }
 
     /// Which of `names` are readable; these stay, and those among them that were condemned are live again.
@@ -124,6 +131,8 @@ struct Registry {
     live: Vec<Weak<Kept>>,
     /// Those that ended since the collection that is running began: it may have looked for what is reachable before they were done.
     ended: Vec<Arc<Kept>>,
+    /// Those that stay until the process ends.
+    lasting: Vec<Arc<Kept>>,
     collecting: bool,
 }
 
@@ -152,13 +161,18 @@ impl Holds {
         let mut state = self.state();
         state.live.retain(|hold| hold.strong_count() > 0);
         let live = state.live.iter().filter_map(Weak::upgrade);
-        Held(live.chain(state.ended.iter().cloned()).collect())
+        let others = state.ended.iter().chain(&state.lasting).cloned();
+        Held(live.chain(others).collect())
     }
 
     fn begin(&self, kept: &Arc<Kept>) {
         let mut state = self.state();
         state.live.retain(|hold| hold.strong_count() > 0);
         state.live.push(Arc::downgrade(kept));
+    }
+
+    fn keep(&self, kept: &Arc<Kept>) {
+        self.state().lasting.push(Arc::clone(kept));
     }
 
     fn end(&self, kept: &Arc<Kept>) {

@@ -88,7 +88,10 @@ pub(super) fn compact(
     }
     step(&mut *control, progress)?;
     if !options.dry_run {
-        close_open_pack(inner, closed, wanted, options)?;
+        match close_open_pack(inner, closed, wanted, options) {
+            Err(e) if e.is_no_space() => report.out_of_space = true,
+            other => other?,
+        }
         remove_left_over(inner)?;
     }
     let left = pack_states(&*inner.kv)?;
@@ -275,8 +278,10 @@ fn doom(
         stats.raw_bytes = stats.raw_bytes.saturating_sub(state.tally.raw_bytes);
         stats.pack_bytes = stats.pack_bytes.saturating_sub(state.indexed_len);
     }
-    remove_doomed(&*inner.disk, &*inner.kv, pack)?;
+    let removed = remove_doomed(&*inner.disk, &*inner.kv, pack);
+    // Readers that have it open go on with what they have; nobody else gets it from here.
     inner.handles.forget(pack);
+    removed?;
     tracing::debug!(%pack, moved = moved.len(), "a pack is removed");
     Ok(())
 }
