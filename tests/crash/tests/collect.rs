@@ -1,4 +1,4 @@
-//! Collections of garbage under power cuts, killed processes and failing media, beside publishes that begin, go on and end at any step.
+//! Collections of garbage under power cuts, killed processes, failing media and full disks, beside publishes that begin, go on and end at any step.
 //!
 //! Each case is one small world: a catalog of versions (durable, as the datacenter's is), a store, publishes in flight. Between any two
 //! steps of a collection others publish and delete; the machine may stop at any operation. Whatever happened, every version in the
@@ -292,9 +292,13 @@ impl World {
             1 => self.disk.fail_nth(Kind::Write, 2 * nth),
             2 => self.disk.fail_nth(Kind::Commit, nth),
             3 => self.disk.fail_nth(Kind::Name, 1 + nth / 4),
+            4 => {
+                let room = 4096 * self.rng.below(8);
+                self.disk.limit_space(Some(self.disk.used_bytes() + room));
+            }
             _ => {}
         }
-        let broken = fault <= 3;
+        let broken = fault <= 4;
         let store = match self.open() {
             Ok(store) => store,
             Err(e) => {
@@ -334,6 +338,8 @@ impl World {
             true => self.kv.clone_live(&disk),
             false => self.kv.crash(seed, &disk),
         };
+        // Whoever starts the machine again has made room.
+        disk.limit_space(None);
         self.disk = disk;
         self.deaths += 1;
     }
@@ -491,6 +497,31 @@ fn what_is_put_again_is_live_again() {
     assert_eq!(collect(20).condemned, 1);
     assert_eq!(collect(25).erased, 1);
     assert!(!store.contains_chunk(chunk(1).id()).unwrap());
+}
+
+/// Who cannot tell whether what refers to it is durable leaves it to the next process.
+#[test]
+fn what_a_hold_leaves_to_the_process_stays_until_that_ends() {
+    let world = World::new(10, Mutant::None);
+    let collect = |store: &ChunkStore| {
+        let options = CollectOptions::default();
+        let collection = store.begin_collection().unwrap();
+        collection
+            .run(&[], &options, 1_800_000_000, &mut |_| {
+                ControlFlow::Continue(())
+            })
+            .unwrap()
+    };
+    let store = world.open().unwrap();
+    let hold = store.hold();
+    hold.writer().put_chunk(&chunk(1)).unwrap();
+    hold.keep();
+    for _ in 0..2 {
+        let report = collect(&store);
+        assert_eq!((report.held, report.condemned), (1, 0));
+    }
+    drop(store);
+    assert_eq!(collect(&world.open().unwrap()).condemned, 1);
 }
 
 /// Whoever reads a condemned record has a defect of ours to thank for: nothing is taken away until somebody has looked.

@@ -1,18 +1,25 @@
 //! Collections against one publish, at every place where it can be, and against death, at every operation.
 //!
-//! What `collect.rs` does at random for large worlds is done here exhaustively for a small one: the steps of a publish whose chunks a
-//! deleted version had are put at all places among those of two collections; and a life of publishes, deletions and collections ends at each
-//! of its operations, a few ways each.
+//! What `collect.rs` does at random for large worlds is done here exhaustively for small ones, on the real store: the steps of a publish
+//! whose chunks a deleted version had are put at all places among those of two collections, and at all moments *inside* these steps at
+//! which the collection holds no lock (before and after each look into the index, around each removal of a file); the machine stops at each
+//! operation of that, and of a life of publishes, deletions and collections. Rules that are broken on purpose must be caught by this.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod beside;
+
 use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use beside::{Beside, Mutant, Places, STEPS, Watched, WatchedDisk};
 use bytes::Bytes;
 use crash::{SimDisk, SimKv};
 use dedup::{Chunk, ChunkerParams, IdKey, ManifestBuilder, NodeId, RealmId};
-use dedup_store::{ChunkStore, CollectOptions, Hold, StoreError, StoreOptions};
+use dedup_store::disk::Disk;
+use dedup_store::kv::Kv;
+use dedup_store::{ChunkStore, CollectOptions, RecordName, StoreError, StoreOptions, Writer};
 
 const NOW: u64 = 1_800_000_000;
 
@@ -28,38 +35,41 @@ fn chunk(item: u8) -> Chunk {
 }
 
 fn open(disk: &SimDisk, kv: &SimKv) -> Result<ChunkStore, StoreError> {
+    open_on(Arc::new(disk.clone()), Arc::new(kv.clone()))
+}
+
+fn open_on(disk: Arc<dyn Disk>, kv: Arc<dyn Kv>) -> Result<ChunkStore, StoreError> {
     let options = StoreOptions {
         pack_bytes: 4 * 1024,
         reserve_bytes: 0,
+        handles_max: 1,
         ..StoreOptions::default()
     };
-    let (disk, kv) = (Arc::new(disk.clone()), Arc::new(kv.clone()));
     ChunkStore::open(disk, kv, key(), RealmId([1; 16]), options)
 }
 
-fn collect(
-    store: &ChunkStore,
-    roots: &mut dyn FnMut() -> Vec<NodeId>,
-    step: &mut dyn FnMut(),
-) -> Result<(), StoreError> {
-    let options = CollectOptions {
+fn options() -> CollectOptions {
+    CollectOptions {
         grace_hours: 0,
         compact_below_percent: 100,
         ..CollectOptions::default()
-    };
+    }
+}
+
+/// Collects what the roots that are asked for do not reach.
+fn collect(store: &ChunkStore, roots: &mut dyn FnMut() -> Vec<NodeId>) -> Result<(), StoreError> {
     let collection = store.begin_collection()?;
-    step();
-    let roots = roots();
-    step();
-    collection.run(&roots, &options, NOW, &mut |_| {
-        step();
-        ControlFlow::Continue(())
-    })?;
+    collection.run(
+        &roots(),
+        &options(),
+        NOW,
+        &mut |_| ControlFlow::Continue(()),
+    )?;
     Ok(())
 }
 
 /// Puts the manifest of a disk of `items`, all of which were put, and commits; answers its root.
-fn finish(store: &ChunkStore, hold: &Hold, items: &[u8]) -> Result<NodeId, StoreError> {
+fn finish(store: &ChunkStore, writer: &Writer, items: &[u8]) -> Result<NodeId, StoreError> {
     let mut builder = ManifestBuilder::new(key(), ChunkerParams::default());
     for item in items {
         let chunk = chunk(*item);
@@ -68,18 +78,18 @@ fn finish(store: &ChunkStore, hold: &Hold, items: &[u8]) -> Result<NodeId, Store
     let (manifest, leaves) = builder.finish();
     let sealed = manifest.seal(&key());
     for (id, bytes) in leaves.iter().chain(&sealed.nodes) {
-        hold.writer().put_node(*id, bytes)?;
+        writer.put_node(*id, bytes)?;
     }
     store.commit()?;
     Ok(sealed.root)
 }
 
 fn publish(store: &ChunkStore, items: &[u8]) -> Result<NodeId, StoreError> {
-    let hold = store.hold();
+    let writer = store.writer();
     for item in items {
-        hold.writer().put_chunk(&chunk(*item))?;
+        writer.put_chunk(&chunk(*item))?;
     }
-    finish(store, &hold, items)
+    finish(store, &writer, items)
 }
 
 fn read(store: &ChunkStore, root: NodeId, items: &[u8]) {
@@ -90,88 +100,102 @@ fn read(store: &ChunkStore, root: NodeId, items: &[u8]) {
     assert_eq!(store.halted(), None, "a reader met a condemned record");
 }
 
-/// A publish in four steps: hold and first put, second put, the rest with the manifest, and the end of the hold.
-#[derive(Default)]
-struct Publish {
-    hold: Option<Hold>,
-    root: Option<NodeId>,
-    step: usize,
-}
-
+/// What the publish beside the collections puts. A deleted version had the first two.
 const ITEMS: [u8; 3] = [1, 2, 9];
-const STEPS: usize = 4;
 
-impl Publish {
-    /// Takes the next step; after the third the version is in the catalog.
-    fn go_on(&mut self, store: &ChunkStore, catalog: &mut Vec<NodeId>) {
-        match self.step {
-            0 => {
-                let hold = store.hold();
-                hold.writer().put_chunk(&chunk(ITEMS[0])).unwrap();
-                self.hold = Some(hold);
-            }
-            1 => {
-                let hold = self.hold.as_ref().unwrap();
-                hold.writer().put_chunk(&chunk(ITEMS[1])).unwrap();
-            }
-            2 => {
-                let hold = self.hold.as_ref().unwrap();
-                hold.writer().put_chunk(&chunk(ITEMS[2])).unwrap();
-                let root = finish(store, hold, &ITEMS).unwrap();
-                catalog.push(root);
-                self.root = Some(root);
-            }
-            _ => self.hold = None,
+/// A store with a version that stays and one that was deleted and condemned, of which one chunk is damaged, and a publish that wants
+/// chunks of the latter.
+struct World {
+    disk: SimDisk,
+    kv: SimKv,
+    store: ChunkStore,
+    watched: Arc<Watched>,
+    beside: Beside,
+    mutant: Mutant,
+}
+
+impl World {
+    fn new(places: Places, inside: bool, mutant: Mutant) -> Self {
+        let disk = SimDisk::new(1);
+        let kv = SimKv::new(&disk);
+        let beside = Beside::new(places, inside, mutant, &disk);
+        let watched = Arc::new(Watched::new(&kv, &disk, &beside, mutant));
+        let on = Arc::new(WatchedDisk::new(&disk, &beside));
+        let store = open_on(on, watched.clone()).unwrap();
+        let stays = publish(&store, &[3, 4]).unwrap();
+        publish(&store, &[1, 2, 5]).unwrap();
+        collect(&store, &mut || vec![stays]).unwrap();
+        let damaged = RecordName::chunk(chunk(2).id());
+        store.quarantine(damaged).unwrap();
+        beside.begin(&store, stays);
+        Self {
+            disk,
+            kv,
+            store,
+            watched,
+            beside,
+            mutant,
         }
-        self.step += 1;
+    }
+
+    /// Two collections, with the publish's steps at their places.
+    fn collect_twice(&self) -> Result<(), StoreError> {
+        let step = || {
+            self.watched.forget();
+            self.beside.step();
+        };
+        for _ in 0..2 {
+            let mut early = None;
+            if self.mutant == Mutant::RootsFirst {
+                early = Some(self.beside.catalog());
+                step();
+            }
+            let collection = self.store.begin_collection()?;
+            step();
+            let roots = early.unwrap_or_else(|| self.beside.catalog());
+            step();
+            collection.run(&roots, &options(), NOW, &mut |_| {
+                step();
+                ControlFlow::Continue(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The publish goes on to its end; then everything that is to be there is, and nothing else. Answers how many places there were.
+    fn end(self) -> usize {
+        let (places, catalog) = self.beside.end();
+        let Self {
+            disk, kv, store, ..
+        } = self;
+        let (stays, root) = (catalog[0], catalog[1]);
+        read(&store, root, &ITEMS);
+        for _ in 0..2 {
+            collect(&store, &mut || catalog.clone()).unwrap();
+            read(&store, root, &ITEMS);
+            read(&store, stays, &[3, 4]);
+        }
+        assert!(!store.contains_chunk(chunk(5).id()).unwrap());
+        assert!(store.verify(&mut |_| {}).unwrap().is_sound());
+        drop(store);
+        let store = open(&disk, &kv).unwrap();
+        read(&store, root, &ITEMS);
+        places
     }
 }
 
-/// Runs two collections with the publish's steps at `places` (ascending numbers of the collections' steps). Answers how many steps the
-/// collections have.
-fn interleaved(places: &[usize; STEPS]) -> usize {
-    let disk = SimDisk::new(1);
-    let kv = SimKv::new(&disk);
-    let store = open(&disk, &kv).unwrap();
-    let stays = publish(&store, &[3, 4]).unwrap();
-    // The version that had the publish's chunks is deleted.
-    publish(&store, &[1, 2, 5]).unwrap();
-    let catalog = std::cell::RefCell::new(vec![stays]);
-    let mut publish = Publish::default();
-    let mut steps = 0;
-    for _ in 0..2 {
-        let mut step = || {
-            while publish.step < STEPS && places[publish.step] <= steps {
-                publish.go_on(&store, &mut catalog.borrow_mut());
-            }
-            if let Some(root) = publish.root {
-                read(&store, root, &ITEMS);
-            }
-            steps += 1;
-        };
-        collect(&store, &mut || catalog.borrow().clone(), &mut step).unwrap();
-    }
-    while publish.step < STEPS {
-        publish.go_on(&store, &mut catalog.borrow_mut());
-    }
-    let root = publish.root.unwrap();
-    read(&store, root, &ITEMS);
-    for _ in 0..2 {
-        collect(&store, &mut || catalog.borrow().clone(), &mut || {}).unwrap();
-        read(&store, root, &ITEMS);
-        read(&store, stays, &[3, 4]);
-    }
-    assert!(!store.contains_chunk(chunk(5).id()).unwrap());
-    assert!(store.verify(&mut |_| {}).unwrap().is_sound());
-    drop(store);
-    let store = open(&disk, &kv).unwrap();
-    read(&store, root, &ITEMS);
-    steps
+/// Runs one world. Answers how many places its collections have.
+fn interleaved(places: Places, inside: bool, mutant: Mutant) -> usize {
+    let world = World::new(places, inside, mutant);
+    world.collect_twice().unwrap();
+    world.end()
 }
+
+const NEVER: Places = [usize::MAX; STEPS];
 
 #[test]
 fn a_publish_is_whole_wherever_its_steps_are_among_those_of_collections() {
-    let steps = interleaved(&[usize::MAX; STEPS]);
+    let steps = interleaved(NEVER, false, Mutant::None);
     assert!(steps > 8, "{steps} steps");
     let mut worlds = 0;
     for first in 0..=steps {
@@ -179,13 +203,109 @@ fn a_publish_is_whole_wherever_its_steps_are_among_those_of_collections() {
             for third in second..=steps {
                 // The hold ends at once, a step later, or after everything.
                 for last in [third, third + 1, steps] {
-                    interleaved(&[first, second, third, last]);
+                    interleaved([first, second, third, last], false, Mutant::None);
                     worlds += 1;
                 }
             }
         }
     }
     println!("{worlds} interleavings over {steps} steps");
+}
+
+/// The hold with its first put at one moment inside the collections' steps, all other puts at that or a later one.
+fn moments(moments: usize) -> impl Iterator<Item = Places> {
+    (0..=moments).flat_map(move |first| {
+        (first..=moments).flat_map(move |second| {
+            [second, second + 1, moments].map(move |last| [first, second, second, last])
+        })
+    })
+}
+
+#[test]
+fn a_publish_is_whole_at_every_moment_inside_the_steps_of_collections() {
+    let places = interleaved(NEVER, true, Mutant::None);
+    assert!(places > 30, "{places} places");
+    for places in moments(places) {
+        interleaved(places, true, Mutant::None);
+    }
+}
+
+/// A whole publish at one moment inside two collections, and the machine stops at each of their operations.
+fn die_beside(place: usize, mutant: Mutant) {
+    for stop in 0.. {
+        let world = World::new([place; STEPS], true, mutant);
+        world.disk.stop_after(stop);
+        let ended = world.collect_twice();
+        if !world.disk.is_stopped() {
+            ended.unwrap();
+            world.beside.end();
+            return;
+        }
+        let catalog = world.beside.died();
+        let seed = stop * 31 + place as u64;
+        let disk = world.disk.crash(seed);
+        let kv = world.kv.crash(seed, &disk);
+        drop(world);
+        let store = open(&disk, &kv).unwrap_or_else(|e| panic!("{place}, {stop}: {e}"));
+        let items: [&[u8]; 2] = [&[3, 4], &ITEMS];
+        for _ in 0..3 {
+            for (root, items) in catalog.iter().zip(items) {
+                read(&store, *root, items);
+            }
+            collect(&store, &mut || catalog.clone()).unwrap();
+        }
+        assert!(
+            store.verify(&mut |_| {}).unwrap().is_sound(),
+            "{place}, {stop}"
+        );
+        let wanted = |item| items[..catalog.len()].iter().any(|i| i.contains(&item));
+        for item in 1..10 {
+            let kept = store.contains_chunk(chunk(item).id()).unwrap();
+            assert_eq!(kept, wanted(item), "item {item} after {place}, {stop}");
+        }
+    }
+}
+
+#[test]
+fn death_beside_a_publish_loses_nothing_and_leaves_nothing() {
+    let places = interleaved(NEVER, true, Mutant::None);
+    for place in 0..places {
+        die_beside(place, Mutant::None);
+    }
+}
+
+/// The places must be able to tell: each rule that is broken on purpose is caught at one of them.
+#[test]
+fn broken_rules_are_caught() {
+    // These failures are what is wanted; their messages would only look like those of other tests.
+    let hook = std::panic::take_hook();
+    let here = std::thread::current().id();
+    std::panic::set_hook(Box::new(move |panic| {
+        if std::thread::current().id() != here {
+            hook(panic);
+        }
+    }));
+    let places = interleaved(NEVER, true, Mutant::None);
+    let caught = |test: &dyn Fn()| catch_unwind(AssertUnwindSafe(test)).is_err();
+    let missed: Vec<Mutant> = [
+        Mutant::RootsFirst,
+        Mutant::HoldEndsEarly,
+        Mutant::OneLook,
+        Mutant::RemovedFirst,
+    ]
+    .into_iter()
+    .filter(|mutant| match mutant {
+        // Nobody sees it as long as the machine lives.
+        Mutant::RemovedFirst => !(0..places).any(|place| caught(&|| die_beside(place, *mutant))),
+        _ => !moments(places).any(|at| {
+            caught(&|| {
+                interleaved(at, true, *mutant);
+            })
+        }),
+    })
+    .collect();
+    drop(std::panic::take_hook());
+    assert!(missed.is_empty(), "{missed:?}");
 }
 
 /// A life: what is in the catalog, and the items of each.
@@ -201,7 +321,7 @@ fn life(
     };
     let clean = |catalog: &Vec<(NodeId, Vec<u8>)>| {
         let mut roots = || catalog.iter().map(|(root, _)| *root).collect::<Vec<_>>();
-        collect(&store, &mut roots, &mut || {})
+        collect(&store, &mut roots)
     };
     add(&[1, 2, 3], catalog)?;
     add(&[2, 3, 4, 5], catalog)?;
@@ -256,7 +376,7 @@ fn death_at_any_operation_loses_nothing_and_leaves_nothing() {
             );
             for _ in 0..2 {
                 let mut roots = || catalog.iter().map(|(root, _)| *root).collect::<Vec<_>>();
-                collect(&store, &mut roots, &mut || {}).unwrap();
+                collect(&store, &mut roots).unwrap();
             }
             for (root, items) in &catalog {
                 read(&store, *root, items);
