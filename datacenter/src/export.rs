@@ -59,7 +59,7 @@ pub enum ExportError {
     Manifest(#[from] ManifestError<StoreError>),
     /// What was written is not the version.
     #[error("the file was read back")]
-    Check(#[source] PublishError),
+    Check(#[source] Box<PublishError>),
     /// It was asked to stop.
     #[error("exporting was cancelled")]
     Cancelled,
@@ -405,14 +405,14 @@ fn verify(
 ) -> Result<u64, ExportError> {
     let options = OpenOptions::new().format(format.reader());
     let image = dedup_image::open(&target.part, &options)
-        .map_err(|e| ExportError::Check(PublishError::Source(e)))?;
+        .map_err(|e| ExportError::Check(Box::new(PublishError::Source(e))))?;
     let tree = Imported {
         tree: *tree,
         data_bytes: 0,
     };
     check::check(dc, &mut [("the file", image)], &[tree], None, meter).map_err(|e| match e {
         PublishError::Cancelled => ExportError::Cancelled,
-        other => ExportError::Check(other),
+        other => ExportError::Check(Box::new(other)),
     })
 }
 

@@ -5,13 +5,16 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use datacenter::export::{ExportError, ExportFormat, export};
 use datacenter::operations::Meter;
 use datacenter::problem::ManageError;
-use datacenter::publish;
+use datacenter::publish::{self, PublishError};
+use datacenter::realm::files::DataDir;
 use datacenter::upkeep::collect::collect_garbage;
 use datacenter::upkeep::scrub::scrub_all;
 use datacenter_api::{
@@ -24,6 +27,8 @@ use dedup_image::{OpenOptions, open};
 use dedup_protocol::join::JoinToken;
 use dedup_protocol::records::Tree;
 use dedup_protocol::restore::offers;
+use dedup_store::disk::HostDisk;
+use dedup_store::kv::{Batch, Durability, Kv, KvError, MemKv};
 use dedup_store::{RecordName, StoreError};
 use dedup_transport::identity::BranchKey;
 use support::{Bench, START, request, sparse_disk, write_runs};
@@ -183,6 +188,78 @@ fn a_deleted_version_can_be_had_back_until_it_is_given_up() {
         ..request("deb", &path)
     };
     assert_eq!(bench.publish_as(&again).unwrap().number, 4);
+}
+
+/// A branch that was cut off may have started one from what it was assigned before.
+#[test]
+fn a_deleted_version_that_a_desktop_has_is_not_given_up() {
+    let bench = Bench::new();
+    three(&bench);
+    let ny = join(&bench, "ny");
+    let version = bench.dc.version_named("deb@1").unwrap().id;
+    bench.dc.delete_version("deb@1").unwrap();
+    let desktop = DesktopStatus {
+        id: "alice".into(),
+        version,
+        ..DesktopStatus::default()
+    };
+    let status = BranchStatus {
+        desktops: vec![desktop],
+        ..BranchStatus::default()
+    };
+    bench.dc.record_branch_status(ny, status).unwrap();
+    later(&bench, 8 * DAY);
+    assert_eq!(bench.dc.purge_deleted().unwrap(), 0);
+    bench
+        .dc
+        .record_branch_status(ny, BranchStatus::default())
+        .unwrap();
+    assert_eq!(bench.dc.purge_deleted().unwrap(), 1);
+}
+
+/// A catalog whose medium fails when it is told to.
+struct Failing(MemKv, AtomicBool);
+
+impl Kv for Failing {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, KvError> {
+        self.0.get(key)
+    }
+    fn scan(
+        &self,
+        prefix: &[u8],
+        from: &[u8],
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+    ) -> Result<(), KvError> {
+        self.0.scan(prefix, from, visit)
+    }
+    fn commit(&self, batch: Batch, durability: Durability) -> Result<(), KvError> {
+        if self.1.load(Ordering::Relaxed) {
+            return Err(KvError::Engine {
+                path: "here".into(),
+                message: "input/output error".into(),
+            });
+        }
+        self.0.commit(batch, durability)
+    }
+}
+
+/// The version may be on the disk all the same, and be there after the next start.
+#[test]
+fn what_a_publish_stored_stays_when_nobody_can_tell_whether_its_version_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = HostDisk::new(DataDir::new(dir.path()).store()).unwrap();
+    let catalog = Arc::new(Failing(MemKv::new(), AtomicBool::new(false)));
+    let index = Arc::new(MemKv::new());
+    let bench = Bench::on_disk(dir, Arc::new(disk), catalog.clone(), index);
+    bench.dc.create_image("deb", None).unwrap();
+    let path = bench.path("disk.raw");
+    sparse_disk(&path, 4 << 20, &[(0, MIB)], 1);
+    catalog.1.store(true, Ordering::Relaxed);
+    let failed = bench.publish("deb", &path).unwrap_err();
+    assert!(matches!(failed, PublishError::Catalog(_)), "{failed}");
+    catalog.1.store(false, Ordering::Relaxed);
+    let kept = collect(&bench);
+    assert!(kept.held > 0 && kept.condemned == 0, "{kept:?}");
 }
 
 #[test]

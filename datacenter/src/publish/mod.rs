@@ -295,6 +295,10 @@ pub fn publish(
             // A commit that fails may be on the disk all the same, and the version be there after the next start.
             if matches!(error, PublishError::Catalog(_)) {
                 hold.keep();
+                tracing::error!(
+                    image = %request.image,
+                    "nobody can tell whether a version is in the catalog: what was stored since its publish began is kept until the daemon is started again"
+                );
             }
             return Err(error);
         }

@@ -155,9 +155,7 @@ impl Qcow2Layout {
                 self.l1_start(),
                 index,
                 &|entry| match self.l2.binary_search(&entry) {
-                    Ok(index) => {
-                        ((self.l2_start() + index as u64) * QCOW2_CLUSTER_BYTES) | COPIED
-                    }
+                    Ok(index) => ((self.l2_start() + index as u64) * QCOW2_CLUSTER_BYTES) | COPIED,
                     Err(_) => 0,
                 },
             )
