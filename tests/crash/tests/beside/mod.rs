@@ -59,6 +59,10 @@ impl Script {
         let Some(store) = self.store.clone() else {
             return;
         };
+        if self.disk.is_stopped() {
+            // Nobody does anything any more; and a writer that cannot write may come by here with its lock.
+            return;
+        }
         while !self.died && self.step < STEPS && self.places[self.step] <= self.seen {
             if let Err(error) = self.go_on(&store) {
                 assert!(self.disk.is_stopped(), "{error}");
