@@ -1,5 +1,6 @@
 //! `splice-branch key`: what protects this branch's keys, and changing that.
 
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -76,7 +77,7 @@ pub fn run(command: KeyCommand, lock: impl Fn(&Path) -> Result<std::fs::File>) -
             let store = open(&data.data, data.passphrase_file.as_deref())?;
             let passphrase = data.passphrase_file.as_deref();
             store.rotate(passphrase.map(keys::read_passphrase).transpose()?)?;
-            println!("the branch key is a new one");
+            writeln!(io::stdout(), "the branch key is a new one")?;
             status(&data.data, false)
         }
         KeyCommand::Protect {
@@ -113,6 +114,7 @@ fn status(data: &Path, json: bool) -> Result<()> {
     let status =
         found.context("there is no branch key yet; the first `splice-branch run` makes it")?;
     let key = format!("{:016x}", u64::from_be_bytes(status.key_id));
+    let mut out = io::stdout();
     if json {
         let value = serde_json::json!({
             "mode": status.mode.name(),
@@ -122,18 +124,18 @@ fn status(data: &Path, json: bool) -> Result<()> {
             "cache": status.cache,
             "changing": status.is_changing,
         });
-        println!("{value:#}");
-        return Ok(());
+        return Ok(writeln!(out, "{value:#}")?);
     }
-    println!("branch key    {key}");
-    println!("protected by  {}", status.mode.protects());
-    println!("desktop keys  {}", status.desktops);
-    println!(
-        "cache key     {}",
-        if status.cache { "yes" } else { "none yet" }
-    );
+    let cache = if status.cache { "yes" } else { "none yet" };
+    writeln!(out, "branch key    {key}")?;
+    writeln!(out, "protected by  {}", status.mode.protects())?;
+    writeln!(out, "desktop keys  {}", status.desktops)?;
+    writeln!(out, "cache key     {cache}")?;
     if status.is_changing {
-        println!("a change of the branch key was cut; the next start completes it");
+        writeln!(
+            out,
+            "a change of the branch key was cut; the next start completes it"
+        )?;
     }
     Ok(())
 }

@@ -13,6 +13,7 @@ pub mod policy;
 pub mod problem;
 pub mod reference;
 pub mod status;
+pub mod store;
 pub mod units;
 
 pub use branch::{
@@ -35,3 +36,8 @@ pub use policy::{BranchPolicy, PolicyRequest};
 pub use problem::{Problem, ProblemCode};
 pub use reference::{NameError, VersionRef, check_name};
 pub use status::{DatacenterStatus, StoreStatus};
+pub use store::{
+    CollectRequest, CollectResult, DamagedName, DeletedVersion, DeletedVersionList, ExportRequest,
+    ExportResult, PinRequest, Retention, ScrubRequest, ScrubResult, ScrubStatus, StoreReport,
+    VersionPin,
+};

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::image::UpdateSummary;
+use crate::store::{CollectResult, ExportResult, ScrubResult};
 
 /// What kind of work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,6 +16,12 @@ pub enum OperationKind {
     Verify,
     /// What a version has and another lacks is encoded for branches.
     Update,
+    /// What no version refers to is removed from the store.
+    Collect,
+    /// Everything in the store is read again.
+    Scrub,
+    /// A version becomes a disk file.
+    Export,
 }
 
 /// Where it stands.
@@ -48,6 +55,16 @@ pub enum Phase {
     Encode,
     /// Signing and making visible.
     Publish,
+    /// Looking for what is reachable; counted in trees.
+    Mark,
+    /// Going through the store's index; counted in records.
+    Sweep,
+    /// Rewriting packs.
+    Compact,
+    /// Reading packs again.
+    Scrub,
+    /// Writing a disk file.
+    Export,
     /// Nothing more to do.
     Done,
 }
@@ -141,6 +158,12 @@ pub enum OperationResult {
     Verify(VerifyResult),
     /// Of an update.
     Update(UpdateSummary),
+    /// Of a collection.
+    Collect(CollectResult),
+    /// Of a scrub.
+    Scrub(ScrubResult),
+    /// Of an export.
+    Export(ExportResult),
 }
 
 /// Long work.
@@ -151,7 +174,7 @@ pub struct Operation {
     pub id: u64,
     /// What kind.
     pub kind: OperationKind,
-    /// What it works on, for people: an image or `IMAGE@NUMBER`.
+    /// What it works on, for people: an image, `IMAGE@NUMBER`, or `store`.
     pub subject: String,
     /// Where it stands.
     pub state: OperationState,

@@ -12,6 +12,7 @@ mod operation;
 mod output;
 mod progress;
 mod status;
+mod store;
 mod version;
 
 use std::path::PathBuf;
@@ -27,6 +28,7 @@ const HELP: &str = "Examples:
   splice version publish debian /srv/images/debian-12.qcow2 --note 'January updates'
   splice branch token new-york --expires 24h
   splice branch assign new-york --pool office --image debian@3
+  splice store gc --dry-run
   splice status --json
 
 The configuration is the first of: --config, $SPLICE_CONFIG, ~/.config/splice/cli.toml, /etc/splice/cli.toml.
@@ -82,7 +84,10 @@ enum Noun {
     /// Sites with a branch server.
     #[command(subcommand)]
     Branch(branch::Verb),
-    /// Long work: publishes and verifies.
+    /// The chunk store: what it holds, garbage, damage.
+    #[command(subcommand)]
+    Store(store::Verb),
+    /// Long work: publishes, verifies, exports, collections, scrubs.
     #[command(subcommand)]
     Operation(operation::Verb),
     /// Desktops at a branch (over the branch server's socket).
@@ -114,6 +119,7 @@ async fn run(context: &Context, noun: Noun) -> Result<(), Failure> {
         Noun::Image(verb) => image::run(context, verb).await,
         Noun::Version(verb) => version::run(context, verb).await,
         Noun::Branch(verb) => branch::run(context, verb).await,
+        Noun::Store(verb) => store::run(context, verb).await,
         Noun::Operation(verb) => operation::run(context, verb).await,
         Noun::Desktop(arguments) => desktop::run(context, arguments).await,
         Noun::BranchStatus(arguments) => desktop::status(context, arguments).await,

@@ -87,7 +87,9 @@ impl Shown {
                 *phase = Some(progress.phase);
                 *last = Instant::now();
                 let mut line = words(operation).to_owned();
-                if progress.total_bytes > 0 {
+                // Trees and records are not told in bytes.
+                let counted = matches!(progress.phase, Phase::Mark | Phase::Sweep);
+                if progress.total_bytes > 0 && !counted {
                     line = format!(
                         "{line}: {} of {}",
                         format_size(progress.done_bytes),
@@ -110,12 +112,17 @@ fn words(operation: &Operation) -> &'static str {
     match (operation.progress.phase, operation.kind) {
         (Phase::Open, _) => "opening",
         (Phase::Import, _) => "importing",
-        (Phase::Verify, OperationKind::Publish) => "comparing",
+        (Phase::Verify, OperationKind::Publish | OperationKind::Export) => "comparing",
         (Phase::Verify, _) => "reading back",
         (Phase::Sketch, _) => "comparing chunks",
         (Phase::Encode, _) => "encoding",
         (Phase::Publish, OperationKind::Update) => "finishing",
         (Phase::Publish, _) => "signing",
+        (Phase::Mark, _) => "looking what is reachable",
+        (Phase::Sweep, _) => "going through the index",
+        (Phase::Compact, _) => "rewriting packs",
+        (Phase::Scrub, _) => "reading again",
+        (Phase::Export, _) => "writing",
         (Phase::Done, _) => "done",
     }
 }

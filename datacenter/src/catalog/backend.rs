@@ -53,6 +53,12 @@ pub enum Table {
     BootRecordings = 23,
     /// Which chunks of its parent a version's new ones took the place of, by version.
     ChunkKin = 24,
+    /// Versions that were deleted and can still be had back, by id.
+    DeletedVersions = 30,
+    /// Versions that must not be deleted, by id.
+    VersionPins = 31,
+    /// How long images keep their versions, by name.
+    Retentions = 32,
 }
 
 /// A stored row: its key and its bytes.

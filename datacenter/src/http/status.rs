@@ -58,6 +58,22 @@ pub(super) async fn status(State(dc): State<App>) -> Answer<DatacenterStatus> {
                 store.free_bytes
             ));
         }
+        if let Some(reason) = dc.store().halted() {
+            warnings.push(format!(
+                "collections of garbage are halted: {reason}; look into it, then `splice store gc --resume`"
+            ));
+        }
+        let damaged = dc.store().stats().damaged;
+        if damaged > 0 {
+            let versions = dc.upkeep().damage().versions();
+            let shown = match versions.is_empty() {
+                true => "versions are being looked up".to_owned(),
+                false => format!("shown by {}", versions.join(", ")),
+            };
+            warnings.push(format!(
+                "{damaged} stored chunks or manifest nodes are damaged, {shown}; branches that hold them are asked, publishing the same disk again stores them anew"
+            ));
+        }
         if dc.root_key_present() {
             warnings.push(
                 "the root signing key is still in the data folder; move root.key to offline storage".into(),
