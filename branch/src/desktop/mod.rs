@@ -12,6 +12,7 @@
 //! listens for NBD, so that a guest that reconnects finds everything it wrote.
 
 mod error;
+mod growth;
 pub mod machine;
 pub mod record;
 mod starting;
@@ -31,6 +32,7 @@ use crate::clock::Clock;
 use crate::fetch::Fetcher;
 use crate::fetch::base::CachedBase;
 use crate::profile::{BOOT_MS_MAX, Boots};
+use crate::ready::writes::Writes;
 use crate::versions::Versions;
 pub use error::{DesktopError, error_line};
 use machine::{Files, MachineError, MachineHost};
@@ -50,6 +52,7 @@ pub struct Desktops {
     fetcher: Arc<Fetcher>,
     volumes: Volumes,
     boots: Boots,
+    writes: Writes,
     host: MachineHost,
     clock: Arc<dyn Clock>,
     /// Names of desktops that a call is working on.
@@ -83,6 +86,7 @@ impl Desktops {
         Self {
             dir,
             boots: Boots::new(Arc::clone(&versions), Arc::clone(&fetcher)),
+            writes: growth::resume(&versions),
             versions,
             fetcher,
             volumes,
@@ -310,6 +314,7 @@ impl Desktops {
                 return;
             }
         };
+        self.tend_writes(&desktops, Instant::now());
         for listed in desktops {
             if listed.machine.is_none() {
                 continue;
