@@ -16,6 +16,7 @@ use crate::content_map::ContentMap;
 use crate::fetch::queue::TreeHandle;
 use crate::keep::{Need, Rank, Ranks};
 use crate::profile::plan;
+use crate::ready::{FIRMWARE_BYTES, head};
 use crate::tally::Tally;
 
 /// Every tree a version can have, in the order in which a boot needs them.
@@ -196,17 +197,24 @@ impl Versions {
         }
     }
 
-    /// What boots of an assigned version read: kernel and initrd, and what its profile names.
+    /// What boots of an assigned version read: kernel and initrd, the partition table, and what its profile names.
     fn need_boot(&self, version: VersionId, needs: &mut Vec<Need>) {
         // A profile that cannot be read is a hint less.
         let profile = self.catalog.profile(version).unwrap_or_default();
+        let rank = Rank::Boot;
         for tree in self.trees(version).unwrap_or_default() {
-            let only = match (tree.tree, &profile) {
-                (Tree::Kernel | Tree::Initrd, _) => None,
-                (Tree::Disk, Some(profile)) => Some(plan::order(&tree.map, &profile.entries)),
-                (Tree::Disk, None) => continue,
-            };
-            let rank = Rank::Boot;
+            if tree.tree != Tree::Disk {
+                let only = None;
+                needs.push(Need { tree, only, rank });
+                continue;
+            }
+            let mut order: Vec<u32> = head(&tree.map, FIRMWARE_BYTES)
+                .map(|index| index as u32)
+                .collect();
+            if let Some(profile) = &profile {
+                order.extend(plan::order(&tree.map, &profile.entries).iter());
+            }
+            let only = Some(order.into());
             needs.push(Need { tree, only, rank });
         }
     }

@@ -50,13 +50,6 @@ pub struct Readiness {
     pub overlay_free_bytes: Option<u64>,
 }
 
-impl Readiness {
-    /// Whether every pool boots with the WAN cut, and there is one.
-    pub fn is_ready(&self) -> bool {
-        !self.pools.is_empty() && self.pools.iter().all(|p| p.boots == OfflineBoot::Yes)
-    }
-}
-
 /// One pool's part of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -147,20 +140,6 @@ mod tests {
             (pool.version_name(), pool.missing()),
             ("-".into(), "-".into())
         );
-    }
-
-    #[test]
-    fn one_pool_that_is_not_ready_or_none_at_all_is_not_ready() {
-        let pool = |boots| PoolReadiness {
-            boots,
-            ..PoolReadiness::default()
-        };
-        let mut readiness = Readiness::default();
-        assert!(!readiness.is_ready());
-        readiness.pools.push(pool(OfflineBoot::Yes));
-        assert!(readiness.is_ready());
-        readiness.pools.push(pool(OfflineBoot::Unknown));
-        assert!(!readiness.is_ready());
     }
 
     /// A report of a program before readiness, and one with fields that nobody knows yet.
