@@ -15,6 +15,8 @@ pub mod http;
 pub mod identity;
 pub mod keep;
 pub mod link;
+#[cfg(test)]
+mod needs_tests;
 pub mod profile;
 pub mod ready;
 pub mod server;
