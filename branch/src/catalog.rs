@@ -270,7 +270,7 @@ impl Catalog {
 
     /// What was seen of each pool's desktops' writes. A row that cannot be read is as good as none.
     pub fn writes(&self) -> Result<Vec<(String, WriteHistory)>, CatalogError> {
-        let mut rows = Vec::new();
+        let mut rows: Vec<(String, WriteHistory)> = Vec::new();
         self.kv.scan(b"w", b"w", &mut |key, value| {
             let pool = std::str::from_utf8(&key[1..]);
             if let (Ok(pool), Ok(history)) = (pool, serde_json::from_slice(value)) {

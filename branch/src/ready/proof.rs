@@ -103,15 +103,12 @@ impl Proof {
     }
 
     /// Weighs a version. `profile` is asked for only if nothing is known of it yet.
-    ///
-    /// # Errors
-    /// Those of `profile`.
-    pub fn weigh<E>(
+    pub fn weigh(
         &self,
         weighed: &Weighed<'_>,
         cache: &Cache,
-        profile: impl FnOnce() -> Result<Option<BootProfile>, E>,
-    ) -> Result<(Evidence, Verdict), E> {
+        profile: impl FnOnce() -> Option<BootProfile>,
+    ) -> (Evidence, Verdict) {
         let version = weighed.disk.version;
         let from_cache: Vec<Tree> = weighed.files.iter().map(|file| file.tree).collect();
         // Held while the profile is read, so that one that comes meanwhile is not forgotten too early.
@@ -124,7 +121,7 @@ impl Proof {
                 weighed.files,
                 &weighed.disk.map,
                 weighed.firmware_bytes,
-                profile()?.as_ref(),
+                profile().as_ref(),
             );
             let fresh = Known {
                 from_cache,
@@ -142,6 +139,6 @@ impl Proof {
             disk: known.disk.update(cache),
             version: weighed.version,
         };
-        Ok((known.evidence, judge(known.evidence, &lacks)))
+        (known.evidence, judge(known.evidence, &lacks))
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use branch_api::{CacheReport, Prepared};
 use datacenter_api::{OfflineBoot, PoolReadiness, Readiness};
 use dedup::VersionId;
+use dedup_protocol::profile::BootProfile;
 use dedup_protocol::records::{PoolAssignment, Tree, VersionRecord};
 
 use super::proof::Weighed;
@@ -131,8 +132,17 @@ impl Branch {
                 bytes: residency.total_bytes - residency.resident_bytes,
             },
         };
-        let profile = || self.versions.catalog().profile(version);
-        Ok(Some(self.proof.weigh(&weighed, cache, profile)?))
+        let profile = || self.profile(version);
+        Ok(Some(self.proof.weigh(&weighed, cache, profile)))
+    }
+
+    /// A version's boot profile. One that cannot be read is as good as none, and no reason to tell nothing at all.
+    fn profile(&self, version: VersionId) -> Option<BootProfile> {
+        let read = self.versions.catalog().profile(version);
+        read.unwrap_or_else(|error| {
+            tracing::warn!(%version, error = error_line(&error), "the boot profile here cannot be read");
+            None
+        })
     }
 
     /// Begins to fetch what one pool, or every pool, lacks to boot with the WAN cut; answers how they stood.
@@ -170,7 +180,7 @@ impl Branch {
         let Some(disk) = self.versions.tree(version, Tree::Disk)? else {
             return Ok(());
         };
-        let profile = catalog.profile(version)?;
+        let profile = self.profile(version);
         let mut order: Vec<u32> = head(&disk.map, firmware_bytes(&record))
             .map(|index| index as u32)
             .collect();
