@@ -17,6 +17,9 @@ use super::{Cache, CacheError, lock};
 /// Chunks forgotten by one commit: bounds its size, and what is freed late if it fails.
 const FORGET_BATCH: usize = 4096;
 
+/// Less than this part of what is wanted is so little that the next rank goes on.
+const FEW_PART: u64 = 8;
+
 /// What a scrub found.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ScrubReport {
@@ -45,8 +48,8 @@ impl Cache {
         self.evict_ranked(bytes_wanted, &|id| (!pinned(id)).then_some(0))
     }
 
-    /// The same, among chunks of the lowest rank that any chunk here has, and of no other: what ranks higher goes only when nothing
-    /// lower was left. A chunk without a rank stays.
+    /// The same by ranks: the coldest of the lowest rank that any chunk here has. What ranks higher goes only when all that ranks lower
+    /// went and was less than an eighth of what is wanted, which would not be worth a pass. A chunk without a rank stays.
     ///
     /// # Errors
     /// As [`Self::evict`].
@@ -67,7 +70,7 @@ impl Cache {
         }
         let mut freed = 0;
         for (lowest, by_tick) in by_rank {
-            let warmest = warmest_needed(&by_tick, bytes_wanted);
+            let warmest = warmest_needed(&by_tick, bytes_wanted.saturating_sub(freed));
             // What is colder than the warmest tick that is needed goes whole; of that tick goes what is still wanted.
             for colder in [true, false] {
                 for shard in 0..self.map.shards() {
@@ -86,8 +89,7 @@ impl Cache {
                     freed += self.forget(&mut found.into_iter(), bytes_wanted - freed)?;
                 }
             }
-            // Nothing: others evicted them meanwhile.
-            if freed > 0 {
+            if freed > 0 && freed >= bytes_wanted / FEW_PART {
                 break;
             }
         }

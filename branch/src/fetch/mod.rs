@@ -31,7 +31,7 @@ use queue::{Queue, Request, TreeHandle, Want};
 /// For how long a chunk that the datacenter refused is not asked for again.
 const REFUSED_FOR: Duration = Duration::from_secs(10);
 
-/// Least room made at once, in bytes.
+/// Least room made at once, in bytes; an eighth of a cache that is very small.
 const EVICT_BYTES_MIN: u64 = 8 << 20;
 
 /// Most refusals remembered; beyond it the oldest make room.
@@ -428,7 +428,8 @@ impl Fetcher {
             Err(error) => return Err(error),
         };
         // A percent at a time: an eviction looks at the whole residency map.
-        let room = (self.cache.stats().capacity_bytes / 100).max(EVICT_BYTES_MIN);
+        let capacity = self.cache.stats().capacity_bytes;
+        let room = (capacity / 100).max(EVICT_BYTES_MIN.min(capacity / 8));
         let ranks = self.needs.get().map(|needs| needs()).unwrap_or_default();
         let connected = self.state().connected;
         let freed = self.cache.evict_ranked(room, &|id| {
