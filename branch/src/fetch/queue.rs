@@ -580,15 +580,6 @@ impl Queue {
     }
 }
 
-/// Trees for the tests of other modules.
-#[cfg(test)]
-pub(crate) mod made {
-    /// A disk of about `count` chunks, as in the queue's own tests.
-    pub(crate) fn published(version: u8, count: u32, changed: u32) -> super::TreeHandle {
-        super::tests::publish(version, count, changed).handle
-    }
-}
-
 /// Takes what the first of `fills` that has anything to ask for asks for.
 fn take_fill(
     fills: &mut VecDeque<Fill>,
@@ -614,4 +605,13 @@ fn take_fill(
 
 fn request_bytes(expected: &[(ChunkId, u32)]) -> u64 {
     expected.iter().map(|(_, len)| u64::from(*len)).sum()
+}
+
+/// Trees for the tests of other modules.
+#[cfg(test)]
+pub(crate) mod made {
+    /// A disk of about `count` chunks, as in the queue's own tests.
+    pub(crate) fn published(version: u8, count: u32, changed: u32) -> super::TreeHandle {
+        super::tests::publish(version, count, changed).handle
+    }
 }
