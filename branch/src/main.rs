@@ -19,6 +19,7 @@ use branch::fetch::Fetcher;
 use branch::identity::{self, Identity};
 use branch::keys::Mode;
 use branch::link::LinkState;
+use branch::ready::proof::Proof;
 use branch::server::Branch;
 use branch::versions::Versions;
 use clap::{Parser, Subcommand};
@@ -303,8 +304,8 @@ fn open(options: &Run, data: &Path, identity: Identity) -> Result<(Arc<Branch>, 
     let wait_max = Duration::from_secs(options.read_wait);
     let fetcher =
         Arc::new(Fetcher::new(Arc::new(cache), wait_max).with_wall_clock(Arc::clone(&clock)));
-    let pinning = Arc::clone(&versions);
-    fetcher.set_pins(Box::new(move || pinning.pinned_chunks()));
+    let needing = Arc::clone(&versions);
+    fetcher.set_needs(Box::new(move || needing.ranks()));
     let vmm = find_vmm(options);
     let host = MachineHost {
         virt: host_virt(options, vmm.as_deref()),
@@ -335,6 +336,7 @@ fn open(options: &Run, data: &Path, identity: Identity) -> Result<(Arc<Branch>, 
         versions,
         fetcher,
         desktops,
+        proof: Proof::default(),
         link: LinkState::default(),
         clock,
     };

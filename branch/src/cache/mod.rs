@@ -17,6 +17,8 @@
 
 mod error;
 mod evict;
+#[cfg(test)]
+mod evict_tests;
 mod format;
 mod gather;
 mod insert;

@@ -12,6 +12,7 @@
 //! listens for NBD, so that a guest that reconnects finds everything it wrote.
 
 mod error;
+mod growth;
 pub mod machine;
 pub mod record;
 mod room;
@@ -34,6 +35,7 @@ use crate::clock::Clock;
 use crate::fetch::Fetcher;
 use crate::fetch::base::CachedBase;
 use crate::profile::{BOOT_MS_MAX, Boots};
+use crate::ready::writes::Writes;
 use crate::versions::Versions;
 use crate::volume::Shortage;
 pub use error::{DesktopError, error_line};
@@ -54,6 +56,7 @@ pub struct Desktops {
     fetcher: Arc<Fetcher>,
     volumes: Volumes,
     boots: Boots,
+    writes: Writes,
     host: MachineHost,
     clock: Arc<dyn Clock>,
     /// Names of desktops that a call is working on.
@@ -89,6 +92,7 @@ impl Desktops {
         Self {
             dir,
             boots: Boots::new(Arc::clone(&versions), Arc::clone(&fetcher)),
+            writes: growth::resume(&versions),
             versions,
             fetcher,
             volumes,
@@ -321,6 +325,7 @@ impl Desktops {
                 return;
             }
         };
+        self.tend_writes(&desktops, Instant::now());
         for listed in desktops {
             if listed.machine.is_none() {
                 continue;

@@ -232,6 +232,11 @@ impl Volumes {
         self.open.lock().expect("no panic under this lock")
     }
 
+    /// Bytes that are free for what desktops write, if the disk tells.
+    pub fn free_bytes(&self) -> Option<u64> {
+        self.disk.available_bytes().ok()
+    }
+
     /// The open volume of a desktop.
     pub fn find(&self, name: &str) -> Option<Arc<OpenVolume>> {
         self.lock().get(name).cloned()

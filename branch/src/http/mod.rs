@@ -12,7 +12,10 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use branch_api::{Desktop, DesktopList, LibvirtDomain, Problem, StartDesktop, StopDesktop};
+use branch_api::{
+    CacheReport, Desktop, DesktopList, LibvirtDomain, Prepare, Prepared, Problem, StartDesktop,
+    StopDesktop,
+};
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
@@ -106,6 +109,8 @@ pub async fn serve(
 ) -> std::io::Result<()> {
     let router = Router::new()
         .route("/v1/status", get(status))
+        .route("/v1/prepare", post(prepare))
+        .route("/v1/cache", get(cache))
         .route("/v1/desktops", get(list).post(start))
         .route("/v1/desktops/{name}", get(show).delete(delete))
         .route("/v1/desktops/{name}/stop", post(stop))
@@ -119,6 +124,20 @@ pub async fn serve(
 
 async fn status(State(branch): State<Arc<Branch>>) -> Answer<datacenter_api::BranchStatus> {
     blocking(branch, Branch::status).await
+}
+
+async fn prepare(
+    State(branch): State<Arc<Branch>>,
+    Json(request): Json<Prepare>,
+) -> Answer<Prepared> {
+    blocking(branch, move |branch| {
+        branch.prepare(request.pool.as_deref())
+    })
+    .await
+}
+
+async fn cache(State(branch): State<Arc<Branch>>) -> Answer<CacheReport> {
+    blocking(branch, Branch::cache_report).await
 }
 
 async fn list(State(branch): State<Arc<Branch>>) -> Answer<DesktopList> {

@@ -11,6 +11,7 @@ pub mod image;
 pub mod operation;
 pub mod policy;
 pub mod problem;
+pub mod readiness;
 pub mod reference;
 pub mod status;
 pub mod store;
@@ -34,6 +35,7 @@ pub use operation::{
 };
 pub use policy::{BranchPolicy, PolicyRequest};
 pub use problem::{Problem, ProblemCode};
+pub use readiness::{OfflineBoot, PoolReadiness, Readiness};
 pub use reference::{NameError, VersionRef, check_name};
 pub use status::{DatacenterStatus, StoreStatus};
 pub use store::{

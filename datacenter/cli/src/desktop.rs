@@ -2,7 +2,7 @@
 
 use std::io::{IsTerminal, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use branch_api::{Client, ClientError, Desktop, StartDesktop, StopDesktop};
 use clap::{Args, Subcommand};
@@ -24,6 +24,13 @@ pub struct Socket {
         default_value = "/var/lib/splice-branch/branch.sock"
     )]
     branch_socket: PathBuf,
+}
+
+impl Socket {
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.branch_socket
+    }
 }
 
 /// `splice desktop …`
@@ -277,7 +284,14 @@ pub async fn status(context: &Context, arguments: StatusArguments) -> Result<(),
             ]
         })
         .collect();
-    output::table(&["VERSION", "RESIDENT", ""], &rows, "no versions")
+    output::table(&["VERSION", "RESIDENT", ""], &rows, "no versions")?;
+    match &status.readiness {
+        Some(readiness) => {
+            output::text("\n")?;
+            crate::ready::show(readiness)
+        }
+        None => Ok(()),
+    }
 }
 
 /// Restores the terminal when dropped.

@@ -11,6 +11,7 @@ mod image;
 mod operation;
 mod output;
 mod progress;
+mod ready;
 mod status;
 mod store;
 mod version;
@@ -94,6 +95,10 @@ enum Noun {
     Desktop(desktop::Arguments),
     /// A branch as it sees itself (over the branch server's socket).
     BranchStatus(desktop::StatusArguments),
+    /// Whether a branch's pools boot with the WAN cut (over the branch server's socket).
+    BranchReady(ready::ReadyArguments),
+    /// What a branch's cache holds, by pool, and what goes first (over the branch server's socket).
+    BranchCache(ready::CacheArguments),
     /// The datacenter as a whole.
     Status(status::Arguments),
 }
@@ -123,6 +128,8 @@ async fn run(context: &Context, noun: Noun) -> Result<(), Failure> {
         Noun::Operation(verb) => operation::run(context, verb).await,
         Noun::Desktop(arguments) => desktop::run(context, arguments).await,
         Noun::BranchStatus(arguments) => desktop::status(context, arguments).await,
+        Noun::BranchReady(arguments) => ready::run(context, arguments).await,
+        Noun::BranchCache(arguments) => ready::cache(context, arguments).await,
         Noun::Status(arguments) => status::run(context, arguments).await,
     }
 }

@@ -25,7 +25,7 @@ fn same<T: DeserializeOwned + Serialize + PartialEq + Debug>(json: &[u8]) {
     }
 }
 
-const TYPES: [fn(&[u8]); 24] = [
+const TYPES: [fn(&[u8]); 27] = [
     // Answers and reports, in the order of the modules.
     parses::<datacenter_api::BranchStatus>,
     parses::<datacenter_api::BranchList>,
@@ -51,6 +51,9 @@ const TYPES: [fn(&[u8]); 24] = [
     same::<branch_api::Desktop>,
     same::<branch_api::DesktopList>,
     same::<branch_api::Problem>,
+    same::<branch_api::Prepare>,
+    same::<branch_api::Prepared>,
+    same::<branch_api::CacheReport>,
 ];
 
 fuzz_target!(|data: &[u8]| {
