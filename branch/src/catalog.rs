@@ -16,6 +16,7 @@ use dedup_store::kv::{Batch, Durability, Kv, KvError};
 use serde::{Deserialize, Serialize};
 
 use crate::desktop::record::DesktopRecord;
+use crate::ready::writes::WriteHistory;
 
 /// Why the catalog could not answer.
 #[derive(Debug, thiserror::Error)]
@@ -270,6 +271,32 @@ impl Catalog {
             self.kv.commit(batch, Durability::Relaxed)?;
         }
         Ok(())
+    }
+
+    /// What was seen of each pool's desktops' writes. A row that cannot be read is as good as none.
+    pub fn writes(&self) -> Result<Vec<(String, WriteHistory)>, CatalogError> {
+        let mut rows: Vec<(String, WriteHistory)> = Vec::new();
+        self.kv.scan(b"w", b"w", &mut |key, value| {
+            let pool = std::str::from_utf8(&key[1..]);
+            if let (Ok(pool), Ok(history)) = (pool, serde_json::from_slice(value)) {
+                rows.push((pool.to_owned(), history));
+            }
+            ControlFlow::Continue(())
+        })?;
+        Ok(rows)
+    }
+
+    /// Keeps what was seen of some pools. Lost in a crash, it is a minute less.
+    pub fn put_writes(&self, changed: &[(String, WriteHistory)]) -> Result<(), CatalogError> {
+        let mut batch = Batch::new();
+        for (pool, history) in changed {
+            let row = serde_json::to_vec(history).expect("numbers serialise without failing");
+            batch.put(key(b'w', pool.as_bytes()), row);
+        }
+        if batch.is_empty() {
+            return Ok(());
+        }
+        Ok(self.kv.commit(batch, Durability::Relaxed)?)
     }
 
     /// All desktops, by name.

@@ -170,6 +170,12 @@ impl Identity {
         })
     }
 
+    /// Until when the certificate holds, unix seconds; none if it cannot be read.
+    pub fn certificate_until_unix_s(&self) -> Option<u64> {
+        let certificate = read(self.dir.join("identity/branch.crt")).ok()?;
+        dedup_transport::identity::expires_at(&certificate).ok()
+    }
+
     /// Keeps a renewed certificate with its new key: the key first, beside the old one, then both by rename.
     pub fn replace_certificate(&self, der: &[u8], key_pem: &str) -> Result<(), IdentityError> {
         // A crash between the two leaves a pair that does not match; the pair file is the commit.

@@ -1,7 +1,8 @@
 //! The branch server: cache, link, volumes and desktops.
 //!
 //! Bytes come in one way: [`link`] fetches what [`fetch`] queues, the [`cache`] keeps it verified, a [`volume`] lays a desktop's
-//! writes over it, [`exports`] shows it to guests. [`catalog`] is what the branch knows by heart while the link is down.
+//! writes over it, [`exports`] shows it to guests. [`catalog`] is what the branch knows by heart while the link is down, [`keep`] what a
+//! full cache does not give up, [`ready`] whether pools boot without the line.
 
 pub mod cache;
 pub mod catalog;
@@ -12,8 +13,13 @@ pub mod exports;
 pub mod fetch;
 pub mod http;
 pub mod identity;
+pub mod keep;
+pub mod keys;
 pub mod link;
+#[cfg(test)]
+mod needs_tests;
 pub mod profile;
+pub mod ready;
 pub mod server;
 pub mod tally;
 pub mod versions;

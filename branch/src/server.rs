@@ -14,6 +14,7 @@ use crate::desktop::{DesktopError, Desktops};
 use crate::fetch::Fetcher;
 use crate::identity::Identity;
 use crate::link::LinkState;
+use crate::ready::proof::Proof;
 use crate::versions::Versions;
 
 /// Everything at a branch.
@@ -26,6 +27,8 @@ pub struct Branch {
     pub fetcher: Arc<Fetcher>,
     /// Its desktops.
     pub desktops: Arc<Desktops>,
+    /// Whether its pools boot without the line.
+    pub proof: Proof,
     /// Its link.
     pub link: LinkState,
     /// Its clock.
@@ -96,6 +99,7 @@ impl Branch {
                     .load(Ordering::Relaxed)
                     .saturating_sub(counters.update_bytes.load(Ordering::Relaxed)),
             },
+            readiness: Some(self.readiness()?),
             reported_unix_s: self.clock.now_unix_s(),
             software: env!("CARGO_PKG_VERSION").into(),
             introduction: None,

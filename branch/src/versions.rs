@@ -3,17 +3,20 @@
 //! A version *can boot* when the manifests of all its trees are here; its chunks may still be away. Content maps are loaded once and
 //! shared by everything that reads the version.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, RwLock};
 
 use datacenter_api::VersionResidency;
-use dedup::{ChunkId, VersionId};
+use dedup::VersionId;
 use dedup_protocol::records::{Assignment, Tree, VersionRecord};
 
 use crate::cache::Cache;
 use crate::catalog::{Catalog, CatalogError};
 use crate::content_map::ContentMap;
 use crate::fetch::queue::TreeHandle;
+use crate::keep::{Need, Rank, Ranks};
+use crate::profile::plan;
+use crate::ready::{FIRMWARE_BYTES, head};
 use crate::tally::Tally;
 
 /// Every tree a version can have, in the order in which a boot needs them.
@@ -150,18 +153,82 @@ impl Versions {
         Ok(trees)
     }
 
-    /// Chunks of every version that is to be whole here, or is held.
-    pub fn pinned_chunks(&self) -> HashSet<ChunkId> {
-        let mut pinned = HashSet::new();
-        let wanted = self.wanted().into_iter().filter(|(_, whole)| *whole);
+    /// What of the cache is needed here, and how much: by the assignment, by what is being decoded, and by desktops.
+    ///
+    /// # Errors
+    /// When the desktops cannot be read. A version that cannot be read needs nothing: it is fetched again later.
+    pub fn needs(&self) -> Result<Vec<Need>, CatalogError> {
+        let mut needs = Vec::new();
+        let wanted = self.wanted();
+        for (version, whole) in &wanted {
+            let rank = if *whole { Rank::Whole } else { Rank::Spare };
+            self.need_all(*version, rank, &mut needs);
+            self.need_boot(*version, &mut needs);
+        }
         let held = self.held.lock().expect("no panic under this lock").clone();
-        for version in wanted.map(|(version, _)| version).chain(held) {
-            // A version that cannot be read now pins nothing, it is fetched again later.
-            for tree in self.trees(version).unwrap_or_default() {
-                pinned.extend(tree.map.chunks().iter().map(|place| place.id));
+        for version in held {
+            self.need_all(version, Rank::Whole, &mut needs);
+        }
+        let mut under: HashMap<VersionId, Rank> = HashMap::new();
+        for desktop in self.catalog.desktops()? {
+            let Ok(version) = desktop.version.parse::<VersionId>() else {
+                continue;
+            };
+            let rank = if desktop.is_up() {
+                Rank::Open
+            } else {
+                Rank::Spare
+            };
+            let known = under.entry(version).or_insert(rank);
+            *known = rank.max(*known);
+        }
+        for (version, rank) in under {
+            if wanted.iter().all(|(assigned, _)| *assigned != version) {
+                self.need_all(version, rank, &mut needs);
             }
         }
-        pinned
+        Ok(needs)
+    }
+
+    fn need_all(&self, version: VersionId, rank: Rank, needs: &mut Vec<Need>) {
+        for tree in self.trees(version).unwrap_or_default() {
+            let only = None;
+            needs.push(Need { tree, only, rank });
+        }
+    }
+
+    /// What boots of an assigned version read: kernel and initrd, the partition table, and what its profile names.
+    fn need_boot(&self, version: VersionId, needs: &mut Vec<Need>) {
+        // A profile that cannot be read is a hint less.
+        let profile = self.catalog.profile(version).unwrap_or_default();
+        let rank = Rank::Boot;
+        for tree in self.trees(version).unwrap_or_default() {
+            if tree.tree != Tree::Disk {
+                let only = None;
+                needs.push(Need { tree, only, rank });
+                continue;
+            }
+            let mut order: Vec<u32> = head(&tree.map, FIRMWARE_BYTES)
+                .map(|index| index as u32)
+                .collect();
+            if let Some(profile) = &profile {
+                order.extend(plan::order(&tree.map, &profile.entries).iter());
+            }
+            let only = Some(order.into());
+            needs.push(Need { tree, only, rank });
+        }
+    }
+
+    /// The ranks of what is needed. What cannot be read is told, and needs nothing.
+    pub fn ranks(&self) -> Ranks {
+        let needs = self.needs().unwrap_or_else(|error| {
+            tracing::error!(
+                error = crate::desktop::error_line(&error),
+                "what is needed cannot be read: the cache evicts the coldest"
+            );
+            Vec::new()
+        });
+        Ranks::new(&needs)
     }
 
     /// How much of a version is resident.

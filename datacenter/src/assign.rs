@@ -159,6 +159,19 @@ impl Datacenter {
             .map_err(|source| AssignmentError::Record { branch, source })
     }
 
+    /// The versions that a branch's pools run or pin, each once.
+    pub fn versions_assigned(&self, branch: BranchId) -> Result<Vec<VersionId>, CatalogError> {
+        self.catalog().read(|tx| {
+            let pools = tx.list::<PoolRow>(branch.as_bytes(), None, POOLS_MAX)?;
+            let versions: BTreeSet<VersionId> = pools
+                .iter()
+                .flat_map(|(_, row)| row.pinned.iter().chain([&row.version]))
+                .copied()
+                .collect();
+            Ok(versions.into_iter().collect())
+        })
+    }
+
     /// Whether a branch may read a version: its pools run or pin it; or they once did and a desktop there still runs it, which
     /// must not lose its disk because the pool moved on.
     pub fn may_read(&self, branch: BranchId, version: VersionId) -> Result<bool, CatalogError> {

@@ -3,6 +3,8 @@
 //! Every key is optional. Keys that this program does not know are named in [`Loaded::unknown`], never an error: an older program
 //! must run with a newer file.
 
+mod store;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -10,6 +12,9 @@ use std::time::Duration;
 
 use datacenter_api::units::{parse_duration, parse_size};
 use serde::Deserialize;
+
+pub use store::StoreConfig;
+use store::StoreSection;
 
 /// Why a configuration was refused.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +60,8 @@ pub struct Config {
     pub api_names: Vec<String>,
     /// Folders that disk files may be published from; empty allows all that the daemon can read.
     pub import_dirs: Vec<PathBuf>,
+    /// Folders that versions may be exported to; empty allows all that the daemon can write.
+    pub export_dirs: Vec<PathBuf>,
     /// Folders that backups may be written to; empty allows all that the daemon can write.
     pub backup_dirs: Vec<PathBuf>,
     /// Where images are converted; `None` is a folder of the data folder.
@@ -73,6 +80,8 @@ pub struct Config {
     pub congestion: Option<String>,
     /// The link's receive window, in bytes.
     pub window_bytes: Option<u64>,
+    /// How the chunk store is looked after.
+    pub store: StoreConfig,
 }
 
 /// A configuration and what was not understood in it.
@@ -92,6 +101,7 @@ struct FileConfig {
     address: Option<String>,
     api_names: Vec<String>,
     import_dirs: Vec<PathBuf>,
+    export_dirs: Vec<PathBuf>,
     backup_dirs: Vec<PathBuf>,
     scratch_dir: Option<PathBuf>,
     passphrase_file: Option<PathBuf>,
@@ -99,6 +109,7 @@ struct FileConfig {
     branch: BranchSection,
     publish: PublishSection,
     transport: TransportSection,
+    store: StoreSection,
     #[serde(flatten)]
     unknown: BTreeMap<String, toml::Value>,
 }
@@ -152,6 +163,7 @@ impl Default for Config {
             address: format!("{}:{LINK_PORT}", host_name()),
             api_names: Vec::new(),
             import_dirs: Vec::new(),
+            export_dirs: Vec::new(),
             backup_dirs: Vec::new(),
             scratch_dir: None,
             passphrase_file: None,
@@ -161,6 +173,7 @@ impl Default for Config {
             publish_workers: 0,
             congestion: None,
             window_bytes: None,
+            store: StoreConfig::default(),
         }
     }
 }
@@ -211,6 +224,7 @@ impl Config {
             address,
             api_names,
             import_dirs,
+            export_dirs,
             backup_dirs,
             scratch_dir,
             passphrase_file,
@@ -218,6 +232,7 @@ impl Config {
             branch,
             publish,
             transport,
+            mut store,
             unknown,
         } = file;
         let mut unknown: Vec<String> = unknown.into_keys().collect();
@@ -228,6 +243,7 @@ impl Config {
         note("branch", branch.unknown);
         note("publish", publish.unknown);
         note("transport", transport.unknown);
+        note("store", std::mem::take(&mut store.unknown));
 
         let defaults = Self::default();
         let socket = |key, text: Option<String>, default| match text {
@@ -248,12 +264,12 @@ impl Config {
             }
             Ok(value)
         };
-        for dir in import_dirs.iter().chain(&backup_dirs).chain(&scratch_dir) {
+        let dirs = import_dirs.iter().chain(&export_dirs).chain(&backup_dirs);
+        for dir in dirs.chain(&scratch_dir) {
             if !dir.is_absolute() {
-                return Err(bad("import_dirs, backup_dirs or scratch_dir")(format!(
-                    "{} is not an absolute path",
-                    dir.display()
-                )));
+                return Err(bad("import_dirs, export_dirs, backup_dirs or scratch_dir")(
+                    format!("{} is not an absolute path", dir.display()),
+                ));
             }
         }
         let link = socket("link", link, defaults.link)?;
@@ -266,6 +282,7 @@ impl Config {
             .window
             .map(|text| parse_size(&text).map_err(|e| bad("transport.window")(e.to_string())))
             .transpose()?;
+        let store = store.check().map_err(|(key, reason)| bad(key)(reason))?;
         let minute = Duration::from_secs(60);
         let config = Self {
             link,
@@ -273,6 +290,7 @@ impl Config {
             address,
             api_names,
             import_dirs,
+            export_dirs,
             backup_dirs,
             scratch_dir,
             passphrase_file,
@@ -297,6 +315,7 @@ impl Config {
             publish_workers: publish.workers,
             congestion: transport.congestion,
             window_bytes,
+            store,
         };
         Ok(Loaded { config, unknown })
     }
@@ -365,12 +384,31 @@ mod tests {
             [transport]
             congestion = "cubic"
             window = "8MiB"
+            [store]
+            undelete_grace = "2d"
+            collect_every = "never"
+            collect_grace = "1h"
+            collect_rate = "none"
+            compact_below = 50
+            scrub_rate = "1MiB"
+            scrub_hours = "20:00-06:00"
+            utc_offset = "-05:00"
             "#,
         )
         .unwrap();
         assert!(loaded.unknown.is_empty());
         assert_eq!(loaded.config.offline_grace, Duration::from_secs(7200));
         assert_eq!(loaded.config.window_bytes, Some(8 << 20));
+        let store = &loaded.config.store;
+        assert_eq!(
+            (store.collect_every, store.collect_bytes_per_s),
+            (None, None)
+        );
+        assert_eq!(store.scrub_bytes_per_s, Some(1 << 20));
+        assert!(
+            store.scrub_hours.unwrap().contains(2 * 3600),
+            "21:00 in New York"
+        );
         let names = loaded.config.certificate_names();
         assert!(names.contains(&"dc.example".into()) && names.contains(&"console.example".into()));
     }
@@ -390,6 +428,9 @@ mod tests {
             ("[assignment]\nvalidity = '5'", "assignment.validity"),
             ("[assignment]\nvalidity = '1s'", "assignment.validity"),
             ("[transport]\nwindow = 'big'", "transport.window"),
+            ("[store]\nscrub_hours = 'night'", "store.scrub_hours"),
+            ("[store]\ncollect_grace = '10y'", "store.collect_grace"),
+            ("[store]\ncompact_below = 101", "store.compact_below"),
             ("link = 5", "link"),
             ("link = ", "line 1"),
         ] {

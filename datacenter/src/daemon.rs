@@ -193,6 +193,7 @@ pub async fn run(
     ));
     let endorsements = tokio::spawn(watch_endorsements(datacenter.clone(), cancel.clone()));
     let updates = tokio::spawn(crate::update::run(datacenter.clone(), cancel.clone()));
+    let upkeep = tokio::spawn(crate::upkeep::run(datacenter.clone(), cancel.clone()));
     let https = tls::https_server_config(&certificate)?;
     let api = tokio::spawn(http::serve(
         datacenter.clone(),
@@ -223,6 +224,7 @@ pub async fn run(
     }
     endorsements.await.ok();
     updates.await.ok();
+    upkeep.await.ok();
     stop_operations(&datacenter).await;
     datacenter.store().commit()?;
     match ended {
@@ -238,6 +240,8 @@ pub async fn run(
 async fn stop_operations(datacenter: &Datacenter) {
     let deadline = tokio::time::Instant::now() + OPERATIONS_STOP_MAX;
     while datacenter.operations().running_count() > 0 {
+        // Again: one may have begun since all were asked.
+        datacenter.operations().cancel_all();
         if tokio::time::Instant::now() > deadline {
             tracing::warn!("an operation did not stop in time; it will be shown as interrupted");
             return;
@@ -431,6 +435,11 @@ fn config_text(options: &InitOptions) -> anyhow::Result<String> {
         "[]  # folders that may be published from; empty allows all",
     )?;
     line(
+        "export_dirs",
+        None,
+        "[]  # folders that versions may be exported to; empty allows all",
+    )?;
+    line(
         "backup_dirs",
         None,
         "[]  # folders that backups may be written to; empty allows all",
@@ -444,6 +453,10 @@ fn config_text(options: &InitOptions) -> anyhow::Result<String> {
     writeln!(
         text,
         "\n[transport]\n# congestion = \"bbr\"\n# window = \"64MiB\""
+    )?;
+    writeln!(
+        text,
+        "\n[store]\n# undelete_grace = \"7d\"\n# collect_every = \"24h\"  # or never\n# scrub_rate = \"8MiB\"  # a second, or none\n# scrub_hours = \"always\"  # or 20:00-06:00"
     )?;
     Ok(String::from_utf8(text)?)
 }

@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 
@@ -23,7 +24,9 @@ use crate::config::Config;
 use crate::operations::Operations;
 use crate::realm::Realm;
 use crate::realm::files::DataDir;
+use crate::roots::InUse;
 use crate::update::Updates;
+use crate::upkeep::Upkeep;
 
 /// The datacenter.
 pub struct Datacenter {
@@ -37,6 +40,7 @@ pub struct Datacenter {
     dir: DataDir,
     operations: Operations,
     updates: Updates,
+    upkeep: Upkeep,
     started_unix_s: u64,
     assignment_changes: watch::Sender<u64>,
     /// Records that were asked for; versions are immutable and few.
@@ -44,8 +48,12 @@ pub struct Datacenter {
     /// Where links that are up come from, per branch; a branch that reconnects has two for a moment.
     links: Mutex<HashMap<BranchId, Vec<SocketAddr>>>,
     statuses: Mutex<HashMap<BranchId, (u64, BranchStatus)>>,
+    /// Versions that are being read.
+    in_use: InUse,
     /// Images that are being published.
     publishing: Mutex<HashSet<String>>,
+    /// Files that versions are being exported to.
+    exporting: Mutex<HashSet<PathBuf>>,
     /// Held by who makes boot profiles: one at a time.
     profiling: Mutex<()>,
     /// Whether a backup is at work.
@@ -125,6 +133,7 @@ impl Datacenter {
             clock,
             config,
             updates: Updates::new(dir.updates()),
+            upkeep: Upkeep::default(),
             dir,
             operations,
             started_unix_s,
@@ -132,7 +141,9 @@ impl Datacenter {
             versions: Mutex::default(),
             links: Mutex::default(),
             statuses: Mutex::default(),
+            in_use: InUse::default(),
             publishing: Mutex::default(),
+            exporting: Mutex::default(),
             profiling: Mutex::default(),
             backing_up: AtomicBool::default(),
         }))
@@ -223,6 +234,15 @@ impl Datacenter {
         &self.updates
     }
 
+    /// What looks after the chunk store.
+    pub fn upkeep(&self) -> &Upkeep {
+        &self.upkeep
+    }
+
+    pub(crate) fn in_use(&self) -> &InUse {
+        &self.in_use
+    }
+
     /// The time, unix seconds.
     pub fn now_unix_s(&self) -> u64 {
         self.clock.unix_s()
@@ -247,7 +267,9 @@ impl Datacenter {
         &self,
         id: VersionId,
     ) -> Result<Option<Arc<Signed<VersionRecord>>>, VersionError> {
-        if let Some(signed) = lock(&self.versions).get(&id) {
+        // Held over the look into the catalog, as whoever deletes versions does: what is deleted is not remembered.
+        let mut versions = self.remembered();
+        if let Some(signed) = versions.get(&id) {
             return Ok(Some(signed.clone()));
         }
         let row = self.catalog.read(|tx| tx.get::<VersionRow>(&id))?;
@@ -260,8 +282,16 @@ impl Datacenter {
         // Parsed once here, so that what is handed out is known to be readable.
         signed.open_own().map_err(bad)?;
         let signed = Arc::new(signed);
-        lock(&self.versions).insert(id, signed.clone());
+        versions.insert(id, signed.clone());
         Ok(Some(signed))
+    }
+
+    /// The records that were asked for. Whoever takes versions out of the catalog's sight holds this from before that until they are
+    /// out of here too, so that nobody finds here what may be given up.
+    pub(crate) fn remembered(
+        &self,
+    ) -> MutexGuard<'_, HashMap<VersionId, Arc<Signed<VersionRecord>>>> {
+        lock(&self.versions)
     }
 
     /// Counts a branch's link, which comes from `remote`, as up until the answer is dropped.
@@ -290,6 +320,10 @@ impl Datacenter {
 
     pub(crate) fn profiling(&self) -> MutexGuard<'_, ()> {
         lock(&self.profiling)
+    }
+
+    pub(crate) fn exporting(&self) -> MutexGuard<'_, HashSet<PathBuf>> {
+        lock(&self.exporting)
     }
 
     pub(crate) fn backing_up(&self) -> &AtomicBool {

@@ -1,6 +1,6 @@
 //! Images and versions: creating, listing, comparing, and reading a version back.
 //!
-//! Nothing here changes a version; publishing is in [`crate::publish`].
+//! Nothing here changes a version; publishing is in [`crate::publish`], deleting in [`crate::retain`].
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
@@ -22,6 +22,7 @@ use crate::catalog::{CatalogError, Tx};
 use crate::datacenter::Datacenter;
 use crate::operations::Meter;
 use crate::problem::{ManageError, describe};
+use crate::roots::VersionUse;
 use crate::update::Pair;
 
 /// Average chunk size unless asked otherwise, in bytes.
@@ -76,6 +77,7 @@ fn show_version(id: VersionId, row: &VersionRow) -> Result<Version, ManageError>
         new_chunks: row.new_chunks,
         stored_bytes: row.stored_bytes,
         profile: None,
+        pinned: None,
     })
 }
 
@@ -88,11 +90,12 @@ fn show_whole_version(
     let profile: Option<BootProfileRow> = tx.get(&id)?;
     Ok(Version {
         profile: profile.as_ref().map(crate::profiles::summary),
+        pinned: crate::retain::show_pin(tx, id)?,
         ..show_version(id, row)?
     })
 }
 
-fn record_of(id: VersionId, row: &VersionRow) -> Result<VersionRecord, ManageError> {
+pub(crate) fn record_of(id: VersionId, row: &VersionRow) -> Result<VersionRecord, ManageError> {
     Signed::<VersionRecord>::from_bytes(&row.signed)
         .and_then(|signed| signed.open_own())
         .map_err(|e| ManageError::Manifest {
@@ -210,7 +213,10 @@ impl Datacenter {
             let mut versions = Vec::with_capacity(numbers.len());
             for (_, VersionNumberRow { version }) in numbers {
                 if let Some(row) = tx.get::<VersionRow>(&version)? {
-                    versions.push(show_version(version, &row)?);
+                    versions.push(Version {
+                        pinned: crate::retain::show_pin(tx, version)?,
+                        ..show_version(version, &row)?
+                    });
                 }
             }
             Ok(versions)
@@ -250,11 +256,26 @@ impl Datacenter {
         })
     }
 
+    /// The version that `IMAGE` or `IMAGE@NUMBER` names, kept from being given up while the first value lives.
+    pub(crate) fn use_named(
+        &self,
+        text: &str,
+    ) -> Result<(VersionUse, String, VersionRecord), ManageError> {
+        let (id, name, record) = self.record_named(text)?;
+        let in_use = self.use_version(id);
+        // It might have been given up before it was in use.
+        self.version_by_id(id)?;
+        Ok((in_use, name, record))
+    }
+
     /// What a branch that has version `from` needs for `to`. Opens only nodes that differ.
     pub fn diff(&self, from: &str, to: &str) -> Result<VersionDiff, ManageError> {
-        let (parent, from, old) = self.record_named(from)?;
-        let (version, to, new) = self.record_named(to)?;
-        let pair = Pair { parent, version };
+        let (parent, from, old) = self.use_named(from)?;
+        let (version, to, new) = self.use_named(to)?;
+        let pair = Pair {
+            parent: parent.version(),
+            version: version.version(),
+        };
         let nodes = StoreNodes(self);
         let manifest_error = |e: &dyn std::error::Error| ManageError::Manifest {
             message: describe(e),
@@ -308,7 +329,7 @@ impl Datacenter {
     /// Reads every chunk of a version back and hashes it. Damage is reported and quarantined, so that publishing the same file
     /// again stores it anew.
     pub fn verify_version(&self, text: &str, meter: &Meter) -> Result<VerifyResult, ManageError> {
-        let (_, version, record) = self.record_named(text)?;
+        let (_use, version, record) = self.use_named(text)?;
         let trees = [
             ("disk", Tree::Disk),
             ("kernel", Tree::Kernel),

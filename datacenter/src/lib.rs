@@ -1,8 +1,9 @@
 //! The datacenter: the master that owns a realm's images, versions and branches.
 //!
 //! Start reading at [`Datacenter`], the value that everything shares; then [`realm`] (keys), [`catalog`] (what there is),
-//! [`publish`] (a disk file becomes a signed version), [`update`] (what is new in it, encoded), [`branches`] and [`assign`] (who runs what), [`http`] (the management API) and
-//! [`sync`] (the links); [`backup`] takes all of it elsewhere and back, [`restored`] is how it goes on then. [`daemon`] puts them together as `splice-datacenter`.
+//! [`publish`] (a disk file becomes a signed version), [`update`] (what is new in it, encoded), [`branches`] and [`assign`] (who runs what), [`http`] (the management API),
+//! [`sync`] (the links); [`retain`] and [`roots`] (how long versions and their content are kept), [`upkeep`] (collections, scrubs, repair) and
+//! [`export`] (a version becomes a disk file); [`backup`] takes all of it elsewhere and back, [`restored`] is how it goes on then. [`daemon`] puts them together as `splice-datacenter`.
 
 pub mod assign;
 pub mod backup;
@@ -12,6 +13,7 @@ pub mod clock;
 pub mod config;
 pub mod daemon;
 pub mod datacenter;
+pub mod export;
 pub mod http;
 pub mod images;
 mod kin;
@@ -22,8 +24,11 @@ pub mod profiles;
 pub mod publish;
 pub mod realm;
 pub mod restored;
+pub mod retain;
+pub mod roots;
 pub mod sync;
 pub mod update;
+pub mod upkeep;
 
 pub use branches::{JoinError, JoinedBranch, RenewError};
 pub use datacenter::{Datacenter, LinkPresence, VersionError};

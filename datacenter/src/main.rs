@@ -1,6 +1,6 @@
 //! `splice-datacenter`: the command line of the daemon.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -120,7 +120,8 @@ fn main() -> ExitCode {
     match execute(Arguments::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("splice-datacenter: {}", line(&error));
+            // As with the results below: what cannot be written must not become a panic.
+            let _ = writeln!(io::stderr(), "splice-datacenter: {}", line(&error));
             ExitCode::FAILURE
         }
     }
@@ -151,7 +152,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
                 passphrase_file,
             };
             for line in daemon::init(&data, &options)? {
-                println!("{line}");
+                writeln!(io::stdout(), "{line}")?;
             }
             Ok(())
         }
@@ -203,16 +204,16 @@ fn execute(command: Command) -> anyhow::Result<()> {
             root_key,
             days,
         } => {
-            println!("{}", daemon::endorse(&data, root_key.as_deref(), days)?);
-            Ok(())
+            let until = daemon::endorse(&data, root_key.as_deref(), days)?;
+            Ok(writeln!(io::stdout(), "{until}")?)
         }
         Command::ResetToken { data } => {
-            println!("{}", daemon::reset_token(&data)?);
-            Ok(())
+            let token = daemon::reset_token(&data)?;
+            Ok(writeln!(io::stdout(), "{token}")?)
         }
         Command::Openapi => {
-            print!("{}", datacenter::http::openapi());
-            Ok(())
+            let document = datacenter::http::openapi();
+            Ok(io::stdout().write_all(document.as_bytes())?)
         }
     }
 }

@@ -39,13 +39,18 @@ pub struct Meter {
     cancelled: AtomicBool,
 }
 
-const PHASES: [Phase; 8] = [
+const PHASES: [Phase; 13] = [
     Phase::Open,
     Phase::Import,
     Phase::Verify,
     Phase::Sketch,
     Phase::Encode,
     Phase::Publish,
+    Phase::Mark,
+    Phase::Sweep,
+    Phase::Compact,
+    Phase::Scrub,
+    Phase::Export,
     Phase::Copy,
     Phase::Done,
 ];
@@ -57,6 +62,14 @@ impl Meter {
         self.total_bytes.store(total_bytes, Ordering::Relaxed);
         let index = PHASES.iter().position(|p| *p == phase).unwrap_or(0);
         self.phase.store(index as u8, Ordering::Relaxed);
+    }
+
+    /// Goes on in a phase, or begins it: so much of it is done.
+    pub fn at(&self, phase: Phase, done: u64, total: u64) {
+        let index = PHASES.iter().position(|p| *p == phase).unwrap_or(0);
+        self.phase.store(index as u8, Ordering::Relaxed);
+        self.total_bytes.store(total, Ordering::Relaxed);
+        self.done_bytes.store(done, Ordering::Relaxed);
     }
 
     /// Counts bytes of the phase as done.

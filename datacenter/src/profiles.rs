@@ -228,6 +228,7 @@ impl Datacenter {
             score,
             entries,
         } = recorded;
+        let _use = self.use_version(version);
         self.require_readable(branch, version)?;
         let bytes = entries.encode().len();
         if entries.is_empty() {
@@ -416,6 +417,7 @@ impl Datacenter {
     }
 
     fn try_carry(&self, parent: VersionId, version: VersionId) -> Result<(), RecordError> {
+        let _uses = [parent, version].map(|id| self.use_version(id));
         let (_, row) = self.signed_row(parent)?;
         let (own, _) = self.signed_row(version)?;
         let Some(row) = row.filter(|_| own.reported == 0) else {

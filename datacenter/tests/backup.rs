@@ -5,12 +5,15 @@ mod support;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use datacenter::backup::manifest::{MANIFEST, Unproven};
 use datacenter::backup::{BackupError, operation};
 use datacenter::operations::Meter;
 use datacenter::problem::describe;
-use datacenter_api::Problem;
+use datacenter::upkeep::collect::collect_garbage;
+use datacenter_api::{CollectRequest, Problem};
 use dedup_protocol::trust::SigningKey;
 use support::backup::{backup, files, folder, open, options, publish, restored};
 use support::{Bench, request, sparse_disk};
@@ -349,6 +352,78 @@ fn a_former_life_does_not_overwrite_the_backup_of_a_later_one() {
         matches!(refused, BackupError::Superseded { .. }),
         "{refused}"
     );
+}
+
+/// What a collection took away at the datacenter goes from the backup too, with the next one; what it moved comes.
+#[test]
+fn collections_between_backups_are_followed() {
+    let bench = Bench::on_rocks();
+    let place = bench.path("elsewhere");
+    bench.dc.create_image("deb", None).unwrap();
+    for seed in 1..=3 {
+        publish(&bench, "deb", seed);
+        backup(&bench, &place).unwrap();
+    }
+    let full = backup(&bench, &place).unwrap();
+    for version in ["deb@1", "deb@2"] {
+        bench.dc.delete_version(version).unwrap();
+    }
+    for hours in [8 * 24, 25] {
+        bench.clock.advance(hours * 3600);
+        collect_garbage(&bench.dc, &CollectRequest::default(), &Meter::default()).unwrap();
+    }
+    let less = backup(&bench, &place).unwrap();
+    assert!(
+        less.bytes < full.bytes && less.packs < full.packs,
+        "{less:?}"
+    );
+    let packs = files(&place)
+        .iter()
+        .filter(|path| path.extension().is_some_and(|e| e == "pack"))
+        .count();
+    assert_eq!(packs as u64, less.packs);
+    restored(&options(&bench, &place, &bench.path("data"))).unwrap();
+    let again = open(&bench.path("data"));
+    let found = again.dc.verify_version("deb@3", &Meter::default()).unwrap();
+    assert_eq!(found.damaged_count, 0);
+}
+
+#[test]
+fn backups_beside_collections_and_publishes_are_whole() {
+    let bench = Bench::on_rocks();
+    bench.dc.create_image("deb", None).unwrap();
+    publish(&bench, "deb", 1);
+    let places: Vec<_> = (0..6).map(|n| bench.path(&format!("place-{n}"))).collect();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let collecting = scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                // So that what one collection condemns the next erases.
+                bench.clock.advance(9 * 24 * 3600);
+                collect_garbage(&bench.dc, &CollectRequest::default(), &Meter::default()).unwrap();
+                // Whoever waits for the packs gets a turn.
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        });
+        let publishing = scope.spawn(|| {
+            for seed in 2..=8 {
+                publish(&bench, "deb", seed);
+                let before = format!("deb@{}", seed - 1);
+                bench.dc.delete_version(&before).unwrap();
+            }
+        });
+        let backups: Vec<_> = places.iter().map(|place| backup(&bench, place)).collect();
+        let published = publishing.join();
+        done.store(true, Ordering::Relaxed);
+        collecting.join().unwrap();
+        published.unwrap();
+        backups.into_iter().for_each(|made| drop(made.unwrap()));
+    });
+    for (n, place) in places.iter().enumerate() {
+        let data = bench.path(&format!("data-{n}"));
+        // It refuses a catalog whose versions are not whole.
+        restored(&options(&bench, place, &data)).unwrap();
+    }
 }
 
 #[test]

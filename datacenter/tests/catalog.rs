@@ -443,6 +443,37 @@ fn golden_rows() {
             format!("01 {aa} 03 d804 d704 02").replace(' ', ""),
         ),
         (
+            hex_of(&rows::DeletedVersionRow {
+                version: rows::VersionRow {
+                    state: rows::VersionState::Visible,
+                    image: "deb".into(),
+                    number: 2,
+                    signed: vec![1, 2],
+                    note: Some("n".into()),
+                    new_chunks: 5,
+                    stored_bytes: 300,
+                },
+                deleted_unix_s: 7,
+                purge_unix_s: 300,
+                by_retention: true,
+            }),
+            "01 00 03646562 02 020102 01016e 05 ac02 07 ac02 01".replace(' ', ""),
+        ),
+        (
+            hex_of(&rows::VersionPinRow {
+                pinned_unix_s: 7,
+                note: Some("n".into()),
+            }),
+            "01 07 01016e".replace(' ', ""),
+        ),
+        (
+            hex_of(&rows::RetentionRow {
+                last: 3,
+                newer_s: 300,
+            }),
+            "01 03 ac02".replace(' ', ""),
+        ),
+        (
             hex_of(&rows::RestoreRow {
                 taken_unix_s: 1,
                 restored_unix_s: 2,

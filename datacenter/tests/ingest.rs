@@ -128,7 +128,14 @@ fn any_number_of_threads_makes_the_manifest_of_one() {
                     data,
                     on_read: |_| Ok(()),
                 };
-                let done = import::import(&bench.dc, &mut source, params, &meter).unwrap();
+                let done = import::import(
+                    &bench.dc,
+                    &bench.dc.store().hold(),
+                    &mut source,
+                    params,
+                    &meter,
+                )
+                .unwrap();
                 let progress = meter.progress();
                 assert_eq!(progress.done_bytes, len as u64, "progress is truthful");
                 assert!(progress.new_chunks > 0 && progress.stored_bytes > 0);
@@ -158,7 +165,14 @@ fn a_disk_that_cannot_be_read_to_its_end_ends_the_import() {
                 },
             };
             let params = ChunkerParams::default();
-            import::import(&bench.dc, &mut source, params, &Meter::default()).unwrap_err()
+            import::import(
+                &bench.dc,
+                &bench.dc.store().hold(),
+                &mut source,
+                params,
+                &Meter::default(),
+            )
+            .unwrap_err()
         });
         assert!(matches!(ended, PublishError::Source(_)), "{ended}");
     }
@@ -179,7 +193,14 @@ fn cancelling_in_the_middle_ends_the_import() {
             },
         };
         let params = ChunkerParams::default();
-        import::import(&bench.dc, &mut source, params, &meter).unwrap_err()
+        import::import(
+            &bench.dc,
+            &bench.dc.store().hold(),
+            &mut source,
+            params,
+            &meter,
+        )
+        .unwrap_err()
     });
     assert!(matches!(ended, PublishError::Cancelled), "{ended}");
 }
@@ -197,7 +218,14 @@ fn a_defect_in_a_stage_is_reported_and_not_waited_for() {
                 },
             };
             let params = ChunkerParams::default();
-            import::import(&bench.dc, &mut source, params, &Meter::default()).ok();
+            import::import(
+                &bench.dc,
+                &bench.dc.store().hold(),
+                &mut source,
+                params,
+                &Meter::default(),
+            )
+            .ok();
         })
         .is_err()
     });
@@ -427,7 +455,14 @@ fn memory_does_not_grow_with_the_disk() {
         let import = |len| {
             let meter = Meter::default();
             let params = ChunkerParams::default();
-            import::import(&bench.dc, &mut Formula(len), params, &meter).unwrap();
+            import::import(
+                &bench.dc,
+                &bench.dc.store().hold(),
+                &mut Formula(len),
+                params,
+                &meter,
+            )
+            .unwrap();
         };
         import(64 << 20);
         let before = resident_bytes();

@@ -11,6 +11,7 @@ pub mod extent;
 pub mod id;
 pub mod manifest;
 pub mod update;
+pub mod walk;
 
 pub use chunk::{CHUNK_BYTES_MAX, Chunk, ChunkMismatch};
 pub use chunker::{Chunker, ChunkerParams, Piece};

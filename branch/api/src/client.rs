@@ -7,7 +7,10 @@ use datacenter_api::BranchStatus;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::{Desktop, DesktopList, LibvirtDomain, Problem, StartDesktop, StopDesktop};
+use crate::{
+    CacheReport, Desktop, DesktopList, LibvirtDomain, Prepare, Prepared, Problem, StartDesktop,
+    StopDesktop,
+};
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -92,6 +95,18 @@ impl Client {
     /// What the branch reports about itself.
     pub async fn status(&self) -> Result<BranchStatus, ClientError> {
         self.call(reqwest::Method::GET, "/v1/status", None::<&()>)
+            .await
+    }
+
+    /// Asks for what pools need to boot with the WAN cut.
+    pub async fn prepare(&self, request: &Prepare) -> Result<Prepared, ClientError> {
+        self.call(reqwest::Method::POST, "/v1/prepare", Some(request))
+            .await
+    }
+
+    /// What the cache holds, by pool and by rank.
+    pub async fn cache(&self) -> Result<CacheReport, ClientError> {
+        self.call(reqwest::Method::GET, "/v1/cache", None::<&()>)
             .await
     }
 

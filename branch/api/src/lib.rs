@@ -2,7 +2,7 @@
 //!
 //! Types here are JSON on the wire. With the feature `client` there is a client too.
 
-use datacenter_api::{BootReport, MachineType};
+use datacenter_api::{BootReport, MachineType, PoolReadiness};
 use serde::{Deserialize, Serialize};
 
 #[cfg(feature = "client")]
@@ -75,6 +75,9 @@ pub struct Desktop {
     pub state: DesktopState,
     /// Why, if it failed or is paused.
     pub error: Option<String>,
+    /// Bytes that must come free on the branch's disk before it goes on, if it is paused because there is no room.
+    #[serde(default)]
+    pub missing_bytes: Option<u64>,
     /// Which machine its pool asked for when it was started last.
     #[serde(default)]
     pub machine_type: MachineType,
@@ -122,6 +125,76 @@ pub struct Desktop {
 pub struct DesktopList {
     /// By name.
     pub desktops: Vec<Desktop>,
+}
+
+/// Asks the branch to fetch what pools need to boot with the WAN cut.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Prepare {
+    /// One pool; without it, all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<String>,
+}
+
+/// What that begins. It goes on in the background, as fill: in the branch's hours and caps, after guests.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Prepared {
+    /// How the pools stood when it began.
+    pub pools: Vec<PoolReadiness>,
+    /// Whether the link is up; if not, it begins when it is.
+    pub connected: bool,
+    /// Whether the branch's hours of fill are now; if not, it begins then.
+    pub fill_hour: bool,
+}
+
+/// What the cache holds, by pool and by rank.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheReport {
+    /// Bytes held, in slots of 4 KiB.
+    pub bytes: u64,
+    /// Bytes that may be held.
+    pub capacity_bytes: u64,
+    /// Whether the link is up. While it is down, nothing that something needs is evicted.
+    pub connected: bool,
+    /// The ranks, in the order in which they are evicted.
+    pub ranks: Vec<RankCache>,
+    /// In the order of the assignment. A chunk that several pools show counts for each of them.
+    pub pools: Vec<PoolCache>,
+}
+
+/// Chunks of one rank.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RankCache {
+    /// `loose` (nothing here needs it), `spare` (fetched on demand, or of stopped desktops), `whole` (of versions that are to be whole
+    /// here), `boot` (read by boots of assigned versions), `open` (of desktops that are up on versions that no pool runs).
+    pub rank: String,
+    /// Chunks held.
+    pub chunks: u64,
+    /// Bytes that their slots take.
+    pub bytes: u64,
+    /// Whether fill may push them out at this moment.
+    pub evictable: bool,
+}
+
+/// What is held of a pool's versions: the one that it runs and those it pins.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PoolCache {
+    /// The pool.
+    pub pool: String,
+    /// Its versions, `IMAGE@NUMBER`.
+    pub versions: Vec<String>,
+    /// Their bytes in all, each chunk once.
+    pub total_bytes: u64,
+    /// Bytes that are here.
+    pub resident_bytes: u64,
+    /// Bytes of them that fill never pushes out.
+    pub pinned_bytes: u64,
+    /// Bytes of those that boots read: evicted last.
+    pub boot_bytes: u64,
+    /// Bytes that fill may push out at this moment.
+    pub evictable_bytes: u64,
 }
 
 /// Every error of this API.

@@ -17,6 +17,9 @@ use super::{Cache, CacheError, lock};
 /// Chunks forgotten by one commit: bounds its size, and what is freed late if it fails.
 const FORGET_BATCH: usize = 4096;
 
+/// Less than this part of what is wanted is so little that the next rank goes on.
+const FEW_PART: u64 = 8;
+
 /// What a scrub found.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ScrubReport {
@@ -32,7 +35,7 @@ pub struct ScrubReport {
 
 impl Cache {
     /// Evicts the coldest chunks until their slots add up to `bytes_wanted` or nothing is left that `pinned` lets go. Chunks
-    /// in quarantine stay. Returns the bytes freed. Cost: one pass over the residency map, so ask for a batch (a percent of
+    /// in quarantine stay. Returns the bytes freed. Cost: passes over the residency map, so ask for a batch (a percent of
     /// the capacity), not for one chunk.
     ///
     /// # Errors
@@ -42,48 +45,76 @@ impl Cache {
         bytes_wanted: u64,
         pinned: &dyn Fn(ChunkId) -> bool,
     ) -> Result<u64, CacheError> {
+        self.evict_ranked(bytes_wanted, &|id| (!pinned(id)).then_some(0))
+    }
+
+    /// The same by ranks: the coldest of the lowest rank that any chunk here has. What ranks higher goes only when all that ranks lower
+    /// went and was less than an eighth of what is wanted, which would not be worth a pass. A chunk without a rank stays.
+    ///
+    /// # Errors
+    /// As [`Self::evict`].
+    pub fn evict_ranked(
+        &self,
+        bytes_wanted: u64,
+        rank: &dyn Fn(ChunkId) -> Option<u8>,
+    ) -> Result<u64, CacheError> {
         let now = self.tick.fetch_add(1, Ordering::Relaxed);
-        let mut by_tick: BTreeMap<u32, u64> = BTreeMap::new();
-        self.map.for_each(&mut |_, stay| {
-            if !stay.quarantined {
-                *by_tick.entry(stay.tick).or_default() += bytes_of(&stay);
+        let mut by_rank: BTreeMap<u8, BTreeMap<u32, u64>> = BTreeMap::new();
+        for shard in 0..self.map.shards() {
+            for (id, stay) in self.sound_in(shard) {
+                if let Some(rank) = rank(id) {
+                    let by_tick = by_rank.entry(rank).or_default();
+                    *by_tick.entry(stay.tick).or_default() += bytes_of(&stay);
+                }
             }
-        });
+        }
         let mut freed = 0;
-        let mut coldest = 0;
-        let mut ticks = by_tick.into_iter();
-        while freed < bytes_wanted {
-            // As many ticks as would be enough if nothing were pinned.
-            let mut within = 0;
-            let mut warmest = None;
-            for (tick, bytes) in ticks.by_ref() {
-                warmest = Some(tick);
-                within += bytes;
-                if freed + within >= bytes_wanted {
-                    break;
-                }
-            }
-            let Some(warmest) = warmest else { break };
-            for shard in 0..self.map.shards() {
-                if freed >= bytes_wanted {
-                    break;
-                }
-                let mut found = Vec::new();
-                self.map.for_each_in(shard, &mut |id, stay| {
-                    if !stay.quarantined && (coldest..=warmest).contains(&stay.tick) {
-                        found.push((*id, stay));
+        for (lowest, by_tick) in by_rank {
+            let warmest = warmest_needed(&by_tick, bytes_wanted.saturating_sub(freed));
+            // What is colder than the warmest tick that is needed goes whole; of that tick goes what is still wanted.
+            for colder in [true, false] {
+                for shard in 0..self.map.shards() {
+                    if freed >= bytes_wanted {
+                        break;
                     }
-                });
-                found.sort_unstable_by_key(|(_, stay)| stay.tick);
-                freed += self.forget(
-                    &mut found.into_iter().filter(|(id, _)| !pinned(*id)),
-                    bytes_wanted - freed,
-                )?;
+                    let mut found = self.sound_in(shard);
+                    found.retain(|(id, stay)| {
+                        let due = if colder {
+                            stay.tick < warmest
+                        } else {
+                            stay.tick == warmest
+                        };
+                        due && rank(*id) == Some(lowest)
+                    });
+                    freed += self.forget(&mut found.into_iter(), bytes_wanted - freed)?;
+                }
             }
-            coldest = warmest.saturating_add(1);
+            if freed > 0 && freed >= bytes_wanted / FEW_PART {
+                break;
+            }
         }
         tracing::debug!(cache = %self.dir, freed, bytes_wanted, tick = now, "evicted");
         Ok(freed)
+    }
+
+    /// The sound stays of a shard. A copy, so that no reader waits while something is worked out about them.
+    fn sound_in(&self, shard: usize) -> Vec<(ChunkId, Stay)> {
+        let mut stays = Vec::new();
+        self.map.for_each_in(shard, &mut |id, stay| {
+            if !stay.quarantined {
+                stays.push((*id, stay));
+            }
+        });
+        stays
+    }
+
+    /// Visits every sound chunk with the bytes that its slots take; for reports.
+    pub fn visit(&self, visit: &mut dyn FnMut(ChunkId, u64)) {
+        for shard in 0..self.map.shards() {
+            for (id, stay) in self.sound_in(shard) {
+                visit(id, bytes_of(&stay));
+            }
+        }
     }
 
     /// Drops `id`, also from quarantine; false if it was not here.
@@ -204,13 +235,7 @@ impl Cache {
         let mut report = ScrubReport::default();
         let mut bytes = Vec::new();
         for shard in 0..self.map.shards() {
-            let mut ids = Vec::new();
-            self.map.for_each_in(shard, &mut |id, stay| {
-                if !stay.quarantined {
-                    ids.push(*id);
-                }
-            });
-            for id in ids {
+            for (id, _) in self.sound_in(shard) {
                 match self.probe(&id, &mut bytes)? {
                     ReadOutcome::Absent | ReadOutcome::WouldWait => continue,
                     ReadOutcome::Hit => {}
@@ -226,6 +251,17 @@ impl Cache {
         report.finished = true;
         Ok(report)
     }
+}
+
+/// The tick up to which chunks have to go for `bytes_wanted`; the last one if all of them are not enough.
+fn warmest_needed(by_tick: &BTreeMap<u32, u64>, bytes_wanted: u64) -> u32 {
+    let mut within: u64 = 0;
+    let enough = by_tick.iter().find(|(_, bytes)| {
+        within = within.saturating_add(**bytes);
+        within >= bytes_wanted
+    });
+    let last = enough.or_else(|| by_tick.last_key_value());
+    last.map_or(0, |(tick, _)| *tick)
 }
 
 fn bytes_of(stay: &Stay) -> u64 {

@@ -197,14 +197,7 @@ impl ResidencyMap {
         false
     }
 
-    /// Visits every entry, one shard at a time; the shard is locked for reading meanwhile.
-    pub fn for_each(&self, visit: &mut dyn FnMut(&ChunkId, Stay)) {
-        for shard in 0..SHARDS {
-            self.for_each_in(shard, visit);
-        }
-    }
-
-    /// Visits every entry of one shard.
+    /// Visits every entry of one shard, which is locked for reading meanwhile.
     pub fn for_each_in(&self, shard: usize, visit: &mut dyn FnMut(&ChunkId, Stay)) {
         let shard = locked!(self.shards[shard].read());
         shard.iter().for_each(|(id, entry)| visit(id, stay(entry)));

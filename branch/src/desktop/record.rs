@@ -42,6 +42,13 @@ pub struct DesktopRecord {
     pub boot: Option<BootReport>,
 }
 
+impl DesktopRecord {
+    /// Whether a machine, or somebody else, has its volume open, as far as is known.
+    pub fn is_up(&self) -> bool {
+        self.served || self.machine.is_some()
+    }
+}
+
 /// A score as it is told outside.
 pub fn boot_report(score: &BootScore) -> BootReport {
     let BootScore {

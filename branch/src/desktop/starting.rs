@@ -12,7 +12,7 @@ use super::machine::{
     firmware, libvirt,
 };
 use super::record::{self, DesktopRecord};
-use super::{DesktopError, Desktops, error_line, refuse_if_up, volumes};
+use super::{DesktopError, Desktops, error_line, refuse_if_up, tree_file};
 use crate::fetch::base::CachedBase;
 use crate::fetch::queue::TreeHandle;
 
@@ -208,6 +208,9 @@ impl Desktops {
     /// A new desktop on the pool's version.
     fn fresh(&self, pool: &str, name: &str) -> Result<DesktopRecord, DesktopError> {
         let (assigned, version) = self.pool_version(pool)?;
+        if version != assigned.version {
+            tracing::info!(pool, assigned = %assigned.version, boots = %version, "the assigned version is not here yet");
+        }
         let mut id = [0; 16];
         rand::RngCore::fill_bytes(&mut rand::rng(), &mut id);
         Ok(DesktopRecord {
@@ -268,7 +271,6 @@ impl Desktops {
         earlier.sort_by_key(|(_, record)| std::cmp::Reverse(record.number));
         for (id, record) in earlier {
             if self.versions.can_boot(&record)? {
-                tracing::info!(pool, assigned = %assigned.version, boots = %id, "the assigned version is not here yet");
                 return Ok((assigned.clone(), id));
             }
         }
@@ -282,7 +284,7 @@ impl Desktops {
     }
 
     /// Those of kernel and initrd that are not files here yet.
-    fn absent_boot_files(
+    pub(crate) fn absent_boot_files(
         &self,
         version: VersionId,
         record: &VersionRecord,
@@ -313,7 +315,7 @@ impl Desktops {
             let path = self
                 .boot_file(record, tree)
                 .expect("the version has this tree");
-            volumes::materialise(&path, &CachedBase::new(handle, Arc::clone(&self.fetcher)))
+            tree_file::materialise(&path, &CachedBase::new(handle, Arc::clone(&self.fetcher)))
                 .map_err(|source| DesktopError::Boot {
                     what,
                     version: version.to_string(),

@@ -7,9 +7,11 @@
 pub mod base;
 pub mod latency;
 pub mod queue;
+#[cfg(test)]
+mod room_tests;
 pub mod update;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
@@ -22,13 +24,14 @@ use tokio::sync::Notify;
 
 use crate::cache::{Cache, CacheError};
 use crate::clock::{Clock, HostClock};
+use crate::keep::Ranks;
 use latency::Histogram;
 use queue::{Queue, Request, TreeHandle, Want};
 
 /// For how long a chunk that the datacenter refused is not asked for again.
 const REFUSED_FOR: Duration = Duration::from_secs(10);
 
-/// Least room made at once, in bytes.
+/// Least room made at once, in bytes; an eighth of a cache that is very small.
 const EVICT_BYTES_MIN: u64 = 8 << 20;
 
 /// Most refusals remembered; beyond it the oldest make room.
@@ -112,7 +115,7 @@ pub struct Fetcher {
     pub counters: FetchCounters,
     started: Instant,
     wait_max: Duration,
-    pins: OnceLock<PinnedChunks>,
+    needs: OnceLock<NeededChunks>,
     /// The wall clock, for the hours of the policy.
     wall: Arc<dyn Clock>,
     policy: Mutex<Policy>,
@@ -120,8 +123,8 @@ pub struct Fetcher {
     full: AtomicBool,
 }
 
-/// Tells which chunks the assignment wants here.
-pub type PinnedChunks = Box<dyn Fn() -> HashSet<ChunkId> + Send + Sync>;
+/// Tells which chunks something needs here, and how much.
+pub type NeededChunks = Box<dyn Fn() -> Ranks + Send + Sync>;
 
 #[derive(Default)]
 struct State {
@@ -141,7 +144,7 @@ impl Fetcher {
             counters: FetchCounters::default(),
             started: Instant::now(),
             wait_max,
-            pins: OnceLock::new(),
+            needs: OnceLock::new(),
             wall: Arc::new(HostClock),
             policy: Mutex::default(),
             full: AtomicBool::new(false),
@@ -165,11 +168,11 @@ impl Fetcher {
         policy.fill_allowed(self.wall.now_unix_s())
     }
 
-    /// Says once which chunks are evicted last.
-    pub fn set_pins(&self, pins: PinnedChunks) {
+    /// Says once who knows what is needed here, and so which chunks are evicted last.
+    pub fn set_needs(&self, needs: NeededChunks) {
         // A second call would be a mistake of ours; the first stays.
-        let first = self.pins.set(pins).is_ok();
-        debug_assert!(first, "pins are set once");
+        let first = self.needs.set(needs).is_ok();
+        debug_assert!(first, "needs are set once");
     }
 
     /// The cache it fills.
@@ -286,6 +289,12 @@ impl Fetcher {
     /// The same, but these chunks of the tree first, in their order.
     pub fn fill_first(&self, tree: TreeHandle, order: Arc<[u32]>) {
         self.state().queue.fill_first(tree, order);
+        self.work.notify_one();
+    }
+
+    /// Brings only these chunks of a tree, in the background and in their order.
+    pub fn fill_only(&self, tree: TreeHandle, order: Arc<[u32]>) {
+        self.state().queue.fill_only(tree, order);
         self.work.notify_one();
     }
 
@@ -411,8 +420,7 @@ impl Fetcher {
         result
     }
 
-    /// Caches a chunk, making room if the cache is full: the coldest go first, what an assignment wants last and only for a guest
-    /// that waits.
+    /// Caches a chunk, making room if the cache is full: [`crate::keep`] says of what.
     fn insert(&self, urgency: Urgency, chunk: &Chunk) -> Result<(), CacheError> {
         let full = match self.cache.insert(chunk) {
             Ok(_) => return Ok(()),
@@ -420,17 +428,30 @@ impl Fetcher {
             Err(error) => return Err(error),
         };
         // A percent at a time: an eviction looks at the whole residency map.
-        let room = (self.cache.stats().capacity_bytes / 100).max(EVICT_BYTES_MIN);
-        let pins = self.pins.get().map(|pins| pins()).unwrap_or_default();
-        let mut freed = self.cache.evict(room, &|id| pins.contains(&id))?;
-        if freed == 0 && urgency == Urgency::Demand {
-            freed = self.cache.evict(room, &|_| false)?;
-        }
+        let capacity = self.cache.stats().capacity_bytes;
+        let room = (capacity / 100).max(EVICT_BYTES_MIN.min(capacity / 8));
+        let ranks = self.needs.get().map(|needs| needs()).unwrap_or_default();
+        let connected = self.state().connected;
+        let freed = self.cache.evict_ranked(room, &|id| {
+            let rank = ranks.of(&id);
+            rank.gives_way(urgency, connected).then_some(rank as u8)
+        })?;
         if freed == 0 {
             return Err(full);
         }
         tracing::debug!(freed, "evicted");
         self.cache.insert(chunk).map(|_| ())
+    }
+
+    /// Gives `bytes` of the host's disk back, of chunks that no assignment wants: for desktops that have no room to write. Returns what
+    /// the cache's free slots add up to then.
+    ///
+    /// # Errors
+    /// As [`crate::cache::Cache::evict`] and [`crate::cache::Cache::give_back_space`].
+    pub fn give_room(&self, bytes: u64) -> Result<u64, CacheError> {
+        let pins = self.pins.get().map(|pins| pins()).unwrap_or_default();
+        self.cache.evict(bytes, &|id| pins.contains(&id))?;
+        self.cache.give_back_space()
     }
 
     /// Logs that chunks could not be cached: a full disk once, until something could be cached again.
@@ -446,7 +467,7 @@ impl Fetcher {
                 if !self.full.swap(true, Ordering::Relaxed) {
                     tracing::warn!(
                         error = line(error),
-                        "the cache is full of what is assigned: fill pauses; enlarge --cache-size, free disk space, or unassign versions"
+                        "the cache is full of what is needed here: fill pauses; enlarge --cache-size, free disk space, or unassign versions (splice branch-cache shows what is held)"
                     );
                 }
             }

@@ -16,6 +16,8 @@ mod fill;
 #[cfg(test)]
 mod prefetch_tests;
 #[cfg(test)]
+mod prepare_tests;
+#[cfg(test)]
 mod tests;
 mod update;
 
@@ -256,6 +258,16 @@ impl Queue {
             let fill = self.new_fill(tree.clone(), order);
             self.fills.push_back(fill);
         }
+    }
+
+    /// Brings only these chunks of the tree, in their order and in the background, after what was asked for before. Asked again, it
+    /// starts over.
+    pub fn fill_only(&mut self, tree: TreeHandle, order: Arc<[u32]>) {
+        self.fills
+            .retain(|f| !f.only || (f.tree.version, f.tree.tree) != (tree.version, tree.tree));
+        let mut fill = self.new_fill(tree, Some(order));
+        fill.only = true;
+        self.fills.push_back(fill);
     }
 
     fn new_fill(&mut self, tree: TreeHandle, order: Option<Arc<[u32]>>) -> Fill {
@@ -593,4 +605,13 @@ fn take_fill(
 
 fn request_bytes(expected: &[(ChunkId, u32)]) -> u64 {
     expected.iter().map(|(_, len)| u64::from(*len)).sum()
+}
+
+/// Trees for the tests of other modules.
+#[cfg(test)]
+pub(crate) mod made {
+    /// A disk of about `count` chunks, as in the queue's own tests.
+    pub(crate) fn published(version: u8, count: u32, changed: u32) -> super::TreeHandle {
+        super::tests::publish(version, count, changed).handle
+    }
 }

@@ -12,13 +12,17 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use branch_api::{Desktop, DesktopList, LibvirtDomain, Problem, StartDesktop, StopDesktop};
+use branch_api::{
+    CacheReport, Desktop, DesktopList, LibvirtDomain, Prepare, Prepared, Problem, StartDesktop,
+    StopDesktop,
+};
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::desktop::machine::{DiskFront, MachineError};
-use crate::desktop::{DesktopError, Desktops, error_line};
+use crate::desktop::{DesktopError, Desktops, VolumeError, error_line};
 use crate::server::Branch;
+use crate::volume::OverlayError;
 
 /// Largest request body: a start request is under 200 bytes.
 const BODY_BYTES_MAX: usize = 64 << 10;
@@ -38,6 +42,7 @@ impl From<DesktopError> for ApiError {
             DesktopError::NotFound(_) | DesktopError::NoPool { .. } => StatusCode::NOT_FOUND,
             DesktopError::OtherPool { .. }
             | DesktopError::Busy { .. }
+            | DesktopError::Volume(VolumeError::Key { .. })
             | DesktopError::Machine(
                 MachineError::NoSplice { .. }
                 | MachineError::NoProgram { .. }
@@ -45,6 +50,10 @@ impl From<DesktopError> for ApiError {
             ) => StatusCode::CONFLICT,
             DesktopError::AssignmentEnded { .. }
             | DesktopError::NotHere { .. }
+            | DesktopError::Volume(VolumeError::Overlay {
+                source: OverlayError::NoSpace { .. },
+                ..
+            })
             | DesktopError::Boot { .. } => StatusCode::SERVICE_UNAVAILABLE,
             DesktopError::PathTooLong(_)
             | DesktopError::Volume(_)
@@ -100,6 +109,8 @@ pub async fn serve(
 ) -> std::io::Result<()> {
     let router = Router::new()
         .route("/v1/status", get(status))
+        .route("/v1/prepare", post(prepare))
+        .route("/v1/cache", get(cache))
         .route("/v1/desktops", get(list).post(start))
         .route("/v1/desktops/{name}", get(show).delete(delete))
         .route("/v1/desktops/{name}/stop", post(stop))
@@ -113,6 +124,20 @@ pub async fn serve(
 
 async fn status(State(branch): State<Arc<Branch>>) -> Answer<datacenter_api::BranchStatus> {
     blocking(branch, Branch::status).await
+}
+
+async fn prepare(
+    State(branch): State<Arc<Branch>>,
+    Json(request): Json<Prepare>,
+) -> Answer<Prepared> {
+    blocking(branch, move |branch| {
+        branch.prepare(request.pool.as_deref())
+    })
+    .await
+}
+
+async fn cache(State(branch): State<Arc<Branch>>) -> Answer<CacheReport> {
+    blocking(branch, Branch::cache_report).await
 }
 
 async fn list(State(branch): State<Arc<Branch>>) -> Answer<DesktopList> {

@@ -155,6 +155,7 @@ fn follow(
             );
         }
         BranchAction::Profile(told) => branch.desktops.boots().announce(told),
+        BranchAction::Restore(wanted) => branch.link.asked_back.add(wanted),
         BranchAction::Welcomed(_) => {}
     }
     Ok(())

@@ -4,12 +4,13 @@
 //!   Down ──connect──► Greeting ──Welcome──► Up ──connection lost──► Down (again after a pause that doubles to 15 s)
 //! ```
 //!
-//! While it is up, six tasks share it: the control stream, the syncing of versions, their updates, the fetching of chunks, boot profiles, and
-//! reports. When it is lost all end, what they had not finished stays queued, and guests go on with what is resident.
+//! While it is up, seven tasks share it: the control stream, the syncing of versions, their updates, the fetching of chunks, boot profiles,
+//! giving chunks back that the datacenter lost, and reports. When it is lost all end, what they had not finished stays queued, and guests go on with what is resident.
 
 mod chunks;
 mod control;
 mod profiles;
+mod repair;
 mod update;
 mod versions;
 
@@ -76,6 +77,8 @@ pub struct LinkState {
     pub(crate) assigned: Notify,
     /// Wakes the report task: something worth telling changed.
     pub(crate) report_now: Notify,
+    /// Chunks that the datacenter lost and asks for.
+    pub(crate) asked_back: repair::AskedBack,
 }
 
 impl LinkState {
@@ -226,6 +229,7 @@ async fn serve(branch: &Arc<Branch>, link: &Link, greeted: control::Greeted) -> 
         ended = update::run(branch, link, updates) => ended,
         ended = chunks::run(branch, link) => ended,
         ended = profiles::run(branch, link) => ended,
+        ended = repair::run(branch, link) => ended,
         error = link.closed() => Err(error.into()),
     };
     let Err(end) = ended;

@@ -105,6 +105,7 @@ async fn fetch(
     match taken {
         Ok((signed, profile)) => {
             catalog.put_profile(told.version, &signed)?;
+            branch.proof.forget(told.version);
             tracing::info!(version = %told.version, counter = profile.counter, boots = profile.boots, chunks = profile.entries.len(), "boot profile is here");
             follow(branch, told.version, have == 0).await
         }

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::policy::BranchPolicy;
+use crate::readiness::Readiness;
 
 /// Where a branch stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -224,6 +225,8 @@ pub struct BranchStatus {
     pub desktops: Vec<DesktopStatus>,
     /// What came over the link since the branch server started.
     pub counters: TransferCounters,
+    /// What it can do with the WAN cut; branch servers that are older do not tell.
+    pub readiness: Option<Readiness>,
     /// When this was written, unix seconds, by the branch's clock.
     pub reported_unix_s: u64,
     /// The branch server's software version.

@@ -12,10 +12,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::{
-    AssignRequest, BackupRequest, Branch, BranchList, BranchPolicy, CreateImage, DatacenterStatus,
-    Image, ImageList, Operation, OperationList, OperationState, PolicyRequest, Pool, PoolList,
-    Problem, ProblemCode, PublishRequest, TokenRequest, TokenResponse, UpdateRequest, Version,
-    VersionDiff, VersionList, VersionRef,
+    AssignRequest, BackupRequest, Branch, BranchList, BranchPolicy, CollectRequest, CreateImage,
+    DatacenterStatus, DeletedVersion, DeletedVersionList, ExportRequest, Image, ImageList,
+    Operation, OperationList, OperationState, PinRequest, PolicyRequest, Pool, PoolList, Problem,
+    ProblemCode, PublishRequest, Retention, ScrubRequest, StoreReport, TokenRequest, TokenResponse,
+    UpdateRequest, Version, VersionDiff, VersionList, VersionPin, VersionRef,
 };
 
 /// How to reach a datacenter.
@@ -279,6 +280,86 @@ impl Client {
     pub async fn verify(&self, version: &VersionRef) -> Result<Operation, ClientError> {
         let path = format!("{}/verify", version_path(version)?);
         self.json(self.request(Method::POST, &path)).await
+    }
+
+    /// Deletes a version; it can be had back for a while.
+    pub async fn delete_version(
+        &self,
+        version: &VersionRef,
+    ) -> Result<DeletedVersion, ClientError> {
+        let path = version_path(version)?;
+        self.json(self.request(Method::DELETE, &path)).await
+    }
+
+    /// Has a deleted version back.
+    pub async fn undelete_version(&self, version: &VersionRef) -> Result<Version, ClientError> {
+        let path = format!("{}/undelete", version_path(version)?);
+        self.json(self.request(Method::POST, &path)).await
+    }
+
+    /// Deleted versions of an image that can be had back.
+    pub async fn deleted_versions(&self, image: &str) -> Result<Vec<DeletedVersion>, ClientError> {
+        let path = format!("/v1/images/{}/deleted", segment(image)?);
+        let list: DeletedVersionList = self.get(&path).await?;
+        Ok(list.versions)
+    }
+
+    /// Forbids the deletion of a version.
+    pub async fn pin_version(
+        &self,
+        version: &VersionRef,
+        request: &PinRequest,
+    ) -> Result<VersionPin, ClientError> {
+        let path = format!("{}/pin", version_path(version)?);
+        self.with(Method::PUT, &path, request).await
+    }
+
+    /// Allows the deletion of a version again.
+    pub async fn unpin_version(&self, version: &VersionRef) -> Result<(), ClientError> {
+        let path = format!("{}/pin", version_path(version)?);
+        self.send(self.request(Method::DELETE, &path)).await?;
+        Ok(())
+    }
+
+    /// Starts to write a version's disk to a file of the datacenter's host.
+    pub async fn export(
+        &self,
+        version: &VersionRef,
+        request: &ExportRequest,
+    ) -> Result<Operation, ClientError> {
+        let path = format!("{}/export", version_path(version)?);
+        self.with(Method::POST, &path, request).await
+    }
+
+    /// Which versions of an image are kept.
+    pub async fn retention(&self, image: &str) -> Result<Retention, ClientError> {
+        self.get(&format!("/v1/images/{}/retention", segment(image)?))
+            .await
+    }
+
+    /// Sets which versions of an image are kept.
+    pub async fn set_retention(
+        &self,
+        image: &str,
+        retention: &Retention,
+    ) -> Result<Retention, ClientError> {
+        let path = format!("/v1/images/{}/retention", segment(image)?);
+        self.with(Method::PUT, &path, retention).await
+    }
+
+    /// The chunk store in detail.
+    pub async fn store(&self) -> Result<StoreReport, ClientError> {
+        self.get("/v1/store").await
+    }
+
+    /// Starts a collection of garbage.
+    pub async fn collect(&self, request: &CollectRequest) -> Result<Operation, ClientError> {
+        self.with(Method::POST, "/v1/store/collect", request).await
+    }
+
+    /// Starts a scrub of everything.
+    pub async fn scrub(&self, request: &ScrubRequest) -> Result<Operation, ClientError> {
+        self.with(Method::POST, "/v1/store/scrub", request).await
     }
 
     /// Starts a backup of the datacenter.

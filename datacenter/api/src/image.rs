@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::branch::BootReport;
+use crate::store::VersionPin;
 
 /// Chunk sizes in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -142,6 +143,9 @@ pub struct Version {
     /// What is known of how it boots; only told of one version, not in lists.
     #[serde(default)]
     pub profile: Option<ProfileSummary>,
+    /// That it must not be deleted, if so.
+    #[serde(default)]
+    pub pinned: Option<VersionPin>,
 }
 
 /// A version's boot profile: what its boots touch, so that branches fetch it ahead of their guests.

@@ -12,8 +12,10 @@ pub mod image;
 pub mod operation;
 pub mod policy;
 pub mod problem;
+pub mod readiness;
 pub mod reference;
 pub mod status;
+pub mod store;
 pub mod units;
 
 pub use backup::{BackupRequest, BackupResult};
@@ -35,5 +37,11 @@ pub use operation::{
 };
 pub use policy::{BranchPolicy, PolicyRequest};
 pub use problem::{Problem, ProblemCode};
+pub use readiness::{OfflineBoot, PoolReadiness, Readiness};
 pub use reference::{NameError, VersionRef, check_name};
 pub use status::{DatacenterStatus, StoreStatus};
+pub use store::{
+    CollectRequest, CollectResult, DamagedName, DeletedVersion, DeletedVersionList, ExportRequest,
+    ExportResult, PinRequest, Retention, ScrubRequest, ScrubResult, ScrubStatus, StoreReport,
+    VersionPin,
+};

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backup::BackupResult;
 use crate::image::UpdateSummary;
+use crate::store::{CollectResult, ExportResult, ScrubResult};
 
 /// What kind of work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,6 +17,12 @@ pub enum OperationKind {
     Verify,
     /// What a version has and another lacks is encoded for branches.
     Update,
+    /// What no version refers to is removed from the store.
+    Collect,
+    /// Everything in the store is read again.
+    Scrub,
+    /// A version becomes a disk file.
+    Export,
     /// The datacenter itself is backed up.
     Backup,
 }
@@ -51,6 +58,16 @@ pub enum Phase {
     Encode,
     /// Signing and making visible.
     Publish,
+    /// Looking for what is reachable; counted in trees.
+    Mark,
+    /// Going through the store's index; counted in records.
+    Sweep,
+    /// Rewriting packs.
+    Compact,
+    /// Reading packs again.
+    Scrub,
+    /// Writing a disk file.
+    Export,
     /// Copying packs.
     Copy,
     /// Nothing more to do.
@@ -146,6 +163,12 @@ pub enum OperationResult {
     Verify(VerifyResult),
     /// Of an update.
     Update(UpdateSummary),
+    /// Of a collection.
+    Collect(CollectResult),
+    /// Of a scrub.
+    Scrub(ScrubResult),
+    /// Of an export.
+    Export(ExportResult),
     /// Of a backup.
     Backup(BackupResult),
 }
@@ -158,7 +181,7 @@ pub struct Operation {
     pub id: u64,
     /// What kind.
     pub kind: OperationKind,
-    /// What it works on, for people: an image, `IMAGE@NUMBER`, or a folder.
+    /// What it works on, for people: an image, `IMAGE@NUMBER`, `store`, or a folder.
     pub subject: String,
     /// Where it stands.
     pub state: OperationState,

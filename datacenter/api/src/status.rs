@@ -44,6 +44,12 @@ pub struct DatacenterStatus {
     pub branches: u64,
     /// Branches whose link is up.
     pub branches_online: u64,
+    /// Branches that said of each of their pools that it boots with the WAN cut.
+    #[serde(default)]
+    pub branches_ready: u64,
+    /// Branches with pools that did not: `BRANCH: POOL no, POOL unknown`, one line each.
+    #[serde(default)]
+    pub not_ready: Vec<String>,
     /// Running operations.
     pub operations_running: u64,
     /// When the publisher key's endorsement ends, unix seconds; it must be renewed with the root key before.

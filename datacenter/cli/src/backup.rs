@@ -73,7 +73,7 @@ fn show(result: &BackupResult) -> Result<(), Failure> {
         ("in all", Some(format_size(result.bytes))),
     ])?;
     for warning in &result.warnings {
-        eprintln!("note: {warning}");
+        output::aside(format_args!("note: {warning}"));
     }
     Ok(())
 }

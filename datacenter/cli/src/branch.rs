@@ -10,7 +10,7 @@ use datacenter_api::{
 
 use crate::config::Context;
 use crate::failure::Failure;
-use crate::output;
+use crate::{output, ready};
 
 /// What can be done with branches.
 #[derive(Subcommand)]
@@ -36,7 +36,7 @@ pub enum Verb {
     },
     /// List the branches.
     List,
-    /// Show a branch: pools, cache, desktops.
+    /// Show a branch: pools, whether they boot with the WAN cut, cache, desktops.
     Show {
         /// The branch's name.
         name: String,
@@ -163,10 +163,10 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
             if context.json {
                 return output::json(&token);
             }
-            eprintln!(
+            output::aside(format_args!(
                 "for one server, until {}; at the branch: splice-branch join TOKEN",
                 output::time(token.expires_unix_s)
-            );
+            ));
             output::text(&format!("{}\n", token.token))
         }
         Verb::List => {
@@ -418,6 +418,15 @@ fn show(branch: &Branch) -> Result<(), Failure> {
         "no pools; assign one with `splice branch assign`",
     )?;
     let Some(status) = status else { return Ok(()) };
+    match &status.readiness {
+        Some(readiness) => {
+            output::text("\n")?;
+            ready::show(readiness)?;
+        }
+        None => output::text(
+            "\nwhether it boots with the WAN cut is not told: its splice-branch is older\n",
+        )?,
+    }
     let versions: Vec<_> = status
         .versions
         .iter()

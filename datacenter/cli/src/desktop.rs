@@ -2,7 +2,7 @@
 
 use std::io::{IsTerminal, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use branch_api::{Client, ClientError, Desktop, StartDesktop, StopDesktop};
 use clap::{Args, Subcommand};
@@ -24,6 +24,13 @@ pub struct Socket {
         default_value = "/var/lib/splice-branch/branch.sock"
     )]
     branch_socket: PathBuf,
+}
+
+impl Socket {
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.branch_socket
+    }
 }
 
 /// `splice desktop …`
@@ -136,6 +143,7 @@ fn show(context: &Context, desktop: &Desktop) -> Result<(), Failure> {
         ),
         ("state", Some(state(desktop))),
         ("error", desktop.error.clone()),
+        ("room missing", desktop.missing_bytes.map(format_size)),
         (
             "machine",
             desktop.machine.as_ref().map(|machine| {
@@ -276,7 +284,14 @@ pub async fn status(context: &Context, arguments: StatusArguments) -> Result<(),
             ]
         })
         .collect();
-    output::table(&["VERSION", "RESIDENT", ""], &rows, "no versions")
+    output::table(&["VERSION", "RESIDENT", ""], &rows, "no versions")?;
+    match &status.readiness {
+        Some(readiness) => {
+            output::text("\n")?;
+            crate::ready::show(readiness)
+        }
+        None => Ok(()),
+    }
 }
 
 /// Restores the terminal when dropped.
@@ -318,7 +333,10 @@ fn console(desktop: &Desktop) -> Result<(), Failure> {
         |e: std::io::Error| Failure::failed(format!("serial console of {}: {e}", desktop.name));
     let mut stream = UnixStream::connect(&desktop.serial_socket).map_err(failed)?;
     let mut reader = stream.try_clone().map_err(failed)?;
-    eprintln!("attached to {}; Ctrl-] detaches", desktop.name);
+    output::aside(format_args!(
+        "attached to {}; Ctrl-] detaches",
+        desktop.name
+    ));
     let _terminal = RawTerminal::enter();
     let printer = std::thread::spawn(move || std::io::copy(&mut reader, &mut std::io::stdout()));
     let mut buf = [0; 256];

@@ -13,6 +13,8 @@ use std::process::ExitCode;
 
 use datacenter_api::{ClientError, Problem, ProblemCode};
 
+use crate::output;
+
 /// Why a command failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
@@ -77,11 +79,11 @@ impl Failure {
                 "message": self.message,
                 "help": self.help,
             });
-            eprintln!("{value}");
+            output::aside(value);
         } else {
             match &self.help {
-                Some(help) => eprintln!("splice: {} ({help})", self.message),
-                None => eprintln!("splice: {}", self.message),
+                Some(help) => output::aside(format_args!("splice: {} ({help})", self.message)),
+                None => output::aside(format_args!("splice: {}", self.message)),
             }
         }
         ExitCode::from(self.code)

@@ -12,6 +12,7 @@ mod image;
 mod operation;
 mod output;
 mod progress;
+mod ready;
 mod status;
 mod store;
 mod version;
@@ -29,6 +30,7 @@ const HELP: &str = "Examples:
   splice version publish debian /srv/images/debian-12.qcow2 --note 'January updates'
   splice branch token new-york --expires 24h
   splice branch assign new-york --pool office --image debian@3
+  splice store gc --dry-run
   splice store backup /mnt/backup/splice
   splice status --json
 
@@ -85,16 +87,20 @@ enum Noun {
     /// Sites with a branch server.
     #[command(subcommand)]
     Branch(branch::Verb),
-    /// What the datacenter keeps: backups of it.
+    /// The chunk store: what it holds, garbage, damage; and backups of the datacenter.
     #[command(subcommand)]
     Store(store::Verb),
-    /// Long work: publishes, verifies, backups.
+    /// Long work: publishes, verifies, exports, collections, scrubs, backups.
     #[command(subcommand)]
     Operation(operation::Verb),
     /// Desktops at a branch (over the branch server's socket).
     Desktop(desktop::Arguments),
     /// A branch as it sees itself (over the branch server's socket).
     BranchStatus(desktop::StatusArguments),
+    /// Whether a branch's pools boot with the WAN cut (over the branch server's socket).
+    BranchReady(ready::ReadyArguments),
+    /// What a branch's cache holds, by pool, and what goes first (over the branch server's socket).
+    BranchCache(ready::CacheArguments),
     /// The datacenter as a whole.
     Status(status::Arguments),
 }
@@ -124,6 +130,8 @@ async fn run(context: &Context, noun: Noun) -> Result<(), Failure> {
         Noun::Operation(verb) => operation::run(context, verb).await,
         Noun::Desktop(arguments) => desktop::run(context, arguments).await,
         Noun::BranchStatus(arguments) => desktop::status(context, arguments).await,
+        Noun::BranchReady(arguments) => ready::run(context, arguments).await,
+        Noun::BranchCache(arguments) => ready::cache(context, arguments).await,
         Noun::Status(arguments) => status::run(context, arguments).await,
     }
 }

@@ -2,7 +2,7 @@
 
 use clap::Subcommand;
 use datacenter_api::units::format_size;
-use datacenter_api::{Operation, OperationKind, OperationState};
+use datacenter_api::{Operation, OperationKind, OperationState, Phase};
 
 use crate::config::Context;
 use crate::failure::Failure;
@@ -67,6 +67,9 @@ pub fn row(operation: &Operation) -> Vec<String> {
         OperationKind::Publish => "publish",
         OperationKind::Verify => "verify",
         OperationKind::Update => "update",
+        OperationKind::Collect => "collect",
+        OperationKind::Scrub => "scrub",
+        OperationKind::Export => "export",
         OperationKind::Backup => "backup",
     };
     let state = match operation.state {
@@ -75,7 +78,14 @@ pub fn row(operation: &Operation) -> Vec<String> {
         OperationState::Failed => "failed",
     };
     let progress = &operation.progress;
+    // Trees and records are not told in bytes.
+    let counted = matches!(progress.phase, Phase::Mark | Phase::Sweep);
     let far = match (operation.state, progress.total_bytes) {
+        (OperationState::Running, 1..) if counted => format!(
+            "{} of {}",
+            output::count(progress.done_bytes),
+            output::count(progress.total_bytes)
+        ),
         (OperationState::Running, 1..) => format!(
             "{} of {}",
             format_size(progress.done_bytes),

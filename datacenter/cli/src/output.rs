@@ -18,6 +18,11 @@ pub fn text(text: &str) -> Result<(), Failure> {
     }
 }
 
+/// Says something beside the result, on standard error. That it cannot be written, because the disk of a log is full, is no failure.
+pub fn aside(line: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
 /// Writes one JSON value.
 pub fn json(value: &impl Serialize) -> Result<(), Failure> {
     let mut line = serde_json::to_string_pretty(value)

@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::config::Context;
 use crate::failure::Failure;
+use crate::output;
 
 /// How often the datacenter is asked.
 const INTERVAL: Duration = Duration::from_millis(200);
@@ -86,14 +87,16 @@ impl Shown {
                 *phase = Some(progress.phase);
                 *last = Instant::now();
                 let mut line = words(operation).to_owned();
-                if progress.total_bytes > 0 {
+                // Trees and records are not told in bytes.
+                let counted = matches!(progress.phase, Phase::Mark | Phase::Sweep);
+                if progress.total_bytes > 0 && !counted {
                     line = format!(
                         "{line}: {} of {}",
                         format_size(progress.done_bytes),
                         format_size(progress.total_bytes)
                     );
                 }
-                eprintln!("{line}");
+                output::aside(line);
             }
         }
     }
@@ -110,12 +113,17 @@ fn words(operation: &Operation) -> &'static str {
         (Phase::Open, OperationKind::Backup) => "writing the catalog",
         (Phase::Open, _) => "opening",
         (Phase::Import, _) => "importing",
-        (Phase::Verify, OperationKind::Publish) => "comparing",
+        (Phase::Verify, OperationKind::Publish | OperationKind::Export) => "comparing",
         (Phase::Verify, _) => "reading back",
         (Phase::Sketch, _) => "comparing chunks",
         (Phase::Encode, _) => "encoding",
         (Phase::Publish, OperationKind::Update) => "finishing",
         (Phase::Publish, _) => "signing",
+        (Phase::Mark, _) => "looking what is reachable",
+        (Phase::Sweep, _) => "going through the index",
+        (Phase::Compact, _) => "rewriting packs",
+        (Phase::Scrub, _) => "reading again",
+        (Phase::Export, _) => "writing",
         (Phase::Copy, _) => "copying packs",
         (Phase::Done, _) => "done",
     }

@@ -1,10 +1,14 @@
 //! `splice status`.
 
+use datacenter_api::DatacenterStatus;
 use datacenter_api::units::{format_duration, format_size};
 
 use crate::config::Context;
 use crate::failure::Failure;
 use crate::output;
+
+/// Branches that are named as not ready.
+const NOT_READY_SHOWN: usize = 20;
 
 /// `splice status` has no arguments of its own.
 #[derive(clap::Args)]
@@ -36,6 +40,7 @@ pub async fn run(context: &Context, _arguments: Arguments) -> Result<(), Failure
                 status.branches, status.branches_online
             )),
         ),
+        ("boot with the WAN cut", ready(&status)),
         (
             "operations",
             Some(format!("{} running", status.operations_running)),
@@ -56,8 +61,21 @@ pub async fn run(context: &Context, _arguments: Arguments) -> Result<(), Failure
             Some(output::time(status.endorsement_expires_unix_s)),
         ),
     ])?;
+    for line in status.not_ready.iter().take(NOT_READY_SHOWN) {
+        eprintln!("not ready for a cut WAN: {line}");
+    }
+    let more = status.not_ready.len().saturating_sub(NOT_READY_SHOWN);
+    if more > 0 {
+        eprintln!("and {more} branches more; --json names them");
+    }
     for warning in &status.warnings {
-        eprintln!("warning: {warning}");
+        output::aside(format_args!("warning: {warning}"));
     }
     Ok(())
+}
+
+/// How many branches would go on without their lines.
+fn ready(status: &DatacenterStatus) -> Option<String> {
+    let (ready, not) = (status.branches_ready, status.not_ready.len() as u64);
+    (ready + not > 0).then(|| format!("{ready} of {} branches with pools", ready + not))
 }

@@ -1,17 +1,21 @@
 //! `splice version`.
 
+mod shown;
+
 use std::path::PathBuf;
 
 use clap::{Subcommand, ValueEnum};
 use datacenter_api::units::format_size;
 use datacenter_api::{
-    Operation, OperationResult, ProfileSummary, PublishRequest, PublishResult, UpdateRequest,
-    UpdateSummary, VerifyMode, VerifyResult, Version, VersionRef,
+    ExportRequest, OperationResult, PinRequest, PublishRequest, UpdateRequest, VerifyMode,
+    VersionRef,
 };
 
 use crate::config::Context;
 use crate::failure::Failure;
 use crate::{output, progress};
+pub(crate) use shown::started;
+use shown::{deleted_row, packed, published, row, show, verified};
 
 /// What can be done with versions.
 #[derive(Subcommand)]
@@ -48,6 +52,9 @@ pub enum Verb {
     List {
         /// The image.
         image: String,
+        /// Those that were deleted and can be had back.
+        #[arg(long)]
+        deleted: bool,
     },
     /// Show a version.
     #[command(after_help = "Example:\n  splice version show debian@3")]
@@ -85,6 +92,63 @@ pub enum Verb {
         #[arg(long)]
         no_wait: bool,
     },
+    /// Delete a version that nobody uses.
+    ///
+    /// It is refused while pools run or pin it, desktops have it, it is pinned, an update from or to it is being encoded, or it is its
+    /// image's latest; the refusal names who. It can be had back for a while, then its space comes back with a collection.
+    #[command(after_help = "Example:\n  splice version delete debian@2")]
+    Delete {
+        /// IMAGE@NUMBER.
+        version: VersionRef,
+    },
+    /// Have a deleted version back.
+    #[command(after_help = "Example:\n  splice version undelete debian@2")]
+    Undelete {
+        /// IMAGE@NUMBER.
+        version: VersionRef,
+    },
+    /// Forbid the deletion of a version.
+    #[command(after_help = "Example:\n  splice version pin debian@2 --note 'the auditors want it'")]
+    Pin {
+        /// IMAGE (its latest) or IMAGE@NUMBER.
+        version: VersionRef,
+        /// Why, for people.
+        #[arg(long)]
+        note: Option<String>,
+    },
+    /// Allow the deletion of a version again.
+    Unpin {
+        /// IMAGE (its latest) or IMAGE@NUMBER.
+        version: VersionRef,
+    },
+    /// Write a version's disk to a new file.
+    ///
+    /// The file is on the datacenter's host. It is written under another name, read back, compared with the version, and only then has
+    /// its name.
+    #[command(
+        after_help = "Example:\n  splice version export debian@3 /srv/images/debian-3.qcow2 --format qcow2"
+    )]
+    Export {
+        /// IMAGE (its latest) or IMAGE@NUMBER.
+        version: VersionRef,
+        /// The file; it must not exist.
+        file: PathBuf,
+        /// What it becomes.
+        #[arg(long, value_enum, default_value_t = Format::Raw)]
+        format: Format,
+        /// Do not wait for the end.
+        #[arg(long)]
+        no_wait: bool,
+    },
+}
+
+/// A kind of disk file.
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Format {
+    /// The disk's bytes; zeros are holes.
+    Raw,
+    /// QEMU's format, not compressed.
+    Qcow2,
 }
 
 /// How much is read back.
@@ -109,14 +173,8 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
             verify,
             no_wait,
         } => {
-            let path = std::path::absolute(&file)
-                .ok()
-                .and_then(|path| path.into_os_string().into_string().ok())
-                .ok_or_else(|| {
-                    Failure::usage(format!("{} is not a usable path", file.display()))
-                })?;
             let request = PublishRequest {
-                path,
+                path: absolute(&file)?,
                 format,
                 note,
                 allow_same,
@@ -140,7 +198,19 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
                 _ => Ok(()),
             }
         }
-        Verb::List { image } => {
+        Verb::List {
+            image,
+            deleted: true,
+        } => {
+            let versions = client.deleted_versions(&image).await?;
+            if context.json {
+                return output::json(&versions);
+            }
+            let rows: Vec<_> = versions.iter().map(deleted_row).collect();
+            let heads = &["VERSION", "DELETED", "UNTIL", "BY"];
+            output::table(heads, &rows, "no deleted versions that can be had back")
+        }
+        Verb::List { image, .. } => {
             let versions = client.versions(&image).await?;
             if context.json {
                 return output::json(&versions);
@@ -233,181 +303,83 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
                 _ => Ok(()),
             }
         }
-    }
-}
-
-/// What an update costs on the line, and how far it is.
-fn packed(update: &UpdateSummary) -> String {
-    let size = format_size(update.packed_bytes);
-    if !update.whole {
-        return format!(
-            "{size} so far, {} of {} batches encoded",
-            update.encoded_batches, update.batches
-        );
-    }
-    match update.plain_bytes {
-        0 => size,
-        plain => format!(
-            "{size}, {:.1} % of the new bytes",
-            update.packed_bytes as f64 * 100.0 / plain as f64
-        ),
-    }
-}
-
-/// Says that an operation goes on.
-pub fn started(context: &Context, operation: &Operation) -> Result<(), Failure> {
-    if context.json {
-        return output::json(operation);
-    }
-    let id = operation.id;
-    output::text(&format!(
-        "operation {id} is started; follow it with `splice operation wait {id}`\n"
-    ))
-}
-
-fn published(
-    result: &PublishResult,
-    started_unix_s: u64,
-    finished_unix_s: Option<u64>,
-) -> Result<(), Failure> {
-    let seconds = finished_unix_s.unwrap_or(started_unix_s) - started_unix_s;
-    output::facts(&[
-        (
-            "published",
-            Some(format!("{}@{}", result.image, result.number)),
-        ),
-        ("id", Some(result.version.clone())),
-        (
-            "disk",
-            Some(format!(
-                "{}, {} of it data",
-                format_size(result.disk_bytes),
-                format_size(result.data_bytes)
-            )),
-        ),
-        (
-            "chunks",
-            Some(format!(
-                "{} new, {} reused",
-                output::count(result.new_chunks),
-                output::count(result.known_chunks)
-            )),
-        ),
-        ("stored", Some(format_size(result.stored_bytes))),
-        ("compared", Some(format_size(result.verified_bytes))),
-        ("system", result.os.clone()),
-        ("kernel", result.kernel_path.clone()),
-        ("note", result.boot_note.clone()),
-        ("took", Some(format!("{seconds} s"))),
-    ])
-}
-
-fn verified(context: &Context, result: &VerifyResult) -> Result<(), Failure> {
-    if result.damaged_count > 0 {
-        for item in &result.damaged {
-            eprintln!(
-                "{} at byte {}: {}",
-                item.tree, item.disk_offset, item.reason
-            );
+        Verb::Delete { version } => {
+            let deleted = client.delete_version(&version).await?;
+            if context.json {
+                return output::json(&deleted);
+            }
+            output::text(&format!(
+                "{version} is deleted; until {} `splice version undelete {version}` has it back\n",
+                output::time(deleted.purge_unix_s)
+            ))
         }
-        let message = format!(
-            "{} is damaged in {} places",
-            result.version, result.damaged_count
-        );
-        return Err(Failure::failed(message).help(
-            "publish the same file again with --allow-same: what is damaged is stored anew",
-        ));
+        Verb::Undelete { version } => {
+            let back = client.undelete_version(&version).await?;
+            if context.json {
+                return output::json(&back);
+            }
+            output::text(&format!("{version} is back\n"))
+        }
+        Verb::Pin { version, note } => {
+            let pin = client.pin_version(&version, &PinRequest { note }).await?;
+            if context.json {
+                return output::json(&pin);
+            }
+            output::text(&format!("{version} is pinned\n"))
+        }
+        Verb::Unpin { version } => {
+            client.unpin_version(&version).await?;
+            if context.json {
+                return output::json(&serde_json::json!({}));
+            }
+            output::text(&format!("{version} is not pinned any more\n"))
+        }
+        Verb::Export {
+            version,
+            file,
+            format,
+            no_wait,
+        } => {
+            let request = ExportRequest {
+                path: absolute(&file)?,
+                format: match format {
+                    Format::Raw => "raw".into(),
+                    Format::Qcow2 => "qcow2".into(),
+                },
+            };
+            let operation = client.export(&version, &request).await?;
+            if no_wait {
+                return started(context, &operation);
+            }
+            let done = progress::follow(context, &client, operation).await?;
+            if context.json {
+                return output::json(&done);
+            }
+            match done.result {
+                Some(OperationResult::Export(result)) => output::facts(&[
+                    ("exported", Some(result.version)),
+                    ("file", Some(result.path)),
+                    ("format", Some(result.format)),
+                    (
+                        "disk",
+                        Some(format!(
+                            "{}, {} of it data",
+                            format_size(result.disk_bytes),
+                            format_size(result.data_bytes)
+                        )),
+                    ),
+                    ("compared", Some(format_size(result.verified_bytes))),
+                ]),
+                _ => Ok(()),
+            }
+        }
     }
-    if context.json {
-        return Ok(());
-    }
-    output::text(&format!(
-        "{} is intact: {} chunks, {} read back\n",
-        result.version,
-        output::count(result.chunks),
-        format_size(result.bytes)
-    ))
 }
 
-fn row(version: &Version) -> Vec<String> {
-    vec![
-        format!("{}@{}", version.image, version.number),
-        output::time(version.created_unix_s),
-        format_size(version.disk.size_bytes),
-        format_size(version.data_bytes),
-        format_size(version.stored_bytes),
-        version.os.clone().unwrap_or("-".into()),
-        version.note.clone().unwrap_or_default(),
-    ]
-}
-
-fn show(version: &Version) -> Result<(), Failure> {
-    let boot = version.boot.as_ref();
-    let sizes = version.chunk_sizes;
-    output::facts(&[
-        (
-            "version",
-            Some(format!("{}@{}", version.image, version.number)),
-        ),
-        ("id", Some(version.id.clone())),
-        ("parent", version.parent.clone()),
-        ("published", Some(output::time(version.created_unix_s))),
-        ("note", version.note.clone()),
-        ("system", version.os.clone()),
-        ("disk", Some(format_size(version.disk.size_bytes))),
-        ("data", Some(format_size(version.data_bytes))),
-        (
-            "chunk sizes",
-            Some(format!(
-                "{} / {} / {}",
-                format_size(sizes.min.into()),
-                format_size(sizes.avg.into()),
-                format_size(sizes.max.into())
-            )),
-        ),
-        ("new chunks", Some(output::count(version.new_chunks))),
-        ("stored", Some(format_size(version.stored_bytes))),
-        ("manifest", Some(version.disk.root.clone())),
-        (
-            "kernel",
-            boot.map(|b| format!("{} ({})", b.kernel_path, format_size(b.kernel.size_bytes))),
-        ),
-        (
-            "initrd",
-            boot.and_then(|b| b.initrd.as_ref())
-                .map(|i| format_size(i.size_bytes)),
-        ),
-        ("root", boot.map(|b| b.root_argument.clone())),
-        ("boot profile", version.profile.as_ref().map(profile)),
-    ])?;
-    let boots = version.profile.iter().flat_map(|p| &p.last_boots);
-    let rows: Vec<_> = boots
-        .map(|outcome| {
-            vec![
-                output::time(outcome.reported_unix_s),
-                outcome.branch.clone(),
-                outcome.boot.line(),
-            ]
-        })
-        .collect();
-    if rows.is_empty() {
-        return Ok(());
-    }
-    output::table(&["BOOTED", "BRANCH", ""], &rows, "")
-}
-
-fn profile(profile: &ProfileSummary) -> String {
-    let named = format!(
-        "{} chunks, {}",
-        output::count(profile.chunks),
-        format_size(profile.bytes)
-    );
-    match (profile.counter, &profile.carried_from) {
-        (0, _) => "none yet".into(),
-        (counter, Some(from)) => format!("{counter}: {named}, carried over from {from}"),
-        (counter, None) => format!(
-            "{counter}: {named}, from {} of {} boots",
-            profile.boots, profile.boots_reported
-        ),
-    }
+/// A file's path as the datacenter's host is to understand it.
+fn absolute(file: &std::path::Path) -> Result<String, Failure> {
+    std::path::absolute(file)
+        .ok()
+        .and_then(|path| path.into_os_string().into_string().ok())
+        .ok_or_else(|| Failure::usage(format!("{} is not a usable path", file.display())))
 }

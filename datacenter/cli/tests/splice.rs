@@ -208,6 +208,7 @@ fn a_branch_is_invited_assigned_and_revoked() {
         token.starts_with("splice-join-1.") && token.lines().count() == 1,
         "{token}"
     );
+    assert!(!site.ok("status").contains("WAN cut"), "there are no pools");
     let assigned = site.ok("branch assign new-york --pool office --image debian@1 --memory 2GiB --cpus 2 --pin debian@2 --no-prestage");
     assert!(assigned.contains("debian@1"), "{assigned}");
     let branch = site.json("branch show new-york");
@@ -329,6 +330,8 @@ fn every_command_has_help() {
         "version publish",
         "branch",
         "branch assign",
+        "branch-ready",
+        "branch-cache",
         "operation",
         "status",
     ] {

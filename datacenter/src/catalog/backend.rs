@@ -53,6 +53,12 @@ pub enum Table {
     BootRecordings = 23,
     /// Which chunks of its parent a version's new ones took the place of, by version.
     ChunkKin = 24,
+    /// Versions that were deleted and can still be had back, by id.
+    DeletedVersions = 30,
+    /// Versions that must not be deleted, by id.
+    VersionPins = 31,
+    /// How long images keep their versions, by name.
+    Retentions = 32,
     /// That the datacenter was restored from a backup, and from where its counters go on.
     Restores = 40,
     /// Branches that follow an assignment which a restored datacenter does not remember.

@@ -515,6 +515,37 @@ pub struct ChunkKinRow {
     pub steps: Vec<i64>,
 }
 
+/// A version that was deleted and can still be had back. Its content is kept as long as this row is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeletedVersionRow {
+    /// What it was.
+    pub version: VersionRow,
+    /// When it was deleted, unix seconds.
+    pub deleted_unix_s: u64,
+    /// When it cannot be had back any more, unix seconds.
+    pub purge_unix_s: u64,
+    /// Whether its image's retention did it, not a person.
+    pub by_retention: bool,
+}
+
+/// That a version must not be deleted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VersionPinRow {
+    /// Since when, unix seconds.
+    pub pinned_unix_s: u64,
+    /// Why, for people.
+    pub note: Option<String>,
+}
+
+/// Which versions of an image are kept: those that either rule keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RetentionRow {
+    /// So many of the newest, at least one.
+    pub last: u32,
+    /// Those published less than so many seconds ago.
+    pub newer_s: u64,
+}
+
 /// That the datacenter was restored from a backup.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestoreRow {
@@ -575,6 +606,9 @@ rows! {
     SignedProfileRow, VersionId, SignedProfiles;
     BootRecordingRow, RecordingKey, BootRecordings;
     ChunkKinRow, VersionId, ChunkKin;
+    DeletedVersionRow, VersionId, DeletedVersions;
+    VersionPinRow, VersionId, VersionPins;
+    RetentionRow, String, Retentions;
     RestoreRow, (), Restores;
     AheadRow, BranchId, Ahead;
 }

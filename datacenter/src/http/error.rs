@@ -7,6 +7,7 @@ use datacenter_api::{Problem, ProblemCode};
 
 use crate::assign::AssignmentError;
 use crate::catalog::CatalogError;
+use crate::export::ExportError;
 use crate::problem::{ManageError, catalog_problem, describe, problem};
 use crate::publish::PublishError;
 
@@ -61,6 +62,12 @@ impl From<ManageError> for ApiError {
 
 impl From<PublishError> for ApiError {
     fn from(error: PublishError) -> Self {
+        Self((&error).into())
+    }
+}
+
+impl From<ExportError> for ApiError {
+    fn from(error: ExportError) -> Self {
         Self((&error).into())
     }
 }

@@ -149,7 +149,7 @@ pub(super) async fn publish(
     Ok((StatusCode::ACCEPTED, Json(operation.await?)).into_response())
 }
 
-fn reference(image: &str, number: &str) -> Result<String, ManageError> {
+pub(super) fn reference(image: &str, number: &str) -> Result<String, ManageError> {
     match number {
         "latest" => Ok(image.to_owned()),
         _ => Ok(format!("{image}@{number}")),

@@ -11,6 +11,8 @@ mod extract;
 mod images;
 mod operations;
 mod status;
+mod store;
+mod versions;
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -70,8 +72,16 @@ fn protected() -> OpenApiRouter<App> {
         .routes(routes!(images::list, images::create))
         .routes(routes!(images::show))
         .routes(routes!(images::versions, images::publish))
-        .routes(routes!(images::version))
+        .routes(routes!(images::version, versions::delete))
         .routes(routes!(images::verify))
+        .routes(routes!(versions::undelete))
+        .routes(routes!(versions::pin, versions::unpin))
+        .routes(routes!(versions::export))
+        .routes(routes!(versions::deleted))
+        .routes(routes!(versions::retention, versions::set_retention))
+        .routes(routes!(store::show))
+        .routes(routes!(store::collect))
+        .routes(routes!(store::scrub))
         .routes(routes!(images::version_by_id))
         .routes(routes!(images::diff))
         .routes(routes!(images::update))

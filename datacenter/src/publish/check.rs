@@ -42,7 +42,7 @@ struct SourceLeaf {
 
 /// Compares every tree with its file; answers how many bytes were compared. With `parents`, leaves that the parent's tree in the
 /// same place has are left out.
-pub(super) fn check(
+pub(crate) fn check(
     datacenter: &Datacenter,
     files: &mut [(&'static str, Box<dyn DiskImage>)],
     trees: &[Imported],

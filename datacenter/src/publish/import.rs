@@ -20,7 +20,7 @@ use dedup::chunker::strips::{Joiner, Part, Scan};
 use dedup::{Chunk, ChunkId, ChunkerParams, IdKey, ManifestBuilder};
 use dedup_image::{DiskImage, ImageError, ImageFormat, Region, RegionKind};
 use dedup_protocol::records::TreeRef;
-use dedup_store::{Put, Writer};
+use dedup_store::{Hold, Put, Writer};
 
 use super::queue::{Failure, Pool, Queue, StopOnPanic};
 use super::strips::{STRIP_BYTES, Strip, StripReader};
@@ -148,16 +148,18 @@ enum Scanned {
     End,
 }
 
-/// Chunks and stores all of `source`, and its manifest. The caller commits the store.
+/// Chunks and stores all of `source`, and its manifest. The caller commits the store, and keeps `hold` until something durable refers to
+/// the manifest.
 pub fn import(
     datacenter: &Datacenter,
+    hold: &Hold,
     source: &mut dyn DiskImage,
     params: ChunkerParams,
     meter: &Meter,
 ) -> Result<Imported, PublishError> {
     let workers = worker_count(datacenter);
     let strips = (2 * workers + 2).min(STRIPS_MAX);
-    let writer = datacenter.store().writer();
+    let writer = hold.writer();
     let import = Import {
         key: datacenter.id_key(),
         params,

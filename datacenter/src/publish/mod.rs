@@ -2,8 +2,8 @@
 //!
 //! Open the file, chunk and store it ([`import`]), commit the store, read everything back and compare it with the file ([`check`]),
 //! then sign the record and make it visible in one catalog transaction. Invariant: whenever the process dies, the version is either
-//! not there at all or complete; what was stored stays and is reused by the next try. What it does not do: uploads; the file is on
-//! the datacenter's host.
+//! not there at all or complete; what was stored stays until the next collection of garbage, and is reused by a try before that. What it
+//! does not do: uploads; the file is on the datacenter's host.
 
 pub mod boot;
 pub mod check;
@@ -226,6 +226,8 @@ pub fn publish(
             .extend(initrd.map(|bytes| ("the initial RAM disk", MemoryFile::boxed(bytes.clone()))));
     }
 
+    // From the first put until the version is in the catalog no collection touches what this publish refers to, new or known.
+    let hold = datacenter.store().hold();
     meter.begin(
         Phase::Import,
         files.iter().map(|(_, file)| file.size_bytes()).sum(),
@@ -234,6 +236,7 @@ pub fn publish(
     for (_, file) in &mut files {
         trees.push(import::import(
             datacenter,
+            &hold,
             &mut **file,
             image_row.params,
             meter,
@@ -286,7 +289,21 @@ pub fn publish(
         data_bytes: trees[0].data_bytes,
     };
     let number = record.number;
-    let version = make_visible(datacenter, record, request, meter)?;
+    let version = match make_visible(datacenter, record, request, meter) {
+        Ok(version) => version,
+        Err(error) => {
+            // A commit that fails may be on the disk all the same, and the version be there after the next start.
+            if matches!(error, PublishError::Catalog(_)) {
+                hold.keep();
+                tracing::error!(
+                    image = %request.image,
+                    "nobody can tell whether a version is in the catalog: what was stored since its publish began is kept until the daemon is started again"
+                );
+            }
+            return Err(error);
+        }
+    };
+    drop(hold);
     tracing::info!(image = %request.image, number, %version, "version published");
     if let Some((parent, _)) = parent {
         datacenter.carry_profile(parent, version);

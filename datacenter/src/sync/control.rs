@@ -10,7 +10,7 @@ use dedup_protocol::wire::{
 };
 use dedup_transport::link::{Caps, Class, FrameRecv, FrameSend, Link, LinkError};
 
-use super::{error_line, is_revoked, refuse};
+use super::{error_line, is_revoked, refuse, repair};
 use crate::Datacenter;
 
 /// Why a control stream ended.
@@ -44,9 +44,9 @@ pub async fn serve(
     let mut control = DatacenterControl::new();
     let mut changes = dc.assignment_changes();
     let DatacenterAction::Greeted {
+        minor,
         assignment_counter,
         software,
-        minor,
     } = control.handle(first)?
     else {
         return Err(ControlEnd::Closed);
@@ -67,6 +67,7 @@ pub async fn serve(
     let mut told = assignment_counter;
     let mut told_policy = None;
     let mut told_profiles = HashMap::new();
+    let mut asked_for = Vec::new();
     loop {
         changes.mark_unchanged();
         if is_revoked(dc, branch) {
@@ -115,6 +116,7 @@ pub async fn serve(
             }
         }
         tell_profiles(dc, branch, &mut told_profiles, &mut send).await?;
+        repair::ask(dc, branch, minor, &mut asked_for, &mut send).await?;
         loop {
             tokio::select! {
                 changed = changes.changed() => {

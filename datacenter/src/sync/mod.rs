@@ -8,12 +8,13 @@ mod content;
 mod control;
 mod join;
 mod profiles;
+mod repair;
 mod update;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use dedup::BranchId;
+use dedup::{BranchId, VersionId};
 use dedup_protocol::server::{AnswerError, Responder};
 use dedup_protocol::wire::{FRAME_BYTES_MAX, Message, Refuse, RefuseCode, Urgency};
 use dedup_transport::link::{
@@ -24,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Datacenter;
 use content::SharedContent;
+pub use repair::{NotTaken, take_back};
 
 /// Handshakes at once: each costs a signature, and strangers can begin one.
 const HANDSHAKES_MAX: usize = 64;
@@ -42,6 +44,7 @@ pub async fn serve(dc: Arc<Datacenter>, server: LinkServer, cancel: Cancellation
         // Packing is pure CPU: more at once than cores only makes every branch wait longer.
         packers: Semaphore::new(std::thread::available_parallelism().map_or(2, usize::from)),
         recordings: Semaphore::new(1),
+        repairs: Semaphore::new(1),
     });
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
     loop {
@@ -73,6 +76,8 @@ struct Shared {
     packers: Semaphore,
     /// Recorded boots being taken in.
     recordings: Semaphore,
+    /// Chunks that come back being taken in.
+    repairs: Semaphore,
 }
 
 async fn establish(incoming: Incoming) -> Result<Accepted, LinkError> {
@@ -167,6 +172,9 @@ async fn stream_task(
             Ok(())
         }
         Ok(Message::GetUpdate(request)) => update::answer(shared, branch, request, &mut send).await,
+        Ok(Message::Restore(offer)) => {
+            repair::answer(shared, branch, offer, &mut send, &mut recv).await
+        }
         Ok(request) => answer(shared, branch, request, &mut send).await,
         Err(error) => {
             let refusal = refuse(RefuseCode::BadRequest, &error.to_string());
@@ -202,6 +210,9 @@ async fn answer(
     if let Message::BootRecorded(_) | Message::GetProfile(_) = &request {
         return profiles::answer(shared, branch, request, send).await;
     }
+    // Until the last frame is made; looked up after this, so what is found stays.
+    let _uses = asked_versions(&request)
+        .map(|version| version.map(|version| shared.dc.use_version(version)));
     let worker = Arc::clone(shared);
     let begun = tokio::task::spawn_blocking(move || {
         let readable = |version| {
@@ -246,6 +257,17 @@ async fn answer(
             Ok(None) => return send.finish(),
             Err(error) => return end_with(branch, send, &error).await,
         }
+    }
+}
+
+/// The versions that a request reads: the one that it is about, and the one that the answer is told against.
+fn asked_versions(request: &Message) -> [Option<VersionId>; 2] {
+    match request {
+        Message::GetVersion(r) => [Some(r.version), None],
+        Message::GetOutline(r) => [Some(r.version), r.parent],
+        Message::GetLeaves(r) => [Some(r.version), r.parent],
+        Message::GetChunks(r) => [Some(r.version), None],
+        _ => [None, None],
     }
 }
 

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use datacenter_api::{Operation, OperationKind, OperationResult, Problem, UpdateSummary};
+use dedup::VersionId;
 use dedup_protocol::update::UpdateSource;
 use dedup_protocol::wire::BatchSize;
 use dedup_store::disk::{Disk, HostDisk};
@@ -282,6 +283,8 @@ impl Updates {
         pair: Pair,
         meter: &Meter,
     ) -> Result<UpdateSummary, UpdateError> {
+        // Neither version is given up while its chunks are read.
+        let _uses = [pair.parent, pair.version].map(|id| dc.use_version(id));
         let ends = Ends::open(dc, &pair).inspect_err(|e| self.fail_waiting(pair, e))?;
         let turn = loop {
             match self.turn.try_lock() {
@@ -410,6 +413,35 @@ impl Updates {
                     self.state().known.remove(&pair);
                 }
                 total -= bytes;
+            }
+        }
+    }
+
+    /// The pairs whose updates are being made at this moment. One that waits for its turn keeps nobody from anything.
+    pub(crate) fn being_made(&self) -> Vec<Pair> {
+        let at_work = |update: &&Arc<Update>| {
+            matches!(*update.stage.borrow(), Stage::Planning | Stage::Growing(_))
+        };
+        let state = self.state();
+        let making = state.known.values().filter(at_work);
+        making.map(|update| update.pair).collect()
+    }
+
+    /// Removes the updates from and to a version that is given up.
+    pub(crate) fn forget(&self, version: VersionId) {
+        let concerns = |pair: &Pair| pair.parent == version || pair.version == version;
+        {
+            let mut state = self.state();
+            state.known.retain(|pair, _| !concerns(pair));
+            state.queue.retain(|pair| !concerns(pair));
+        }
+        let Ok(disk) = self.disk() else { return };
+        for name in disk.list("").unwrap_or_default() {
+            if let Some((pair, _)) = file::pair_of_name(&name)
+                && concerns(&pair)
+                && let Err(error) = disk.remove(&name)
+            {
+                tracing::warn!(file = name, %error, "an update of a version that is gone was not removed");
             }
         }
     }

@@ -3,8 +3,8 @@
 //! This crate owns everything that parses bytes which came from outside as a disk file: the image formats
 //! themselves ([`open`] and [`DiskImage`]) and what lies inside a disk ([`inspect`]). A disk image is hostile until
 //! proven otherwise: every offset is checked before it is used, every allocation has a limit, and a bad image ends in
-//! an [`ImageError`] that names the file and the place. Nothing here mounts, executes or writes an image, and nothing
-//! here hashes or chunks: callers walk [`DiskImage::region_at`] and read the data regions only.
+//! an [`ImageError`] that names the file and the place. Nothing here mounts, executes or changes an image ([`Qcow2Layout`] only says what a
+//! new one looks like), and nothing here hashes or chunks: callers walk [`DiskImage::region_at`] and read the data regions only.
 
 mod convert;
 mod error;
@@ -28,6 +28,7 @@ pub use inspect::{
     PartitionTable, inspect,
 };
 pub use options::{OpenOptions, Progress};
+pub use qcow2::layout::{QCOW2_CLUSTER_BYTES, Qcow2Layout, Qcow2Part};
 
 use std::path::Path;
 

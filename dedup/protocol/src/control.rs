@@ -1,7 +1,7 @@
 //! The control stream: greeting, assignments, status. Both ends as values.
 //!
 //! ```text
-//!   branch      Greeting ──Welcome──► Open ──Assign, Policy, Renewed, ProfileAvailable──► Open
+//!   branch      Greeting ──Welcome──► Open ──Assign, Policy, Renewed, ProfileAvailable, Wanted──► Open
 //!   datacenter  Greeting ──Hello────► Open ──Status, Renew────► Open
 //! ```
 //!
@@ -14,8 +14,8 @@ use crate::policy::Policy;
 use crate::records::Assignment;
 use crate::trust::{Endorsement, Signed, Trust, TrustAnchor, TrustError};
 use crate::wire::{
-    Hello, Message, PROTOCOL_MINOR, ProfileAvailable, Refuse, RefuseCode, SignedBytes, Welcome,
-    WireError,
+    Hello, Message, PROTOCOL_MINOR, ProfileAvailable, RUNS_MAX, Refuse, RefuseCode, SignedBytes,
+    Wanted, Welcome, WireError,
 };
 
 /// Why the control stream ends.
@@ -60,6 +60,8 @@ pub enum BranchAction {
     NotNow(Refuse),
     /// This is the newest boot profile of a version.
     Profile(ProfileAvailable),
+    /// Send the datacenter those of these chunks that are here.
+    Restore(Wanted),
 }
 
 /// The branch's end.
@@ -141,6 +143,13 @@ impl BranchControl {
             }
             Message::Renewed(der) if self.greeted => Ok(BranchAction::Certificate(der.bytes)),
             Message::ProfileAvailable(told) if self.greeted => Ok(BranchAction::Profile(told)),
+            Message::Wanted(wanted) if self.greeted => {
+                if wanted.runs.len() <= RUNS_MAX {
+                    Ok(BranchAction::Restore(wanted))
+                } else {
+                    Err(WireError::Malformed { name: "Wanted" }.into())
+                }
+            }
             other => Err(WireError::Unexpected {
                 got: other.name(),
                 expected: if self.greeted { "Assign" } else { "Welcome" },
@@ -155,12 +164,12 @@ impl BranchControl {
 pub enum DatacenterAction {
     /// Greet, then send the branch's assignment if its counter is higher than this.
     Greeted {
+        /// Newest message set that the branch speaks: it is sent nothing of a later one.
+        minor: u16,
         /// Counter of the assignment the branch has.
         assignment_counter: u64,
         /// The branch's software version.
         software: String,
-        /// Newest message set that the branch speaks.
-        minor: u16,
     },
     /// Keep this report (JSON).
     Report(String),
@@ -186,9 +195,9 @@ impl DatacenterControl {
             Message::Hello(hello) if !self.greeted => {
                 self.greeted = true;
                 Ok(DatacenterAction::Greeted {
+                    minor: hello.minor,
                     assignment_counter: hello.assignment_counter,
                     software: hello.software,
-                    minor: hello.minor,
                 })
             }
             Message::Status(report) if self.greeted => Ok(DatacenterAction::Report(report.json)),

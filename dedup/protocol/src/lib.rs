@@ -8,6 +8,7 @@ pub mod join;
 pub mod policy;
 pub mod profile;
 pub mod records;
+pub mod restore;
 pub mod server;
 pub mod trust;
 pub mod update;

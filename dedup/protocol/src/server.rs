@@ -301,7 +301,17 @@ fn leaves<C: Content>(
     })
 }
 
-fn check_leaf_indexes(
+/// The manifest of one tree of a version.
+pub(crate) fn tree<C: Content>(
+    content: &C,
+    version: VersionId,
+    which: Tree,
+) -> Result<Manifest, AnswerError> {
+    let record = find(content, version, version)?.record;
+    load(content, version, tree_of(&record, version, which)?)
+}
+
+pub(crate) fn check_leaf_indexes(
     manifest: &Manifest,
     mut indexes: impl Iterator<Item = u32>,
 ) -> Result<(), AnswerError> {

@@ -16,8 +16,11 @@ use crate::trust::Endorsement;
 pub const FRAME_VERSION: u8 = 1;
 
 /// Newest message set that this program speaks, told in the greeting. Revisions: 1, the first; 2, assignments of
-/// the second kind (machine types).
-pub const PROTOCOL_MINOR: u16 = 2;
+/// the second kind (machine types); 3, `Wanted`, `Restore`, `Restored`.
+pub const PROTOCOL_MINOR: u16 = 3;
+
+/// The message set from which on `Wanted` is understood.
+pub const MINOR_WANTED: u16 = 3;
 
 /// Largest frame of any kind, in bytes: a solid batch (see [`BATCH_RAW_BYTES`]) that did not compress, and its head.
 pub const FRAME_BYTES_MAX: usize = 8 << 20;
@@ -36,6 +39,9 @@ pub const LEAVES_MAX: usize = 4096;
 
 /// Most batches of one update: 1.9 TiB of new chunks. The head of the largest still fits one frame.
 pub const UPDATE_BATCHES_MAX: usize = 1 << 18;
+
+/// Most chunks that the datacenter asks a branch for at once, and that one offer holds: 16 MiB of the longest chunks, 1 MiB of average ones.
+pub const RESTORE_CHUNKS_MAX: usize = 64;
 
 /// Most ranges of batches in one request: a branch that holds every other batch asks again.
 pub const UPDATE_RANGES_MAX: usize = 1024;
@@ -197,6 +203,13 @@ messages! {
     0x32 => GetProfile(GetProfile),
     /// Datacenter → branch: it, signed.
     0x33 => Profile(SignedBytes),
+
+    /// Datacenter → branch, on the control stream: chunks that are damaged at the datacenter, by where a version shows them.
+    0x50 => Wanted(Wanted),
+    /// Branch → datacenter: some of them follow, each frame a `Batch`.
+    0x51 => Restore(Restore),
+    /// Datacenter → branch: they were proven and stored.
+    0x52 => Restored(Restored),
 }
 
 /// Greeting of a branch.
@@ -412,6 +425,35 @@ pub struct GetProfile {
     pub version: VersionId,
     /// Counter of the one that the branch has, 0 for none: only a newer one is sent.
     pub have: u64,
+}
+
+/// Asks a branch for chunks that it may hold, by where a version that it may read shows them. Nothing answers it but `Restore`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wanted {
+    /// Which version.
+    pub version: VersionId,
+    /// Which of its trees.
+    pub tree: Tree,
+    /// Where; at most [`RESTORE_CHUNKS_MAX`] chunks.
+    pub runs: Vec<Run>,
+}
+
+/// Offers chunks of a version, which follow in batches; at most [`RESTORE_CHUNKS_MAX`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restore {
+    /// Which version.
+    pub version: VersionId,
+    /// Which of its trees.
+    pub tree: Tree,
+    /// Where it shows them.
+    pub runs: Vec<Run>,
+}
+
+/// What became of an offer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restored {
+    /// Chunks that were damaged at the datacenter and are not any more.
+    pub chunks: u32,
 }
 
 /// Why a frame was refused.

@@ -24,8 +24,8 @@ use dedup_protocol::trust::{Signed, Trust};
 use dedup_protocol::wire::{
     Batch, BatchEncoding, BatchRange, BatchSize, BootRecorded, Der, GetChunks, GetLeaves,
     GetOutline, GetProfile, GetUpdate, GetVersion, Hello, Leaves, Message, Outline,
-    ProfileAvailable, Refuse, RefuseCode, Run, SignedBytes, StatusReport, Unreadable, UpdateHead,
-    UpdatePart, Urgency, Welcome, WireError,
+    ProfileAvailable, Refuse, RefuseCode, Restore, Restored, Run, SignedBytes, StatusReport,
+    Unreadable, UpdateHead, UpdatePart, Urgency, Wanted, Welcome, WireError,
 };
 
 const VERSION: VersionId = VersionId([0x44; 32]);
@@ -231,6 +231,17 @@ fn messages() -> Vec<Message> {
         Message::Profile(SignedBytes {
             bytes: vec![7, 8, 9],
         }),
+        Message::Wanted(Wanted {
+            version: VERSION,
+            tree: Tree::Disk,
+            runs: vec![run(3, 10, 1), run(2559, 300, 1)],
+        }),
+        Message::Restore(Restore {
+            version: VERSION,
+            tree: Tree::Initrd,
+            runs: vec![run(0, 0, 1)],
+        }),
+        Message::Restored(Restored { chunks: 300 }),
     ]
 }
 

@@ -18,7 +18,8 @@ use dedup::{Chunk, NodeId};
 use crate::chunk_store::{Inner, StoreStats};
 use crate::disk::{DiskFile, Open};
 use crate::error::StoreError;
-use crate::index::{Location, META_KEY, PackState, State, encode_meta, entry_key};
+use crate::hold::Hold;
+use crate::index::{Location, META_KEY, PackState, State, damaged_key, encode_meta, entry_key};
 use crate::kv::{Batch, Durability, KvError};
 use crate::pack::{
     Encoded, HEADER_LEN, NODE_BYTES_MAX, PACK_DIR, PackHeader, PackNumber, RecordHeader,
@@ -63,13 +64,14 @@ impl OpenPack {
         PackState {
             indexed_len: self.len,
             closed,
+            doomed: false,
             tally: self.tally,
         }
     }
 }
 
 /// A pack that will not grow any more and that the index does not know as closed.
-struct SealedPack {
+pub(crate) struct SealedPack {
     number: PackNumber,
     file: Arc<dyn DiskFile>,
     state: PackState,
@@ -128,7 +130,12 @@ impl Append {
         }
     }
 
-    fn refuse_if_closed(&self) -> Result<(), StoreError> {
+    /// Something was written to the index that the next commit is to make durable.
+    pub(crate) fn note_relaxed(&mut self) {
+        self.relaxed = true;
+    }
+
+    pub(crate) fn refuse_if_closed(&self) -> Result<(), StoreError> {
         match &self.closed {
             None => Ok(()),
             Some(reason) => Err(StoreError::Closed {
@@ -142,11 +149,20 @@ impl Append {
 #[derive(Clone)]
 pub struct Writer {
     inner: Arc<Inner>,
+    /// What is put, new or known, stays while this lives.
+    hold: Hold,
 }
 
 impl Writer {
-    pub(crate) fn new(inner: Arc<Inner>) -> Self {
-        Self { inner }
+    pub(crate) fn new(hold: Hold) -> Self {
+        Self {
+            inner: Arc::clone(&hold.inner),
+            hold,
+        }
+    }
+
+    fn is_known(&self, name: RecordName) -> Result<bool, StoreError> {
+        Ok(self.hold.known(&[name])?[0])
     }
 
     /// Stores a chunk, unless it is there. Durable after the next commit.
@@ -185,7 +201,7 @@ impl Writer {
     /// Stores what [`Self::encode_chunk`] made, unless it is there.
     pub fn put_encoded(&self, encoded: &Encoded) -> Result<Put, StoreError> {
         let generation = self.inner.generation.load(Ordering::Acquire);
-        if self.inner.contains(&encoded.name)? {
+        if self.is_known(encoded.name)? {
             return Ok(Put::Known);
         }
         self.append_one(encoded, generation)
@@ -199,7 +215,7 @@ impl Writer {
             check_len(name, chunk.bytes().len())?;
         }
         let generation = self.inner.generation.load(Ordering::Acquire);
-        let known = self.inner.contains_many(&names)?;
+        let known = self.hold.known(&names)?;
         let mut puts = vec![Put::Known; chunks.len()];
         let mut seen = HashSet::new();
         let (mut places, mut encoded) = (Vec::new(), Vec::new());
@@ -219,7 +235,7 @@ impl Writer {
     fn put(&self, name: RecordName, plain: &Bytes) -> Result<Put, StoreError> {
         check_len(&name, plain.len())?;
         let generation = self.inner.generation.load(Ordering::Acquire);
-        if self.inner.contains(&name)? {
+        if self.is_known(name)? {
             return Ok(Put::Known);
         }
         let encoded = Encoded::new(name, plain, self.inner.options.zstd_level);
@@ -254,14 +270,25 @@ impl Inner {
     fn append_records(&self, encoded: &[Encoded], generation: u64) -> Result<Vec<Put>, StoreError> {
         let mut puts = Vec::with_capacity(encoded.len());
         while puts.len() < encoded.len() {
+            let rest = &encoded[puts.len()..];
+            let mut append = self.append_with_room(rest[0].header().record_len())?;
+            self.append_run(&mut append, rest, generation, &mut puts)?;
+        }
+        Ok(puts)
+    }
+
+    /// The right to append, with an open pack that has room for a record of `record_len` bytes.
+    pub(crate) fn append_with_room(
+        &self,
+        record_len: u64,
+    ) -> Result<MutexGuard<'_, Append>, StoreError> {
+        loop {
             let mut append = self.append();
             append.refuse_if_closed()?;
-            let rest = &encoded[puts.len()..];
-            let first_len = rest[0].header().record_len();
             if append
                 .open
                 .as_ref()
-                .is_some_and(|open| self.is_full(open, first_len))
+                .is_some_and(|open| self.is_full(open, record_len))
             {
                 // One pack may be on its way to the disk while the next one grows. A second one waits: that bounds what is dirty and
                 // pending, and an opening without an index has to doubt the last two packs only.
@@ -277,9 +304,8 @@ impl Inner {
             if append.open.is_none() {
                 append.open = Some(self.begin_pack(&mut append)?);
             }
-            self.append_run(&mut append, rest, generation, &mut puts)?;
+            return Ok(append);
         }
-        Ok(puts)
     }
 
     /// Appends as many of `rest` as the open pack has room for, at least the first, in one write.
@@ -299,7 +325,8 @@ impl Inner {
         let mut records = Vec::new();
         let mut new_puts = Vec::new();
         for encoded in rest {
-            // Another thread may have stored the same while this one compressed; and it may have been committed since.
+            // Another thread may have stored the same while this one compressed; and it may have been committed since. Either way it is
+            // in a pack that was begun after our hold, which keeps it.
             let known = match same_generation {
                 true => self.pending().contains_key(&encoded.name),
                 false => self.contains(&encoded.name)?,
@@ -358,7 +385,7 @@ impl Inner {
     }
 
     /// Ends the open pack, which the caller has seen to be there. It is not durable yet.
-    fn seal(&self, append: &mut Append) -> Result<Arc<SealedPack>, StoreError> {
+    pub(crate) fn seal(&self, append: &mut Append) -> Result<Arc<SealedPack>, StoreError> {
         let Some(open) = &append.open else {
             unreachable!("the caller saw an open pack");
         };
@@ -385,14 +412,14 @@ impl Inner {
 
     /// Makes a sealed pack durable, then known. The index follows pack by pack, so that what is pending stays small; the order of
     /// commits is enough here.
-    fn settle(&self, sealed: &SealedPack) -> Result<(), StoreError> {
+    pub(crate) fn settle(&self, sealed: &SealedPack) -> Result<(), StoreError> {
         let synced = sealed.sync();
         let mut append = self.append();
         append.refuse_if_closed()?;
         if let Err(error) = synced {
             return Err(self.close(&mut append, error));
         }
-        self.index_pending(&mut append, Durability::Relaxed)
+        self.index_pending(&mut append, Durability::Relaxed, Batch::new())
     }
 
     /// Seals the open pack, if it holds anything, and makes everything put so far durable: what was put before lies in closed packs.
@@ -479,23 +506,34 @@ impl Inner {
         if self.pending().is_empty() && append.sealed.is_empty() && !append.relaxed {
             return Ok(());
         }
+        self.sync_packs(&mut append)?;
+        self.index_pending(&mut append, Durability::Synced, Batch::new())
+    }
+
+    /// Makes durable what was appended so far, in whichever pack it is.
+    pub(crate) fn sync_packs(&self, append: &mut Append) -> Result<(), StoreError> {
         for sealed in append.sealed.clone() {
             if let Err(error) = sealed.sync() {
-                return Err(self.close(&mut append, error));
+                return Err(self.close(append, error));
             }
         }
         if let Some(open) = &append.open
             && let Err(e) = open.file.sync()
         {
             let what = format!("sync {}", open.number);
-            return Err(self.close(&mut append, StoreError::io(what, e)));
+            return Err(self.close(append, StoreError::io(what, e)));
         }
-        self.index_pending(&mut append, Durability::Synced)
+        Ok(())
     }
 
     /// Takes pending records into the index: those of the sealed packs that are durable, and for a synced commit, before which the
-    /// caller has synced it, those of the open pack.
-    fn index_pending(&self, append: &mut Append, durability: Durability) -> Result<(), StoreError> {
+    /// caller has synced it, those of the open pack. `batch` has what is to be written with them, in the same step.
+    pub(crate) fn index_pending(
+        &self,
+        append: &mut Append,
+        durability: Durability,
+        mut batch: Batch,
+    ) -> Result<(), StoreError> {
         let synced: Vec<Arc<SealedPack>> = append
             .sealed
             .iter()
@@ -511,16 +549,21 @@ impl Inner {
             .iter()
             .map(|sealed| (sealed.number, sealed.state, &sealed.unindexed))
             .chain(open);
-        let mut batch = Batch::new();
         let mut indexed = Vec::new();
+        let mut healed = Vec::new();
         {
             let pending = self.pending();
+            let damaged = self.damaged();
             for (number, state, names) in packs {
                 for name in names {
                     // What was quarantined since is not there any more, or is in a later pack.
                     if let Some(location) = pending.get(name).filter(|l| l.pack == number) {
                         batch.put(entry_key(name), location.encode());
                         indexed.push(*name);
+                        if damaged.contains(name) {
+                            batch.delete(damaged_key(name));
+                            healed.push(*name);
+                        }
                     }
                 }
                 batch.put(PackState::key(number), state.encode());
@@ -548,12 +591,19 @@ impl Inner {
                 pending.remove(&name);
             }
         }
+        if !healed.is_empty() {
+            let mut damaged = self.damaged();
+            for name in &healed {
+                damaged.remove(name);
+            }
+            tracing::info!(records = healed.len(), "damaged records were stored again");
+        }
         self.generation.fetch_add(1, Ordering::Release);
         Ok(())
     }
 
     /// Deals with a failed write to the open pack: a full disk costs only what was being written.
-    fn write_failed(&self, append: &mut Append, error: std::io::Error) -> StoreError {
+    pub(crate) fn write_failed(&self, append: &mut Append, error: std::io::Error) -> StoreError {
         let Some(open) = &append.open else {
             unreachable!("only the open pack is written to");
         };
@@ -589,7 +639,7 @@ impl Inner {
 }
 
 impl StoreStats {
-    fn count(&mut self, header: &RecordHeader, record_len: u64) {
+    pub(crate) fn count(&mut self, header: &RecordHeader, record_len: u64) {
         match header.name.kind {
             RecordKind::Chunk => self.chunks += 1,
             RecordKind::Node => self.nodes += 1,

@@ -101,7 +101,7 @@ impl Inner {
             }
             return Ok(());
         }
-        // The pack ends inside the run: one by one, so that only what is cut off counts as damaged.
+        // The pack ends inside the run: one by one, so that only what is cut off counts as damaged. Or a collection moved it all.
         for (name, _) in run {
             match self.record(name) {
                 Ok(_) => {}
@@ -119,7 +119,13 @@ impl Inner {
         offset: u64,
         bytes: &mut [u8],
     ) -> Result<bool, StoreError> {
-        match self.file(pack)?.read_at(offset, bytes) {
+        let file = match self.file(pack) {
+            Err(StoreError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(false);
+            }
+            other => other?,
+        };
+        match file.read_at(offset, bytes) {
             Ok(()) => Ok(true),
             Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => Ok(false),
             Err(e) => Err(StoreError::io(

@@ -2,11 +2,13 @@
 //!
 //! Invariants: an index entry is committed only after the bytes it points at are durable; what a reader gets matches its name;
 //! packs alone are enough to rebuild the index. Writing is in [`crate::append`], what an opening repairs in [`crate::recovery`],
-//! re-reading everything in [`crate::verify`]. It does not collect garbage; the index entry's state byte leaves room for it.
+//! re-reading everything in [`crate::verify`], piece by piece in [`crate::scrub`], removing what nothing refers to in
+//! [`crate::collect`], what is kept from that in [`crate::hold`], and what is known to be wrong in [`crate::trouble`].
 //!
-//! One process may have a store open at a time; the key-value store's lock sees to that.
+//! One process may have a store open at a time; the key-value store's lock sees to that. Locks are taken in this order: maintenance,
+//! gate, append, pending, statistics; the list of damage and the holds last, each alone.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -18,8 +20,9 @@ use crate::codec::Encoding;
 use crate::disk::{Disk, DiskFile, Open};
 use crate::error::StoreError;
 use crate::handles::Handles;
+use crate::hold::Holds;
 use crate::index::{Location, State, entry_key};
-use crate::kv::{Batch, Durability, Kv};
+use crate::kv::Kv;
 use crate::pack::{PACK_BYTES_MAX, PackNumber, RECORD_HEADER_LEN, RecordHeader, RecordName};
 use crate::recovery::{self, Recovery};
 
@@ -96,6 +99,8 @@ pub struct StoreStats {
     pub pack_bytes: u64,
     /// Records that wait for a commit.
     pub uncommitted: u64,
+    /// Names that are known to be damaged and were not stored again.
+    pub damaged: u64,
 }
 
 /// A chunk store. Clones are handles of the same store; all methods may be called from many threads.
@@ -117,8 +122,16 @@ pub(crate) struct Inner {
     /// How many times `pending` went to the index.
     pub(crate) generation: AtomicU64,
     pub(crate) stats: Mutex<StoreStats>,
-    /// Held by what counts on packs staying where they are.
+    pub(crate) holds: Holds,
+    /// Held for writing while a collection takes records away, for reading while a put decides that a record is known: neither sees
+    /// the other half done.
+    gate: RwLock<()>,
+    /// Held by what moves or removes packs, or counts on their staying: one collection, one verification or one pack's scrub at a time.
     maintenance: Mutex<()>,
+    /// As in the index, under `cs/d`.
+    damaged: Mutex<BTreeSet<RecordName>>,
+    /// As in the index, under `cs/h`.
+    halted: Mutex<Option<String>>,
     recovery: Recovery,
 }
 
@@ -144,7 +157,11 @@ impl ChunkStore {
                 append: Mutex::new(found.append),
                 generation: AtomicU64::new(0),
                 stats: Mutex::new(found.stats),
+                holds: Holds::default(),
+                gate: RwLock::default(),
                 maintenance: Mutex::default(),
+                damaged: Mutex::new(found.damaged),
+                halted: Mutex::new(found.halted),
                 recovery: found.recovery,
                 disk,
                 kv,
@@ -160,9 +177,10 @@ impl ChunkStore {
         &self.inner.recovery
     }
 
-    /// A handle for storing. Any number of them may work at once; [`Self::commit`] covers what all of them put.
+    /// A handle for storing, with a [hold](crate::Hold) of its own: what is put is safe from collections while the handle or a clone
+    /// of it lives. Any number of them may work at once; [`Self::commit`] covers what all of them put.
     pub fn writer(&self) -> Writer {
-        Writer::new(self.inner.clone())
+        self.hold().writer()
     }
 
     /// Makes everything put so far durable: pack bytes first, then their index entries in one step.
@@ -209,24 +227,11 @@ impl ChunkStore {
         Ok(plain)
     }
 
-    /// Makes a damaged record as good as absent, durably, so that the next put of the same bytes stores them again.
-    pub fn quarantine(&self, name: RecordName) -> Result<(), StoreError> {
-        let _append = self.inner.append();
-        self.inner.pending_mut().remove(&name);
-        let Some(mut location) = self.inner.indexed(&name)? else {
-            return Ok(());
-        };
-        location.state = State::Quarantined;
-        let mut batch = Batch::new();
-        batch.put(entry_key(&name), location.encode());
-        self.inner.kv.commit(batch, Durability::Synced)?;
-        Ok(())
-    }
-
     /// What the store holds.
     pub fn stats(&self) -> StoreStats {
         let mut stats = *self.inner.stats();
         stats.uncommitted = self.inner.pending().len() as u64;
+        stats.damaged = self.inner.damaged().len() as u64;
         stats
     }
 }
@@ -240,7 +245,7 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    fn decoded(&self) -> Result<Bytes, StoreError> {
+    pub(crate) fn decoded(&self) -> Result<Bytes, StoreError> {
         crate::codec::decode(
             self.header.encoding,
             &self.stored,
@@ -249,7 +254,7 @@ impl Record {
         .map_err(|e| self.damaged(e.to_string()))
     }
 
-    fn damaged(&self, why: String) -> StoreError {
+    pub(crate) fn damaged(&self, why: String) -> StoreError {
         StoreError::Damaged {
             name: self.header.name,
             pack: self.pack,
@@ -301,9 +306,30 @@ impl Inner {
             .expect("no code panics while it holds the statistics")
     }
 
+    pub(crate) fn damaged(&self) -> MutexGuard<'_, BTreeSet<RecordName>> {
+        self.damaged
+            .lock()
+            .expect("no code panics while it holds the list of damage")
+    }
+
+    pub(crate) fn halted(&self) -> MutexGuard<'_, Option<String>> {
+        self.halted
+            .lock()
+            .expect("no code panics while it holds the halt")
+    }
+
+    // The next two guard no data, so a panic under them leaves nothing half done.
+
     pub(crate) fn maintenance(&self) -> MutexGuard<'_, ()> {
-        // It guards no data, so a panic under it leaves nothing half done.
         self.maintenance.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    pub(crate) fn gate_shared(&self) -> RwLockReadGuard<'_, ()> {
+        self.gate.read().unwrap_or_else(|e| e.into_inner())
+    }
+
+    pub(crate) fn gate_exclusive(&self) -> RwLockWriteGuard<'_, ()> {
+        self.gate.write().unwrap_or_else(|e| e.into_inner())
     }
 
     /// The entry in the index, whatever its state.
@@ -327,7 +353,7 @@ impl Inner {
     pub(crate) fn contains(&self, name: &RecordName) -> Result<bool, StoreError> {
         Ok(self
             .locate(name)?
-            .is_some_and(|location| location.state == State::Live))
+            .is_some_and(|location| location.state.is_readable()))
     }
 
     /// Where each of `names` is, committed or not, whatever its state.
@@ -353,13 +379,6 @@ impl Inner {
         Ok(found)
     }
 
-    pub(crate) fn contains_many(&self, names: &[RecordName]) -> Result<Vec<bool>, StoreError> {
-        let found = self.locate_many(names)?.into_iter();
-        Ok(found
-            .map(|location| location.is_some_and(|l| l.state == State::Live))
-            .collect())
-    }
-
     pub(crate) fn file(&self, pack: PackNumber) -> Result<Arc<dyn DiskFile>, StoreError> {
         self.handles.file(pack, || {
             self.disk
@@ -368,10 +387,39 @@ impl Inner {
         })
     }
 
+    /// Reads a record for somebody who refers to it. That it is condemned is an alarm.
     pub(crate) fn record(&self, name: &RecordName) -> Result<Record, StoreError> {
-        let location = self
-            .locate(name)?
-            .ok_or(StoreError::NotFound { name: *name })?;
+        let (record, state) = self.record_for_collection(name)?;
+        if matches!(state, State::Condemned { .. }) {
+            self.alarm(name);
+        }
+        Ok(record)
+    }
+
+    /// Reads a record, condemned or not.
+    pub(crate) fn record_for_collection(
+        &self,
+        name: &RecordName,
+    ) -> Result<(Record, State), StoreError> {
+        let mut gone: Option<Location> = None;
+        loop {
+            let location = self
+                .locate(name)?
+                .ok_or(StoreError::NotFound { name: *name })?;
+            match self.record_at(name, &location) {
+                // A collection moved it and removed the pack between the look and the read; if nothing moved, it is missing.
+                Err(StoreError::Io { source, .. })
+                    if source.kind() == std::io::ErrorKind::NotFound
+                        && gone.is_none_or(|before| !before.is_at(&location)) =>
+                {
+                    gone = Some(location);
+                }
+                other => return Ok((other?, location.state)),
+            }
+        }
+    }
+
+    fn record_at(&self, name: &RecordName, location: &Location) -> Result<Record, StoreError> {
         let offset = u64::from(location.offset);
         let damaged = |why: String| StoreError::Damaged {
             name: *name,

@@ -110,6 +110,18 @@ impl HostDisk {
     }
 }
 
+/// Whether an error says that what should be there cannot be had: the file is gone, or the medium does not give it.
+pub(crate) fn is_medium_error(error: &io::Error) -> bool {
+    const EIO: i32 = 5;
+    let inner = error.get_ref().and_then(|e| e.downcast_ref::<PathError>());
+    let code = inner.map_or(error.raw_os_error(), |e| e.source.raw_os_error());
+    code == Some(EIO)
+        || matches!(
+            error.kind(),
+            io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof
+        )
+}
+
 /// Names the path in an I/O error, keeping its kind.
 fn at(path: &Path, error: io::Error) -> io::Error {
     io::Error::new(
@@ -139,7 +151,7 @@ impl Disk for HostDisk {
                 options.write(true);
             }
             Open::CreateNew => {
-                // Whatever the folder's mode is: content is its owner's only.
+                // Its directory keeps others out already; this also holds where a file is copied to.
                 options.write(true).create_new(true).mode(0o600);
             }
         }

@@ -137,6 +137,25 @@ pub enum StoreError {
         /// The name that the bytes have.
         actual: NodeId,
     },
+    /// Part of a manifest cannot be read, so nobody knows what is reachable.
+    #[error(
+        "nothing is collected: what is reachable from manifest {root} cannot be told: {why}; repair it, publish the same disk again, or delete what shows it"
+    )]
+    Unmarked {
+        /// The tree's root.
+        root: NodeId,
+        /// What cannot be read.
+        why: String,
+    },
+    /// A condemned record was read.
+    #[error("collections are halted: {reason}; look into it, then resume them")]
+    Halted {
+        /// Which.
+        reason: String,
+    },
+    /// The caller wanted no more.
+    #[error("it was asked to stop")]
+    Stopped,
     /// An option has a value that cannot work.
     #[error("store option {option}: {why}")]
     BadOption {

@@ -48,7 +48,8 @@ pub struct FrozenPacks<'a> {
 }
 
 impl ChunkStore {
-    /// Keeps packs where they are until the answer is dropped; waits for whoever else needs that.
+    /// Keeps packs where they are until the answer is dropped; waits for the end of a collection, of a verification, or of one pack's scrub,
+    /// which wait for it in turn.
     pub fn freeze_packs(&self) -> FrozenPacks<'_> {
         FrozenPacks {
             inner: &self.inner,
@@ -89,7 +90,10 @@ impl FrozenPacks<'_> {
     pub fn list(&self) -> Result<Vec<ClosedPack>, StoreError> {
         self.inner.seal_open()?;
         let states = pack_states(&*self.inner.kv)?;
-        let closed = states.into_iter().filter(|(_, state)| state.closed);
+        // What a collection that died had emptied holds nothing that anybody wants, and goes at the next opening.
+        let closed = states
+            .into_iter()
+            .filter(|(_, state)| state.closed && !state.doomed);
         Ok(closed
             .map(|(pack, state)| ClosedPack {
                 pack,

@@ -63,6 +63,11 @@ impl Handles {
         }
     }
 
+    /// Closes the file of a pack that is removed, so that its space is given back.
+    pub(crate) fn forget(&self, pack: PackNumber) {
+        self.state().files.remove(&pack);
+    }
+
     fn state(&self) -> std::sync::MutexGuard<'_, Open> {
         self.open
             .lock()

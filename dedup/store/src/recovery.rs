@@ -1,12 +1,13 @@
 //! What an opening does before anything else: takes records that the index does not know into it, and cuts torn ends off.
 //!
 //! Packs are the truth. A pack that the index knows as closed is not touched. Any other is read from where the index ends; what
-//! is whole there was put but not committed, and is kept, because the publish that was killed will ask for it again.
+//! is whole there was put but not committed, and is kept, because the publish that was killed will ask for it again. A pack that a
+//! collection emptied and did not live to remove is removed.
 //!
 //! Invariant: bytes found behind the index are written again before they are synced and indexed. After a sync that failed, the
 //! kernel shows bytes that the medium does not have and reports no error for them a second time; only new writes make it try.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -19,7 +20,8 @@ use crate::chunk_store::{ChunkStore, StoreStats};
 use crate::disk::{Disk, DiskFile, Open};
 use crate::error::StoreError;
 use crate::index::{
-    Location, META_KEY, PACK_PREFIX, PackState, State, check_meta, encode_meta, entry_key,
+    DAMAGED_PREFIX, ENTRY_PREFIXES, HALT_KEY, Location, META_KEY, PACK_PREFIX, PackState,
+    REMOVED_KEY, State, check_meta, damaged_key, damaged_name, encode_meta, entry_key, entry_name,
 };
 use crate::kv::{Batch, Durability, Kv};
 use crate::pack::{
@@ -85,6 +87,8 @@ pub struct RebuildReport {
 pub(crate) struct Opened {
     pub(crate) append: Append,
     pub(crate) stats: StoreStats,
+    pub(crate) damaged: BTreeSet<RecordName>,
+    pub(crate) halted: Option<String>,
     pub(crate) recovery: Recovery,
 }
 
@@ -294,9 +298,13 @@ pub(crate) fn open_packs(
 ) -> Result<Opened, StoreError> {
     let dir = |e| StoreError::io(PACK_DIR, e);
     disk.create_dir(PACK_DIR).map_err(dir)?;
-    let files = pack_files(disk)?;
+    let mut files = pack_files(disk)?;
     match kv.get(META_KEY)? {
-        Some(meta) => check_meta(&meta, realm, key.key_id())?,
+        Some(meta) => {
+            if check_meta(&meta, realm, key.key_id())? < 2 {
+                list_damage(kv, realm, key)?;
+            }
+        }
         None if files.is_empty() => {
             let mut batch = Batch::new();
             batch.put(META_KEY, encode_meta(realm, key.key_id()));
@@ -314,6 +322,13 @@ pub(crate) fn open_packs(
         recovery: Recovery::default(),
     };
     let mut states = pack_states(kv)?;
+    let mut removed = removed_max(kv)?;
+    for (&pack, _) in states.iter().filter(|(_, state)| state.doomed) {
+        remove_doomed(disk, kv, pack)?;
+        files.retain(|file| *file != pack);
+        removed = removed.max(Some(pack));
+    }
+    states.retain(|_, state| !state.doomed);
     let mut open = None;
     for &pack in &files {
         let state = states.get(&pack).copied();
@@ -335,12 +350,69 @@ pub(crate) fn open_packs(
         }
     }
     let next = files.last().max(states.keys().next_back());
+    let next = next.max(removed.as_ref());
     let next = PackNumber(next.map_or(1, |last| last.0 + 1));
     Ok(Opened {
         append: Append::new(open, next),
         stats: count(&states),
+        damaged: listed_damage(kv)?,
+        halted: kv
+            .get(HALT_KEY)?
+            .map(|text| String::from_utf8_lossy(&text).into_owned()),
         recovery: opener.recovery,
     })
+}
+
+/// The highest number of a pack that a collection removed.
+pub(crate) fn removed_max(kv: &dyn Kv) -> Result<Option<PackNumber>, StoreError> {
+    let value = kv.get(REMOVED_KEY)?;
+    let number = value.and_then(|bytes| <[u8; 8]>::try_from(bytes).ok());
+    Ok(number.map(|bytes| PackNumber(u64::from_le_bytes(bytes))))
+}
+
+/// Removes the file of a pack that nothing points into, then what the index has of it. In this order, so that a crash between the two
+/// leaves work for the next opening and not a file that would be taken for an unknown pack.
+pub(crate) fn remove_doomed(
+    disk: &dyn Disk,
+    kv: &dyn Kv,
+    pack: PackNumber,
+) -> Result<(), StoreError> {
+    let io = |e| StoreError::io(format!("remove {pack}"), e);
+    match disk.remove(&pack.path()) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io(e)),
+        _ => disk.sync_dir(PACK_DIR).map_err(io)?,
+    }
+    let mut batch = Batch::new();
+    batch.delete(PackState::key(pack));
+    kv.commit(batch, Durability::Relaxed)?;
+    Ok(())
+}
+
+fn listed_damage(kv: &dyn Kv) -> Result<BTreeSet<RecordName>, StoreError> {
+    let mut damaged = BTreeSet::new();
+    kv.scan(DAMAGED_PREFIX, DAMAGED_PREFIX, &mut |key, _| {
+        damaged.extend(damaged_name(key));
+        ControlFlow::Continue(())
+    })?;
+    Ok(damaged)
+}
+
+/// Makes an index of version 1, which kept no list of damaged records, one of the present version. Reads all of it, once.
+fn list_damage(kv: &dyn Kv, realm: RealmId, key: &IdKey) -> Result<(), StoreError> {
+    let mut batch = Batch::new();
+    for (kind, prefix) in ENTRY_PREFIXES {
+        kv.scan(prefix, prefix, &mut |entry, value| {
+            if let Some(name) = entry_name(kind, entry)
+                && Location::parse(&name, value).is_ok_and(|l| l.state == State::Quarantined)
+            {
+                batch.put(damaged_key(&name), [0u8; 0]);
+            }
+            ControlFlow::Continue(())
+        })?;
+    }
+    batch.put(META_KEY, encode_meta(realm, key.key_id()));
+    kv.commit(batch, Durability::Synced)?;
+    Ok(())
 }
 
 fn count(states: &BTreeMap<PackNumber, PackState>) -> StoreStats {
@@ -417,6 +489,7 @@ impl Opener<'_> {
         let state = PackState {
             indexed_len: scan.good_end,
             closed: scan.sealed || !last || !header_ok,
+            doomed: false,
             tally: scan.tally,
         };
         if len != indexed || known.is_none() {
@@ -444,14 +517,17 @@ impl Opener<'_> {
         let mut batch = Batch::new();
         for (name, location) in &scan.records {
             let key = entry_key(name);
-            let live = match self.kv.get(&key)? {
-                Some(value) => Location::parse(name, &value)?.state == State::Live,
-                None => false,
+            let known = match self.kv.get(&key)? {
+                Some(value) => Some(Location::parse(name, &value)?.state),
+                None => None,
             };
             // An entry that is there is older, so what it points at was committed.
-            if !live {
+            if known.is_none_or(|state| !state.is_readable()) {
                 batch.put(key, location.encode());
                 self.recovery.records_indexed += 1;
+            }
+            if known == Some(State::Quarantined) {
+                batch.delete(damaged_key(name));
             }
         }
         batch.put(PackState::key(pack), state.encode());
@@ -579,6 +655,7 @@ fn rebuild_pack(
         indexed_len: scan.good_end,
         // Nothing is appended behind damage, so that the seal's counts stay true.
         closed: place != Place::Last || scan.sealed || !scan.damaged.is_empty(),
+        doomed: false,
         tally: scan.tally,
     };
     let mut batch = Batch::new();

@@ -45,6 +45,8 @@ pub struct VerifyReport {
     pub duplicates: u64,
     /// Sound records whose name is in quarantine.
     pub quarantined: u64,
+    /// Sound records that a collection has condemned; they are readable.
+    pub condemned: u64,
 }
 
 impl VerifyReport {
@@ -67,7 +69,10 @@ impl ChunkStore {
         &self,
         progress: &mut dyn FnMut(VerifyProgress),
     ) -> Result<VerifyReport, StoreError> {
-        let states = pack_states(&*self.inner.kv)?;
+        // Nothing is moved or removed meanwhile.
+        let _turn = self.inner.maintenance();
+        let mut states = pack_states(&*self.inner.kv)?;
+        states.retain(|_, state| !state.doomed);
         let mut report = VerifyReport::default();
         let mut at = VerifyProgress {
             packs_done: 0,
@@ -144,6 +149,9 @@ impl Inner {
             match self.indexed(name)? {
                 Some(location) if location == *here => confirmed += 1,
                 Some(location) if location.state == State::Quarantined => report.quarantined += 1,
+                Some(location) if location.is_at(here) && location.state != State::Live => {
+                    report.condemned += 1;
+                }
                 Some(_) => report.duplicates += 1,
                 None => report.unindexed += 1,
             }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -9,7 +10,7 @@ use bytes::Bytes;
 use dedup::{Chunk, IdKey, RealmId};
 use dedup_store::disk::HostDisk;
 use dedup_store::kv::MemKv;
-use dedup_store::{ChunkStore, PackNumber, StoreError, StoreOptions};
+use dedup_store::{ChunkStore, CollectOptions, PackNumber, StoreError, StoreOptions};
 
 const REALM: RealmId = RealmId([7; 16]);
 
@@ -87,6 +88,36 @@ fn only_one_at_a_time_freezes_and_puts_go_on_meanwhile() {
         done.store(true, Ordering::SeqCst);
         drop(frozen);
         second.join().unwrap();
+    });
+}
+
+#[test]
+fn a_collection_waits_until_packs_may_move_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    for number in 0..20 {
+        store.writer().put_chunk(&chunk(number)).unwrap();
+    }
+    let options = CollectOptions {
+        grace_hours: 0,
+        ..CollectOptions::default()
+    };
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let frozen = store.freeze_packs();
+        let packs = frozen.list().unwrap();
+        let collecting = scope.spawn(|| {
+            let collection = store.begin_collection().unwrap();
+            assert!(done.load(Ordering::SeqCst), "the packs were let go");
+            let report = collection.run(&[], &options, 1, &mut |_| ControlFlow::Continue(()));
+            report.unwrap().condemned
+        });
+        for pack in &packs {
+            frozen.read(pack).unwrap();
+        }
+        done.store(true, Ordering::SeqCst);
+        drop(frozen);
+        assert!(collecting.join().unwrap() > 0, "no root reaches them");
     });
 }
 

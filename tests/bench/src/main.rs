@@ -206,7 +206,7 @@ fn measure(options: &Run) -> Result<bool> {
         None => None,
     };
     let mut session = Session::open(settings(options)?)?;
-    session.workshop.check_room()?;
+    session.workshop.check_room(options.quick)?;
     let mut host = host::host();
     let one = [name];
     let groups = if name == Name::All {
@@ -217,7 +217,7 @@ fn measure(options: &Run) -> Result<bool> {
     let mut benches: Vec<&'static str> = Vec::new();
     for group in groups {
         if let Err(error) = run(group, &mut session) {
-            if process::interrupted() {
+            if process::interrupted() || session.workshop.is_full() {
                 return Err(error);
             }
             // What could not be set up for one says nothing of the next.

@@ -256,6 +256,11 @@ impl Session {
         if interrupted() {
             bail!("interrupted; run the same command again to go on");
         }
+        if outcome.is_err() && self.workshop.is_full() {
+            bail!(
+                "the disk of the work folder is full: make room and run the same command again to go on"
+            );
+        }
         match outcome {
             Ok(()) => {
                 for sample in &recorder.samples {

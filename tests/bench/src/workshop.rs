@@ -26,8 +26,12 @@ const SOCKET_BYTES_MAX: usize = 107;
 /// Longest path of a socket below the work folder: `/run/BRANCH/data/desktops/DESKTOP/serial.sock`, names of up to 10 and 12 bytes.
 const SOCKET_BYTES_BELOW: usize = "/run//data/desktops//serial.sock".len() + 10 + 12;
 
-/// What a run needs on the work folder's disk, in bytes: three disks' copies, or a store, a cache and a delta tool's slices.
-const FREE_BYTES_MIN: u64 = 20_000_000_000;
+/// What a run needs on the work folder's disk, in bytes: three disks' copies, or a store, a cache and a delta tool's slices; and what a
+/// desktop's disk grows by while it is written to as fast as it can be, which a full run does for longer.
+const FREE_BYTES_MIN: u64 = 40_000_000_000;
+const FREE_BYTES_MIN_QUICK: u64 = 20_000_000_000;
+/// With less than this, in bytes, whatever fails fails for want of room.
+const FREE_BYTES_LEAST: u64 = 200_000_000;
 
 /// See the module. Clones are of the same folder.
 #[derive(Debug, Clone)]
@@ -77,19 +81,33 @@ impl Workshop {
     ///
     /// # Errors
     /// It has not.
-    pub(crate) fn check_room(&self) -> Result<()> {
-        let at = || self.work.display().to_string();
-        let disk = rustix::fs::statvfs(&self.work).with_context(at)?;
-        let free = disk.f_bavail * disk.f_frsize;
-        if free < FREE_BYTES_MIN {
+    pub(crate) fn check_room(&self, quick: bool) -> Result<()> {
+        let needed = if quick {
+            FREE_BYTES_MIN_QUICK
+        } else {
+            FREE_BYTES_MIN
+        };
+        let free = self.free_bytes()?;
+        if free < needed {
             bail!(
                 "{} has {:.1} GB free, {} are needed: make room, or choose another disk with --work",
-                at(),
+                self.work.display(),
                 free as f64 / 1e9,
-                FREE_BYTES_MIN / 1_000_000_000
+                needed / 1_000_000_000
             );
         }
         Ok(())
+    }
+
+    /// Whether the disk is so full that nothing measured on it means anything.
+    pub(crate) fn is_full(&self) -> bool {
+        self.free_bytes().is_ok_and(|free| free < FREE_BYTES_LEAST)
+    }
+
+    fn free_bytes(&self) -> Result<u64> {
+        let disk =
+            rustix::fs::statvfs(&self.work).with_context(|| self.work.display().to_string())?;
+        Ok(disk.f_bavail * disk.f_frsize)
     }
 
     /// Takes over the programs in `programs` and what is needed of the checkout. What is not there is missing later.

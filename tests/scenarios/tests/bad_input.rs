@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use scenarios::branch::join;
 use scenarios::datacenter::text;
-use scenarios::run::{program, run, run_path};
+use scenarios::run::{limited, program, run, run_path};
 use scenarios::{Branch, Datacenter, Disk, Lab, MIB};
 
 const COMMAND: Duration = Duration::from_secs(60);
@@ -250,4 +250,25 @@ fn a_full_disk_is_named_and_a_larger_one_takes_the_same_publish() {
     datacenter.daemon().stop();
     drop(datacenter);
     drop(mounted);
+}
+
+/// As when standard output and standard error are files on a disk that is full.
+#[test]
+fn where_nothing_can_be_written_commands_still_end_with_their_code() {
+    let lab = Lab::new();
+    let end = |name: &str, words: &[&str]| {
+        let full = || OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let mut command = limited(&program(name), COMMAND);
+        command.args(words).stdout(full()).stderr(full());
+        command.status().unwrap().code()
+    };
+    let nowhere = lab.path("nowhere");
+    let nowhere = text(&nowhere);
+    assert_eq!(end("splice", &["--config", nowhere, "status"]), Some(2));
+    assert_eq!(end("splice-datacenter", &["openapi"]), Some(1));
+    assert_eq!(
+        end("splice-datacenter", &["run", "--data", nowhere]),
+        Some(1)
+    );
+    assert_eq!(end("splice-branch", &["run", "--data", nowhere]), Some(1));
 }

@@ -25,6 +25,13 @@ pub enum Command {
         /// How much in all; 0 gives it all back.
         mib: u32,
     },
+    /// Pull a network card's cable, or put it in again.
+    Link {
+        /// Which card, the first is 0.
+        card: u8,
+        /// In.
+        up: bool,
+    },
     /// End it now, as if the power went.
     Quit,
 }
@@ -77,6 +84,10 @@ mod tests {
         assert_eq!(
             line(&Command::Balloon { mib: 256 }),
             r#"{"do":"balloon","mib":256}"#
+        );
+        assert_eq!(
+            line(&Command::Link { card: 0, up: false }),
+            r#"{"do":"link","card":0,"up":false}"#
         );
         let answer = serde_json::to_string(&Answer::Refused("no".into())).expect("JSON");
         assert_eq!(answer, r#"{"refused":"no"}"#);

@@ -28,6 +28,7 @@ use crate::pci::ports::ConfigPorts;
 use crate::pci::{DEVICES_MAX, Ecam, Function};
 use crate::virtio::Device;
 use crate::virtio::balloon::BalloonSize;
+use crate::virtio::net::Link;
 use crate::virtio::pci::{BAR_BYTES, VirtioPci};
 use boot::BootSource;
 use bus::{Bus, Registers, lock};
@@ -56,6 +57,8 @@ pub struct MachineSpec<'a> {
     pub serial: SerialLine,
     /// Sizes its balloon, if it has one.
     pub balloon: Option<BalloonSize>,
+    /// Its network cards' cables, in order.
+    pub links: Vec<Link>,
 }
 
 /// Devices with the names that logs use.
@@ -124,6 +127,7 @@ pub struct Machine {
     devices: Vec<Arc<Mutex<VirtioPci>>>,
     button: PowerButton,
     balloon: Option<BalloonSize>,
+    links: Vec<Link>,
     memory_mib: u64,
     state: MachineState,
     events: Events,
@@ -201,6 +205,7 @@ impl Machine {
             devices,
             button,
             balloon: spec.balloon,
+            links: spec.links,
             memory_mib: spec.memory_mib,
             state: MachineState::Paused,
             events,
@@ -266,6 +271,15 @@ impl Machine {
                     return Answer::Refused(format!("it has {} MiB in all", self.memory_mib));
                 }
                 Some(balloon) => balloon.ask_mib(*mib),
+            },
+            Command::Link { card, up } => match self.links.get(usize::from(*card)) {
+                None => {
+                    return Answer::Refused(format!(
+                        "no network card {card}: this machine has {}",
+                        self.links.len()
+                    ));
+                }
+                Some(link) => link.set(*up),
             },
             Command::Quit => {}
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use vmm::clipboard::{self, Clipboard};
 use vmm::machine::Devices;
 use vmm::rfb::{self, Inputs};
 use vmm::sandbox::door::{Clerk, Door};
@@ -13,10 +14,10 @@ use vmm::threads::Service;
 use vmm::virtio::Device;
 use vmm::virtio::balloon::{Balloon, BalloonSize};
 use vmm::virtio::block::{Block, Disk};
-use vmm::virtio::console::{Console, PORTS_MAX, PortSpec};
+use vmm::virtio::console::{Console, HostEnd, PORTS_MAX, PortSpec};
 use vmm::virtio::gpu::Gpu;
 use vmm::virtio::input::{Input, Model};
-use vmm::virtio::net::{Net, Tap};
+use vmm::virtio::net::{Link, Net, Tap};
 use vmm::virtio::rng::Rng;
 use vmm::virtio::vhost_user::RemoteBlock;
 use vmm::virtio::vsock::Vsock;
@@ -45,6 +46,7 @@ enum OpenedDisk {
 pub(super) struct Opened {
     disks: Vec<OpenedDisk>,
     others: Devices,
+    links: Vec<Link>,
 }
 
 impl DiskOption {
@@ -68,6 +70,11 @@ impl DiskOption {
 }
 
 impl Opened {
+    /// Cables of network cards.
+    pub(super) fn links(&self) -> &[Link] {
+        &self.links
+    }
+
     /// Sockets of disks' servers.
     pub(super) fn servers(&self) -> Vec<PathBuf> {
         let servers = self.disks.iter().filter_map(|disk| match disk {
@@ -120,7 +127,12 @@ impl Arguments {
         let Some(size) = self.display else {
             return Ok(None);
         };
-        let (screen, inputs) = (Screen::new(size), Inputs::default());
+        let screen = Screen::new(size);
+        let viewers = screen.clone();
+        let inputs = Inputs {
+            clipboard: Clipboard::new(move || viewers.wake()),
+            ..Inputs::default()
+        };
         if let Some(path) = &self.rfb_socket {
             let listening = rfb::listen(path, screen.clone(), inputs.clone(), "Splice desktop");
             services.push(listening.with_context(|| format!("screen at {}", path.display()))?);
@@ -137,15 +149,17 @@ impl Arguments {
         let disks = disks
             .map(|disk| disk.open(self.vcpus.into()))
             .collect::<Result<_>>()?;
-        let mut others = Devices::new();
+        let (mut others, mut links) = (Devices::new(), Vec::new());
         for (index, net) in self.net.iter().enumerate() {
             let tap = Tap::open(&net.tap)?;
             // Locally administered, and another one for each card of a process.
             let [a, b] = (std::process::id() as u16).to_be_bytes();
             let mac = net.mac.unwrap_or([0x52, 0x54, 0, a, b, index as u8]);
-            others.push((format!("net-{index}"), Box::new(Net::new(mac, tap))));
+            let card = Net::new(mac, tap, net.limits);
+            links.push(card.link());
+            others.push((format!("net-{index}"), Box::new(card)));
         }
-        let ports: Vec<PortSpec> = self.port.iter().map(|port| port.0.clone()).collect();
+        let ports = self.ports(display);
         if ports.len() > PORTS_MAX {
             bail!("{} ports: {PORTS_MAX} are possible", ports.len());
         }
@@ -167,6 +181,23 @@ impl Arguments {
             others.push(("keyboard".into(), Box::new(keyboard)));
             others.push(("tablet".into(), Box::new(tablet)));
         }
-        Ok(Opened { disks, others })
+        Ok(Opened {
+            disks,
+            others,
+            links,
+        })
+    }
+
+    /// Ports of the guest's agents: those that were asked for, and with a display the one of its clipboard, if that is not among them.
+    fn ports(&self, display: Option<&Display>) -> Vec<PortSpec> {
+        let mut ports: Vec<PortSpec> = self.port.iter().map(|port| port.0.clone()).collect();
+        let is_taken = ports.iter().any(|port| port.name == clipboard::PORT_NAME);
+        if let Some(display) = display.filter(|_| !is_taken) {
+            ports.push(PortSpec {
+                name: clipboard::PORT_NAME.into(),
+                end: HostEnd::Clipboard(display.inputs.clipboard.clone()),
+            });
+        }
+        ports
     }
 }

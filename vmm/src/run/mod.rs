@@ -4,6 +4,7 @@
 
 mod confinement;
 mod devices;
+mod net_option;
 mod options;
 mod signals;
 
@@ -51,6 +52,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     for service in services {
         service.start()?;
     }
+    let links = opened.links().to_vec();
     let mut devices = opened.connect(arguments.vcpus.into(), inside.clerk.as_ref())?;
     for resets in 0.. {
         let spec = MachineSpec {
@@ -60,6 +62,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             devices,
             serial: serial.clone(),
             balloon: Some(balloon.clone()),
+            links: links.clone(),
         };
         let machine = Machine::build(&kvm, spec)?;
         signals.end(machine.events());

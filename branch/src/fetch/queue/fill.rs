@@ -32,6 +32,8 @@ pub(super) struct Fill {
     left: Vec<usize>,
     /// A cut took something away that is wanted before what comes next.
     cut: bool,
+    /// What it brings was asked for by itself: nothing of the tree follows it.
+    pub(super) only: bool,
 }
 
 impl Fill {
@@ -44,6 +46,7 @@ impl Fill {
             cursor: 0,
             left: Vec::new(),
             cut: false,
+            only: false,
         }
     }
 

@@ -1,4 +1,4 @@
-//! qcow2 images, versions 2 and 3, read only.
+//! qcow2 images: versions 2 and 3 are read; [`layout`] plans a file of version 3 that is written once, whole.
 //!
 //! Read: standard and extended L2 entries (subclusters), zero clusters, deflate and zstd clusters. Refused, each with
 //! the way out: backing files, external data files, encryption, images marked dirty or corrupt, unknown incompatible
@@ -7,6 +7,7 @@
 
 mod header;
 mod inflate;
+pub(crate) mod layout;
 mod map;
 mod workers;
 

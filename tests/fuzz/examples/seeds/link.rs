@@ -363,6 +363,18 @@ fn exchanges(seeds: &Seeds) {
             seeds.write("tree_sync", &format!("early-lie-{lie}-{parent}"), &script);
         }
     }
+    seeds.write(
+        "restore",
+        "honest",
+        &[3, 0, 1, 0, 1, 0, 3, 0, 2, 1, 0, 0, 1],
+    );
+    seeds.write(
+        "restore",
+        "edited",
+        &[
+            1, 0, 1, 0, 1, 1, 9, 0, 0xFF, 1, 40, 0, 0xFF, 1, 4, 0, 1, 2, 3, 4,
+        ],
+    );
     for choice in [0x10, 0x11] {
         seeds.write("chunk_exchange", &format!("honest-{choice}"), &[choice]);
         seeds.write(

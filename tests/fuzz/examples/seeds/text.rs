@@ -45,7 +45,7 @@ pub fn write(seeds: &Seeds) {
     for (index, body) in [
         (
             0,
-            r#"{"link":{"connected":true,"since_unix_s":1,"address":"a","rtt_ms":1.5},"versions":[{"version":"00","complete":true}],"desktops":[{"id":"d"}],"software":"s"}"#,
+            r#"{"link":{"connected":true,"since_unix_s":1,"address":"a","rtt_ms":1.5},"versions":[{"version":"00","complete":true}],"desktops":[{"id":"d"}],"readiness":{"pools":[{"pool":"p","version":"00","image":"i","number":1,"boots":"no","reason":"r","missing_chunks":1,"missing_bytes":2,"profile":3,"desktops":1,"written_bytes_per_hour":4,"overlay_hours":5}],"power_on_until_unix_s":6,"certificate_until_unix_s":7,"overlay_free_bytes":8},"software":"s"}"#,
         ),
         (2, r#"{"expires_s":60,"site":"x","replace":true}"#),
         (
@@ -73,6 +73,15 @@ pub fn write(seeds: &Seeds) {
             r#"{"desktops":[{"name":"n","pool":"p","version":"00","image":"i","version_number":1,"state":"running","error":null,"machine_type":"auto","tpm":false,"machine":"qemu-kvm","machine_reason":"r","disk":"nbd","pid":1,"serial_log":"/l","serial_socket":"/s","nbd_export":"e","started_unix_ms":1,"demand_chunks":1,"overlay_bytes":1}]}"#,
         ),
         (23, r#"{"error":"e"}"#),
+        (24, r#"{"pool":"p"}"#),
+        (
+            25,
+            r#"{"pools":[{"pool":"p","boots":"yes"}],"connected":true,"fill_hour":false}"#,
+        ),
+        (
+            26,
+            r#"{"bytes":1,"capacity_bytes":2,"connected":true,"ranks":[{"rank":"boot","chunks":1,"bytes":2,"evictable":false}],"pools":[{"pool":"p","versions":["a@1"],"total_bytes":3,"resident_bytes":2,"pinned_bytes":2,"boot_bytes":1,"evictable_bytes":0}]}"#,
+        ),
     ] {
         let seed = [&[index][..], body.as_bytes()].concat();
         seeds.write("api_json", &index.to_string(), &seed);

@@ -25,7 +25,7 @@ fn same<T: DeserializeOwned + Serialize + PartialEq + Debug>(json: &[u8]) {
     }
 }
 
-const TYPES: [fn(&[u8]); 26] = [
+const TYPES: [fn(&[u8]); 29] = [
     // Answers and reports, in the order of the modules.
     parses::<datacenter_api::BranchStatus>,
     parses::<datacenter_api::BranchList>,
@@ -51,6 +51,9 @@ const TYPES: [fn(&[u8]); 26] = [
     same::<branch_api::Desktop>,
     same::<branch_api::DesktopList>,
     same::<branch_api::Problem>,
+    same::<branch_api::Prepare>,
+    same::<branch_api::Prepared>,
+    same::<branch_api::CacheReport>,
     // New ones at the end, so that seeds keep their meaning.
     same::<datacenter_api::BackupRequest>,
     same::<datacenter_api::BackupResult>,

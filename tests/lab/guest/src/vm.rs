@@ -38,6 +38,8 @@ pub struct Vm {
 
 /// Options of a desktop, by default one processor and 512 MiB with the small Debian's disk.
 pub struct Options {
+    /// The folder with its `kernel` and `initrd`, below the guest's; empty is that itself.
+    pub system: &'static str,
     pub memory_mib: u32,
     pub vcpus: u32,
     pub disk: Option<PathBuf>,
@@ -47,6 +49,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
+            system: "",
             memory_mib: 512,
             vcpus: 1,
             disk: None,
@@ -81,13 +84,14 @@ impl Lab {
             temp.join(format!("{check}.console")),
             temp.join(format!("{check}.control")),
         );
+        let system = self.guest.join(options.system);
         let mut command = Command::new(self.programs.join("splice-vmm"));
         command
             .arg("run")
             .arg("--kernel")
-            .arg(self.guest.join("kernel"))
+            .arg(system.join("kernel"))
             .arg("--initrd")
-            .arg(self.guest.join("initrd"))
+            .arg(system.join("initrd"))
             .args(["--command-line", "root=/dev/vda1 ro console=ttyS0"])
             .args(["--memory", &options.memory_mib.to_string()])
             .args(["--vcpus", &options.vcpus.to_string()])
@@ -144,6 +148,16 @@ pub fn wait<T>(
         }
         std::thread::sleep(TICK);
     }
+}
+
+/// Asks a machine over its control socket.
+fn ask(control: &Path, command: &Ask) -> Result<Answer> {
+    let mut socket = UnixStream::connect(control).context("control socket")?;
+    serde_json::to_writer(&mut socket, command)?;
+    socket.write_all(b"\n")?;
+    let mut line = String::new();
+    BufReader::new(socket).read_line(&mut line)?;
+    Ok(serde_json::from_str(&line)?)
 }
 
 impl Vm {
@@ -229,12 +243,7 @@ impl Vm {
 
     /// Asks the machine over its control socket.
     pub fn ask(&self, command: &Ask) -> Result<Answer> {
-        let mut socket = UnixStream::connect(&self.control).context("control socket")?;
-        serde_json::to_writer(&mut socket, command)?;
-        socket.write_all(b"\n")?;
-        let mut line = String::new();
-        BufReader::new(socket).read_line(&mut line)?;
-        Ok(serde_json::from_str(&line)?)
+        ask(&self.control, command)
     }
 
     /// How the machine is.

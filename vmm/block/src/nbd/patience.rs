@@ -8,6 +8,10 @@
 //! poll at a time ([`poller`]), and a connection that was put aside while it polled leaves it for a while. An interrupt, or a pause
 //! of the host below us, looks the same but comes seldom: so the while is short at first, and doubles as long as it happens again.
 //!
+//! Nor does polling always shorten the wait. It keeps client and server on two processors; where waking a processor that has gone to
+//! sleep costs more than two changes of thread on one that is awake, as in many virtual machines, sleeping is quicker. No rule
+//! tells beforehand, so a connection that polls measures the other way now and then ([`Trial`]) and keeps the quicker one.
+//!
 //! Pure but for the count of those who poll: time is an argument.
 
 use std::sync::OnceLock;
@@ -26,6 +30,16 @@ const REST_MIN: u32 = 4;
 const REST_MAX: u32 = 256;
 /// After so many requests without being put aside, the next time counts as the first.
 const CALM_REQUESTS: u32 = 256;
+
+/// Requests of each way that are compared.
+const SAMPLE: u32 = 64;
+/// Requests after a change of ways that are not counted: threads find their processors.
+const SETTLE: u32 = 16;
+/// Requests served in the way that was quicker until both are compared again: the first time, and at most.
+const KEEP_MIN: u32 = 1024;
+const KEEP_MAX: u32 = 64 * 1024;
+/// No wait counts for more than this, so that a client's pause decides nothing.
+const COUNTED_MAX: Duration = Duration::from_micros(256);
 
 /// Connections that poll at this moment, in the whole process.
 static POLLERS: AtomicUsize = AtomicUsize::new(0);
@@ -63,12 +77,79 @@ pub(crate) struct Patience {
     last_rest: u32,
     /// Requests since then.
     calm: u32,
+    trial: Trial,
+}
+
+/// Which way to wait is quicker: polling or sleeping.
+#[derive(Debug, Clone, Copy, Default)]
+struct Trial {
+    sleeps: bool,
+    stage: Stage,
+    /// Requests in this stage.
+    seen: u32,
+    /// What the counted ones waited, together.
+    waited: Duration,
+    /// Requests that the last choice was kept for.
+    keep: u32,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Stage {
+    /// In the way that was quicker, until it is time to compare.
+    #[default]
+    Keeping,
+    /// Measuring that way.
+    First,
+    /// Measuring the other way, and what the first one took.
+    Second(Duration),
+}
+
+impl Trial {
+    fn learn(&mut self, waited: Duration) {
+        self.seen += 1;
+        if self.stage == Stage::Keeping {
+            if self.seen >= self.keep.max(KEEP_MIN) {
+                self.enter(Stage::First);
+            }
+            return;
+        }
+        if self.seen > SETTLE {
+            self.waited += waited.min(COUNTED_MAX);
+        }
+        if self.seen < SETTLE + SAMPLE {
+            return;
+        }
+        match self.stage {
+            Stage::Keeping => {}
+            Stage::First => {
+                let first = self.waited;
+                self.sleeps = !self.sleeps;
+                self.enter(Stage::Second(first));
+            }
+            Stage::Second(first) => {
+                // An eighth is more than chance: below that a connection would change ways for ever.
+                if self.waited >= first - first / 8 {
+                    self.sleeps = !self.sleeps;
+                    self.keep = (self.keep * 2).clamp(KEEP_MIN, KEEP_MAX);
+                } else {
+                    self.keep = KEEP_MIN;
+                }
+                self.enter(Stage::Keeping);
+            }
+        }
+    }
+
+    fn enter(&mut self, stage: Stage) {
+        self.stage = stage;
+        self.seen = 0;
+        self.waited = Duration::ZERO;
+    }
 }
 
 impl Patience {
     /// For how long to poll now; zero: not at all.
     pub(crate) fn poll(&self) -> Duration {
-        if self.rest > 0 {
+        if self.rest > 0 || self.trial.sleeps {
             return Duration::ZERO;
         }
         self.poll
@@ -80,7 +161,15 @@ impl Patience {
             self.rest -= 1;
             return;
         }
+        let sleeps = self.trial.sleeps;
+        if sleeps || !self.poll.is_zero() {
+            self.trial.learn(waited);
+        }
         self.calm = self.calm.saturating_add(1);
+        if sleeps {
+            // Says nothing of how long to poll.
+            return;
+        }
         if waited > POLL_MAX {
             self.poll /= 2;
             if self.poll < POLL_MIN {
@@ -134,8 +223,8 @@ impl FlushPace {
 mod tests {
     #![allow(clippy::unwrap_used, missing_docs)]
     use super::{
-        CALM_REQUESTS, FLUSH_QUICK_MAX, FLUSH_REST, FlushPace, POLL_MAX, Patience, REST_MAX,
-        REST_MIN,
+        CALM_REQUESTS, FLUSH_QUICK_MAX, FLUSH_REST, FlushPace, KEEP_MIN, POLL_MAX, Patience,
+        REST_MAX, REST_MIN,
     };
     use std::time::Duration;
 
@@ -190,11 +279,57 @@ mod tests {
     fn an_interrupt_now_and_then_costs_a_few_requests_only() {
         let mut patience = Patience::default();
         quick(&mut patience, 10);
-        for _ in 0..10 {
+        // Fewer requests than there are before the ways to wait are compared.
+        for _ in 0..KEEP_MIN / CALM_REQUESTS - 1 {
             patience.put_aside();
             assert_eq!(rest(&mut patience), REST_MIN);
             assert_eq!(patience.poll(), POLL_MAX, "as long as before");
             quick(&mut patience, CALM_REQUESTS);
+        }
+    }
+
+    /// Of `requests`, those for which it polled, where a request takes so many microseconds to come.
+    fn polled(patience: &mut Patience, requests: u32, polling_us: u64, sleeping_us: u64) -> u32 {
+        (0..requests)
+            .filter(|_| {
+                let polls = !patience.poll().is_zero();
+                let waited_us = if polls { polling_us } else { sleeping_us };
+                patience.learn(Duration::from_micros(waited_us));
+                polls
+            })
+            .count() as u32
+    }
+
+    #[test]
+    fn the_quicker_way_to_wait_is_found_and_found_again_when_it_changes() {
+        const MANY: u32 = 1_000_000;
+        for slower_us in [30, 60, 500] {
+            let mut patience = Patience::default();
+            quick(&mut patience, 10);
+            let by_polling = polled(&mut patience, MANY, 20, slower_us);
+            assert!(by_polling > MANY / 100 * 98, "{slower_us}: {by_polling}");
+        }
+        for slower_us in [30, 60] {
+            let mut patience = Patience::default();
+            let by_polling = polled(&mut patience, MANY, slower_us, 20);
+            assert!(by_polling < MANY / 100 * 2, "{slower_us}: {by_polling}");
+            let by_polling = polled(&mut patience, MANY, 20, slower_us);
+            assert!(by_polling > MANY / 100 * 85, "{slower_us}: {by_polling}");
+        }
+        let mut patience = Patience::default();
+        polled(&mut patience, MANY, 20, 20);
+        let by_polling = polled(&mut patience, MANY, 20, 20);
+        assert!(by_polling > MANY / 100 * 98, "no better, no change");
+    }
+
+    #[test]
+    fn a_client_that_has_gone_slow_is_not_polled_for_whatever_was_found() {
+        for sleeping_us in [10, 90] {
+            let mut patience = Patience::default();
+            polled(&mut patience, 10 * KEEP_MIN, 40, sleeping_us);
+            polled(&mut patience, 1000, 10_000, 10_000);
+            let by_polling = polled(&mut patience, 100_000, 10_000, 10_000);
+            assert!(by_polling < 1000, "{by_polling}");
         }
     }
 

@@ -1,7 +1,7 @@
 //! Ports between guest and host (virtio 1.2, section 5.3): each has a name by which a guest's agent finds it, and is a Unix socket on
-//! the host.
+//! the host, or the machine's clipboard.
 //!
-//! One client a port at a time. A guest that reads nothing holds its client up, a client that reads nothing holds the guest's port up;
+//! One client a socket at a time. A guest that reads nothing holds its client up, a client that reads nothing holds the guest's port up;
 //! neither holds up anything else.
 
 mod port;
@@ -16,6 +16,7 @@ use virtio_queue::{Reader, Writer};
 use super::ring::Ring;
 use super::worker::{Handler, Worker};
 use super::{Device, Kind, StartError, Started, read_from};
+use crate::clipboard::Clipboard;
 use crate::machine::memory::Memory;
 use crate::threads::Role;
 use port::Port;
@@ -46,12 +47,21 @@ mod control {
 const MESSAGES_MAX: usize = PORTS_MAX * 8;
 
 /// A port to be had.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct PortSpec {
     /// What the guest knows it by, such as `org.qemu.guest_agent.0`.
     pub name: String,
-    /// Where the host's side is.
-    pub socket: PathBuf,
+    /// What is at the host's end.
+    pub end: HostEnd,
+}
+
+/// The host's end of a port.
+#[derive(Clone)]
+pub enum HostEnd {
+    /// A Unix socket, made anew.
+    Socket(PathBuf),
+    /// The clipboard that viewers share.
+    Clipboard(Clipboard),
 }
 
 /// Number of a port's first queue (to the guest); the second (from the guest) follows.
@@ -139,13 +149,15 @@ impl Ports {
                 self.ports[port].set_guest_ready();
                 let name = self.ports[port].name().to_owned();
                 self.tell(port, control::PORT_NAME, 1, &name);
-                if self.ports[port].has_client() {
+                if self.ports[port].is_connected() {
                     self.tell(port, control::PORT_OPEN, 1, "");
                 }
             }
             control::PORT_OPEN => {
-                if let Some(port) = self.ports.get_mut(port) {
-                    port.set_guest_open(value == 1);
+                if let Some(it) = self.ports.get_mut(port) {
+                    it.set_guest_open(value == 1);
+                    // Something may be there for it already.
+                    self.move_bytes(port);
                 }
             }
             _ => {}
@@ -158,17 +170,17 @@ impl Ports {
         let queue = queue_of(index);
         let (to_guest, from_guest) = (queue, queue + 1);
         let port = &mut self.ports[index];
-        let had_client = port.has_client();
-        port.accept();
+        let was_connected = port.is_connected();
+        port.attend();
         if let Some(Some(ring)) = self.rings.get_mut(from_guest) {
             port.take_from_guest(ring, &memory);
         }
         if let Some(Some(ring)) = self.rings.get_mut(to_guest) {
             port.give_to_guest(ring, &memory);
         }
-        let has_client = port.has_client();
-        if had_client != has_client && port.is_guest_ready() {
-            self.tell(index, control::PORT_OPEN, has_client.into(), "");
+        let is_connected = port.is_connected();
+        if was_connected != is_connected && port.is_guest_ready() {
+            self.tell(index, control::PORT_OPEN, is_connected.into(), "");
         }
     }
 }
@@ -207,7 +219,7 @@ impl Console {
     /// A socket cannot be made.
     pub fn new(ports: &[PortSpec]) -> io::Result<Self> {
         assert!((1..=PORTS_MAX).contains(&ports.len()));
-        let ports = ports.iter().map(Port::listen).collect::<Result<_, _>>()?;
+        let ports = ports.iter().map(Port::new).collect::<Result<_, _>>()?;
         Ok(Self {
             ports,
             worker: None,

@@ -13,7 +13,7 @@ use crate::screen::{Screen, Size};
 use crate::virtio::Device;
 use crate::virtio::balloon::{Balloon, BalloonSize};
 use crate::virtio::block::{Block, Disk, Limits};
-use crate::virtio::console::{Console, PortSpec};
+use crate::virtio::console::{Console, HostEnd, PortSpec};
 use crate::virtio::gpu::Gpu;
 use crate::virtio::input::events::{EV_KEY, Event};
 use crate::virtio::input::{Input, InputSender, Model};
@@ -101,7 +101,7 @@ fn console() -> (Box<dyn Device>, Host) {
     let folder = Folder::new();
     let specs = ["one", "two"].map(|name| PortSpec {
         name: name.into(),
-        socket: folder.0.join(name),
+        end: HostEnd::Socket(folder.0.join(name)),
     });
     let console = Console::new(&specs).expect("sockets");
     let mut client = None;
@@ -175,7 +175,11 @@ pub fn make(kind: Kind) -> (Box<dyn Device>, Host) {
             let (wire, ours) = UnixDatagram::pair().expect("sockets");
             ours.set_nonblocking(true).expect("a socket's mode");
             wire.set_nonblocking(true).expect("a socket's mode");
-            let net = Net::new([2, 0, 0, 0, 0, 1], Tap::wire(OwnedFd::from(wire)));
+            let net = Net::new(
+                [2, 0, 0, 0, 0, 1],
+                Tap::wire(OwnedFd::from(wire)),
+                Default::default(),
+            );
             let host = move |bytes: &[u8]| {
                 let _ = ours.send(bytes);
                 let _ = ours.recv(&mut [0; 2048]);

@@ -1,0 +1,135 @@
+//! Who uses versions, and so keeps them from being deleted.
+
+use std::collections::HashMap;
+
+use dedup::{BranchId, VersionId};
+
+use super::ALL;
+use crate::catalog::rows::{
+    AssignmentRow, BranchRow, BranchStatusRow, GrantRow, ImageRow, NumberKey, PoolRow,
+    VersionNumberRow, VersionPinRow,
+};
+use crate::catalog::{CatalogError, Tx};
+use crate::datacenter::Datacenter;
+use crate::problem::ManageError;
+
+/// Users that a refusal names; the others are counted.
+const USERS_NAMED_MAX: usize = 5;
+
+/// Who uses versions.
+#[derive(Default)]
+pub(super) struct Users(HashMap<VersionId, Vec<String>>);
+
+impl Users {
+    fn add(&mut self, version: VersionId, user: String) {
+        self.0.entry(version).or_default().push(user);
+    }
+
+    pub(super) fn of(&self, version: VersionId) -> &[String] {
+        match self.0.get(&version) {
+            Some(users) => users,
+            None => &[],
+        }
+    }
+
+    /// What the catalog knows of.
+    pub(super) fn add_from_catalog(&mut self, tx: &mut Tx<'_>) -> Result<(), CatalogError> {
+        for (key, pool) in tx.list::<PoolRow>(&[], None, ALL)? {
+            let branch: Option<BranchRow> = tx.get(&key.branch)?;
+            let branch = branch.map_or_else(|| key.branch.to_string(), |row| row.name);
+            let name = format!("pool {} at branch {branch}", key.pool);
+            self.add(pool.version, format!("{name} runs it"));
+            for pinned in pool.pinned.iter().filter(|id| **id != pool.version) {
+                self.add(*pinned, format!("{name} pins it"));
+            }
+        }
+        for (key, _) in tx.list::<GrantRow>(&[], None, ALL)? {
+            if let Some(name) = may_not_know(tx, key.branch)? {
+                let user = format!(
+                    "branch {name} once ran it and has not reported since its pools were last assigned"
+                );
+                self.add(key.version, user);
+            }
+        }
+        for (version, pin) in tx.list::<VersionPinRow>(&[], None, ALL)? {
+            self.add(
+                version,
+                match pin.note {
+                    Some(note) => format!("it is pinned ({note})"),
+                    None => "it is pinned".into(),
+                },
+            );
+        }
+        for (name, image) in tx.list::<ImageRow>(&[], None, ALL)? {
+            let key = NumberKey {
+                number: image.latest,
+                image: name,
+            };
+            if let Some(row) = tx.get::<VersionNumberRow>(&key)? {
+                self.add(row.version, format!("it is the latest of {}", key.image));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The name of a branch that may not know its present assignment, and so may start desktops of what it was assigned before.
+fn may_not_know(tx: &mut Tx<'_>, branch: BranchId) -> Result<Option<String>, CatalogError> {
+    let row: Option<BranchRow> = tx.get(&branch)?;
+    let joined = row.filter(|row| row.joined_unix_s.is_some() && row.revoked_unix_s.is_none());
+    let Some(row) = joined else { return Ok(None) };
+    let told: Option<AssignmentRow> = tx.get(&branch)?;
+    let reported: Option<BranchStatusRow> = tx.get(&branch)?;
+    let told = told.map_or(0, |row| row.issued_unix_s);
+    let reported = reported.map_or(0, |row| row.received_unix_s);
+    Ok((reported <= told).then_some(row.name))
+}
+
+impl Datacenter {
+    /// Who uses versions besides what the catalog's rows say: desktops that branches reported, and what reads them here at this moment.
+    pub(super) fn users_outside_the_catalog(&self) -> Result<Users, CatalogError> {
+        let mut users = Users::default();
+        let branches = self
+            .catalog()
+            .read(|tx| tx.list::<BranchRow>(&[], None, ALL))?;
+        for (branch, row) in branches {
+            if row.revoked_unix_s.is_some() {
+                continue;
+            }
+            let Some((_, status)) = self.branch_status(branch)? else {
+                continue;
+            };
+            for desktop in &status.desktops {
+                if let Ok(version) = desktop.version.parse() {
+                    let user = format!("desktop {} at branch {} has it", desktop.id, row.name);
+                    users.add(version, user);
+                }
+            }
+        }
+        for pair in self.updates().being_made() {
+            users.add(pair.parent, "an update from it is being encoded".into());
+            users.add(pair.version, "an update to it is being encoded".into());
+        }
+        for version in self.versions_in_use() {
+            users.add(version, "it is being read".into());
+        }
+        Ok(users)
+    }
+}
+
+/// Says who uses a version.
+pub(super) fn refusal(name: &str, users: &[&String]) -> ManageError {
+    let named: Vec<&str> = users
+        .iter()
+        .take(USERS_NAMED_MAX)
+        .map(|user| user.as_str())
+        .collect();
+    let more = match users.len() - named.len() {
+        0 => String::new(),
+        more => format!(", and {more} more"),
+    };
+    ManageError::conflict(
+        format!("{name} is in use: {}{more}", named.join(", ")),
+        "move its pools to another version, stop its desktops, unpin it, or revoke branches that are gone for good; the latest version of an image stays until another is published",
+    )
+}
