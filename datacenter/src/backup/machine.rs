@@ -16,7 +16,8 @@ use dedup_store::kv::{RocksKv, RocksOptions};
 use zeroize::Zeroizing;
 
 use super::folder::Folder;
-use super::restore::{self, Lacking, Opened};
+use super::restore::{self, Opened};
+use super::whole::{Lacking, lacking};
 use crate::catalog::Catalog;
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
@@ -165,7 +166,7 @@ fn bring_back(
     restore::catalog(folder, manifest, &rows)?;
     let catalog = Catalog::open(Arc::new(rows), opened.realm.id)?;
     progress("comparing catalog and packs", 0, 1);
-    let lacking = restore::lacking(&catalog, &store)?;
+    let lacking = lacking(&catalog, &store)?;
     if !lacking.is_empty() && !options.accept_damage {
         bail!(
             "the backup lacks content of {}, which the store had lost before it was taken; use another backup, or restore the rest with --accept-damage",

@@ -1,35 +1,28 @@
 //! From a backup's folder onto a disk and a database: everything is proven before it is used.
 //!
 //! ```text
-//!   find ──► Found ──open(passphrase) or prove(key)──► Manifest ──► check_present ──► packs ──► catalog ──► lacking
+//!   find ──► Found ──open(passphrase) or prove(key)──► Manifest ──► check_present ──► packs ──► catalog
 //! ```
 //!
 //! Invariant: no byte reaches the restored datacenter that is not what the signed manifest names. What was restored already is proven
-//! and kept, so an interrupted restore goes on. It decides nothing about the folder that is restored into; that is [`super::machine`]'s.
+//! and kept, so an interrupted restore goes on. Whether catalog and packs belong together is looked at in [`super::whole`]; the folder that is
+//! restored into is [`super::machine`]'s to choose.
 
-use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use dedup::{Manifest as Tree, NodeId, NodeSource};
-use dedup_protocol::records::{Tree as Which, VersionRecord};
-use dedup_protocol::trust::{PublicKey, Signed};
+use dedup_protocol::trust::PublicKey;
 use dedup_store::disk::Disk;
 use dedup_store::kv::{Batch, Durability, Kv, KvError};
-use dedup_store::{CLOSED_PACK_BYTES_MAX, ChunkStore, StoreError};
+use dedup_store::{CLOSED_PACK_BYTES_MAX, StoreError};
 
 use super::folder::{Folder, FolderError, Sum};
 use super::manifest::{
     MANIFEST, MANIFEST_BYTES_MAX, Manifest, ManifestError, Role, SMALL_BYTES_MAX, Unproven,
 };
 use super::snapshot::{Decoder, SnapshotError};
-use crate::catalog::rows::VersionRow;
-use crate::catalog::{Catalog, CatalogError};
+use crate::catalog::CatalogError;
 use crate::realm::{Realm, RealmError};
-
-/// Versions looked at in one transaction.
-const VERSIONS_AT_ONCE: usize = 64;
 
 /// Why nothing was restored, or not all.
 #[derive(Debug, thiserror::Error)]
@@ -328,98 +321,4 @@ fn take_rows(decoder: &mut Decoder, piece: &[u8], kv: &dyn Kv) -> Result<(), Row
         return Ok(());
     }
     kv.commit(batch, Durability::Relaxed).map_err(RowsError::Kv)
-}
-
-/// A version whose content is not whole.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Lacking {
-    /// `IMAGE@NUMBER`.
-    pub version: String,
-    /// Pieces of its trees, and chunks, that cannot be read or are not there; those behind a piece of a tree are not counted.
-    pub pieces: u64,
-}
-
-struct Nodes<'a>(&'a ChunkStore);
-
-impl NodeSource for Nodes<'_> {
-    type Error = StoreError;
-
-    fn node(&self, id: NodeId) -> Result<Bytes, StoreError> {
-        self.0.node(id)
-    }
-}
-
-/// Whether catalog and packs belong together: versions of which not all is in the store. Each distinct leaf is read once.
-pub fn lacking(catalog: &Catalog, store: &ChunkStore) -> Result<Vec<Lacking>, RestoreError> {
-    let mut lacking = Vec::new();
-    let mut walk = Walk {
-        store,
-        whole: HashSet::new(),
-    };
-    let mut after = None;
-    loop {
-        let rows =
-            catalog.read(|tx| tx.list::<VersionRow>(&[], after.as_ref(), VERSIONS_AT_ONCE))?;
-        let Some((last, _)) = rows.last() else {
-            return Ok(lacking);
-        };
-        after = Some(*last);
-        for (_, row) in &rows {
-            let record = Signed::<VersionRecord>::from_bytes(&row.signed)
-                .and_then(|signed| signed.open_own());
-            let pieces = match record {
-                Ok(record) => walk.version(&record)?,
-                Err(_) => 1,
-            };
-            if pieces > 0 {
-                lacking.push(Lacking {
-                    version: format!("{}@{}", row.image, row.number),
-                    pieces,
-                });
-            }
-        }
-    }
-}
-
-struct Walk<'a> {
-    store: &'a ChunkStore,
-    /// Leaves of which everything is there.
-    whole: HashSet<NodeId>,
-}
-
-impl Walk<'_> {
-    fn version(&mut self, record: &VersionRecord) -> Result<u64, StoreError> {
-        let mut pieces = 0;
-        for which in [Which::Disk, Which::Kernel, Which::Initrd] {
-            if let Some(tree) = record.tree(which) {
-                pieces += self.tree(tree.root)?;
-            }
-        }
-        Ok(pieces)
-    }
-
-    fn tree(&mut self, root: NodeId) -> Result<u64, StoreError> {
-        let nodes = Nodes(self.store);
-        let Ok(tree) = Tree::load(&nodes, root) else {
-            return Ok(1);
-        };
-        let mut pieces = 0;
-        for (index, id) in tree.leaves.iter().enumerate() {
-            if self.whole.contains(id) {
-                continue;
-            }
-            let Ok(leaf) = tree.leaf(&nodes, index) else {
-                pieces += 1;
-                continue;
-            };
-            let before = pieces;
-            for (chunk, _) in leaf.chunks() {
-                pieces += u64::from(!self.store.contains_chunk(chunk)?);
-            }
-            if pieces == before {
-                self.whole.insert(*id);
-            }
-        }
-        Ok(pieces)
-    }
 }
