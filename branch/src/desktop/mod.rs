@@ -12,6 +12,7 @@
 //! listens for NBD, so that a guest that reconnects finds everything it wrote.
 
 mod error;
+mod guest;
 pub mod machine;
 pub mod record;
 mod starting;
@@ -30,6 +31,7 @@ use dedup_protocol::records::{MachineType, Tree, VersionRecord};
 use crate::clock::Clock;
 use crate::fetch::Fetcher;
 use crate::fetch::base::CachedBase;
+use crate::guest::Guests;
 use crate::profile::{BOOT_MS_MAX, Boots};
 use crate::versions::Versions;
 pub use error::{DesktopError, error_line};
@@ -50,6 +52,7 @@ pub struct Desktops {
     fetcher: Arc<Fetcher>,
     volumes: Volumes,
     boots: Boots,
+    guests: Arc<Guests>,
     host: MachineHost,
     clock: Arc<dyn Clock>,
     /// Names of desktops that a call is working on.
@@ -86,6 +89,7 @@ impl Desktops {
             versions,
             fetcher,
             volumes,
+            guests: Arc::default(),
             host,
             clock,
             busy: Mutex::default(),
@@ -251,7 +255,9 @@ impl Desktops {
         }
         if let Some(machine) = desktop.machine.take() {
             let grace = if force { Duration::ZERO } else { STOP_GRACE };
-            machine::stop(&machine, &self.files(name), grace);
+            // An agent shuts down for certain; what a guest does about its power button is its own matter.
+            let was_asked = !force && self.guests.shut_down(name).is_ok();
+            machine::stop(&machine, &self.files(name), grace, was_asked);
         }
         desktop.error = None;
         desktop.served = false;
@@ -425,6 +431,8 @@ impl Desktops {
             demand_chunks: volume.as_ref().map_or(0, |v| v.demand_chunks()),
             boot: desktop.boot,
             overlay_bytes: volume.map_or(0, |v| v.overlay_bytes()),
+            guest: self.guests.shown(&desktop.name),
+            agent_socket: alive.and_then(|_| there(&files.agent_socket())),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
-use branch_api::{Client, ClientError, Desktop, StartDesktop, StopDesktop};
+use branch_api::{Client, ClientError, Desktop, Guest, GuestVolume, StartDesktop, StopDesktop};
 use clap::{Args, Subcommand};
 use datacenter_api::units::format_size;
 
@@ -120,6 +120,33 @@ fn state(desktop: &Desktop) -> String {
         .unwrap_or_default()
 }
 
+fn agent(guest: &Guest) -> String {
+    let state = match (guest.connected, guest.booted) {
+        (false, _) => "silent",
+        (true, false) => "booting",
+        (true, true) => "booted",
+    };
+    let volume = match guest.user_volume {
+        GuestVolume::Mounted => ", user volume mounted",
+        GuestVolume::Missing | GuestVolume::Refused => ", user volume not mounted",
+        GuestVolume::None | GuestVolume::Unknown => "",
+    };
+    format!("{}, {state}{volume}", guest.agent)
+}
+
+fn users(guest: &Guest) -> Option<String> {
+    let users = guest.users.iter();
+    let users: Vec<String> = users
+        .map(|user| format!("{} since {}", user.name, output::time(user.since_unix_s)))
+        .collect();
+    (!users.is_empty()).then(|| users.join(", "))
+}
+
+fn complaints(guest: &Guest) -> Option<String> {
+    let complaints = guest.complaints();
+    (!complaints.is_empty()).then(|| complaints.join("; "))
+}
+
 fn show(context: &Context, desktop: &Desktop) -> Result<(), Failure> {
     if context.json {
         return output::json(desktop);
@@ -165,6 +192,9 @@ fn show(context: &Context, desktop: &Desktop) -> Result<(), Failure> {
         ),
         ("boot", desktop.boot.map(|boot| boot.line())),
         ("written", Some(format_size(desktop.overlay_bytes))),
+        ("agent", desktop.guest.as_ref().map(agent)),
+        ("logged on", desktop.guest.as_ref().and_then(users)),
+        ("complaints", desktop.guest.as_ref().and_then(complaints)),
     ])
 }
 

@@ -6,6 +6,8 @@
 use std::fmt::Write;
 use std::path::Path;
 
+use branch_guest::PORT_NAME;
+
 use super::{Boot, DiskFront, MachineKind, MachineSpec, disk_serial};
 
 /// Text as XML has it.
@@ -88,7 +90,11 @@ pub fn domain(spec: &MachineSpec, id: [u8; 16]) -> String {
       <source mode='bind' path='{serial}'/>
       <log file='{serial_log}' append='on'/>
       <target port='0'/>
-    </serial>{tpm}
+    </serial>
+    <channel type='unix'>
+      <source mode='bind' path='{agent}'/>
+      <target type='virtio' name='{port}'/>
+    </channel>{tpm}
     <input type='tablet' bus='usb'/>
     <graphics type='vnc' socket='{screen}'/>
     <graphics type='spice'>
@@ -112,6 +118,8 @@ pub fn domain(spec: &MachineSpec, id: [u8; 16]) -> String {
         disk = disk(spec),
         serial = path(&files.serial_socket()),
         serial_log = path(&files.serial_log()),
+        agent = path(&files.agent_socket()),
+        port = PORT_NAME,
         screen = path(&files.screen_socket()),
         spice = path(&files.spice_socket()),
     )

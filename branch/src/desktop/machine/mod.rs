@@ -320,9 +320,9 @@ pub fn is_paused_by_io_error(machine: &MachineRecord, files: &Files) -> bool {
     }
 }
 
-/// Ends a machine: asks the guest by its power button and waits up to `grace`, then ends the process.
-pub fn stop(machine: &MachineRecord, files: &Files, grace: Duration) {
-    if !grace.is_zero() && press_power_button(machine, files) {
+/// Ends a machine: asks the guest by its power button, unless its agent `was_asked`, and waits up to `grace`, then ends the process.
+pub fn stop(machine: &MachineRecord, files: &Files, grace: Duration, was_asked: bool) {
+    if !grace.is_zero() && (was_asked || press_power_button(machine, files)) {
         wait_for_end(machine, grace);
     }
     if is_alive(machine) {

@@ -4,6 +4,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
+use branch_guest::PORT_NAME;
+
 use super::qmp::Qmp;
 use super::{Boot, DiskFront, Files, MachineKind, MachineSpec};
 
@@ -145,6 +147,19 @@ fn arguments(spec: &MachineSpec, spice: bool) -> Vec<String> {
         ),
     );
     arg("-serial", "chardev:serial0".into());
+    // The port of the agent inside.
+    arg("-device", "virtio-serial-pci".into());
+    arg(
+        "-chardev",
+        format!(
+            "socket,id=agent,path={},server=on,wait=off",
+            path(&files.agent_socket())
+        ),
+    );
+    arg(
+        "-device",
+        format!("virtserialport,chardev=agent,name={PORT_NAME}"),
+    );
     arg(
         "-qmp",
         format!(
@@ -234,6 +249,8 @@ mod tests {
     fn kvm_or_tcg_and_screens_on_sockets() {
         let kvm = line(&spec(MachineKind::QemuKvm));
         assert!(kvm.contains("-accel kvm -cpu host"));
+        assert!(kvm.contains("socket,id=agent,path=/d/alice/agent.sock,server=on,wait=off"));
+        assert!(kvm.contains("virtserialport,chardev=agent,name=splice.agent.0"));
         let tcg = line(&spec(MachineKind::QemuTcg));
         assert!(tcg.contains("-accel tcg,thread=multi -cpu max"));
         assert!(tcg.contains("-vnc unix:/d/alice/screen.sock"));

@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::time::Duration;
 
+use branch_guest::PORT_NAME;
 use vmm_api::{Answer, Command as Ask, LINE_BYTES_MAX};
 
 use super::{Boot, Files, MachineSpec};
@@ -36,6 +37,8 @@ pub(super) fn command(spec: &MachineSpec) -> Command {
     command
         .arg("--serial-socket")
         .arg(spec.files.serial_socket());
+    let port = spec.files.agent_socket();
+    command.args(["--port", &format!("{PORT_NAME}={}", port.display())]);
     command
         .arg("--control")
         .arg(spec.files.control_socket(false));
@@ -97,7 +100,7 @@ mod tests {
             arguments.join("|"),
             "run|--kernel|/boot/k|--initrd|/boot/i|--command-line|root=UUID=1 ro|--memory|1024|--vcpus|2\
              |--disk|vhost-user=/d/alice/disk.sock|--serial-log|/d/alice/serial.log\
-             |--serial-socket|/d/alice/serial.sock|--control|/d/alice/control.sock\
+             |--serial-socket|/d/alice/serial.sock|--port|splice.agent.0=/d/alice/agent.sock|--control|/d/alice/control.sock\
              |--display|1280x800|--rfb-socket|/d/alice/screen.sock"
         );
     }
