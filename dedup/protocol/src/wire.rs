@@ -16,8 +16,8 @@ use crate::trust::Endorsement;
 pub const FRAME_VERSION: u8 = 1;
 
 /// Newest message set that this program speaks, told in the greeting. Revisions: 1, the first; 2, assignments of
-/// the second kind (machine types).
-pub const PROTOCOL_MINOR: u16 = 2;
+/// the second kind (machine types); 3, of the third (user volumes).
+pub const PROTOCOL_MINOR: u16 = 3;
 
 /// Largest frame of any kind, in bytes: a solid batch (see [`BATCH_RAW_BYTES`]) that did not compress, and its head.
 pub const FRAME_BYTES_MAX: usize = 8 << 20;
