@@ -115,12 +115,30 @@ pub struct Desktop {
     pub boot: Option<BootReport>,
     /// Bytes written to its overlay.
     pub overlay_bytes: u64,
+    /// Its user volume, if it has one.
+    #[serde(default)]
+    pub user_volume: Option<UserVolume>,
     /// What its agent says; none if it has none or is not running.
     #[serde(default)]
     pub guest: Option<Guest>,
     /// Unix socket of its agent's port, while it runs.
     #[serde(default)]
     pub agent_socket: Option<String>,
+}
+
+/// A desktop's user volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserVolume {
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// Bytes in its overlay's log, while it is open.
+    pub written_bytes: Option<u64>,
+    /// The virtio serial number by which the guest finds its disk.
+    pub serial: String,
+    /// Name of its NBD export.
+    pub nbd_export: String,
+    /// Unix socket at which it is served over vhost-user, while it is open.
+    pub disk_socket: Option<String>,
 }
 
 /// What the agent inside a desktop last said. All of it is the guest's word.

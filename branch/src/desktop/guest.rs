@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use branch_guest::{HostName, Id, Identity};
+use branch_guest::{HostName, Id, Identity, Serial, UserVolume};
 
 use super::record::DesktopRecord;
 use super::{Desktops, machine};
@@ -12,6 +12,17 @@ impl Desktops {
     /// The agents that are connected.
     pub fn guests(&self) -> &Arc<Guests> {
         &self.guests
+    }
+
+    /// What a desktop's agent is told of its user volume. That nothing was written holds at this moment: nobody but the guest can change it.
+    fn told_user_volume(&self, desktop: &DesktopRecord) -> Option<UserVolume> {
+        let record = desktop.user_volume.as_ref()?;
+        let open = self.volumes.find(&desktop.name);
+        let disk = open.as_ref().and_then(|volume| volume.user());
+        Some(UserVolume {
+            serial: Serial::try_from(record.serial()).ok()?,
+            unwritten: disk.is_some_and(|disk| disk.is_unwritten()),
+        })
     }
 }
 
@@ -38,7 +49,7 @@ impl Directory for Desktops {
         let desktop = self.record(name).ok().flatten()?;
         Some(Facts {
             identity: identity(&desktop)?,
-            user_volume: None,
+            user_volume: self.told_user_volume(&desktop),
         })
     }
 

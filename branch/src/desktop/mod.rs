@@ -6,6 +6,7 @@
 //!                       │  ▲                                  │
 //!                  stop ▼  │ start (goes on with its overlay) │ delete
 //!                     Stopped ──────────delete────────────► (none)
+//!                      └──reset──► Stopped (its system begins anew, its user volume stays)
 //! ```
 //!
 //! A machine outlives the branch server. On start the server opens the volumes of all machines that still run before it
@@ -16,6 +17,7 @@ mod guest;
 pub mod machine;
 pub mod record;
 mod starting;
+mod user_volume;
 mod volumes;
 
 use std::collections::{HashMap, HashSet};
@@ -24,7 +26,7 @@ use std::str::FromStr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use branch_api::{Desktop, DesktopState};
+use branch_api::{Desktop, DesktopState, UserVolume};
 use dedup::VersionId;
 use dedup_protocol::records::{MachineType, Tree, VersionRecord};
 
@@ -400,6 +402,16 @@ impl Desktops {
             None => DesktopState::Stopped,
         };
         let version = self.version_of(desktop).ok();
+        let user_volume = desktop.user_volume.as_ref().map(|user| {
+            let disk = volume.as_ref().and_then(|v| v.user());
+            UserVolume {
+                size_bytes: user.size_bytes,
+                written_bytes: disk.map(|disk| disk.written_bytes()),
+                serial: user.serial(),
+                nbd_export: user_volume::export_name(&desktop.name),
+                disk_socket: disk.and_then(|_| there(&files.user_disk_socket())),
+            }
+        });
         Desktop {
             name: desktop.name.clone(),
             pool: desktop.pool.clone(),
@@ -430,7 +442,8 @@ impl Desktops {
             started_unix_ms: alive.map(|m| m.started_unix_ms),
             demand_chunks: volume.as_ref().map_or(0, |v| v.demand_chunks()),
             boot: desktop.boot,
-            overlay_bytes: volume.map_or(0, |v| v.overlay_bytes()),
+            overlay_bytes: volume.as_ref().map_or(0, |v| v.overlay_bytes()),
+            user_volume,
             guest: self.guests.shown(&desktop.name),
             agent_socket: alive.and_then(|_| there(&files.agent_socket())),
         }

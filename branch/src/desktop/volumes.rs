@@ -1,7 +1,7 @@
 //! The open volumes of desktops, and the ways to them: an NBD export and a vhost-user socket, for one and the same device.
 //!
 //! A volume is open exactly while a machine may use it: from before the machine starts until after it ended. Closing flushes. A stopped
-//! desktop's overlay lies on the disk only.
+//! desktop's overlay lies on the disk only. A desktop's user volume, if it has one, is open exactly as long.
 
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
@@ -15,14 +15,15 @@ use vmm_block::BlockError;
 use vmm_block::nbd::{Export, ListenError};
 use vmm_block::vhost_user::{DiskSpec, VhostUserServer};
 
-use super::OpenVolumes;
 use super::machine::{Files, disk_queues, disk_serial};
 use super::record::DesktopRecord;
+use super::user_volume::UserDisk;
+use super::{OpenVolumes, user_volume};
 use crate::fetch::base::CachedBase;
 use crate::volume::{Base, Overlay, OverlayError, OverlayIdentity, OverlayOptions, Volume};
 
 /// Who may open a desktop's vhost-user socket may read and write its disk.
-const SOCKET_MODE: u32 = 0o600;
+pub(super) const SOCKET_MODE: u32 = 0o600;
 
 /// How long connections to an export that is taken away get to finish what is in flight.
 const CLOSE_GRACE: Duration = Duration::from_secs(10);
@@ -86,6 +87,7 @@ pub struct OpenVolume {
     vhost_user: Mutex<Option<VhostUserServer>>,
     overlay: Arc<Overlay>,
     base: Arc<CachedBase>,
+    user: Option<UserDisk>,
 }
 
 impl OpenVolume {
@@ -110,12 +112,19 @@ impl OpenVolume {
 
     /// Why requests of its guest wait, if any do that could not be done for now.
     pub fn waits_for(&self) -> Option<String> {
-        self.vhost_user().as_ref()?.waits_for()
+        let of_system = self.vhost_user().as_ref().and_then(|s| s.waits_for());
+        of_system.or_else(|| self.user.as_ref()?.waits_for())
     }
 
-    /// Why it failed closed, if it did.
+    /// Why it failed closed, if it or its user volume did.
     pub fn failure(&self) -> Option<String> {
-        self.overlay.failure().map(str::to_owned)
+        let of_system = self.overlay.failure().map(str::to_owned);
+        of_system.or_else(|| self.user.as_ref()?.failure())
+    }
+
+    /// Its user volume.
+    pub fn user(&self) -> Option<&UserDisk> {
+        self.user.as_ref()
     }
 }
 
@@ -157,12 +166,20 @@ impl Volumes {
         self.lock().get(name).map(|v| Arc::clone(&v.export))
     }
 
+    /// The export of the user volume of a desktop whose volume is open.
+    pub fn user_export(&self, name: &str) -> Option<Arc<Export>> {
+        let volume = self.find(name)?;
+        Some(Arc::clone(volume.user()?.export()))
+    }
+
     /// All exports.
     pub fn exports(&self) -> Vec<Arc<Export>> {
-        self.lock()
-            .values()
-            .map(|v| Arc::clone(&v.export))
-            .collect()
+        let open = self.lock();
+        let of_each = open.values().flat_map(|v| {
+            let user = v.user().map(UserDisk::export);
+            [Some(&v.export), user].into_iter().flatten()
+        });
+        of_each.map(Arc::clone).collect()
     }
 
     /// Opens a desktop's volume, or makes it; nothing happens if it is open.
@@ -213,11 +230,14 @@ impl Volumes {
             name: name.clone(),
             source,
         })?;
+        let user = desktop.user_volume.as_ref();
+        let user = user.map(|record| UserDisk::open(&self.disk, desktop, record, files));
         let volume = OpenVolume {
             export,
             vhost_user: Mutex::new(Some(served)),
             overlay,
             base,
+            user: user.transpose()?,
         };
         self.lock().insert(name.clone(), Arc::new(volume));
         Ok(())
@@ -231,15 +251,20 @@ impl Volumes {
         // What waits for the WAN there does not hold it up.
         let served = volume.vhost_user().take();
         drop(served);
-        if !volume.export.close(CLOSE_GRACE) {
+        let is_free = volume.export.close(CLOSE_GRACE);
+        let user_is_free = volume.user().is_none_or(|user| user.close(CLOSE_GRACE));
+        if !is_free || !user_is_free {
             self.lock().insert(name.into(), volume);
             return Err(VolumeError::InUse(name.into()));
         }
         let flushed = volume.export.device().flush();
-        flushed.map_err(|source| VolumeError::Flush {
-            name: name.into(),
-            source,
-        })
+        let user_flushed = volume.user().map_or(Ok(()), UserDisk::flush);
+        flushed
+            .and(user_flushed)
+            .map_err(|source| VolumeError::Flush {
+                name: name.into(),
+                source,
+            })
     }
 
     /// Ends the vhost-user sockets, as when the branch server ends: guests wait for the next server.
@@ -248,19 +273,29 @@ impl Volumes {
         let mut stopping = Vec::new();
         for volume in volumes {
             stopping.extend(volume.vhost_user().take());
+            stopping.extend(volume.user().and_then(UserDisk::take_server));
         }
         // All are told before the first is waited for.
         stopping.iter().for_each(VhostUserServer::begin_stop);
     }
 
-    /// Removes a closed volume's overlay.
+    /// Removes a closed volume's overlay: what was written to the system. The user volume stays.
+    pub fn delete_system(&self, desktop: &DesktopRecord) -> Result<(), VolumeError> {
+        self.remove_overlay(desktop, &overlay_dir(&desktop.name))
+    }
+
+    /// Removes a closed volume's overlay and its user volume.
     pub fn delete(&self, desktop: &DesktopRecord) -> Result<(), VolumeError> {
-        let dir = overlay_dir(&desktop.name);
+        self.delete_system(desktop)?;
+        self.remove_overlay(desktop, &user_volume::overlay_dir(&desktop.name))
+    }
+
+    fn remove_overlay(&self, desktop: &DesktopRecord, dir: &str) -> Result<(), VolumeError> {
         let remove = || {
-            for file in self.disk.list(&dir)? {
+            for file in self.disk.list(dir)? {
                 self.disk.remove(&format!("{dir}/{file}"))?;
             }
-            self.disk.sync_dir(&dir)
+            self.disk.sync_dir(dir)
         };
         match remove() {
             Err(source) if source.kind() != std::io::ErrorKind::NotFound => {

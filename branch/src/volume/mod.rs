@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use vmm_block::{BlockDevice, BlockError, BlockErrorKind, Geometry, RangeStatus};
 
-pub use base::{Base, MemBase};
+pub use base::{Base, MemBase, NoBase};
 pub use overlay::{
     Overlay, OverlayError, OverlayIdentity, OverlayOptions, OverlayStats, fuzz_overlay,
 };

@@ -66,7 +66,12 @@ enum Verb {
         #[arg(long)]
         force: bool,
     },
-    /// Delete a stopped desktop and all that was written to it.
+    /// Have a stopped desktop's system begin anew, on the version that its pool runs now. Its user volume stays.
+    Reset {
+        /// Its name.
+        name: String,
+    },
+    /// Delete a stopped desktop and all that was written to it, its user volume as well.
     Delete {
         /// Its name.
         name: String,
@@ -192,6 +197,15 @@ fn show(context: &Context, desktop: &Desktop) -> Result<(), Failure> {
         ),
         ("boot", desktop.boot.map(|boot| boot.line())),
         ("written", Some(format_size(desktop.overlay_bytes))),
+        (
+            "user volume",
+            desktop.user_volume.as_ref().map(|volume| {
+                let size = format_size(volume.size_bytes);
+                let written = volume.written_bytes.map(format_size);
+                let written = written.map_or(String::new(), |w| format!(", {w} written"));
+                format!("{size}{written}, disk {}", volume.serial)
+            }),
+        ),
         ("agent", desktop.guest.as_ref().map(agent)),
         ("logged on", desktop.guest.as_ref().and_then(users)),
         ("complaints", desktop.guest.as_ref().and_then(complaints)),
@@ -219,6 +233,7 @@ pub async fn run(context: &Context, arguments: Arguments) -> Result<(), Failure>
         Verb::Stop { name, force } => {
             show(context, &client.stop(&name, StopDesktop { force }).await?)
         }
+        Verb::Reset { name } => show(context, &client.reset(&name).await?),
         Verb::Delete { name } => list(context, &client.delete(&name).await?),
         Verb::LibvirtXml { name, disk } => {
             let domain = client.libvirt(&name, &disk).await?;

@@ -56,6 +56,11 @@ impl Files {
         self.0.join("agent.sock")
     }
 
+    /// The socket at which the branch server serves the user volume over vhost-user.
+    pub fn user_disk_socket(&self) -> PathBuf {
+        self.0.join("user.sock")
+    }
+
     /// What the machine says of itself.
     pub fn machine_log(&self) -> PathBuf {
         self.0.join("machine.log")

@@ -77,6 +77,8 @@ pub struct MachineSpec {
     pub boot: Boot,
     /// Whether it has a TPM; QEMU only.
     pub tpm: bool,
+    /// Serial number of its user volume, if it has one.
+    pub user_serial: Option<String>,
     /// What it is made with.
     pub host: MachineHost,
 }
@@ -378,6 +380,7 @@ mod tests {
             },
             boot: Boot::Bios,
             tpm: false,
+            user_serial: None,
             host: MachineHost {
                 virt: HostVirt {
                     kind: KvmKind::Hardware,

@@ -33,6 +33,11 @@ pub(super) fn command(spec: &MachineSpec) -> Command {
     command.args(["--vcpus", &spec.vcpus.to_string()]);
     let disk = spec.files.disk_socket();
     command.args(["--disk", &format!("vhost-user={}", disk.display())]);
+    if spec.user_serial.is_some() {
+        // Its server tells the serial number.
+        let disk = spec.files.user_disk_socket();
+        command.args(["--disk", &format!("vhost-user={}", disk.display())]);
+    }
     command.arg("--serial-log").arg(spec.files.serial_log());
     command
         .arg("--serial-socket")
@@ -103,6 +108,16 @@ mod tests {
              |--serial-socket|/d/alice/serial.sock|--port|splice.agent.0=/d/alice/agent.sock|--control|/d/alice/control.sock\
              |--display|1280x800|--rfb-socket|/d/alice/screen.sock"
         );
+    }
+
+    #[test]
+    fn a_user_volume_is_the_second_disk() {
+        let mut spec = spec(MachineKind::Splice);
+        spec.user_serial = Some("su-1".into());
+        let command = command(&spec);
+        let arguments: Vec<_> = command.get_args().map(|a| a.to_str().unwrap()).collect();
+        let disks = "--disk vhost-user=/d/alice/disk.sock --disk vhost-user=/d/alice/user.sock";
+        assert!(arguments.join(" ").contains(disks), "{arguments:?}");
     }
 
     #[test]

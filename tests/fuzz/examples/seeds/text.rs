@@ -71,7 +71,7 @@ pub fn write(seeds: &Seeds) {
         (20, r#"{"force":true}"#),
         (
             22,
-            r#"{"desktops":[{"name":"n","pool":"p","version":"00","image":"i","version_number":1,"state":"running","error":null,"machine_type":"auto","tpm":false,"machine":"qemu-kvm","machine_reason":"r","disk":"nbd","pid":1,"serial_log":"/l","serial_socket":"/s","nbd_export":"e","started_unix_ms":1,"demand_chunks":1,"overlay_bytes":1,"guest":{"agent":"0","protocol":1,"connected":true,"heard_unix_ms":1,"booted":true,"users":[{"name":"a","since_unix_s":1}],"user_volume":"mounted","disks":[{"place":"/","used_percent":1}],"failed_units":["u"],"troubles":["t"]}}]}"#,
+            r#"{"desktops":[{"name":"n","pool":"p","version":"00","image":"i","version_number":1,"state":"running","error":null,"machine_type":"auto","tpm":false,"machine":"qemu-kvm","machine_reason":"r","disk":"nbd","pid":1,"serial_log":"/l","serial_socket":"/s","nbd_export":"e","started_unix_ms":1,"demand_chunks":1,"overlay_bytes":1,"user_volume":{"size_bytes":1,"written_bytes":1,"serial":"s","nbd_export":"e","disk_socket":"/u"},"guest":{"agent":"0","protocol":1,"connected":true,"heard_unix_ms":1,"booted":true,"users":[{"name":"a","since_unix_s":1}],"user_volume":"mounted","disks":[{"place":"/","used_percent":1}],"failed_units":["u"],"troubles":["t"]}}]}"#,
         ),
         (23, r#"{"error":"e"}"#),
     ] {
