@@ -8,8 +8,9 @@
 //! 4. what lies where anything would put its name is zero ([`content`]).
 //!
 //! mkfs writes the superblock last, so that one which was interrupted leaves neither an empty disk nor a file system. That is told from somebody's data
-//! by a note in the system's own file system, written before mkfs and removed after it: with the note 2 and 4 held once, and nothing but mkfs has
-//! written since, because without a file system nothing was mounted. Everything else that is no ext4 is refused and told, with the reason.
+//! by a note in the system's own file system, written before mkfs and removed when it has ended, well or not. A note that is there says that the machine
+//! or the agent died during mkfs: 2 and 4 held when it was written, and nobody has had the disk since. Everything else that is no ext4 is refused and
+//! told, with the reason.
 //!
 //! What the image has at the place and the volume has not is copied to it first, each entry whole or not at all: a user who was made in the image
 //! finds a home.
@@ -117,6 +118,7 @@ struct Volume<'a> {
 
 impl Volume<'_> {
     fn take_up(&mut self, unwritten: bool) -> Result<(), Refusal> {
+        self.leave_stage()?;
         if self.is_mounted()? {
             return Ok(());
         }
@@ -146,6 +148,17 @@ impl Volume<'_> {
         self.check()?;
         self.copy_from_image()?;
         self.mount(self.place)
+    }
+
+    /// Unmounts what an agent that was killed left at the stage.
+    fn leave_stage(&mut self) -> Result<(), Refusal> {
+        let mounts = disk::mounts(self.root).unwrap_or_default();
+        let is_staged =
+            |mount: &disk::Mount| mount.place == STAGE && mount.number == self.disk.number;
+        if mounts.iter().any(is_staged) {
+            self.tools.run("umount", &[STAGE], LONG)?;
+        }
+        Ok(())
     }
 
     /// Whether it is mounted at its place. Anything else that is mounted is in the way.
@@ -185,9 +198,12 @@ impl Volume<'_> {
         let options = "lazy_itable_init=1,lazy_journal_init=1,nodiscard";
         let label = "splice-user";
         let arguments = ["-q", "-m", "0", "-L", label, "-E", options, &node];
-        self.tools.run("mkfs.ext4", &arguments, LONG)?;
-        self.tools.run("sync", &[&node], LONG)?;
-        self.root.remove(note).map_err(io_error("its note"))
+        let made = self.tools.run("mkfs.ext4", &arguments, LONG);
+        let made = made.and_then(|_| self.tools.run("sync", &[&node], LONG));
+        // Also when it failed: then a person may put something on the disk, which the note must not have formatted.
+        self.root.remove(note).map_err(io_error("its note"))?;
+        made?;
+        Ok(())
     }
 
     /// Repairs what repairs itself; what needs a person is not mounted.

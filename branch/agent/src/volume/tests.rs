@@ -197,26 +197,61 @@ fn a_disk_that_is_not_there_may_come_and_two_are_one_too_many() {
     assert_eq!(commands, [""; 0]);
 }
 
-/// mkfs dies in the midst of its work: the next start does it again, by its own note only.
+/// The machine died in the midst of mkfs: the next start does it again, by the note only.
 #[test]
 fn an_interrupted_mkfs_is_done_again_and_only_where_it_was_begun() {
     let guest = Guest::new();
-    let mut tools = FakeTools::default();
-    tools.fail("mkfs.ext4");
-    let report = guest.take_up_with(&mut tools, true);
-    assert!(why(&report).contains("mkfs.ext4"), "{report:?}");
-    assert!(guest.has_note());
+    guest.file(&note(SERIAL), "x");
     guest.put(32 << 20, &[7; 4096]);
     let (report, commands) = guest.take_up(false);
     assert_eq!(report, VolumeReport::Mounted);
     assert_eq!(commands[0], MKFS);
     assert!(!guest.has_note());
 
-    // The same bytes without the note: the system volume was reset, or they are somebody's.
+    // The same bytes without the note, or with another disk's: the system volume was reset, or they are somebody's.
     let guest = Guest::new();
     guest.put(32 << 20, &[7; 4096]);
+    guest.file(&note("su-other"), "x");
     assert!(!made(&guest.take_up(false).1));
     assert!(!made(&guest.take_up(true).1));
+}
+
+/// mkfs ends with an error: a person is told, and what they put on the disk is theirs.
+#[test]
+fn an_mkfs_that_failed_leaves_no_note() {
+    let guest = Guest::new();
+    let root = guest.root.clone();
+    let mut tools = FakeTools::with_effect(move |program, arguments| {
+        if program == "sync" && arguments.first() == Some(&"/dev/vdb") {
+            assert!(root.exists(&note(SERIAL)), "it is there during the work");
+        }
+    });
+    assert_eq!(guest.take_up_with(&mut tools, true), VolumeReport::Mounted);
+    assert!(!guest.has_note());
+    tools.fail("mkfs.ext4");
+    let report = guest.take_up_with(&mut tools, true);
+    assert!(why(&report).contains("mkfs.ext4"), "{report:?}");
+    assert!(!guest.has_note());
+    guest.put(0, &[1]);
+    assert!(!made(&guest.take_up(true).1));
+}
+
+/// An agent was killed while it copied.
+#[test]
+fn a_stage_that_was_left_is_left_behind() {
+    let guest = Guest::new();
+    guest.put_ext4();
+    let mount = format!("30 22 254:16 / {STAGE} rw - ext4 /dev/vdb rw\n");
+    guest.file("/proc/self/mountinfo", &mount);
+    let root = guest.root.clone();
+    let mut tools = FakeTools::with_effect(move |program, _| {
+        if program == "umount" {
+            root.write("/proc/self/mountinfo", "", 0o444).unwrap();
+        }
+    });
+    let report = guest.take_up_with(&mut tools, false);
+    assert_eq!(report, VolumeReport::Mounted);
+    assert_eq!(tools.take()[0], "umount /run/splice-agent/volume");
 }
 
 /// It was done, and only the note stayed: what users wrote since is kept.
