@@ -22,6 +22,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const AGAIN: Duration = Duration::from_secs(1);
 /// How long a guest may take to read what is said to it. What waits in the socket's own buffer is more than is ever said.
 const SAY: Duration = Duration::from_secs(5);
+/// What answering a greeting counts as, in bytes heard: it has the catalog read. A guest that greets without end is answered four times a second.
+const GREETING_BYTES: u64 = 2048;
 /// Read at a time.
 const READ_BYTES: usize = 4096;
 
@@ -127,27 +129,27 @@ async fn converse(
                 if bytes == 0 {
                     return Ok(());
                 }
-                let mut heard = Vec::new();
+                let mut cost = bytes as u64;
+                let (mut refusal, mut greets) = (None, false);
                 lines.push(&buf[..bytes], |line| match session.hear(line, now_ms()) {
                     Heard::Nothing => {}
-                    other => heard.push(other),
+                    // The last greeting is the one that counts.
+                    Heard::Say(line) => (refusal, greets) = (Some(line), false),
+                    Heard::Greeting => (refusal, greets) = (None, true),
+                    Heard::Done(result) => settle(&mut answer, result),
                 });
                 heard_unix_ms = directory.now_unix_ms();
-                for heard in heard {
-                    match heard {
-                        Heard::Nothing => {}
-                        Heard::Say(line) => say(&mut write, &line).await?,
-                        Heard::Greeting => {
-                            let facts = facts(directory, &port.name).await;
-                            if let Some(welcome) = facts.and_then(|facts| session.welcome(facts)) {
-                                say(&mut write, &welcome).await?;
-                            }
-                        }
-                        Heard::Done(result) => settle(&mut answer, result),
-                    }
+                let mut said = refusal;
+                if greets {
+                    let facts = facts(directory, &port.name).await;
+                    said = facts.and_then(|facts| session.welcome(facts));
+                }
+                if let Some(line) = said {
+                    cost += GREETING_BYTES;
+                    say(&mut write, &line).await?;
                 }
                 taken.show(session.shown(now_ms(), heard_unix_ms));
-                let pause_ms = allowance.spend(bytes as u64, now_ms());
+                let pause_ms = allowance.spend(cost, now_ms());
                 if pause_ms > 0 {
                     tokio::time::sleep(Duration::from_millis(pause_ms)).await;
                 }

@@ -228,15 +228,17 @@ impl Drop for Frozen<'_> {
 }
 
 impl Taken {
+    /// Shows what an agent says; before it has said anything what was said last stays.
     fn show(&self, guest: Option<Guest>) {
         if let Some(seat) = self.guests.seats().get_mut(&self.name)
             && seat.number == self.number
+            && guest.is_some()
         {
             seat.shown = guest;
         }
     }
 
-    /// Nobody is at the other end; what was said last stays.
+    /// Nobody is at the other end.
     fn show_alone(&self) {
         let mut shown = self.guests.shown(&self.name);
         if let Some(guest) = &mut shown {
