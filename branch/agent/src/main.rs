@@ -1,4 +1,5 @@
 //! `splice-agent`: runs inside a desktop, as a service that starts before people log on. See the library for what it does.
+#![forbid(unsafe_code)]
 
 use std::path::Path;
 use std::process::ExitCode;
