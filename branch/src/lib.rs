@@ -13,6 +13,7 @@ pub mod fetch;
 pub mod guest;
 pub mod http;
 pub mod identity;
+pub mod keys;
 pub mod link;
 pub mod profile;
 pub mod server;

@@ -1,12 +1,14 @@
 //! `splice-branch`: enrol this machine as a branch, then serve desktops from it.
 
+mod key_command;
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use branch::cache::{Cache, CacheIdentity, CacheOptions};
+use branch::cache::{Cache, CacheIdentity, CacheKey, CacheOptions};
 use branch::catalog::Catalog;
 use branch::clock::{Clock, HostClock};
 use branch::desktop::machine::{DiskFront, MachineHost};
@@ -15,6 +17,7 @@ use branch::exports::Exports;
 use branch::fetch::Fetcher;
 use branch::guest::Directory;
 use branch::identity::{self, Identity};
+use branch::keys::Mode;
 use branch::link::LinkState;
 use branch::server::Branch;
 use branch::versions::Versions;
@@ -30,6 +33,9 @@ use vmm_block::nbd::{NbdOptions, NbdServer};
 
 /// How often machines are looked after.
 const TEND_EVERY: Duration = Duration::from_secs(1);
+
+/// How often overlays are: a round of theirs moves little, so that guests' flushes carry little of it.
+const UPKEEP_EVERY: Duration = Duration::from_millis(250);
 
 /// How often fetched chunks are made durable, so that a version that was complete is still complete after a crash while the line is
 /// down. A fill at line speed writes less than this many seconds' worth between two syncs, whatever the cache's own byte limit says.
@@ -64,6 +70,9 @@ enum Command {
     },
     /// Serve until SIGTERM or SIGINT. Machines of desktops go on running and find the server again when it is back.
     Run(Run),
+    /// What protects this branch's keys, and changing that.
+    #[command(subcommand)]
+    Key(key_command::KeyCommand),
 }
 
 #[derive(clap::Args)]
@@ -86,6 +95,9 @@ struct Run {
     /// How long a guest's read may wait for the datacenter before the desktop is paused, in seconds.
     #[arg(long, default_value_t = 120)]
     read_wait: u64,
+    /// The file whose first line is the passphrase of the branch key. At the first start it protects the key that is made then.
+    #[arg(long)]
+    passphrase_file: Option<PathBuf>,
     /// The QEMU program.
     #[arg(long, default_value = "qemu-system-x86_64")]
     qemu: PathBuf,
@@ -167,6 +179,7 @@ fn run(arguments: Arguments) -> Result<()> {
             );
             Ok(())
         }
+        Command::Key(command) => key_command::run(command, lock),
         Command::Run(options) => {
             let result = runtime.block_on(serve(options));
             // A guest's read may still sit in the blocking pool, waiting for the link.
@@ -232,6 +245,7 @@ async fn serve(options: Run) -> Result<()> {
     let guests = Arc::clone(branch.desktops.guests());
     let attending = tokio::spawn(branch::guest::watch(directory, guests, cancel.clone()));
     let keeping = tokio::spawn(keep_cache(Arc::clone(&branch), cancel.clone()));
+    let upkeep = tokio::spawn(keep_overlays(Arc::clone(&branch), cancel.clone()));
     wait_for_signal().await?;
     tracing::info!("stopping; machines go on running");
     cancel.cancel();
@@ -240,6 +254,7 @@ async fn serve(options: Run) -> Result<()> {
     let _ = tokio::time::timeout(Duration::from_secs(5), tending).await;
     let _ = tokio::time::timeout(Duration::from_secs(5), attending).await;
     let _ = tokio::time::timeout(Duration::from_secs(5), keeping).await;
+    let _ = tokio::time::timeout(Duration::from_secs(5), upkeep).await;
     tokio::task::spawn_blocking(move || {
         branch.desktops.volumes().stop_serving();
         nbd.shutdown(Duration::from_secs(5));
@@ -258,6 +273,15 @@ async fn serve(options: Run) -> Result<()> {
 /// Opens everything that lives in the data directory, then the NBD server.
 fn open(options: &Run, data: &Path, identity: Identity) -> Result<(Arc<Branch>, NbdServer)> {
     let clock: Arc<dyn Clock> = Arc::new(HostClock);
+    let keys = key_command::open(data, options.passphrase_file.as_deref())?;
+    match keys.mode() {
+        Mode::KeyFile => tracing::warn!(
+            "keys are protected by {}; `splice-branch key protect` changes that",
+            Mode::KeyFile.protects()
+        ),
+        mode => tracing::info!("keys are protected by {}", mode.protects()),
+    }
+    let keys = Arc::new(keys);
     let kv: Arc<dyn Kv> = Arc::new(RocksKv::open(data.join("state"), &RocksOptions::default())?);
     let disk: Arc<dyn Disk> = Arc::new(HostDisk::new(data.join("disks"))?);
     let cache_disk: Arc<dyn Disk> = Arc::new(HostDisk::new(data.join("cache"))?);
@@ -273,6 +297,7 @@ fn open(options: &Run, data: &Path, identity: Identity) -> Result<(Arc<Branch>, 
             key_id: identity.id_key.key_id(),
         },
         rand::random(),
+        CacheKey::new(*keys.cache()?.bytes()),
         CacheOptions {
             capacity_bytes: options.cache_size,
             ..CacheOptions::default()
@@ -296,7 +321,7 @@ fn open(options: &Run, data: &Path, identity: Identity) -> Result<(Arc<Branch>, 
         data.join("desktops"),
         Arc::clone(&versions),
         Arc::clone(&fetcher),
-        Volumes::new(disk),
+        Volumes::new(disk, keys),
         host,
         Arc::clone(&clock),
     ));
@@ -399,6 +424,18 @@ async fn keep_cache(branch: Arc<Branch>, cancel: CancellationToken) {
             tracing::warn!(error = trouble, "cache not synced");
         }
         told = trouble;
+    }
+}
+
+/// Keeps overlays short and quick to open.
+async fn keep_overlays(branch: Arc<Branch>, cancel: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(UPKEEP_EVERY) => {}
+            () = cancel.cancelled() => return,
+        }
+        let worker = Arc::clone(&branch);
+        let _ = tokio::task::spawn_blocking(move || worker.desktops.volumes().tend()).await;
     }
 }
 

@@ -98,7 +98,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::cache::{CacheIdentity, CacheOptions};
+    use crate::cache::{CacheIdentity, CacheKey, CacheOptions};
     use crate::content_map::ContentMap;
 
     struct Leaves(HashMap<NodeId, Vec<u8>>);
@@ -144,7 +144,7 @@ mod tests {
             let identity = CacheIdentity { realm: RealmId([1; 16]), key_id: key.key_id() };
             let disk = Arc::new(HostDisk::new(root.path()).unwrap());
             let options = CacheOptions { capacity_bytes: 1 << 20, slab_bytes: 1 << 20, ..CacheOptions::default() };
-            let cache = Cache::open(disk, "c", Arc::new(MemKv::new()), identity, [9; 16], options).unwrap();
+            let cache = Cache::open(disk, "c", Arc::new(MemKv::new()), identity, [9; 16], CacheKey::new([4; 32]), options).unwrap();
             // Chunks shown twice in a tree, and by both trees.
             let all: Vec<u32> = (0..30).chain(5..10).collect();
             let trees = [tree(&key, Tree::Disk, &all), tree(&key, Tree::Kernel, &[3, 31, 32])];

@@ -75,6 +75,9 @@ pub struct Desktop {
     pub state: DesktopState,
     /// Why, if it failed or is paused.
     pub error: Option<String>,
+    /// Bytes that must come free on the branch's disk before it goes on, if it is paused because there is no room.
+    #[serde(default)]
+    pub missing_bytes: Option<u64>,
     /// Which machine its pool asked for when it was started last.
     #[serde(default)]
     pub machine_type: MachineType,

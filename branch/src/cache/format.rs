@@ -1,22 +1,25 @@
 //! The bytes of a cache: header file, slab header, block checks, residency values.
 //!
-//! Invariant: every layout here matches `docs/disk-formats/cache.md`; little-endian, checked before believed. A block's check
-//! is bound to the chunk's name and the block's number, so a block of another chunk (a slot reused, a write that went astray)
-//! or of another place in the same chunk never verifies. It does no I/O.
+//! Invariant: every layout here matches `docs/disk-formats/cache.md`; little-endian, checked before believed. What lies in slots and
+//! tags is [`super::seal`]'s. It does no I/O.
 
 use dedup::{CHUNK_BYTES_MAX, ChunkId, RealmId};
-use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+use xxhash_rust::xxh3::xxh3_64;
 
-/// A slot, and what one check covers.
+/// A slot, and what one tag covers.
 pub const BLOCK_BYTES: u64 = 4096;
-/// Room of one check: 8 bytes now, a 16-byte authentication tag once caches are encrypted.
-pub const CHECK_BYTES: u64 = 16;
-/// Length of a slab header; the checks follow it.
+/// Length of a tag.
+pub const TAG_BYTES: u64 = 16;
+/// Length of a slab header; the tags follow it.
 pub const SLAB_HEADER_BYTES: u64 = 4096;
 /// Most slots of one chunk.
 pub const CHUNK_SLOTS_MAX: u32 = (CHUNK_BYTES_MAX as u64 / BLOCK_BYTES) as u32;
 
-const VERSION: u32 = 1;
+/// Version of headers. Version 1 was not encrypted.
+const VERSION: u32 = 2;
+const PLAIN: u32 = 1;
+/// Version of the residency index's values.
+const RESIDENCY_VERSION: u8 = 1;
 const META_MAGIC: [u8; 8] = *b"SPLCACHE";
 const SLAB_MAGIC: [u8; 8] = *b"SPLCSLAB";
 /// Length of the header file.
@@ -49,7 +52,9 @@ impl std::fmt::Display for CacheIdentity {
 pub enum Fault {
     /// Torn or damaged.
     Damaged,
-    /// A later format, or encrypted.
+    /// Of an earlier release, which did not encrypt.
+    Plain,
+    /// A later format.
     Unsupported(String),
 }
 
@@ -66,51 +71,43 @@ fn array_at<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
 }
 
 /// The layout that header file and slab header share; only `magic` and the four words differ.
-fn encode_header(
-    magic: [u8; 8],
-    words: [u32; 2],
-    identity: &CacheIdentity,
-    instance: &[u8; 16],
-) -> [u8; 80] {
+fn encode_header(magic: [u8; 8], words: [u32; 2], meta: &Meta) -> [u8; 80] {
     let mut out = [0; 80];
     out[..8].copy_from_slice(&magic);
     out[8..12].copy_from_slice(&VERSION.to_le_bytes());
     out[12..16].copy_from_slice(&words[0].to_le_bytes());
-    out[16..32].copy_from_slice(&identity.realm.0);
-    out[32..40].copy_from_slice(&identity.key_id);
-    // 40..48: id of the encryption key; 0, not encrypted.
-    out[48..64].copy_from_slice(instance);
+    out[16..32].copy_from_slice(&meta.identity.realm.0);
+    out[32..40].copy_from_slice(&meta.identity.key_id);
+    out[40..48].copy_from_slice(&meta.sealed_by);
+    out[48..64].copy_from_slice(&meta.instance);
     out[64..68].copy_from_slice(&words[1].to_le_bytes());
     let check = xxh3_64(&out[..72]);
     out[72..].copy_from_slice(&check.to_le_bytes());
     out
 }
 
-fn decode_header(
-    magic: [u8; 8],
-    bytes: &[u8; 80],
-) -> Result<([u32; 2], CacheIdentity, [u8; 16]), Fault> {
+fn decode_header(magic: [u8; 8], bytes: &[u8; 80]) -> Result<([u32; 2], Meta), Fault> {
     if bytes[..8] != magic || xxh3_64(&bytes[..72]) != u64_at(bytes, 72) {
         return Err(Fault::Damaged);
     }
-    let version = u32_at(bytes, 8);
-    if version != VERSION {
-        return Err(Fault::Unsupported(format!(
-            "it has format version {version}"
-        )));
+    match u32_at(bytes, 8) {
+        VERSION => {}
+        PLAIN => return Err(Fault::Plain),
+        version => {
+            return Err(Fault::Unsupported(format!(
+                "it has format version {version}"
+            )));
+        }
     }
-    if u64_at(bytes, 40) != 0 {
-        return Err(Fault::Unsupported("it is encrypted".to_owned()));
-    }
-    let identity = CacheIdentity {
-        realm: RealmId(array_at(bytes, 16)),
-        key_id: array_at(bytes, 32),
+    let meta = Meta {
+        identity: CacheIdentity {
+            realm: RealmId(array_at(bytes, 16)),
+            key_id: array_at(bytes, 32),
+        },
+        sealed_by: array_at(bytes, 40),
+        instance: array_at(bytes, 48),
     };
-    Ok((
-        [u32_at(bytes, 12), u32_at(bytes, 64)],
-        identity,
-        array_at(bytes, 48),
-    ))
+    Ok(([u32_at(bytes, 12), u32_at(bytes, 64)], meta))
 }
 
 /// The header file of a cache directory.
@@ -118,6 +115,8 @@ fn decode_header(
 pub struct Meta {
     /// Whose cache it is.
     pub identity: CacheIdentity,
+    /// Public name of the key that it is encrypted under.
+    pub sealed_by: [u8; 8],
     /// Random name of this very cache: ties slabs and residency index together.
     pub instance: [u8; 16],
 }
@@ -125,75 +124,42 @@ pub struct Meta {
 impl Meta {
     /// The bytes of the header file.
     pub fn encode(&self) -> [u8; META_BYTES] {
-        encode_header(META_MAGIC, [0, 0], &self.identity, &self.instance)
+        encode_header(META_MAGIC, [0, 0], self)
     }
 
     /// Reads a header file.
     pub fn decode(bytes: &[u8; META_BYTES]) -> Result<Self, Fault> {
-        let (_, identity, instance) = decode_header(META_MAGIC, bytes)?;
-        Ok(Self { identity, instance })
+        decode_header(META_MAGIC, bytes).map(|(_, meta)| meta)
     }
 }
 
 /// The header of slab `number` with `slots` slots.
 pub fn encode_slab_header(meta: &Meta, number: u32, slots: u32) -> Vec<u8> {
     let mut out = vec![0; SLAB_HEADER_BYTES as usize];
-    out[..SLAB_USED_BYTES].copy_from_slice(&encode_header(
-        SLAB_MAGIC,
-        [number, slots],
-        &meta.identity,
-        &meta.instance,
-    ));
+    out[..SLAB_USED_BYTES].copy_from_slice(&encode_header(SLAB_MAGIC, [number, slots], meta));
     out
 }
 
 /// The number of slots of slab `number`, if this is the header of a slab of this very cache.
 pub fn decode_slab_header(meta: &Meta, number: u32, bytes: &[u8; SLAB_USED_BYTES]) -> Option<u32> {
-    let ([found, slots], identity, instance) = decode_header(SLAB_MAGIC, bytes).ok()?;
-    (found == number && identity == meta.identity && instance == meta.instance && slots > 0)
-        .then_some(slots)
+    let ([found, slots], found_meta) = decode_header(SLAB_MAGIC, bytes).ok()?;
+    (found == number && found_meta == *meta && slots > 0).then_some(slots)
 }
 
-/// Where the check of `slot` lies in its slab.
-pub fn check_position(slot: u32) -> u64 {
-    SLAB_HEADER_BYTES + CHECK_BYTES * u64::from(slot)
+/// Where the tag of `slot` lies in its slab.
+pub fn tag_position(slot: u32) -> u64 {
+    SLAB_HEADER_BYTES + TAG_BYTES * u64::from(slot)
 }
 
 /// Where `slot` itself lies in a slab of `slots` slots.
 pub fn slot_position(slots: u32, slot: u32) -> u64 {
-    let table = (CHECK_BYTES * u64::from(slots)).next_multiple_of(BLOCK_BYTES);
+    let table = (TAG_BYTES * u64::from(slots)).next_multiple_of(BLOCK_BYTES);
     SLAB_HEADER_BYTES + table + BLOCK_BYTES * u64::from(slot)
 }
 
 /// How many slots a chunk of `len` bytes takes; an empty one takes a slot too, so that places are never shared.
 pub fn slots_of(len: u32) -> u32 {
     len.div_ceil(BLOCK_BYTES as u32).max(1)
-}
-
-/// The checksum of block `number` of chunk `id`. Ids are uniformly random, so their words are good seeds as they are.
-pub fn block_check(id: &ChunkId, number: u32, block: &[u8]) -> u64 {
-    let bytes = id.as_bytes();
-    let seed =
-        u64_at(bytes, 0) ^ u64_at(bytes, 8).rotate_left(number & 63) ^ (u64::from(number) << 32);
-    xxh3_64_with_seed(block, seed) ^ u64_at(bytes, 16)
-}
-
-/// The bytes of a check.
-pub fn encode_check(check: u64) -> [u8; CHECK_BYTES as usize] {
-    let mut out = [0; CHECK_BYTES as usize];
-    out[..8].copy_from_slice(&check.to_le_bytes());
-    out
-}
-
-/// The check in these bytes; one that no block has if they are not a check at all.
-pub fn check_word(bytes: &[u8]) -> u64 {
-    let word = u64_at(bytes, 0);
-    if check_is(bytes, word) { word } else { !word }
-}
-
-/// Whether these are the bytes of `check`.
-pub fn check_is(bytes: &[u8], check: u64) -> bool {
-    bytes == encode_check(check)
 }
 
 /// Where a chunk is and how it is doing, as the residency index keeps it.
@@ -219,7 +185,7 @@ impl Residency {
     /// The value in the index.
     pub fn encode(&self) -> [u8; RESIDENCY_BYTES] {
         let mut out = [0; RESIDENCY_BYTES];
-        out[0] = VERSION as u8;
+        out[0] = RESIDENCY_VERSION;
         out[1] = if self.quarantined {
             QUARANTINED
         } else {
@@ -234,7 +200,7 @@ impl Residency {
 
     /// Reads a value; `None` if it is not one, which costs one fetch.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
-        let known = bytes.len() == RESIDENCY_BYTES && u32::from(bytes[0]) == VERSION;
+        let known = bytes.len() == RESIDENCY_BYTES && bytes[0] == RESIDENCY_VERSION;
         if !known || !matches!(bytes[1], RESIDENT | QUARANTINED) {
             return None;
         }

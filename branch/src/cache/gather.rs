@@ -2,16 +2,16 @@
 //!
 //! A fill comes in disk order and slots are given out in turn, so what is sequential on the disk mostly is in the slab. Whole
 //! blocks go right into the reader's buffer. A block of which only a part is wanted, and the gap between a chunk's end and its
-//! slot's, go to a buffer of the thread's own: a check covers a whole block. Invariant: [`read`] says [`Gathered::Whole`] only if
-//! every block that it touched matched its check.
+//! slot's, go to a buffer of the thread's own: a tag covers a whole block. Blocks are decrypted where they are. Invariant: [`read`] says
+//! [`Gathered::Whole`] only if every block that it touched matched its tag.
 
 use std::cell::RefCell;
 use std::io::{self, IoSliceMut};
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::format::{BLOCK_BYTES, block_check, slot_position};
+use super::format::{BLOCK_BYTES, slot_position};
 use super::read::Wanted;
 use super::residency::Stay;
+use super::seal::{CacheKey, TagCell};
 use super::slab::Slab;
 
 /// Most chunks of one system call: 512 KiB at 16 KiB a chunk, so that its lists fit on the stack.
@@ -30,7 +30,7 @@ pub enum Gathered {
     Whole,
     /// It would have had to wait for the disk.
     WouldWait,
-    /// Some block does not match its check.
+    /// Some block does not match its tag.
     Mismatch,
 }
 
@@ -117,6 +117,7 @@ pub fn adjoins(wanted: &Wanted<'_>, stay: &Stay, next: &Wanted<'_>, next_stay: &
 /// Fills the buffers of `wanted`, whose chunks are where `stays` says and adjoin each other.
 pub fn read(
     slab: &Slab,
+    key: &CacheKey,
     wanted: &mut [Wanted<'_>],
     stays: &[Stay],
     may_wait: bool,
@@ -125,9 +126,9 @@ pub fn read(
     if wanted.iter().all(|w| w.buf.is_empty()) {
         return Ok(Gathered::Whole);
     }
-    let checks = match slab.checks_at_hand() {
-        Some(checks) => checks,
-        None if may_wait => slab.checks()?,
+    let tags = match slab.tags_at_hand() {
+        Some(tags) => tags,
+        None if may_wait => slab.tags()?,
         None => return Ok(Gathered::WouldWait),
     };
     let mut spans = [None; GATHER_MAX];
@@ -176,10 +177,10 @@ pub fn read(
         {
             return Ok(Gathered::WouldWait);
         }
-        let mut scratch = &scratch[..];
+        let mut scratch = &mut scratch[..];
         for ((span, wanted), stay) in spans().zip(wanted.iter_mut()).zip(stays) {
-            let checks = &checks[stay.slot as usize..];
-            if !take(span, wanted, checks, &mut scratch) {
+            let tags = &tags[stay.slot as usize..];
+            if !take(span, wanted, (key, tags), &mut scratch) {
                 return Ok(Gathered::Mismatch);
             }
         }
@@ -199,17 +200,22 @@ impl Span {
     }
 }
 
-/// Verifies the blocks of one slice and copies out the parts of blocks, which come first in `scratch`.
-fn take(span: &Span, wanted: &mut Wanted<'_>, checks: &[AtomicU64], scratch: &mut &[u8]) -> bool {
-    let matches = |number: u32, block: &[u8]| {
-        checks[number as usize].load(Ordering::Relaxed) == block_check(wanted.id, number, block)
-    };
+/// Verifies and decrypts the blocks of one slice and copies out the parts of blocks, which come first in `scratch`.
+fn take(
+    span: &Span,
+    wanted: &mut Wanted<'_>,
+    (key, tags): (&CacheKey, &[TagCell]),
+    scratch: &mut &mut [u8],
+) -> bool {
+    let cipher = key.of(wanted.id);
+    let opens =
+        |number: u32, block: &mut [u8]| cipher.open(number, block, tags[number as usize].load());
     for number in span.first..=span.last {
         let (from, to) = span.block(number);
         if span.is_partial(number) {
-            let (block, behind) = scratch.split_at((to - from) as usize);
+            let (block, behind) = std::mem::take(scratch).split_at_mut((to - from) as usize);
             *scratch = behind;
-            if !matches(number, block) {
+            if !opens(number, block) {
                 return false;
             }
             let (start, end) = (from.max(span.start), to.min(span.end));
@@ -217,12 +223,14 @@ fn take(span: &Span, wanted: &mut Wanted<'_>, checks: &[AtomicU64], scratch: &mu
                 .copy_from_slice(&block[(start - from) as usize..(end - from) as usize]);
         } else {
             let at = (from - span.start) as usize;
-            if !matches(number, &wanted.buf[at..at + (to - from) as usize]) {
+            if !opens(number, &mut wanted.buf[at..at + (to - from) as usize]) {
                 return false;
             }
         }
     }
     // Behind the last slice there was no gap to read, and nobody looks any more.
-    *scratch = scratch.get(span.gap()..).unwrap_or_default();
+    *scratch = std::mem::take(scratch)
+        .get_mut(span.gap()..)
+        .unwrap_or_default();
     true
 }

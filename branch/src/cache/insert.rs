@@ -98,7 +98,8 @@ impl Cache {
 
     fn write_at(&self, run: Run, id: &ChunkId, bytes: &[u8]) -> Result<(), CacheError> {
         let slab = self.slab(run.slab);
-        slab.write(&self.dir, id, run.slot, bytes).inspect_err(|error| {
+        let cipher = self.key.of(id);
+        slab.write(&self.dir, &cipher, run.slot, bytes).inspect_err(|error| {
             self.give_slots(run);
             if slab.has_failed() {
                 lock(&self.slots).close_slab(run.slab);

@@ -1,7 +1,7 @@
 //! Opening a cache after any kind of stop.
 //!
 //! Only two things refuse: another realm's cache, and a later format. Everything else that is not right (a lost or damaged
-//! header, index or slab, entries that contradict each other) makes the cache smaller, because it can be fetched again.
+//! header, index or slab, another key, entries that contradict each other) makes the cache smaller, because it can be fetched again.
 
 use std::io;
 use std::ops::ControlFlow;
@@ -16,7 +16,7 @@ use super::insert::Pending;
 use super::residency::{Placed, ResidencyMap, Stay};
 use super::slab::{SLABS_MAX, Slab, slab_name, slab_number};
 use super::slots::Slots;
-use super::{Cache, CacheError, CacheIdentity, CacheOptions, Counters, lock, path};
+use super::{Cache, CacheError, CacheIdentity, CacheKey, CacheOptions, Counters, lock, path};
 
 const META_NAME: &str = "cache.meta";
 const META_NEW_NAME: &str = "cache.meta.new";
@@ -25,7 +25,7 @@ const SWEEP_BATCH: usize = 4096;
 
 impl Cache {
     /// Opens the cache in `dir` with its index in `kv`, creating it if there is none. `new_instance` is 16 random bytes, used
-    /// only for a new cache.
+    /// only for a new cache. One that is not under `key`, or not encrypted, starts empty.
     ///
     /// # Errors
     /// [`CacheError::OtherRealm`], [`CacheError::Unsupported`], and failures of the disk or the key-value store themselves.
@@ -35,12 +35,18 @@ impl Cache {
         kv: Arc<dyn Kv>,
         identity: CacheIdentity,
         new_instance: [u8; 16],
+        key: CacheKey,
         options: CacheOptions,
     ) -> Result<Self, CacheError> {
         let error = |what| move |e| CacheError::io(dir, dir, what, e);
         disk.create_dir(dir)
             .map_err(error("create the directory"))?;
-        let meta = load_meta(&*disk, dir, identity, new_instance)?;
+        let fresh = Meta {
+            identity,
+            sealed_by: key.id(),
+            instance: new_instance,
+        };
+        let meta = load_meta(&*disk, dir, fresh)?;
         let keys = Keys::new(&options.kv_prefix);
         if kv.get(&keys.instance())?.as_deref() != Some(&meta.instance[..]) {
             tracing::info!(
@@ -64,6 +70,7 @@ impl Cache {
             dir: dir.to_owned(),
             kv,
             keys,
+            key,
             meta,
             slabs,
             map: ResidencyMap::new(),
@@ -189,12 +196,8 @@ fn load_slabs(
     Ok((slabs, slots))
 }
 
-fn load_meta(
-    disk: &dyn Disk,
-    dir: &str,
-    identity: CacheIdentity,
-    new_instance: [u8; 16],
-) -> Result<Meta, CacheError> {
+/// The header that is there, if it is of the same realm and key as `fresh`; else `fresh`, written.
+fn load_meta(disk: &dyn Disk, dir: &str, fresh: Meta) -> Result<Meta, CacheError> {
     let name = path(dir, META_NAME);
     let error = |e| CacheError::io(dir, &name, "read the header", e);
     let mut bytes = [0; META_BYTES];
@@ -206,14 +209,22 @@ fn load_meta(
     });
     match read {
         Ok(()) => match Meta::decode(&bytes) {
-            Ok(meta) if meta.identity == identity => return Ok(meta),
-            Ok(meta) => {
+            Ok(meta) if meta.identity != fresh.identity => {
                 return Err(CacheError::OtherRealm {
                     dir: dir.to_owned(),
-                    expected: identity.to_string(),
+                    expected: fresh.identity.to_string(),
                     found: meta.identity.to_string(),
                 });
             }
+            Ok(meta) if meta.sealed_by == fresh.sealed_by => return Ok(meta),
+            Ok(_) => tracing::warn!(
+                cache = dir,
+                "it is encrypted under another key: starting empty, its chunks will be fetched again"
+            ),
+            Err(Fault::Plain) => tracing::warn!(
+                cache = dir,
+                "an earlier release wrote it in the clear: starting empty, its chunks will be fetched again"
+            ),
             Err(Fault::Unsupported(why)) => {
                 return Err(CacheError::Unsupported { file: name, why });
             }
@@ -224,12 +235,8 @@ fn load_meta(
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
         Err(e) => return Err(error(e)),
     }
-    let meta = Meta {
-        identity,
-        instance: new_instance,
-    };
-    write_meta(disk, dir, &meta).map_err(|e| CacheError::io(dir, &name, "write the header", e))?;
-    Ok(meta)
+    write_meta(disk, dir, &fresh).map_err(|e| CacheError::io(dir, &name, "write the header", e))?;
+    Ok(fresh)
 }
 
 fn write_meta(disk: &dyn Disk, dir: &str, meta: &Meta) -> io::Result<()> {

@@ -1,15 +1,15 @@
-//! The branch's chunk cache: verified, uncompressed chunks in slab files, checked on every read.
+//! The branch's chunk cache: verified, uncompressed chunks in encrypted slab files, checked on every read.
 //!
-//! - A chunk enters only as a [`Chunk`], which is verified by construction. Each 4 KiB block of it has a checksum that is bound to
-//!   chunk and place; no byte leaves whose block did not match. A mismatch quarantines the chunk and the caller fetches again.
-//! - A read is one lookup in memory and one `preadv` for all chunks that lie side by side; the checks are in memory. No database, no
+//! - A chunk enters only as a [`Chunk`], which is verified by construction. Each 4 KiB block of it is encrypted and has a tag that is bound
+//!   to chunk and place ([`seal`]); no byte leaves whose block did not match. A mismatch quarantines the chunk and the caller fetches again.
+//! - A read is one lookup in memory and one `preadv` for all chunks that lie side by side, decrypted where it lies; the tags are in memory. No database, no
 //!   decompression, no lock during I/O.
 //! - Durability order: slab data, then the residency index, in batches ([`Cache::sync`]). Slots are reused only once the index
 //!   has durably forgotten their chunk. So after any crash the index never names a block that was not written.
 //! - It is refetchable by definition: a lost index, slab or header gives a smaller cache, never an error.
 //!
 //! Readers against slot reuse: a reader may find a slot reused under it, because nothing is locked during I/O. Then the
-//! checksum, which is bound to the chunk's name, does not match, and the reader looks the chunk up again: if the entry still has
+//! tag, which is bound to the chunk's name, does not match, and the reader looks the chunk up again: if the entry still has
 //! the same stamp, the slots were the chunk's all along and it is damaged; else the reader follows the new entry. A match needs
 //! no second look: same name, same bytes, wherever they lie.
 //!
@@ -23,6 +23,7 @@ mod insert;
 mod load;
 mod read;
 mod residency;
+mod seal;
 mod slab;
 #[cfg(test)]
 mod slices_tests;
@@ -41,6 +42,7 @@ pub use error::CacheError;
 pub use evict::ScrubReport;
 pub use format::CacheIdentity;
 pub use read::{ReadOutcome, Wanted};
+pub use seal::CacheKey;
 
 use format::{BLOCK_BYTES, Keys, Meta};
 use insert::Pending;
@@ -122,6 +124,7 @@ pub struct Cache {
     dir: String,
     kv: Arc<dyn Kv>,
     keys: Keys,
+    key: CacheKey,
     meta: Meta,
     options: CacheOptions,
     /// By number; filled as slabs come into being.

@@ -117,7 +117,8 @@ impl Cache {
                 (count, ahead) = (count + 1, None);
             }
             let (run, behind) = std::mem::take(&mut rest).split_at_mut(count);
-            let read = gather::read(self.slab(stay.slab), run, &stays[..count], may_wait);
+            let slab = self.slab(stay.slab);
+            let read = gather::read(slab, &self.key, run, &stays[..count], may_wait);
             match read {
                 Ok(Gathered::Whole) => {
                     run.iter_mut().for_each(|w| w.outcome = ReadOutcome::Hit);
@@ -160,11 +161,12 @@ impl Cache {
         Ok(wanted.outcome)
     }
 
-    /// Reads the whole of `id` as the disk has it, checks included, without leaving traces in figures or coldness: for scrubbing.
+    /// Reads the whole of `id` as the disk has it, tags included, without leaving traces in figures or coldness: for scrubbing.
     pub(super) fn probe(&self, id: &ChunkId, buf: &mut Vec<u8>) -> Result<ReadOutcome, CacheError> {
+        let cipher = self.key.of(id);
         Ok(self.follow(id, |slab, stay| {
             buf.resize(stay.len as usize, 0);
-            slab.read_stored(id, stay, buf)
+            slab.read_stored(&cipher, stay, buf)
         }))
     }
 
@@ -179,7 +181,7 @@ impl Cache {
                 return Ok(true);
             }
             let slice = std::slice::from_mut(wanted);
-            gather::read(slab, slice, std::slice::from_ref(stay), true)
+            gather::read(slab, &self.key, slice, std::slice::from_ref(stay), true)
                 .map(|read| matches!(read, Gathered::Whole))
         });
         mismatch.map_or(Ok(outcome), Err)
@@ -208,8 +210,7 @@ impl Cache {
                 self.quarantine(
                     id,
                     &stay,
-                    why.as_deref()
-                        .unwrap_or("a block does not match its checksum"),
+                    why.as_deref().unwrap_or("a block does not match its tag"),
                 );
                 return ReadOutcome::Quarantined;
             }

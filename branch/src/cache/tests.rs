@@ -12,7 +12,7 @@ use dedup_store::disk::HostDisk;
 use dedup_store::kv::{Kv, MemKv};
 
 use super::format::slot_position;
-use super::{Cache, CacheError, CacheIdentity, CacheOptions, ReadOutcome};
+use super::{Cache, CacheError, CacheIdentity, CacheKey, CacheOptions, ReadOutcome};
 
 pub(super) const KIB: u64 = 1024;
 const SLAB_SLOTS: u32 = 256;
@@ -43,7 +43,16 @@ pub(super) fn open_with(
     options: CacheOptions,
 ) -> Result<Cache, CacheError> {
     let disk = Arc::new(HostDisk::new(root).unwrap());
-    Cache::open(disk, "cache", kv.clone(), identity(), [9; 16], options)
+    open_under(disk, kv, CacheKey::new([4; 32]), options)
+}
+
+fn open_under(
+    disk: Arc<HostDisk>,
+    kv: &Arc<MemKv>,
+    key: CacheKey,
+    options: CacheOptions,
+) -> Result<Cache, CacheError> {
+    Cache::open(disk, "cache", kv.clone(), identity(), [9; 16], key, options)
 }
 
 pub(super) fn open(root: &Path, kv: &Arc<MemKv>) -> Cache {
@@ -202,7 +211,7 @@ fn a_damaged_chunk_is_quarantined_and_healed_by_a_reinsert() {
 fn a_block_in_another_place_does_not_verify() {
     let (root, kv) = (tempfile::tempdir().unwrap(), Arc::new(MemKv::new()));
     let cache = open(root.path(), &kv);
-    // Two chunks whose second blocks are the same: the checks still differ, by name and by place.
+    // Two chunks of the same blocks in another order: the tags still differ, by name and by place.
     let mut bytes = sized(1, 8192).bytes().to_vec();
     let (first, second) = (Chunk::new(&key(), Bytes::from(bytes.clone())), {
         bytes.rotate_left(4096);
@@ -215,15 +224,15 @@ fn a_block_in_another_place_does_not_verify() {
         .write(true)
         .open(root.path().join("cache/000000.slab"))
         .unwrap();
-    // The disk writes the second chunk, check and all, over the first: a misdirected write.
+    // The disk writes the second chunk, tags and all, over the first: a misdirected write.
     let (mut data, mut checks) = ([0; 8192], [0; 32]);
     file.read_exact_at(&mut data, slot_position(SLAB_SLOTS, 2))
         .unwrap();
-    file.read_exact_at(&mut checks, super::format::check_position(2))
+    file.read_exact_at(&mut checks, super::format::tag_position(2))
         .unwrap();
     file.write_all_at(&data, slot_position(SLAB_SLOTS, 0))
         .unwrap();
-    file.write_all_at(&checks, super::format::check_position(0))
+    file.write_all_at(&checks, super::format::tag_position(0))
         .unwrap();
     assert_eq!(whole(&cache, &first), ReadOutcome::Quarantined);
     assert_eq!(whole(&cache, &second), ReadOutcome::Hit);
@@ -274,6 +283,38 @@ fn lost_parts_make_a_smaller_cache_not_an_error() {
 }
 
 #[test]
+fn what_is_cached_lies_on_the_disk_encrypted_and_is_lost_without_its_key() {
+    let (root, kv) = (tempfile::tempdir().unwrap(), Arc::new(MemKv::new()));
+    let disk = || Arc::new(HostDisk::new(root.path()).unwrap());
+    let chunk = Chunk::new(&key(), Bytes::from_static(&[0x5A; 9000]));
+    let cache = open(root.path(), &kv);
+    cache.insert(&chunk).unwrap();
+    cache.sync().unwrap();
+    drop(cache);
+    let slab = std::fs::read(root.path().join("cache/000000.slab")).unwrap();
+    assert!(!slab.windows(16).any(|window| window == [0x5A; 16]));
+    assert_eq!(whole(&open(root.path(), &kv), &chunk), ReadOutcome::Hit);
+
+    let other = open_under(disk(), &kv, CacheKey::new([5; 32]), options()).unwrap();
+    assert_eq!(whole(&other, &chunk), ReadOutcome::Absent);
+    other.insert(&chunk).unwrap();
+    other.sync().unwrap();
+    drop(other);
+    // A cache of version 1, which was not encrypted.
+    let path = root.path().join("cache/cache.meta");
+    let mut header = std::fs::read(&path).unwrap();
+    header[8] = 1;
+    header[40..48].fill(0);
+    let check = xxhash_rust::xxh3::xxh3_64(&header[..72]);
+    header[72..].copy_from_slice(&check.to_le_bytes());
+    std::fs::write(&path, header).unwrap();
+    let cache = open(root.path(), &kv);
+    assert_eq!(cache.stats().chunks, 0);
+    cache.insert(&chunk).unwrap();
+    assert_eq!(whole(&cache, &chunk), ReadOutcome::Hit);
+}
+
+#[test]
 fn another_realm_is_refused() {
     let (root, kv) = (tempfile::tempdir().unwrap(), Arc::new(MemKv::new()));
     drop(open(root.path(), &kv));
@@ -282,7 +323,8 @@ fn another_realm_is_refused() {
         realm: RealmId([2; 16]),
         ..identity()
     };
-    let refused = Cache::open(disk, "cache", kv, other, [9; 16], options());
+    let sealed = CacheKey::new([4; 32]);
+    let refused = Cache::open(disk, "cache", kv, other, [9; 16], sealed, options());
     assert!(matches!(refused, Err(CacheError::OtherRealm { .. })));
 }
 

@@ -16,13 +16,16 @@ mod error;
 mod guest;
 pub mod machine;
 pub mod record;
+mod room;
 mod starting;
+mod tree_file;
 mod user_volume;
 mod volumes;
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -36,6 +39,7 @@ use crate::fetch::base::CachedBase;
 use crate::guest::Guests;
 use crate::profile::{BOOT_MS_MAX, Boots};
 use crate::versions::Versions;
+use crate::volume::Shortage;
 pub use error::{DesktopError, error_line};
 use machine::{Files, MachineError, MachineHost};
 use record::DesktopRecord;
@@ -60,6 +64,8 @@ pub struct Desktops {
     /// Names of desktops that a call is working on.
     busy: Mutex<HashSet<String>>,
     turn_over: Condvar,
+    /// Whether the cache gave room up since the disk was last full.
+    made_room: AtomicBool,
 }
 
 /// Keeps a desktop's name busy until dropped.
@@ -96,6 +102,7 @@ impl Desktops {
             clock,
             busy: Mutex::default(),
             turn_over: Condvar::new(),
+            made_room: AtomicBool::new(false),
         }
     }
 
@@ -163,7 +170,9 @@ impl Desktops {
     /// Opens the volumes of machines that run since before this server started, and forgets machines that ended meanwhile. To be called
     /// before the NBD server listens.
     pub fn recover(&self) -> Result<(), DesktopError> {
-        for mut desktop in self.versions.catalog().desktops()? {
+        let desktops = self.versions.catalog().desktops()?;
+        self.volumes.adopt_plain(&desktops)?;
+        for mut desktop in desktops {
             if desktop.served
                 && let Err(error) = self.open_volume(&desktop)
             {
@@ -277,8 +286,9 @@ impl Desktops {
             .ok_or_else(|| DesktopError::NotFound(name.into()))?;
         refuse_if_up(&desktop)?;
         self.volumes.close(name)?;
-        self.versions.catalog().delete_desktop(name)?;
+        // The key first, the row last: a stop in between leaves a desktop without data that can be deleted again.
         self.volumes.delete(&desktop)?;
+        self.versions.catalog().delete_desktop(name)?;
         match std::fs::remove_dir_all(self.dir.join(name)) {
             Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(MachineError::Io {
                 name: name.into(),
@@ -304,10 +314,11 @@ impl Desktops {
         Ok(self.describe(&desktop, true))
     }
 
-    /// Looks after machines: those that ended are noted, those that paused on a failed read are let go on. To be called about
+    /// Looks after machines: those that ended are noted, those that paused on a failed read or write are let go on. To be called about
     /// every second; `connected` says whether the link is up.
     pub fn tend(&self, connected: bool) {
         self.tend_boots();
+        self.make_room();
         let desktops = match self.versions.catalog().desktops() {
             Ok(desktops) => desktops,
             Err(error) => {
@@ -333,8 +344,15 @@ impl Desktops {
                 continue;
             };
             if machine::is_alive(&machine) {
+                let volume = self.volumes.find(&desktop.name);
+                let is_short = volume.as_ref().is_some_and(|v| v.shortage().is_some());
+                // A guest that ran out of room goes on when there is some, whatever the link does.
+                let may = connected || volume.as_ref().is_some_and(|v| v.was_short());
                 let files = self.files(&desktop.name);
-                if connected && machine::resume_after_io_error(&machine, &files) {
+                if !is_short && may && machine::resume_after_io_error(&machine, &files) {
+                    if let Some(volume) = &volume {
+                        volume.forget_shortage();
+                    }
                     tracing::info!(
                         desktop = desktop.name,
                         "goes on after a failed read or write"
@@ -385,13 +403,15 @@ impl Desktops {
         let files = self.files(&desktop.name);
         let alive = desktop.machine.as_ref().filter(|m| machine::is_alive(m));
         let volume = self.volumes.find(&desktop.name);
+        let shortage = volume.as_ref().and_then(|v| v.shortage());
         let failed = volume.as_ref().and_then(|v| v.failure());
         let waits_for = volume.as_ref().and_then(|v| v.waits_for());
         // Who works on it knows its state; only a look from outside can meet it half way.
         let starting = look && alive.is_none() && self.busy().contains(&desktop.name);
         let state = match alive {
             _ if failed.is_some() => DesktopState::Failed,
-            Some(_) if waits_for.is_some() => DesktopState::Paused,
+            // Its writes wait, and so does it soon: reads go on until then.
+            Some(_) if shortage.is_some() || waits_for.is_some() => DesktopState::Paused,
             Some(machine) if look && machine::is_paused_by_io_error(machine, &files) => {
                 DesktopState::Paused
             }
@@ -422,7 +442,14 @@ impl Desktops {
                 .unwrap_or_default(),
             version_number: version.map_or(0, |(_, r)| r.number),
             state,
-            error: failed.or(waits_for).or_else(|| desktop.error.clone()),
+            error: failed
+                .or_else(|| shortage.map(room::shortage_line))
+                .or(waits_for)
+                .or_else(|| desktop.error.clone()),
+            missing_bytes: match shortage {
+                Some(Shortage::DiskBytes(bytes)) => Some(bytes),
+                Some(Shortage::IndexFull) | None => None,
+            },
             machine_type: match desktop.wanted {
                 MachineType::Auto => datacenter_api::MachineType::Auto,
                 MachineType::Splice => datacenter_api::MachineType::Splice,

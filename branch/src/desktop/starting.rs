@@ -12,7 +12,7 @@ use super::machine::{
     firmware, libvirt,
 };
 use super::record::{self, DesktopRecord, UserVolumeRecord};
-use super::{DesktopError, Desktops, error_line, refuse_if_up, volumes};
+use super::{DesktopError, Desktops, error_line, refuse_if_up, tree_file};
 use crate::fetch::base::CachedBase;
 use crate::fetch::queue::TreeHandle;
 
@@ -364,7 +364,7 @@ impl Desktops {
             let path = self
                 .boot_file(record, tree)
                 .expect("the version has this tree");
-            volumes::materialise(&path, &CachedBase::new(handle, Arc::clone(&self.fetcher)))
+            tree_file::materialise(&path, &CachedBase::new(handle, Arc::clone(&self.fetcher)))
                 .map_err(|source| DesktopError::Boot {
                     what,
                     version: version.to_string(),

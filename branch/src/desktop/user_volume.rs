@@ -1,7 +1,7 @@
 //! A desktop's user volume: a second disk that begins empty, with an overlay of its own and nothing under it.
 //!
 //! Its overlay is apart from the system's because it outlives it: a reset or another version of the system leaves it as it is. Each of the two is a past
-//! state of its own disk after a crash; one order over both is not promised.
+//! state of its own disk after a crash; one order over both is not promised. It has a key of its own for the same reason.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -15,7 +15,10 @@ use vmm_block::vhost_user::{DiskSpec, VhostUserServer};
 use super::machine::{Files, disk_queues};
 use super::record::{DesktopRecord, UserVolumeRecord};
 use super::volumes::{SOCKET_MODE, VolumeError};
-use crate::volume::{NoBase, Overlay, OverlayIdentity, OverlayOptions, Volume};
+use crate::keys::KeyStore;
+use crate::volume::{
+    NoBase, Overlay, OverlayError, OverlayIdentity, OverlayOptions, OverlayState, Volume,
+};
 
 /// What stands for the version under an overlay that has none.
 const NO_VERSION: VersionId = VersionId([0; 32]);
@@ -23,6 +26,11 @@ const NO_VERSION: VersionId = VersionId([0; 32]);
 /// Name of a user volume's export.
 pub fn export_name(desktop: &str) -> String {
     format!("user/{desktop}")
+}
+
+/// Under which name a user volume's key is kept. No desktop's name has a dot.
+pub fn key_name(desktop: &str) -> String {
+    format!("{desktop}.user")
 }
 
 /// Where a user volume's overlay is.
@@ -60,6 +68,7 @@ impl UserDisk {
     /// Opens a desktop's user volume, or makes it the first time.
     pub fn open(
         disk: &Arc<dyn Disk>,
+        keys: &KeyStore,
         desktop: &DesktopRecord,
         record: &UserVolumeRecord,
         files: &Files,
@@ -69,8 +78,7 @@ impl UserDisk {
             name: name(),
             source,
         };
-        let overlay = open_overlay(disk, &desktop.name, record).map_err(overlay_error)?;
-        let overlay = Arc::new(overlay);
+        let overlay = Arc::new(open_overlay(disk, keys, &desktop.name, record)?);
         let volume =
             Volume::new(Arc::new(NoBase), Arc::clone(&overlay), 0).map_err(overlay_error)?;
         let export = Export::new(&export_name(&desktop.name), "user volume", Arc::new(volume));
@@ -130,6 +138,11 @@ impl UserDisk {
         self.overlay.failure().map(str::to_owned)
     }
 
+    /// Its overlay.
+    pub fn overlay(&self) -> &Overlay {
+        &self.overlay
+    }
+
     /// Bytes in its overlay's log.
     pub fn written_bytes(&self) -> u64 {
         self.overlay.stats().log_bytes
@@ -143,22 +156,38 @@ impl UserDisk {
 
 fn open_overlay(
     disk: &Arc<dyn Disk>,
+    keys: &KeyStore,
     desktop: &str,
     record: &UserVolumeRecord,
-) -> Result<Overlay, crate::volume::OverlayError> {
+) -> Result<Overlay, VolumeError> {
+    let name = || format!("{desktop} (user volume)");
+    let overlay_error = |source| VolumeError::Overlay {
+        name: name(),
+        source,
+    };
+    let key_error = |source| VolumeError::Key {
+        name: name(),
+        source,
+    };
+    let dir = overlay_dir(desktop);
+    let state = Overlay::state(&**disk, &dir).map_err(overlay_error)?;
+    if record.made && state == OverlayState::Absent {
+        return Err(overlay_error(OverlayError::Absent { dir }));
+    }
+    let key_name = key_name(desktop);
+    let key = keys
+        .desktop(&key_name, &record.id, state)
+        .map_err(key_error)?;
     let identity = OverlayIdentity {
         desktop: record.id,
         base: NO_VERSION,
         disks: vec![record.size_bytes],
     };
-    let (disk, dir) = (Arc::clone(disk), overlay_dir(desktop));
-    let options = OverlayOptions::default();
-    if record.made {
-        return Overlay::open(disk, &dir, &identity, options);
-    }
     let mut log_id = [0; 16];
     rand::RngCore::fill_bytes(&mut rand::rng(), &mut log_id);
-    Overlay::open_or_create(disk, &dir, &identity, log_id, options)
+    let options = OverlayOptions::default();
+    Overlay::open_or_create(Arc::clone(disk), &dir, &identity, log_id, &key, options)
+        .map_err(overlay_error)
 }
 
 #[cfg(test)]
@@ -168,10 +197,15 @@ mod tests {
     use vmm_block::{BlockDevice, RangeStatus};
 
     use super::*;
-    use crate::volume::OverlayError;
+    use crate::keys::system_random;
 
     fn disk(root: &std::path::Path) -> Arc<dyn Disk> {
         Arc::new(HostDisk::new(root.join("disks")).unwrap())
+    }
+
+    fn keys(root: &std::path::Path) -> KeyStore {
+        let disk = Arc::new(HostDisk::new(root.join("keys")).unwrap());
+        KeyStore::open(disk, None, system_random).unwrap()
     }
 
     fn volume(overlay: Overlay) -> Volume {
@@ -181,11 +215,11 @@ mod tests {
     #[test]
     fn it_begins_as_zeros_keeps_what_is_written_and_knows_whether_anything_was() {
         let root = tempfile::tempdir().unwrap();
-        let disk = disk(root.path());
+        let (disk, keys) = (disk(root.path()), keys(root.path()));
         let mut record = UserVolumeRecord::new(64);
         assert_eq!(record.serial().len(), 19);
         let size = record.size_bytes;
-        let overlay = open_overlay(&disk, "alice", &record).unwrap();
+        let overlay = open_overlay(&disk, &keys, "alice", &record).unwrap();
         assert!(overlay.is_unwritten());
         let fresh = volume(overlay);
         let mut bytes = [1; 4096];
@@ -201,13 +235,13 @@ mod tests {
         drop(fresh);
 
         record.made = true;
-        let overlay = open_overlay(&disk, "alice", &record).unwrap();
+        let overlay = open_overlay(&disk, &keys, "alice", &record).unwrap();
         assert!(overlay.is_unwritten(), "a flush writes nothing");
         let again = volume(overlay);
         again.write(8192, &[7; 4096], true).unwrap();
         assert!(!again.overlay().is_unwritten());
         drop(again);
-        let again = volume(open_overlay(&disk, "alice", &record).unwrap());
+        let again = volume(open_overlay(&disk, &keys, "alice", &record).unwrap());
         again.read(8192, &mut bytes).unwrap();
         assert_eq!(bytes, [7; 4096]);
         // Zeros over it look like nothing, and are not taken for it.
@@ -215,22 +249,34 @@ mod tests {
         again.flush().unwrap();
         assert!(!again.overlay().is_unwritten());
         drop(again);
-        let overlay = open_overlay(&disk, "alice", &record).unwrap();
+        let overlay = open_overlay(&disk, &keys, "alice", &record).unwrap();
         assert!(!overlay.is_unwritten());
     }
 
     #[test]
     fn one_that_is_gone_is_a_loss_and_not_a_new_one() {
         let root = tempfile::tempdir().unwrap();
-        let disk = disk(root.path());
+        let (disk, keys) = (disk(root.path()), keys(root.path()));
         let mut record = UserVolumeRecord::new(64);
         record.made = true;
-        let lost = open_overlay(&disk, "alice", &record);
-        assert!(matches!(lost, Err(OverlayError::Absent { .. })));
+        let lost = open_overlay(&disk, &keys, "alice", &record);
+        assert!(matches!(
+            lost,
+            Err(VolumeError::Overlay {
+                source: OverlayError::Absent { .. },
+                ..
+            })
+        ));
         record.made = false;
-        open_overlay(&disk, "alice", &record).unwrap();
+        open_overlay(&disk, &keys, "alice", &record).unwrap();
         let other = UserVolumeRecord::new(64);
-        let mismatch = open_overlay(&disk, "alice", &other);
-        assert!(matches!(mismatch, Err(OverlayError::Mismatch { .. })));
+        let other = open_overlay(&disk, &keys, "alice", &other);
+        assert!(matches!(other, Err(VolumeError::Key { .. })));
+        // A desktop's own key is another one.
+        keys.destroy_desktop("alice").unwrap();
+        open_overlay(&disk, &keys, "alice", &record).unwrap();
+        keys.destroy_desktop(&key_name("alice")).unwrap();
+        let destroyed = open_overlay(&disk, &keys, "alice", &record);
+        assert!(matches!(destroyed, Err(VolumeError::Key { .. })));
     }
 }

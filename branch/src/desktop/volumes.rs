@@ -1,11 +1,10 @@
 //! The open volumes of desktops, and the ways to them: an NBD export and a vhost-user socket, for one and the same device.
 //!
 //! A volume is open exactly while a machine may use it: from before the machine starts until after it ended. Closing flushes. A stopped
-//! desktop's overlay lies on the disk only. A desktop's user volume, if it has one, is open exactly as long.
+//! desktop's overlay lies on the disk only. A desktop's user volume, if it has one, is open exactly as long. Each overlay is encrypted under a key of its
+//! own, which goes first when it is deleted.
 
-use std::fs::File;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -20,7 +19,10 @@ use super::record::DesktopRecord;
 use super::user_volume::UserDisk;
 use super::{OpenVolumes, user_volume};
 use crate::fetch::base::CachedBase;
-use crate::volume::{Base, Overlay, OverlayError, OverlayIdentity, OverlayOptions, Volume};
+use crate::keys::{KeyError, KeyStore};
+use crate::volume::{
+    Base, Overlay, OverlayError, OverlayIdentity, OverlayOptions, OverlayState, Shortage, Volume,
+};
 
 /// Who may open a desktop's vhost-user socket may read and write its disk.
 pub(super) const SOCKET_MODE: u32 = 0o600;
@@ -28,9 +30,11 @@ pub(super) const SOCKET_MODE: u32 = 0o600;
 /// How long connections to an export that is taken away get to finish what is in flight.
 const CLOSE_GRACE: Duration = Duration::from_secs(10);
 
-/// Bytes read at a time when a tree is written out as a file. Its chunks are being prefetched, and less than a prefetch has in flight
-/// follows that without asking for anything by itself.
-const COPY_BYTES: usize = 256 << 10;
+/// What one round of housekeeping may move within all overlays, besides twice what their guests wrote since the last: at four rounds a
+/// second 16 MB/s, a small part of what a disk does and enough to overtake a backlog.
+const UPKEEP_BYTES: u64 = 4 << 20;
+/// Least of it for one overlay, so that each gets on.
+const UPKEEP_BYTES_MIN: u64 = 128 << 10;
 
 /// Why a volume could not be opened or closed.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +46,20 @@ pub enum VolumeError {
         name: String,
         /// Why.
         source: OverlayError,
+    },
+    /// The overlay's key.
+    #[error("key of desktop {name}")]
+    Key {
+        /// The desktop.
+        name: String,
+        /// Why.
+        source: KeyError,
+    },
+    /// The branch's keys.
+    #[error("keys of this branch")]
+    Keys {
+        /// Why.
+        source: KeyError,
     },
     /// The last flush.
     #[error("last flush of desktop {name}")]
@@ -87,10 +105,33 @@ pub struct OpenVolume {
     vhost_user: Mutex<Option<VhostUserServer>>,
     overlay: Arc<Overlay>,
     base: Arc<CachedBase>,
+    /// Whether it had no room for what its guest wrote since the guest was last let go on.
+    was_short: AtomicBool,
+    /// Held during a round of housekeeping; true once it is closed. Else a round could go on in files that the next opening has.
+    is_closed: Mutex<bool>,
     user: Option<UserDisk>,
 }
 
 impl OpenVolume {
+    /// Why its guest's writes wait, if they do.
+    pub fn shortage(&self) -> Option<Shortage> {
+        let shortage = self.overlays().find_map(Overlay::shortage);
+        if shortage.is_some() {
+            self.was_short.store(true, Ordering::Relaxed);
+        }
+        shortage
+    }
+
+    /// Whether its guest may be paused because there was no room.
+    pub fn was_short(&self) -> bool {
+        self.was_short.load(Ordering::Relaxed)
+    }
+
+    /// Its guest goes on: what pauses it from now on is another matter.
+    pub fn forget_shortage(&self) {
+        self.was_short.store(false, Ordering::Relaxed);
+    }
+
     /// Chunks its guest had to wait for.
     pub fn demand_chunks(&self) -> u64 {
         self.base.demand_chunks()
@@ -122,6 +163,12 @@ impl OpenVolume {
         of_system.or_else(|| self.user.as_ref()?.failure())
     }
 
+    /// Its overlays.
+    fn overlays(&self) -> impl Iterator<Item = &Overlay> {
+        let user = self.user.as_ref().map(UserDisk::overlay);
+        std::iter::once(&*self.overlay).chain(user)
+    }
+
     /// Its user volume.
     pub fn user(&self) -> Option<&UserDisk> {
         self.user.as_ref()
@@ -131,6 +178,7 @@ impl OpenVolume {
 /// See the module.
 pub struct Volumes {
     disk: Arc<dyn Disk>,
+    keys: Arc<KeyStore>,
     open: Mutex<OpenVolumes>,
 }
 
@@ -144,12 +192,55 @@ fn overlay_dir(desktop: &str) -> String {
 }
 
 impl Volumes {
-    /// Overlays live on `disk`, in `overlays/NAME`.
-    pub fn new(disk: Arc<dyn Disk>) -> Self {
+    /// Overlays live on `disk`, in `overlays/NAME`, their keys in `keys`.
+    pub fn new(disk: Arc<dyn Disk>, keys: Arc<KeyStore>) -> Self {
         Self {
             disk,
+            keys,
             open: Mutex::default(),
         }
+    }
+
+    /// Gives a key to each overlay that a release before encryption left in the clear. Only the first start of a branch with keys does
+    /// anything, and the next one goes on if it could not do all; after that none in the clear is taken.
+    pub fn adopt_plain(&self, desktops: &[DesktopRecord]) -> Result<(), VolumeError> {
+        let keys = |source| VolumeError::Keys { source };
+        if !self.keys.is_adopting().map_err(keys)? {
+            return Ok(());
+        }
+        let mut is_all = true;
+        for desktop in desktops {
+            if let Err(error) = self.adopt(desktop) {
+                let error = super::error_line(&error);
+                tracing::error!(desktop = desktop.name, error, "its overlay is not taken");
+                is_all = false;
+            }
+        }
+        if is_all {
+            self.keys.end_adoption().map_err(keys)?;
+        }
+        Ok(())
+    }
+
+    fn adopt(&self, desktop: &DesktopRecord) -> Result<(), VolumeError> {
+        let name = &desktop.name;
+        let state = Overlay::state(&*self.disk, &overlay_dir(name));
+        let state = state.map_err(|source| VolumeError::Overlay {
+            name: name.clone(),
+            source,
+        })?;
+        if state == OverlayState::Plain {
+            let key = self.keys.desktop(name, &desktop.id, state);
+            key.map_err(|source| VolumeError::Key {
+                name: name.clone(),
+                source,
+            })?;
+            tracing::info!(
+                desktop = name,
+                "its overlay is in the clear and will be encrypted"
+            );
+        }
+        Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, OpenVolumes> {
@@ -203,16 +294,28 @@ impl Volumes {
             base: version,
             disks: vec![base.size_bytes().next_multiple_of(512)],
         };
+        let key_error = |source| VolumeError::Key {
+            name: name.clone(),
+            source,
+        };
+        let dir = overlay_dir(name);
+        let state = Overlay::state(&*self.disk, &dir).map_err(overlay_error)?;
+        let key = self
+            .keys
+            .desktop(name, &desktop.id, state)
+            .map_err(key_error)?;
         let mut log_id = [0; 16];
         rand::RngCore::fill_bytes(&mut rand::rng(), &mut log_id);
         let overlay = Overlay::open_or_create(
             Arc::clone(&self.disk),
-            &overlay_dir(name),
+            &dir,
             &identity,
             log_id,
+            &key,
             OverlayOptions::default(),
         );
         let overlay = Arc::new(overlay.map_err(overlay_error)?);
+        self.keys.desktop_is_sealed(name).map_err(key_error)?;
         let shared: Arc<dyn Base> = base.clone();
         let volume = Volume::new(shared, Arc::clone(&overlay), 0).map_err(overlay_error)?;
         let export = Export::new(&export_name(name), "desktop", Arc::new(volume));
@@ -231,12 +334,15 @@ impl Volumes {
             source,
         })?;
         let user = desktop.user_volume.as_ref();
-        let user = user.map(|record| UserDisk::open(&self.disk, desktop, record, files));
+        let user =
+            user.map(|record| UserDisk::open(&self.disk, &self.keys, desktop, record, files));
         let volume = OpenVolume {
             export,
             vhost_user: Mutex::new(Some(served)),
             overlay,
             base,
+            was_short: AtomicBool::new(false),
+            is_closed: Mutex::new(false),
             user: user.transpose()?,
         };
         self.lock().insert(name.clone(), Arc::new(volume));
@@ -257,6 +363,7 @@ impl Volumes {
             self.lock().insert(name.into(), volume);
             return Err(VolumeError::InUse(name.into()));
         }
+        *volume.is_closed.lock().expect("no panic under this lock") = true;
         let flushed = volume.export.device().flush();
         let user_flushed = volume.user().map_or(Ok(()), UserDisk::flush);
         flushed
@@ -279,18 +386,64 @@ impl Volumes {
         stopping.iter().for_each(VhostUserServer::begin_stop);
     }
 
-    /// Removes a closed volume's overlay: what was written to the system. The user volume stays.
-    pub fn delete_system(&self, desktop: &DesktopRecord) -> Result<(), VolumeError> {
-        self.remove_overlay(desktop, &overlay_dir(&desktop.name))
+    /// Bytes that must come free on the host's disk before every open volume has room again.
+    pub fn missing_bytes(&self) -> u64 {
+        let open: Vec<Arc<OpenVolume>> = self.lock().values().cloned().collect();
+        open.iter()
+            .filter_map(|volume| match volume.shortage()? {
+                Shortage::DiskBytes(bytes) => Some(bytes),
+                Shortage::IndexFull => None,
+            })
+            .max()
+            .unwrap_or(0)
     }
 
-    /// Removes a closed volume's overlay and its user volume.
+    /// One round of housekeeping of all open overlays: see [`Overlay::tend`]. To be called by one thread, about four times a second.
+    pub fn tend(&self) {
+        let open: Vec<Arc<OpenVolume>> = self.lock().values().cloned().collect();
+        let overlays: usize = open.iter().map(|volume| volume.overlays().count()).sum();
+        let budget = (UPKEEP_BYTES / (overlays as u64).max(1)).max(UPKEEP_BYTES_MIN);
+        for volume in open {
+            let is_closed = volume.is_closed.lock().expect("no panic under this lock");
+            if *is_closed {
+                continue;
+            }
+            for overlay in volume.overlays() {
+                // One that failed has told it, and the desktop shows it.
+                if overlay.failure().is_none()
+                    && let Err(error) = overlay.tend(budget)
+                {
+                    let error = super::error_line(&error);
+                    tracing::error!(overlay = overlay.dir(), error, "housekeeping");
+                }
+            }
+        }
+    }
+
+    /// Destroys the key of a closed volume's overlay, then removes that: what was written to the system. The user volume stays.
+    pub fn delete_system(&self, desktop: &DesktopRecord) -> Result<(), VolumeError> {
+        self.delete_overlay(desktop, &desktop.name, &overlay_dir(&desktop.name))
+    }
+
+    /// Destroys and removes a closed volume's overlay and its user volume.
     pub fn delete(&self, desktop: &DesktopRecord) -> Result<(), VolumeError> {
         self.delete_system(desktop)?;
-        self.remove_overlay(desktop, &user_volume::overlay_dir(&desktop.name))
+        let name = &desktop.name;
+        let (key, dir) = (user_volume::key_name(name), user_volume::overlay_dir(name));
+        self.delete_overlay(desktop, &key, &dir)
     }
 
-    fn remove_overlay(&self, desktop: &DesktopRecord, dir: &str) -> Result<(), VolumeError> {
+    fn delete_overlay(
+        &self,
+        desktop: &DesktopRecord,
+        key: &str,
+        dir: &str,
+    ) -> Result<(), VolumeError> {
+        let destroyed = self.keys.destroy_desktop(key);
+        destroyed.map_err(|source| VolumeError::Key {
+            name: desktop.name.clone(),
+            source,
+        })?;
         let remove = || {
             for file in self.disk.list(dir)? {
                 self.disk.remove(&format!("{dir}/{file}"))?;
@@ -307,49 +460,4 @@ impl Volumes {
             _ => Ok(()),
         }
     }
-}
-
-/// Writes a tree out as the file `path`, whole or not at all; nothing happens if it is there. The name is that of the
-/// content, so a file that is there is the right one.
-pub fn materialise(
-    path: &Path,
-    tree: &CachedBase,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    if path.exists() {
-        return Ok(());
-    }
-    let dir = path.parent().expect("boot files are in a directory");
-    std::fs::create_dir_all(dir)?;
-    // Several desktops may start at once; each writes a part file of its own.
-    let part = path.with_extension(format!(
-        "{}.{:?}.part",
-        std::process::id(),
-        std::thread::current().id()
-    ));
-    let written = write_tree(&part, tree).and_then(|()| Ok(std::fs::rename(&part, path)?));
-    if written.is_err() {
-        let _ = std::fs::remove_file(&part);
-    }
-    written
-}
-
-fn write_tree(
-    path: &Path,
-    tree: &CachedBase,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let file: File = std::fs::OpenOptions::new()
-        .create(true)
-        .truncate(true)
-        .write(true)
-        .mode(0o600)
-        .open(path)?;
-    let mut buf = vec![0; COPY_BYTES];
-    let mut at = 0;
-    while at < tree.size_bytes() {
-        let len = (tree.size_bytes() - at).min(COPY_BYTES as u64) as usize;
-        tree.read(at, &mut buf[..len])?;
-        std::os::unix::fs::FileExt::write_all_at(&file, &buf[..len], at)?;
-        at += len as u64;
-    }
-    Ok(file.sync_all()?)
 }

@@ -433,6 +433,17 @@ impl Fetcher {
         self.cache.insert(chunk).map(|_| ())
     }
 
+    /// Gives `bytes` of the host's disk back, of chunks that no assignment wants: for desktops that have no room to write. Returns what
+    /// the cache's free slots add up to then.
+    ///
+    /// # Errors
+    /// As [`crate::cache::Cache::evict`] and [`crate::cache::Cache::give_back_space`].
+    pub fn give_room(&self, bytes: u64) -> Result<u64, CacheError> {
+        let pins = self.pins.get().map(|pins| pins()).unwrap_or_default();
+        self.cache.evict(bytes, &|id| pins.contains(&id))?;
+        self.cache.give_back_space()
+    }
+
     /// Logs that chunks could not be cached: a full disk once, until something could be cached again.
     pub fn log_uncached(&self, result: &Result<(), CacheError>) {
         let line = |error| crate::desktop::error_line(error);

@@ -17,8 +17,9 @@ use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::desktop::machine::{DiskFront, MachineError};
-use crate::desktop::{DesktopError, Desktops, error_line};
+use crate::desktop::{DesktopError, Desktops, VolumeError, error_line};
 use crate::server::Branch;
+use crate::volume::OverlayError;
 
 /// Largest request body: a start request is under 200 bytes.
 const BODY_BYTES_MAX: usize = 64 << 10;
@@ -38,6 +39,7 @@ impl From<DesktopError> for ApiError {
             DesktopError::NotFound(_) | DesktopError::NoPool { .. } => StatusCode::NOT_FOUND,
             DesktopError::OtherPool { .. }
             | DesktopError::Busy { .. }
+            | DesktopError::Volume(VolumeError::Key { .. })
             | DesktopError::Machine(
                 MachineError::NoSplice { .. }
                 | MachineError::NoProgram { .. }
@@ -45,6 +47,10 @@ impl From<DesktopError> for ApiError {
             ) => StatusCode::CONFLICT,
             DesktopError::AssignmentEnded { .. }
             | DesktopError::NotHere { .. }
+            | DesktopError::Volume(VolumeError::Overlay {
+                source: OverlayError::NoSpace { .. },
+                ..
+            })
             | DesktopError::Boot { .. } => StatusCode::SERVICE_UNAVAILABLE,
             DesktopError::PathTooLong(_)
             | DesktopError::Volume(_)

@@ -49,6 +49,7 @@ fn a_log_with_zeros_ahead_is_whole_after_any_stop() {
     let root = tempfile::tempdir().unwrap();
     let options = OverlayOptions {
         segment_bytes: 24 * KIB,
+        ..OverlayOptions::default()
     };
     for life in 1..6u8 {
         let overlay = open(root.path(), &[DISK], options).unwrap();

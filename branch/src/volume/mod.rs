@@ -9,7 +9,11 @@ mod base;
 mod flush_tests;
 mod overlay;
 #[cfg(test)]
+mod seal_tests;
+#[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod upkeep_tests;
 
 use std::sync::Arc;
 
@@ -17,7 +21,8 @@ use vmm_block::{BlockDevice, BlockError, BlockErrorKind, Geometry, RangeStatus};
 
 pub use base::{Base, MemBase, NoBase};
 pub use overlay::{
-    Overlay, OverlayError, OverlayIdentity, OverlayOptions, OverlayStats, fuzz_overlay,
+    FillRandom, Overlay, OverlayError, OverlayIdentity, OverlayKey, OverlayOptions, OverlayState,
+    OverlayStats, Shortage, Tended, fuzz_index_snapshot, fuzz_overlay,
 };
 
 use overlay::{PIECE_BYTES, Part, SECTOR_BYTES, Source};
@@ -210,9 +215,9 @@ impl BlockDevice for Volume {
         if fua { self.flush() } else { Ok(()) }
     }
 
-    /// A write never needs the base: it goes into the log whole.
+    /// A write never needs the base: it goes into the log whole. Only one that is several records long, or finds no room, may wait.
     fn try_write(&self, offset: u64, data: &[u8]) -> Result<bool, BlockError> {
-        self.write(offset, data, false).map(|()| true)
+        Ok(self.overlay.try_write(self.disk, offset, data)?)
     }
 
     fn prefetch(&self, offset: u64, len: u64) -> Result<(), BlockError> {

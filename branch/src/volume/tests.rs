@@ -5,20 +5,37 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use dedup::VersionId;
 use dedup_store::disk::{Disk, DiskFile, HostDisk, Open};
 use proptest::prelude::*;
 use vmm_block::{BlockDevice, BlockErrorKind, RangeStatus};
 
-use super::{MemBase, Overlay, OverlayError, OverlayIdentity, OverlayOptions, Volume};
+use super::{MemBase, Overlay, OverlayError, OverlayIdentity, OverlayKey, OverlayOptions, Volume};
 
-const KIB: u64 = 1024;
-const SMALL: OverlayOptions = OverlayOptions {
+pub(super) const KIB: u64 = 1024;
+pub(super) const SMALL: OverlayOptions = OverlayOptions {
     segment_bytes: 32 * KIB,
+    snapshot_bytes: 1 << 40,
+    extents_max: 1 << 20,
+    room_wait: Duration::ZERO,
+};
+/// Everything that housekeeping does happens within a few writes.
+pub(super) const BUSY: OverlayOptions = OverlayOptions {
+    segment_bytes: 16 * KIB,
+    snapshot_bytes: 24 * KIB,
+    extents_max: 960,
+    room_wait: Duration::ZERO,
 };
 
-fn identity(disks: &[u64]) -> OverlayIdentity {
+pub(super) fn key() -> OverlayKey {
+    OverlayKey::new([0x77; 32], |buf| {
+        rand::RngCore::fill_bytes(&mut rand::rng(), buf);
+    })
+}
+
+pub(super) fn identity(disks: &[u64]) -> OverlayIdentity {
     OverlayIdentity {
         desktop: [7; 16],
         base: VersionId([9; 32]),
@@ -32,10 +49,10 @@ pub(super) fn open(
     options: OverlayOptions,
 ) -> Result<Arc<Overlay>, OverlayError> {
     let disk = Arc::new(HostDisk::new(root).unwrap());
-    Overlay::open_or_create(disk, "desk", &identity(disks), [3; 16], options).map(Arc::new)
+    Overlay::open_or_create(disk, "desk", &identity(disks), [3; 16], &key(), options).map(Arc::new)
 }
 
-fn base_bytes(len: u64) -> Vec<u8> {
+pub(super) fn base_bytes(len: u64) -> Vec<u8> {
     (0..len).map(|i| (i / 512 % 251 + 1) as u8).collect()
 }
 
@@ -49,7 +66,7 @@ pub(super) fn segment_files(root: &Path) -> Vec<PathBuf> {
     files
 }
 
-fn flip(path: &Path, at: u64) {
+pub(super) fn flip(path: &Path, at: u64) {
     let file = std::fs::File::options()
         .read(true)
         .write(true)
@@ -60,7 +77,7 @@ fn flip(path: &Path, at: u64) {
     file.write_all_at(&[byte[0] ^ 0x40], at).unwrap();
 }
 
-fn bytes_of(volume: &Volume) -> Vec<u8> {
+pub(super) fn bytes_of(volume: &Volume) -> Vec<u8> {
     let mut bytes = vec![0xEE; volume.geometry().size_bytes as usize];
     volume.read(0, &mut bytes).unwrap();
     bytes
@@ -88,6 +105,9 @@ enum Step {
         len: u64,
     },
     Flush,
+    Tend {
+        budget: u64,
+    },
     Reopen,
 }
 
@@ -105,6 +125,7 @@ fn step() -> impl Strategy<Value = (usize, Step)> {
         1 => range().prop_map(|(at, len)| Step::Discard { at, len }),
         4 => range().prop_map(|(at, len)| Step::Read { at, len }),
         1 => Just(Step::Flush),
+        2 => (0..64 * KIB).prop_map(|budget| Step::Tend { budget }),
         1 => Just(Step::Reopen),
     ];
     (0..2usize, step)
@@ -117,7 +138,7 @@ proptest! {
         let root = tempfile::tempdir().unwrap();
         let size = SECTORS * 512;
         let make = || {
-            let overlay = open(root.path(), &[size, size], SMALL).unwrap();
+            let overlay = open(root.path(), &[size, size], BUSY).unwrap();
             [0, 1].map(|disk| {
                 let base = MemBase::new(base_bytes(BASE_SECTORS * 512)).with_zero(64 * KIB..80 * KIB);
                 Volume::new(Arc::new(base), overlay.clone(), disk).unwrap()
@@ -152,6 +173,9 @@ proptest! {
                     prop_assert_eq!(&buf[..], &oracle[span(at, len)]);
                 }
                 Step::Flush => volume.flush().unwrap(),
+                Step::Tend { budget } => {
+                    volume.overlay().tend(budget).unwrap();
+                }
                 Step::Reopen => {
                     drop(volumes);
                     volumes = make();
@@ -277,13 +301,13 @@ fn another_desktop_version_or_layout_is_refused() {
         ("disk sizes", identity(&[128 * KIB])),
     ];
     for (property, wrong) in cases {
-        let refused = Overlay::open(disk.clone(), "desk", &wrong, SMALL);
+        let refused = Overlay::open(disk.clone(), "desk", &wrong, &key(), SMALL);
         assert!(matches!(refused, Err(OverlayError::Mismatch { what, .. }) if what == property));
     }
-    let again = Overlay::create(disk.clone(), "desk", &right, [4; 16], SMALL);
+    let again = Overlay::create(disk.clone(), "desk", &right, [4; 16], &key(), SMALL);
     assert!(matches!(again, Err(OverlayError::Exists { .. })));
     assert!(matches!(
-        Overlay::open(disk, "nothing", &right, SMALL),
+        Overlay::open(disk, "nothing", &right, &key(), SMALL),
         Err(OverlayError::Absent { .. })
     ));
 }
@@ -371,7 +395,7 @@ fn rot_under_an_open_overlay_fails_the_read_and_a_rewrite_heals_it() {
     let overlay = open(root.path(), &[64 * KIB], SMALL).unwrap();
     let volume = Volume::new(Arc::new(MemBase::default()), overlay.clone(), 0).unwrap();
     volume.write(0, &[1; 8192], true).unwrap();
-    flip(&segment_files(root.path())[0], 128 + 96 + 16 + 100);
+    flip(&segment_files(root.path())[0], 128 + 96 + 48 + 100);
     let error = volume.read(0, &mut [0; 512]).unwrap_err();
     assert_eq!(error.kind, BlockErrorKind::Io);
     assert!(error.to_string().contains("desk/0000000001.seg"), "{error}");
@@ -504,6 +528,7 @@ fn flushes_at_the_same_time_share_a_sync() {
         "desk",
         &identity(&[1 << 20]),
         [1; 16],
+        &key(),
         OverlayOptions::default(),
     )
     .unwrap();
@@ -539,7 +564,7 @@ fn hostile_logs_do_not_panic() {
             .wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) as u8
     };
-    for choice in 0..4u8 {
+    for choice in 0..8u8 {
         for _ in 0..300 {
             let mut data = vec![choice];
             for _ in 0..random() {
@@ -557,5 +582,38 @@ fn hostile_logs_do_not_panic() {
             }
             super::fuzz_overlay(&data);
         }
+    }
+}
+
+#[test]
+fn hostile_index_snapshots_do_not_panic() {
+    let mut random = {
+        let mut state = 2u64;
+        move || {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) as u8
+        }
+    };
+    for round in 0..2000u32 {
+        let mut data = vec![(round % 2) as u8];
+        // The first segment, as it is, so that what follows meets a map with something in it.
+        data.extend_from_slice(&[1, 32, 1, 0, 0, 0, 0, 0, 0, 0]);
+        data.extend_from_slice(&[1u64, 98, 60 << 10].map(u64::to_le_bytes).concat());
+        for _ in 0..random() % 4 {
+            let extents = random() % 6;
+            data.extend_from_slice(&[2, 8 + 20 * extents, random() % 3, 0, 0, 0, 0, 0, 0, 0]);
+            for at in 0..extents {
+                let mut extent = [0; 20];
+                extent[0] = at * 16 + random() % 16;
+                extent[5] = random() & 3;
+                extent[8] = random();
+                extent[12] = 1 + u8::from(random() < 8);
+                extent[16] = random() % 98;
+                data.extend_from_slice(&extent);
+            }
+        }
+        super::fuzz_index_snapshot(&data);
     }
 }

@@ -168,6 +168,7 @@ fn show(context: &Context, desktop: &Desktop) -> Result<(), Failure> {
         ),
         ("state", Some(state(desktop))),
         ("error", desktop.error.clone()),
+        ("room missing", desktop.missing_bytes.map(format_size)),
         (
             "machine",
             desktop.machine.as_ref().map(|machine| {

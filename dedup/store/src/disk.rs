@@ -6,7 +6,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSliceMut};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -139,7 +139,8 @@ impl Disk for HostDisk {
                 options.write(true);
             }
             Open::CreateNew => {
-                options.write(true).create_new(true);
+                // Its directory keeps others out already; this also holds where a file is copied to.
+                options.write(true).create_new(true).mode(0o600);
             }
         }
         let file = options.open(&path).map_err(|e| at(&path, e))?;

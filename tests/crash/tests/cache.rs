@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use branch::cache::{Cache, CacheError, CacheIdentity, CacheOptions, ReadOutcome};
+use branch::cache::{Cache, CacheError, CacheIdentity, CacheKey, CacheOptions, ReadOutcome};
 use bytes::Bytes;
 use crash::{Kind, Rng, SimDisk, SimKv};
 use dedup::{Chunk, IdKey, RealmId};
@@ -79,7 +79,8 @@ impl World {
             };
             let instance = self.rng.bits().to_le_bytes().repeat(2).try_into().unwrap();
             let (disk, kv) = (Arc::new(self.disk.clone()), Arc::new(self.kv.clone()));
-            match Cache::open(disk, "cache", kv, identity, instance, options) {
+            let key = CacheKey::new([4; 32]);
+            match Cache::open(disk, "cache", kv, identity, instance, key, options) {
                 Ok(cache) => {
                     self.check(&cache);
                     return cache;

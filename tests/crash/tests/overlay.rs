@@ -2,15 +2,20 @@
 //!
 //! Each case is one desktop that lives and dies a few times. What the next life finds must be exactly the state after some prefix
 //! of the guest's requests: after a power cut at least what an acknowledged flush covered, after the death of the process at
-//! least what was acknowledged. `SPLICE_CUTS` sets the number of cases, `SPLICE_SEED` the first one.
+//! least what was acknowledged. Housekeeping (compaction, index snapshots) goes on in between, and dies in between. `SPLICE_CUTS` sets the
+//! number of cases, `SPLICE_SEED` the first one.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use branch::volume::{MemBase, Overlay, OverlayError, OverlayIdentity, OverlayOptions, Volume};
+use branch::volume::{
+    MemBase, Overlay, OverlayError, OverlayIdentity, OverlayKey, OverlayOptions, Volume,
+};
 use crash::{Kind, Rng, SimDisk};
 use dedup::VersionId;
 use dedup_store::disk::{Disk, DiskFile, Open};
@@ -24,7 +29,23 @@ const BASE_SECTORS: usize = 64;
 /// A few records a segment, so that every case rotates and drops some.
 const OPTIONS: OverlayOptions = OverlayOptions {
     segment_bytes: 12 << 10,
+    snapshot_bytes: 20 << 10,
+    extents_max: 320,
+    room_wait: Duration::ZERO,
 };
+
+/// Nonces that never repeat, without the system's: nothing that a guest sees depends on them.
+fn nonces(buf: &mut [u8]) {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    for bytes in buf.chunks_mut(8) {
+        let next = Rng::new(NEXT.fetch_add(1, Ordering::Relaxed)).bits();
+        bytes.copy_from_slice(&next.to_le_bytes()[..bytes.len()]);
+    }
+}
+
+fn key() -> OverlayKey {
+    OverlayKey::new([0x5A; 32], nonces)
+}
 
 /// Gives the simulated disk, or one that is broken on purpose, to the overlay.
 type Fit = fn(&SimDisk) -> Arc<dyn Disk>;
@@ -65,6 +86,8 @@ struct Tally {
     closed_by_fault: u64,
     dropped_segments: u64,
     deaths_in_open: u64,
+    moved_bytes: u64,
+    snapshots: u64,
 }
 
 struct World {
@@ -137,6 +160,7 @@ impl World {
                 "desk",
                 &identity(),
                 log_id,
+                &key(),
                 OPTIONS,
             );
             match opened {
@@ -201,6 +225,26 @@ impl World {
             self.cut = true;
         }
         self.disk.limit_space(None);
+    }
+
+    /// A step of housekeeping. False once the overlay is closed or the machine has stopped.
+    fn tend(&mut self, volumes: &[Volume; 2]) -> bool {
+        let overlay = volumes[0].overlay();
+        match overlay.tend(self.rng.below(24 << 10)) {
+            Ok(tended) => {
+                self.tally.moved_bytes += tended.moved_bytes;
+                self.tally.snapshots += u64::from(tended.snapshot_bytes > 0);
+                true
+            }
+            Err(error) => {
+                assert!(
+                    overlay.failure().is_some(),
+                    "housekeeping fails and the overlay stays open: {error}"
+                );
+                self.tally.closed_by_fault += 1;
+                false
+            }
+        }
     }
 
     /// One request of the guest. False once the overlay is closed or the machine has stopped.
@@ -298,6 +342,9 @@ impl World {
                 let room = self.disk.used_bytes() + self.rng.below(12 << 10);
                 self.disk.limit_space(Some(room));
             }
+            if self.rng.one_in(8) && !self.tend(&volumes) {
+                break;
+            }
             if !self.request(&volumes) {
                 break;
             }
@@ -358,6 +405,8 @@ fn power_cuts_and_kills_leave_a_prefix() {
                 sum.closed_by_fault += tally.closed_by_fault;
                 sum.dropped_segments += tally.dropped_segments;
                 sum.deaths_in_open += tally.deaths_in_open;
+                sum.moved_bytes += tally.moved_bytes;
+                sum.snapshots += tally.snapshots;
             }
             Err(panic) => {
                 eprintln!(
@@ -376,6 +425,8 @@ fn power_cuts_and_kills_leave_a_prefix() {
             sum.closed_by_fault,
             sum.dropped_segments,
             sum.deaths_in_open,
+            sum.moved_bytes,
+            sum.snapshots,
         ];
         assert!(
             met.iter().all(|&count| count > 0),

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use branch::cache::{Cache, CacheError, CacheIdentity, CacheOptions, ReadOutcome};
+use branch::cache::{Cache, CacheError, CacheIdentity, CacheKey, CacheOptions, ReadOutcome};
 use branch::catalog::Catalog;
 use branch::content_map::Piece;
 use branch::fetch::queue::{Queue, Want};
@@ -112,7 +112,8 @@ impl Site {
             ..CacheOptions::default()
         };
         let (disk, kv) = (Arc::new(self.disk.clone()), Arc::new(self.kv.clone()));
-        let cache = Cache::open(disk, "cache", kv.clone(), identity, [7; 16], options);
+        let key = CacheKey::new([4; 32]);
+        let cache = Cache::open(disk, "cache", kv.clone(), identity, [7; 16], key, options);
         let cache = cache.expect("a cache opens after any death");
         let catalog = Catalog::new(kv, self.keys.anchor.clone());
         let mut lost: u64 = 0;

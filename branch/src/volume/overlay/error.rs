@@ -33,7 +33,7 @@ pub enum OverlayError {
         /// What the overlay says.
         found: String,
     },
-    /// Written by a later release, or encrypted.
+    /// Written by a later release.
     #[error("overlay file {file}: {why}; this release cannot read it")]
     Unsupported {
         /// The file.
@@ -58,6 +58,28 @@ pub enum OverlayError {
     NoSpace {
         /// Directory of the overlay.
         dir: String,
+    },
+    /// The index has as many extents as it may have. Nothing that was acknowledged is affected, and the write may be tried again.
+    #[error(
+        "overlay {dir}: its writes lie in {extents} extents, as many as are kept in memory; it goes on when compaction has joined some, or the guest gives back some (fstrim)"
+    )]
+    IndexFull {
+        /// Directory of the overlay.
+        dir: String,
+        /// How many there are.
+        extents: u64,
+    },
+    /// The overlay is encrypted with another key than the one at hand.
+    #[error(
+        "overlay {dir} is encrypted with key {found}, and the desktop's key is {expected}; put the desktop's key file back that belongs to it"
+    )]
+    OtherKey {
+        /// Directory of the overlay.
+        dir: String,
+        /// The key at hand.
+        expected: String,
+        /// The overlay's.
+        found: String,
     },
     /// The operating system reported an error.
     #[error("overlay file {file}: {what}")]
@@ -96,6 +118,11 @@ impl OverlayError {
             source,
         }
     }
+
+    /// Whether the same write may succeed later, when there is room.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::NoSpace { .. } | Self::IndexFull { .. })
+    }
 }
 
 /// Whether the error says that the disk (or the user's quota) is full. By kind, because a disk may wrap the raw error.
@@ -109,11 +136,14 @@ pub(crate) fn is_full(error: &io::Error) -> bool {
 impl From<OverlayError> for BlockError {
     fn from(error: OverlayError) -> Self {
         let kind = match &error {
-            OverlayError::NoSpace { .. } => BlockErrorKind::NoSpace,
+            OverlayError::NoSpace { .. } | OverlayError::IndexFull { .. } => {
+                BlockErrorKind::NoSpace
+            }
             OverlayError::Invalid { .. } => BlockErrorKind::OutOfRange,
             OverlayError::Absent { .. }
             | OverlayError::Exists { .. }
             | OverlayError::Mismatch { .. }
+            | OverlayError::OtherKey { .. }
             | OverlayError::Unsupported { .. }
             | OverlayError::Corrupt { .. }
             | OverlayError::Io { .. }

@@ -14,6 +14,7 @@ use std::sync::atomic::Ordering;
 
 use super::error::OverlayError;
 use super::open::write_meta;
+use super::seal::Form;
 use super::{Overlay, lock};
 
 impl Overlay {
@@ -22,7 +23,17 @@ impl Overlay {
     /// # Errors
     /// The sync failed now or earlier: the overlay is closed.
     pub fn flush(&self) -> Result<(), OverlayError> {
-        let target = self.guest_seq.load(Ordering::Acquire);
+        self.flush_to(self.guest_seq.load(Ordering::Acquire))
+    }
+
+    /// Makes every record that is in the log now durable, also those that no guest asked for.
+    pub(super) fn flush_all(&self) -> Result<u64, OverlayError> {
+        let target = lock(&self.writer).last_seq;
+        self.flush_to(target)?;
+        Ok(target)
+    }
+
+    fn flush_to(&self, target: u64) -> Result<(), OverlayError> {
         let mut state = lock(&self.flush);
         loop {
             self.check_alive()?;
@@ -100,9 +111,10 @@ impl Overlay {
         let known = meta.segments_synced;
         meta.segments_synced = known.max(newest);
         let durable = self.flushed_seq();
-        let dead: Vec<u32> = {
+        let (dead, plain_is_left) = {
             let map = self.map_read();
-            map.segments
+            let dead: Vec<u32> = map
+                .segments
                 .iter()
                 // The newest takes appends. The rest is dead for good once what killed it is durable.
                 .filter(|(number, s)| {
@@ -110,12 +122,21 @@ impl Overlay {
                 })
                 .map(|(number, _)| *number)
                 .take_while(|number| meta.add_dropped(*number))
-                .collect()
+                .collect();
+            let plain_is_left = meta.plain_until > 0
+                && map
+                    .segments
+                    .iter()
+                    .any(|(number, s)| s.form == Form::Plain && !dead.contains(number));
+            (dead, plain_is_left)
         };
+        if !plain_is_left {
+            meta.plain_until = 0;
+        }
         if dead.is_empty() && meta.segments_synced == known {
             return Ok(());
         }
-        match write_meta(&*self.disk, &self.dir, &meta) {
+        match write_meta(&*self.disk, &self.dir, &meta, &self.key) {
             Ok(()) => {}
             // The next flush tries again; until then nothing is dropped.
             Err(OverlayError::NoSpace { .. }) => return Ok(()),

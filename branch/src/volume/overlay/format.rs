@@ -1,18 +1,17 @@
-//! The bytes of an overlay: header file, segment header, record header, piece checks.
+//! The bytes of an overlay's log: segment header, record header, pieces.
 //!
-//! Invariant: decoding checks magic, version, lengths and checksum before anything is believed or allocated, and every
-//! layout here matches `docs/disk-formats/overlay.md`. Little-endian throughout. Checksums are xxh3-64 seeded from the
-//! random log id, which a guest never sees, so that bytes a guest wrote cannot pass for a record.
+//! Invariant: decoding checks magic, version, lengths, checksum and tag before anything is believed or allocated, and every
+//! layout here matches `docs/disk-formats/overlay.md`. Little-endian throughout. Headers are in the clear but authenticated: where
+//! a guest wrote is no secret here, what it wrote is. Checksums are xxh3-64 seeded from the random log id, which a guest never sees,
+//! so that bytes a guest wrote cannot pass for a record. Only sealed segments are written; plain ones of an earlier release are read.
 //! It does no I/O.
 
-use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+use super::seal::{AuthTag, Domain, Form, LogKey, NONCE_BYTES, Nonce, TAG_BYTES};
 
 /// Smallest unit of a guest's request in bytes.
 pub const SECTOR_BYTES: u64 = 512;
-/// Payload bytes that share one checksum; pieces are cut on this grid of the *disk*, so an aligned guest block is one piece.
+/// Payload bytes that share one tag; pieces are cut on this grid of the *disk*, so an aligned guest block is one piece.
 pub const PIECE_BYTES: u64 = 4096;
-/// Room in front of each piece: 8 bytes of checksum now, a 16-byte authentication tag once overlays are encrypted.
-pub const PIECE_CHECK_BYTES: u64 = 16;
 /// Longest payload of one record. Longer guest writes become several records: bounds the append buffer and replay's memory.
 pub const PAYLOAD_BYTES_MAX: u64 = 1 << 20;
 /// Length of a record header.
@@ -23,58 +22,31 @@ pub const SEGMENT_HEADER_BYTES: usize = 128;
 pub const RECORD_ALIGN_BYTES: u64 = 16;
 /// Most disks of one desktop.
 pub const DISKS_MAX: usize = 16;
-/// Most runs of dropped segments that a header file lists; beyond it segments are kept.
-pub const DROPPED_RUNS_MAX: usize = 4096;
 
 /// Highest sequence number believed: far beyond any desktop's life, and sums stay clear of overflow.
-const SEQ_MAX: u64 = 1 << 60;
+pub const SEQ_MAX: u64 = 1 << 60;
 
-const VERSION: u32 = 1;
-const META_MAGIC: [u8; 8] = *b"SPLOVLAY";
+const PLAIN: u32 = 1;
+const SEALED: u32 = 2;
 const SEGMENT_MAGIC: [u8; 8] = *b"SPLOVSEG";
 /// First bytes of every record.
 pub const RECORD_MAGIC: [u8; 4] = *b"SPOR";
-const META_FIXED_BYTES: usize = 112;
+/// Bytes of a record header that its tag covers.
+const RECORD_CLEAR_BYTES: usize = 48;
+/// Bytes of a segment header that its tag covers.
+const SEGMENT_CLEAR_BYTES: usize = 56;
+/// Flag of a record: it moves what an older record says, and says nothing new.
+const MOVED: u8 = 1;
 
-/// The seed of every checksum in one overlay's log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LogKey(u64);
-
-impl LogKey {
-    /// Derives the seed from the log id.
-    pub fn new(log_id: &[u8; 16]) -> Self {
-        Self(xxh3_64(log_id))
-    }
-
-    fn header_check(self, bytes: &[u8]) -> u64 {
-        xxh3_64_with_seed(bytes, self.0)
-    }
-
-    /// Checksum of one piece, bound to the record (`seq`) and to the place on the disk, so that a stale or misplaced
-    /// piece does not verify.
-    pub fn piece_check(self, disk: u16, seq: u64, offset: u64, piece: &[u8]) -> u64 {
-        let place = mix(seq ^ mix(offset ^ (u64::from(disk) << 48)));
-        xxh3_64_with_seed(piece, self.0 ^ place)
-    }
-}
-
-/// The finaliser of splitmix64 (Steele, Lea, Flood 2014): spreads every input bit.
-fn mix(value: u64) -> u64 {
-    let mut z = value.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
 }
 
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
+pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
 }
 
-fn array_at<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+pub(super) fn array_at<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     bytes[at..at + N].try_into().expect("N bytes")
 }
 
@@ -83,131 +55,29 @@ fn array_at<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
 pub enum Fault {
     /// Not (all of) such a header: torn, stale or damaged.
     Damaged(String),
-    /// A later format, or encrypted.
+    /// A later format.
     Unsupported(String),
+    /// Encrypted with the key of this name, which is not the one at hand.
+    OtherKey([u8; 8]),
 }
 
-fn damaged<T>(why: impl Into<String>) -> Result<T, Fault> {
-    Err(Fault::Damaged(why.into()))
-}
-
-/// The header file of an overlay; replaced atomically, never written in place.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Meta {
-    /// The desktop that owns the overlay.
-    pub desktop: [u8; 16],
-    /// The version it lies over.
-    pub base: [u8; 32],
-    /// Random name of this log.
-    pub log_id: [u8; 16],
-    /// Sizes of the desktop's disks in bytes.
-    pub disks: Vec<u64>,
-    /// Highest segment known to be durable, name and header; all lower ones are durable as a whole.
-    pub segments_synced: u32,
-    /// Runs (first, last) of segments that were dropped because nothing in them is live, ascending.
-    pub dropped: Vec<(u32, u32)>,
-}
-
-impl Meta {
-    /// The end of the run of dropped segments that `segment` is in, if it was dropped.
-    pub fn dropped_until(&self, segment: u32) -> Option<u32> {
-        self.dropped
-            .iter()
-            .find(|&&(first, last)| (first..=last).contains(&segment))
-            .map(|&(_, last)| last)
-    }
-
-    /// Notes that `segment` is dropped; false, and no change, if the list is full.
-    pub fn add_dropped(&mut self, segment: u32) -> bool {
-        let mut runs = self.dropped.clone();
-        runs.push((segment, segment));
-        runs.sort_unstable();
-        let mut merged: Vec<(u32, u32)> = Vec::with_capacity(runs.len());
-        for (first, last) in runs {
-            match merged.last_mut() {
-                Some(run) if u64::from(run.1) + 1 >= u64::from(first) => run.1 = run.1.max(last),
-                _ => merged.push((first, last)),
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Damaged(why) | Self::Unsupported(why) => f.write_str(why),
+            Self::OtherKey(id) => {
+                write!(
+                    f,
+                    "it is encrypted with key {:016x}",
+                    u64::from_be_bytes(*id)
+                )
             }
         }
-        if merged.len() > DROPPED_RUNS_MAX {
-            return false;
-        }
-        self.dropped = merged;
-        true
     }
+}
 
-    /// The bytes of the header file.
-    pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(
-            META_FIXED_BYTES + 8 * self.disks.len() + 8 * self.dropped.len() + 8,
-        );
-        out.extend_from_slice(&META_MAGIC);
-        out.extend_from_slice(&VERSION.to_le_bytes());
-        out.extend_from_slice(&(self.disks.len() as u32).to_le_bytes());
-        out.extend_from_slice(&self.desktop);
-        out.extend_from_slice(&self.base);
-        out.extend_from_slice(&self.log_id);
-        out.extend_from_slice(&0u64.to_le_bytes()); // key id: 0, not encrypted
-        out.extend_from_slice(&self.segments_synced.to_le_bytes());
-        out.extend_from_slice(&(self.dropped.len() as u32).to_le_bytes());
-        out.extend_from_slice(&[0; 16]);
-        debug_assert_eq!(out.len(), META_FIXED_BYTES);
-        for size in &self.disks {
-            out.extend_from_slice(&size.to_le_bytes());
-        }
-        for (first, last) in &self.dropped {
-            out.extend_from_slice(&first.to_le_bytes());
-            out.extend_from_slice(&last.to_le_bytes());
-        }
-        let check = xxh3_64(&out);
-        out.extend_from_slice(&check.to_le_bytes());
-        out
-    }
-
-    /// Reads a header file.
-    pub fn decode(bytes: &[u8]) -> Result<Self, Fault> {
-        if bytes.len() < META_FIXED_BYTES + 8 || bytes[..8] != META_MAGIC {
-            return damaged("not an overlay header");
-        }
-        let version = u32_at(bytes, 8);
-        if version != VERSION {
-            return Err(Fault::Unsupported(format!(
-                "it has format version {version}"
-            )));
-        }
-        let (disks, dropped) = (u32_at(bytes, 12) as usize, u32_at(bytes, 92) as usize);
-        if disks == 0 || disks > DISKS_MAX || dropped > DROPPED_RUNS_MAX {
-            return damaged(format!(
-                "it claims {disks} disks and {dropped} dropped runs"
-            ));
-        }
-        let end = META_FIXED_BYTES + 8 * (disks + dropped);
-        if bytes.len() != end + 8 || xxh3_64(&bytes[..end]) != u64_at(bytes, end) {
-            return damaged("its checksum does not match");
-        }
-        if u64_at(bytes, 80) != 0 || bytes[96..META_FIXED_BYTES].iter().any(|&b| b != 0) {
-            return Err(Fault::Unsupported(
-                "it is encrypted, or has fields of a later release".to_owned(),
-            ));
-        }
-        let at = |i: usize| META_FIXED_BYTES + 8 * i;
-        let dropped: Vec<_> = (disks..disks + dropped)
-            .map(|i| (u32_at(bytes, at(i)), u32_at(bytes, at(i) + 4)))
-            .collect();
-        if dropped.iter().any(|(first, last)| first > last)
-            || dropped.windows(2).any(|w| w[0].1 >= w[1].0)
-        {
-            return damaged("its list of dropped segments is out of order");
-        }
-        Ok(Self {
-            desktop: array_at(bytes, 16),
-            base: array_at(bytes, 32),
-            log_id: array_at(bytes, 64),
-            disks: (0..disks).map(|i| u64_at(bytes, at(i))).collect(),
-            segments_synced: u32_at(bytes, 88),
-            dropped,
-        })
-    }
+pub(super) fn damaged<T>(why: impl Into<String>) -> Result<T, Fault> {
+    Err(Fault::Damaged(why.into()))
 }
 
 /// The first bytes of a segment file.
@@ -224,48 +94,67 @@ pub struct SegmentHeader {
 }
 
 impl SegmentHeader {
-    /// The bytes of the header.
-    pub fn encode(&self, log_id: &[u8; 16]) -> [u8; SEGMENT_HEADER_BYTES] {
+    /// The bytes of the header of a sealed segment.
+    pub fn encode(&self, key: &LogKey) -> [u8; SEGMENT_HEADER_BYTES] {
         let mut out = [0; SEGMENT_HEADER_BYTES];
         out[..8].copy_from_slice(&SEGMENT_MAGIC);
-        out[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        out[8..12].copy_from_slice(&SEALED.to_le_bytes());
         out[12..16].copy_from_slice(&self.number.to_le_bytes());
-        out[16..32].copy_from_slice(log_id);
+        out[16..32].copy_from_slice(key.log_id());
         out[32..40].copy_from_slice(&self.first_seq.to_le_bytes());
         out[40..48].copy_from_slice(&self.chain.to_le_bytes());
         out[48..56].copy_from_slice(&self.durable.to_le_bytes());
-        let check = LogKey::new(log_id).header_check(&out[..120]);
+        let nonce = key.nonce();
+        let tag = key.seal(
+            Domain::Segment,
+            &nonce,
+            &out[..SEGMENT_CLEAR_BYTES],
+            &mut [],
+        );
+        out[56..80].copy_from_slice(&nonce);
+        out[80..96].copy_from_slice(&tag);
+        let check = key.header_check(&out[..120]);
         out[120..].copy_from_slice(&check.to_le_bytes());
         out
     }
 
-    /// Reads the header of segment `number` of the log `log_id`.
+    /// Reads the header of segment `number` of the log whose key this is.
     pub fn decode(
         bytes: &[u8; SEGMENT_HEADER_BYTES],
-        log_id: &[u8; 16],
+        key: &LogKey,
         number: u32,
-    ) -> Result<Self, Fault> {
+    ) -> Result<(Self, Form), Fault> {
         if bytes[..8] != SEGMENT_MAGIC {
             return damaged("not a segment header");
         }
-        if LogKey::new(log_id).header_check(&bytes[..120]) != u64_at(bytes, 120)
-            || bytes[16..32] != *log_id
-        {
+        if key.header_check(&bytes[..120]) != u64_at(bytes, 120) || bytes[16..32] != *key.log_id() {
             return damaged("the segment header's checksum does not match");
         }
-        let version = u32_at(bytes, 8);
-        if version != VERSION {
-            return Err(Fault::Unsupported(format!(
-                "it has format version {version}"
-            )));
-        }
+        let form = match u32_at(bytes, 8) {
+            PLAIN => Form::Plain,
+            SEALED => Form::Sealed,
+            version => {
+                return Err(Fault::Unsupported(format!(
+                    "it has format version {version}"
+                )));
+            }
+        };
         if u32_at(bytes, 12) != number {
             return damaged(format!("it is segment {}", u32_at(bytes, 12)));
         }
-        if bytes[56..120].iter().any(|&b| b != 0) {
+        let reserved = match form {
+            Form::Plain => 56..120,
+            Form::Sealed => 96..120,
+        };
+        if bytes[reserved].iter().any(|&b| b != 0) {
             return Err(Fault::Unsupported(
-                "it is encrypted, or has fields of a later release".to_owned(),
+                "it has fields of a later release".to_owned(),
             ));
+        }
+        let (nonce, tag): (Nonce, AuthTag) = (array_at(bytes, 56), array_at(bytes, 80));
+        let clear = &bytes[..SEGMENT_CLEAR_BYTES];
+        if form == Form::Sealed && !key.open(Domain::Segment, &nonce, clear, &mut [], &tag) {
+            return damaged("the segment header was not written with the desktop's key");
         }
         let (first_seq, durable) = (u64_at(bytes, 32), u64_at(bytes, 48));
         if first_seq == 0 || first_seq > SEQ_MAX || durable >= first_seq {
@@ -273,12 +162,13 @@ impl SegmentHeader {
                 "it begins at record {first_seq} with {durable} durable"
             ));
         }
-        Ok(Self {
+        let header = Self {
             number,
             first_seq,
             chain: u64_at(bytes, 40),
             durable,
-        })
+        };
+        Ok((header, form))
     }
 }
 
@@ -317,6 +207,8 @@ impl Kind {
 pub struct RecordHeader {
     /// What it does.
     pub kind: Kind,
+    /// It moves what an older record says, and says nothing new: compaction wrote it, no guest.
+    pub moved: bool,
     /// To which disk of the desktop.
     pub disk: u16,
     /// Its number in the overlay's one sequence, from 1.
@@ -332,43 +224,54 @@ pub struct RecordHeader {
 }
 
 impl RecordHeader {
-    /// The bytes of the header, and its checksum, which the next record carries as `chain`.
-    pub fn encode(&self, key: LogKey) -> ([u8; RECORD_HEADER_BYTES], u64) {
+    /// The bytes of the header in a sealed segment, and its checksum, which the next record carries as `chain`.
+    pub fn encode(&self, key: &LogKey, nonce: &Nonce) -> ([u8; RECORD_HEADER_BYTES], u64) {
         let mut out = [0; RECORD_HEADER_BYTES];
         out[..4].copy_from_slice(&RECORD_MAGIC);
         out[4] = self.kind.code();
+        out[5] = if self.moved { MOVED } else { 0 };
         out[6..8].copy_from_slice(&self.disk.to_le_bytes());
         out[8..16].copy_from_slice(&self.seq.to_le_bytes());
         out[16..24].copy_from_slice(&self.durable.to_le_bytes());
         out[24..32].copy_from_slice(&self.offset.to_le_bytes());
         out[32..40].copy_from_slice(&self.len.to_le_bytes());
         out[40..48].copy_from_slice(&self.chain.to_le_bytes());
-        let check = key.header_check(&out[..88]);
-        out[88..].copy_from_slice(&check.to_le_bytes());
+        let check = finish_header(&mut out, key, nonce);
         (out, check)
     }
 
     /// Reads a header and its checksum; `None` if these are not the untouched bytes of a header of this log.
     pub fn decode(
         bytes: &[u8; RECORD_HEADER_BYTES],
-        key: LogKey,
+        key: &LogKey,
+        form: Form,
     ) -> Option<(Result<Self, Fault>, u64)> {
         let check = u64_at(bytes, 88);
         if bytes[..4] != RECORD_MAGIC || key.header_check(&bytes[..88]) != check {
             return None;
         }
-        Some((Self::fields(bytes), check))
+        let (nonce, tag): (Nonce, AuthTag) = (array_at(bytes, 48), array_at(bytes, 72));
+        let clear = &bytes[..RECORD_CLEAR_BYTES];
+        if form == Form::Sealed && !key.open(Domain::Record, &nonce, clear, &mut [], &tag) {
+            return None;
+        }
+        Some((Self::fields(bytes, form), check))
     }
 
-    fn fields(bytes: &[u8; RECORD_HEADER_BYTES]) -> Result<Self, Fault> {
+    fn fields(bytes: &[u8; RECORD_HEADER_BYTES], form: Form) -> Result<Self, Fault> {
         let Some(kind) = Kind::from_code(bytes[4]) else {
             return Err(Fault::Unsupported(format!("record kind {}", bytes[4])));
         };
-        if bytes[5] != 0 || bytes[48..88].iter().any(|&b| b != 0) {
-            return Err(Fault::Unsupported("record flags, key or tag".to_owned()));
+        let known = match form {
+            Form::Plain => bytes[5] == 0 && bytes[48..88].iter().all(|&b| b == 0),
+            Form::Sealed => bytes[5] & !MOVED == 0,
+        };
+        if !known {
+            return Err(Fault::Unsupported("record flags".to_owned()));
         }
         Ok(Self {
             kind,
+            moved: bytes[5] == MOVED,
             disk: u16::from_le_bytes([bytes[6], bytes[7]]),
             seq: u64_at(bytes, 8),
             durable: u64_at(bytes, 16),
@@ -412,13 +315,23 @@ impl RecordHeader {
         Ok(())
     }
 
-    /// Length in bytes of what follows the header: pieces, each behind its check.
-    pub fn body_bytes(&self) -> u64 {
+    /// Length in bytes of what follows the header: pieces, each behind its front.
+    pub fn body_bytes(&self, form: Form) -> u64 {
         match self.kind {
-            Kind::Write => self.len + PIECE_CHECK_BYTES * piece_count(self.offset, self.len),
+            Kind::Write => self.len + form.front_bytes() * piece_count(self.offset, self.len),
             Kind::Zero | Kind::Discard | Kind::Mark => 0,
         }
     }
+}
+
+/// Puts nonce, tag and checksum into a record header; returns the checksum.
+fn finish_header(out: &mut [u8; RECORD_HEADER_BYTES], key: &LogKey, nonce: &Nonce) -> u64 {
+    let tag = key.seal(Domain::Record, nonce, &out[..RECORD_CLEAR_BYTES], &mut []);
+    out[48..72].copy_from_slice(nonce);
+    out[72..88].copy_from_slice(&tag);
+    let check = key.header_check(&out[..88]);
+    out[88..].copy_from_slice(&check.to_le_bytes());
+    check
 }
 
 /// How many pieces `len` > 0 bytes at `offset` of a disk are cut into.
@@ -439,25 +352,65 @@ pub fn pieces(offset: u64, end: u64) -> impl Iterator<Item = (u64, u64)> {
     })
 }
 
-/// Reads a piece check as it stands in front of its piece; `None` if the room for the tag is in use.
-pub fn decode_piece_check(bytes: &[u8]) -> Option<u64> {
-    (u64_at(bytes, 8) == 0).then(|| u64_at(bytes, 0))
+/// What the tag of a piece covers besides the piece: record and place.
+fn piece_place(disk: u16, seq: u64, start: u64) -> [u8; 18] {
+    let mut out = [0; 18];
+    out[..8].copy_from_slice(&seq.to_le_bytes());
+    out[8..16].copy_from_slice(&start.to_le_bytes());
+    out[16..].copy_from_slice(&disk.to_le_bytes());
+    out
 }
 
-/// Appends a piece check and the piece.
-pub fn push_piece(out: &mut Vec<u8>, check: u64, piece: &[u8]) {
-    out.extend_from_slice(&check.to_le_bytes());
-    out.extend_from_slice(&[0; 8]);
+/// Appends a piece of record `seq` that begins at byte `start` of the disk: nonce, tag, 8 zeros, ciphertext.
+pub fn push_piece(
+    out: &mut Vec<u8>,
+    key: &LogKey,
+    nonce: &Nonce,
+    (disk, seq, start): (u16, u64, u64),
+    piece: &[u8],
+) {
+    let front = out.len();
+    out.extend_from_slice(nonce);
+    out.extend_from_slice(&[0; Form::Sealed.front_bytes() as usize - NONCE_BYTES]);
+    let body = out.len();
     out.extend_from_slice(piece);
+    let place = piece_place(disk, seq, start);
+    let tag = key.seal(Domain::Piece, nonce, &place, &mut out[body..]);
+    out[front + NONCE_BYTES..front + NONCE_BYTES + TAG_BYTES].copy_from_slice(&tag);
 }
 
-/// Makes hostile header fields pass the checks of magic, sequence, chain and checksum: the bytes, their checksum, and the
+/// Verifies a piece that begins at byte `start` of the disk against its front, and decrypts it in place. False: it is not what
+/// record `seq` wrote there, and `piece` holds anything.
+#[must_use]
+pub fn open_piece(
+    key: &LogKey,
+    form: Form,
+    (disk, seq, start): (u16, u64, u64),
+    front: &[u8],
+    piece: &mut [u8],
+) -> bool {
+    match form {
+        Form::Plain => {
+            u64_at(front, 8) == 0
+                && u64_at(front, 0) == key.plain_piece_check(disk, seq, start, piece)
+        }
+        Form::Sealed => {
+            let (nonce, tag): (Nonce, AuthTag) = (array_at(front, 0), array_at(front, NONCE_BYTES));
+            let place = piece_place(disk, seq, start);
+            u64_at(front, NONCE_BYTES + TAG_BYTES) == 0
+                && key.open(Domain::Piece, &nonce, &place, piece, &tag)
+        }
+    }
+}
+
+/// Makes hostile header fields pass the checks of magic, sequence, chain, tag and checksum: the bytes, their checksum, and the
 /// length of the body that they claim. For the fuzz target.
 pub fn reseal(
     fields: &[u8; RECORD_HEADER_BYTES],
     seq: u64,
     chain: u64,
-    key: LogKey,
+    key: &LogKey,
+    form: Form,
 ) -> ([u8; RECORD_HEADER_BYTES], u64, u64) {
     let mut out = *fields;
     out[..4].copy_from_slice(&RECORD_MAGIC);
@@ -465,14 +418,23 @@ pub fn reseal(
     out[8..16].copy_from_slice(&seq.to_le_bytes());
     out[40..48].copy_from_slice(&chain.to_le_bytes());
     if out[5] < 128 {
-        out[5] = 0;
-        out[48..88].fill(0);
+        out[5] &= MOVED;
+        if form == Form::Plain {
+            out[5] = 0;
+            out[48..88].fill(0);
+        }
     }
-    let check = key.header_check(&out[..88]);
-    out[88..].copy_from_slice(&check.to_le_bytes());
-    let body = match RecordHeader::fields(&out) {
+    let check = match form {
+        Form::Plain => {
+            let check = key.header_check(&out[..88]);
+            out[88..].copy_from_slice(&check.to_le_bytes());
+            check
+        }
+        Form::Sealed => finish_header(&mut out, key, &[9; NONCE_BYTES]),
+    };
+    let body = match RecordHeader::fields(&out, form) {
         Ok(record) if (1..=PAYLOAD_BYTES_MAX).contains(&record.len) && record.offset <= SEQ_MAX => {
-            record.body_bytes()
+            record.body_bytes(form)
         }
         _ => 0,
     };

@@ -267,6 +267,32 @@ impl Index {
         }
     }
 
+    /// At most `max` extents in order, from the one on that holds byte `from` or follows it.
+    pub fn scan(&self, from: u64, max: usize) -> Vec<Packed> {
+        let mut bounds = self.blocks.range(..=from).rev();
+        let own = bounds.next().map_or(0, |(&bound, _)| bound);
+        let before = bounds.next().map_or(own, |(&bound, _)| bound);
+        self.blocks
+            .range(before..)
+            .flat_map(|(_, block)| {
+                let first = block.partition_point(|extent| extent.end() <= from);
+                &block[first..]
+            })
+            .take(max)
+            .copied()
+            .collect()
+    }
+
+    /// Adds an extent behind all others; false, and no change, if it does not lie there.
+    pub fn push(&mut self, extent: Packed) -> bool {
+        let last = self.blocks.values().next_back().and_then(|b| b.last());
+        if last.is_some_and(|last| last.end() > extent.start()) {
+            return false;
+        }
+        self.put(extent);
+        true
+    }
+
     /// How many extents there are.
     pub fn len(&self) -> usize {
         self.len
@@ -359,6 +385,20 @@ mod tests {
             let mut extents = 0;
             index.lookup(0, SIZE * SECTOR_BYTES, &mut |_, _, content| extents += usize::from(content.is_some()));
             prop_assert_eq!(index.len(), extents);
+            // What a scan in small steps finds is the whole, and pushed in that order it is the same index again.
+            let (mut copy, mut at) = (Index::default(), 0);
+            loop {
+                let step = index.scan(at, 7);
+                let Some(last) = step.last() else { break };
+                at = last.end();
+                for extent in step {
+                    prop_assert_eq!(Packed::from_bytes(&extent.to_bytes()).map(|e| e.to_bytes()), Some(extent.to_bytes()));
+                    prop_assert!(copy.push(extent));
+                    prop_assert!(!copy.push(extent));
+                }
+            }
+            prop_assert_eq!(copy.len(), index.len());
+            check(&copy, &oracle, 0, SIZE);
         }
 
         #[test]

@@ -9,8 +9,13 @@ use std::sync::Arc;
 
 use dedup_store::disk::DiskFile;
 
-use super::format::{Kind, RecordHeader};
+use super::format::{Kind, RecordHeader, SegmentHeader};
 use super::index::{Content, Index, LogPlace};
+use super::packed::Packed;
+use super::seal::Form;
+
+/// What an extent takes in a log written anew besides its payload: a record header, the front of a piece, and room for a second one.
+const EXTENT_BYTES: u64 = 160;
 
 /// A segment file and its tallies.
 pub struct Segment {
@@ -18,6 +23,10 @@ pub struct Segment {
     pub name: Arc<str>,
     /// The open file. Its handle outlives the name, so that a reader is safe from a dropped segment.
     pub file: Arc<dyn DiskFile>,
+    /// How its records are kept.
+    pub form: Form,
+    /// Checksum of the header of the record before its first one.
+    pub chain: u64,
     /// Sequence number of its first record.
     pub first_seq: u64,
     /// Sequence number of its last record; one less than `first_seq` while it is empty.
@@ -30,6 +39,30 @@ pub struct Segment {
     pub live_payload: u64,
     /// The record that made `live` 0.
     pub dead_since: u64,
+}
+
+impl Segment {
+    /// A segment without records, of which `len` bytes are known.
+    pub fn new(
+        name: Arc<str>,
+        file: Arc<dyn DiskFile>,
+        form: Form,
+        header: &SegmentHeader,
+        len: u64,
+    ) -> Self {
+        Self {
+            name,
+            file,
+            form,
+            chain: header.chain,
+            first_seq: header.first_seq,
+            last_seq: header.first_seq - 1,
+            len,
+            live: 0,
+            live_payload: 0,
+            dead_since: 0,
+        }
+    }
 }
 
 /// One part of a range, and where its bytes are.
@@ -61,6 +94,8 @@ pub enum Source {
         name: Arc<str>,
         /// Its segment.
         file: Arc<dyn DiskFile>,
+        /// How the segment's records are kept.
+        form: Form,
     },
 }
 
@@ -127,6 +162,49 @@ impl Map {
         );
     }
 
+    /// Takes in an extent of an index snapshot, which lies behind those that `disk` has. False, and no change: it does not, or it lies
+    /// outside the disk's `size` bytes or its segment.
+    pub fn restore(&mut self, disk: u16, size: u64, extent: Packed) -> bool {
+        let content = extent.content();
+        let Some(home) = self.segments.get_mut(&content.segment()) else {
+            return false;
+        };
+        let payload = match content {
+            Content::Log(place) => {
+                let sound = place.position() < home.len
+                    && home.first_seq + u64::from(place.seq_delta) <= home.last_seq;
+                if !sound {
+                    return false;
+                }
+                extent.end() - extent.start()
+            }
+            Content::Zero { .. } => 0,
+        };
+        if extent.end() > size || !self.disks[usize::from(disk)].push(extent) {
+            return false;
+        }
+        home.live += extent.end() - extent.start();
+        home.live_payload += payload;
+        true
+    }
+
+    /// Extents of all disks.
+    pub fn extents(&self) -> u64 {
+        self.disks.iter().map(|index| index.len() as u64).sum()
+    }
+
+    /// Bytes in all segments.
+    pub fn log_bytes(&self) -> u64 {
+        self.segments.values().map(|segment| segment.len).sum()
+    }
+
+    /// About what a log would take that holds nothing but what is live.
+    pub fn needed_bytes(&self) -> u64 {
+        let payload: u64 = self.segments.values().map(|s| s.live_payload).sum();
+        // The front of each 4 KiB is an 85th of it.
+        payload + payload / 64 + EXTENT_BYTES * self.extents()
+    }
+
     /// Consecutive parts that cover `start..end` of `disk` exactly.
     pub fn lookup(&self, disk: u16, start: u64, end: u64) -> Vec<Part> {
         let mut parts = Vec::with_capacity(1);
@@ -141,6 +219,7 @@ impl Map {
                         seq: home.first_seq + u64::from(place.seq_delta),
                         name: home.name.clone(),
                         file: home.file.clone(),
+                        form: home.form,
                     }
                 }
             };

@@ -1,42 +1,63 @@
-//! A desktop's private writes: an append-only, checksummed log over a read-only version.
+//! A desktop's private writes: an append-only, encrypted log over a read-only version.
 //!
 //! - One overlay serves all disks of a desktop, and one sequence orders their records.
 //! - An acknowledged write is in the kernel (it survives the death of this process); an acknowledged flush covers every write
 //!   that completed before it began, on any disk, and survives the loss of power.
 //! - After a stop of any kind the log is a prefix of what was appended. Damage within what was flushed closes the overlay with
 //!   an error that names file and offset ([`replay`]).
-//! - ENOSPC undoes the append; the write may be tried again. Any other error of a write or sync closes the overlay for good:
-//!   Linux reports a write-back error once and may drop the data, so a later success would mean nothing.
+//! - What guests wrote is encrypted under the desktop's key, and all of the log is authenticated ([`seal`]): without the key it is noise,
+//!   and nobody without it can change, reorder or replay a part of it.
+//! - ENOSPC undoes the append; the write waits for room, then may be tried again ([`room`]). Any other error of a write or sync closes the
+//!   overlay for good: Linux reports a write-back error once and may drop the data, so a later success would mean nothing.
+//! - Space, memory and the time to open are bounded by [`compact`] and [`checkpoint`], which a thread of the branch calls again and again.
 //!
-//! Locks: `writer` orders appends, `map` (taken inside it) is the readers' view, `flush` elects the one who syncs. No lock is
-//! held while the log is read or synced. The format is `docs/disk-formats/overlay.md`. Segments whose every byte was
-//! overwritten are dropped; there is no compaction yet, and no lock against a second process.
+//! Locks, outermost first: `upkeep` (one step of housekeeping at a time), `writer` orders appends, `map` is the readers' view; `flush`
+//! elects the one who syncs. No lock but `upkeep` is held while the log is read or synced. The format is
+//! `docs/disk-formats/overlay.md`. It does not keep keys, does not decide when to do its housekeeping, and has no lock against a second
+//! process. An old copy of the whole directory put in the place of a newer one is not noticed here: the desktop's lease does that.
 
+mod checkpoint;
+mod compact;
 mod error;
 mod flush;
 mod format;
 mod fuzz;
+#[cfg(test)]
+mod golden_tests;
 mod index;
 mod map;
+mod meta;
+mod moves;
 mod open;
 mod packed;
 mod read;
 mod replay;
+mod room;
+mod seal;
+mod settle;
+mod snapshot;
 mod writer;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, RwLock};
+use std::time::Duration;
 
 use dedup::VersionId;
 use dedup_store::disk::Disk;
 
+pub use compact::Tended;
 pub use error::OverlayError;
 pub(crate) use format::{PIECE_BYTES, SECTOR_BYTES};
-pub use fuzz::fuzz_overlay;
+pub use fuzz::{fuzz_index_snapshot, fuzz_overlay};
 pub(crate) use map::{Part, Source};
+pub use room::Shortage;
+pub use seal::{FillRandom, OverlayKey};
 
-use format::{LogKey, Meta};
+use compact::Upkeep;
 use map::Map;
+use meta::Meta;
+use room::Room;
+use seal::{Form, LogKey};
 use writer::Writer;
 
 /// Whose overlay it is. All of it is checked when one is opened.
@@ -50,17 +71,39 @@ pub struct OverlayIdentity {
     pub disks: Vec<u64>,
 }
 
+/// What is in an overlay's directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OverlayState {
+    /// Nothing: it is to be made.
+    Absent,
+    /// A log that an earlier release wrote in the clear.
+    Plain,
+    /// An encrypted log.
+    Sealed,
+}
+
 /// How an overlay is kept.
 #[derive(Debug, Clone, Copy)]
 pub struct OverlayOptions {
     /// Length in bytes at which a segment is full, at most 128 MiB. A record may reach past it.
     pub segment_bytes: u64,
+    /// Bytes of log after which a new index snapshot is due, or four times the snapshot's length if that is more: what opening reads.
+    pub snapshot_bytes: u64,
+    /// Most extents that are kept in memory, about 22 bytes each. Then writes wait until compaction has joined some.
+    pub extents_max: u64,
+    /// How long a write waits for room on the host's disk before the guest is told.
+    pub room_wait: Duration,
 }
 
 impl Default for OverlayOptions {
     fn default() -> Self {
         Self {
             segment_bytes: 64 << 20,
+            snapshot_bytes: 64 << 20,
+            // 370 MB, or 64 GiB of 4 KiB writes without a neighbour.
+            extents_max: 16 << 20,
+            // Less than closing an export waits for the requests in it. QEMU pauses the guest after that.
+            room_wait: Duration::from_secs(8),
         }
     }
 }
@@ -74,6 +117,8 @@ pub struct OverlayStats {
     pub live_bytes: u64,
     /// Segment files.
     pub segments: u64,
+    /// Segment files that an earlier release left in the clear.
+    pub plain_segments: u64,
     /// Extents in the in-memory index, about 22 bytes of memory each.
     pub extents: u64,
     /// Sequence number of the last record.
@@ -97,8 +142,14 @@ pub struct Overlay {
     meta: Mutex<Meta>,
     flush: Mutex<FlushState>,
     flushed: Condvar,
+    room: Room,
+    upkeep: Mutex<Upkeep>,
     /// Last record that a guest asked for; what a flush must cover.
     guest_seq: AtomicU64,
+    /// Extents in the map, for who does not want its lock.
+    extents: AtomicU64,
+    /// Bytes of log read by the opening and appended since.
+    appended: AtomicU64,
     durable: AtomicU64,
     read_faults: AtomicU64,
     failed: OnceLock<String>,
@@ -161,10 +212,15 @@ impl Overlay {
     pub fn stats(&self) -> OverlayStats {
         let map = self.map_read();
         OverlayStats {
-            log_bytes: map.segments.values().map(|s| s.len).sum(),
+            log_bytes: map.log_bytes(),
             live_bytes: map.segments.values().map(|s| s.live_payload).sum(),
             segments: map.segments.len() as u64,
-            extents: map.disks.iter().map(|index| index.len() as u64).sum(),
+            plain_segments: map
+                .segments
+                .values()
+                .filter(|s| s.form == Form::Plain)
+                .count() as u64,
+            extents: map.extents(),
             seq: map.segments.values().next_back().map_or(0, |s| s.last_seq),
             flushed_seq: self.flushed_seq(),
             read_faults: self.read_faults.load(Ordering::Relaxed),

@@ -9,26 +9,31 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Condvar, Mutex, OnceLock, RwLock};
 
 use dedup::VersionId;
-use dedup_store::disk::{Disk, DiskFile, Open};
+use dedup_store::disk::{Disk, Open};
 
+use super::compact::Upkeep;
 use super::error::{OverlayError, is_full};
-use super::format::{
-    DISKS_MAX, Fault, LogKey, Meta, SECTOR_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader,
-};
+use super::format::{DISKS_MAX, Fault, SECTOR_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader};
+use super::meta::Meta;
 use super::packed::DISK_BYTES_MAX;
-use super::replay::{Cut, Found, Replayed, replay};
+use super::replay::{Found, Start, replay};
+use super::room::Room;
+use super::seal::{LogKey, OverlayKey};
+use super::settle::settle_tail;
+use super::snapshot;
 use super::writer::Writer;
-use super::{FlushState, Overlay, OverlayIdentity, OverlayOptions, path, segment_name};
+use super::{
+    FlushState, Overlay, OverlayIdentity, OverlayOptions, OverlayState, path, segment_name,
+};
 
 const META_NAME: &str = "overlay.meta";
 const META_NEW_NAME: &str = "overlay.meta.new";
 /// Longest header file believed: 16 disks and 4,096 runs of dropped segments.
 const META_BYTES_MAX: u64 = 64 << 10;
-/// Bytes copied at a time when the unproven tail is written again.
-const REWRITE_BYTES: u64 = 1 << 20;
 
 impl Overlay {
-    /// Creates an empty overlay in `dir` and opens it. `log_id` is 16 random bytes, new for each overlay.
+    /// Creates an empty overlay in `dir` and opens it. `log_id` is 16 random bytes, new for each overlay; `key` is kept by the caller,
+    /// durable before this is called.
     ///
     /// # Errors
     /// [`OverlayError::Exists`] if there is one, [`OverlayError::Invalid`] for an impossible identity,
@@ -38,6 +43,7 @@ impl Overlay {
         dir: &str,
         identity: &OverlayIdentity,
         log_id: [u8; 16],
+        key: &OverlayKey,
         options: OverlayOptions,
     ) -> Result<Self, OverlayError> {
         check_identity(dir, identity)?;
@@ -58,6 +64,7 @@ impl Overlay {
                 });
             }
         }
+        let log = LogKey::new(&log_id, key);
         let header = SegmentHeader {
             number: 1,
             first_seq: 1,
@@ -68,7 +75,7 @@ impl Overlay {
             .open(&first, Open::CreateNew)
             .map_err(|e| io_error(dir, &first, "create", e))?;
         segment
-            .write_at(0, &header.encode(&log_id))
+            .write_at(0, &header.encode(&log))
             .and_then(|()| segment.sync())
             .map_err(|e| io_error(dir, &first, "write the segment header", e))?;
         disk.sync_dir(dir).map_err(io("sync the directory"))?;
@@ -76,34 +83,41 @@ impl Overlay {
             desktop: identity.desktop,
             base: identity.base.0,
             log_id,
+            key_id: key.key_id(),
             disks: identity.disks.clone(),
             segments_synced: 1,
+            plain_until: 0,
             dropped: Vec::new(),
         };
-        write_meta(&*disk, dir, &meta)?;
-        Self::open(disk, dir, identity, options)
+        write_meta(&*disk, dir, &meta, &log)?;
+        Self::open(disk, dir, identity, key, options)
     }
 
-    /// Opens the overlay in `dir`, which must be of this identity. Reads and verifies the whole log.
+    /// Opens the overlay in `dir`, which must be of this identity and under this key. Reads and verifies the log from its last index
+    /// snapshot on, or all of it.
     ///
     /// # Errors
-    /// [`OverlayError::Absent`], [`OverlayError::Mismatch`], [`OverlayError::Unsupported`], [`OverlayError::Corrupt`],
+    /// [`OverlayError::Absent`], [`OverlayError::Mismatch`], [`OverlayError::OtherKey`], [`OverlayError::Unsupported`], [`OverlayError::Corrupt`],
     /// [`OverlayError::NoSpace`], [`OverlayError::Io`].
     pub fn open(
         disk: Arc<dyn Disk>,
         dir: &str,
         identity: &OverlayIdentity,
+        key: &OverlayKey,
         options: OverlayOptions,
     ) -> Result<Self, OverlayError> {
         check_identity(dir, identity)?;
-        let mut meta = read_meta(&*disk, dir)?;
+        let (mut meta, log) = read_meta(&*disk, dir, key)?;
         check_same(dir, identity, &meta)?;
         // A process that died while replacing the header file may have left us one that a power cut would take back; nothing
         // is removed on the word of that.
         disk.sync_dir(dir)
             .map_err(|e| io_error(dir, dir, "sync the directory", e))?;
         let found = find_segments(&*disk, dir, &meta)?;
-        let mut replayed = replay(&meta, &found, dir)?;
+        let start = load_snapshot(&*disk, dir, &meta, &log, &found)?
+            .unwrap_or_else(|| Start::nothing(meta.disks.len()));
+        let (from, covered) = (start.segment, start.last_seq);
+        let mut replayed = replay(&meta, &found, dir, &log, start)?;
         settle_tail(&*disk, dir, &found, &mut replayed)?;
         let Some((&number, current)) = replayed.map.segments.iter().next_back() else {
             return Err(OverlayError::Corrupt {
@@ -113,18 +127,39 @@ impl Overlay {
             });
         };
         let writer = Writer::resume(number, current, replayed.last_seq, replayed.chain);
-        if meta.segments_synced != number {
+        if meta.segments_synced != number || meta.key_id != key.key_id() {
+            if meta.key_id != key.key_id() {
+                // It was in the clear. From here on only what lies there already may be.
+                meta.key_id = key.key_id();
+                meta.plain_until = number;
+                tracing::info!(
+                    overlay = dir,
+                    "it was in the clear: new writes are encrypted, and what is there is moved bit by bit"
+                );
+            }
             meta.segments_synced = number;
-            write_meta(&*disk, dir, &meta)?;
+            write_meta(&*disk, dir, &meta, &log)?;
         }
+        let read: u64 = replayed
+            .map
+            .segments
+            .range(from..)
+            .map(|(_, segment)| segment.len)
+            .sum();
         tracing::info!(
             overlay = dir,
             records = replayed.last_seq,
+            by_snapshot = covered,
+            bytes_read = read,
             segments = replayed.map.segments.len(),
             "overlay open"
         );
         Ok(Self {
-            key: LogKey::new(&meta.log_id),
+            key: log,
+            room: Room::default(),
+            upkeep: Mutex::new(Upkeep::new(read)),
+            extents: AtomicU64::new(replayed.map.extents()),
+            appended: AtomicU64::new(read),
             writer: Mutex::new(writer),
             map: RwLock::new(replayed.map),
             meta: Mutex::new(meta),
@@ -150,101 +185,67 @@ impl Overlay {
         dir: &str,
         identity: &OverlayIdentity,
         log_id: [u8; 16],
+        key: &OverlayKey,
         options: OverlayOptions,
     ) -> Result<Self, OverlayError> {
         if exists(&*disk, dir, META_NAME)? {
-            Self::open(disk, dir, identity, options)
+            Self::open(disk, dir, identity, key, options)
         } else {
-            Self::create(disk, dir, identity, log_id, options)
+            Self::create(disk, dir, identity, log_id, key, options)
         }
+    }
+
+    /// What there is in `dir`, as far as the header file tells: which key is needed depends on it.
+    ///
+    /// # Errors
+    /// [`OverlayError::Io`].
+    pub fn state(disk: &dyn Disk, dir: &str) -> Result<OverlayState, OverlayError> {
+        if !exists(disk, dir, META_NAME)? {
+            return Ok(OverlayState::Absent);
+        }
+        let name = path(dir, META_NAME);
+        let error = |e| io_error(dir, &name, "read", e);
+        let file = disk.open(&name, Open::Read).map_err(error)?;
+        let mut start = [0; Meta::START_BYTES];
+        // One that is shorter is damaged, as opening it will say.
+        if file.len().map_err(error)? >= start.len() as u64 {
+            file.read_at(0, &mut start).map_err(error)?;
+        }
+        Ok(if Meta::starts_plain(&start) {
+            OverlayState::Plain
+        } else {
+            OverlayState::Sealed
+        })
     }
 }
 
-/// Cuts the torn tail, and makes durable what replay accepted without proof that it is.
-fn settle_tail(
+/// Reads the index snapshot, if there is one that fits the log. One that does not is only slower: the log says the same.
+fn load_snapshot(
     disk: &dyn Disk,
     dir: &str,
+    meta: &Meta,
+    key: &LogKey,
     found: &BTreeMap<u32, Found>,
-    replayed: &mut Replayed,
-) -> Result<(), OverlayError> {
-    if let Some(cut) = replayed.cut.take() {
-        cut_tail(disk, dir, found, &cut)?;
-        if cut.position == 0 {
-            replayed.map.segments.remove(&cut.segment);
+) -> Result<Option<Start>, OverlayError> {
+    let name = path(dir, snapshot::NAME);
+    let file = match disk.open(&name, Open::Read) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(io_error(dir, &name, "open", e)),
+    };
+    match snapshot::read(&*file, meta, key, found) {
+        Ok(start) => Ok(Some(start)),
+        Err(snapshot::Unusable::Io(e)) => Err(io_error(dir, &name, "read", e)),
+        Err(snapshot::Unusable::Damaged(why)) => {
+            tracing::warn!(
+                overlay = dir,
+                file = name,
+                why,
+                "the index snapshot is not used: the whole log is read"
+            );
+            Ok(None)
         }
     }
-    let mut from: BTreeMap<u32, u64> = BTreeMap::new();
-    for &(_, segment, position) in &replayed.unproven {
-        from.entry(segment).or_insert(position);
-    }
-    let segments = &replayed.map.segments;
-    let last = segments.keys().next_back().copied().unwrap_or(0);
-    let first_unproven = from.keys().next().copied().unwrap_or(last);
-    // One more: the segment before may end in the remains of an append that a full disk refused.
-    let first = segments
-        .range(..first_unproven)
-        .next_back()
-        .map_or(first_unproven, |(&number, _)| number);
-    for (number, segment) in segments.range(first..) {
-        let start = match from.get(number) {
-            // The header of a segment is as unproven as its first record.
-            Some(&start) if start == SEGMENT_HEADER_BYTES as u64 => 0,
-            Some(&start) => start,
-            None => segment.len,
-        };
-        // A failed write-back in an earlier process may have left pages that read well, count as clean and are not on the disk:
-        // syncing them does nothing. Written again they are dirty, and the sync covers them.
-        segment
-            .file
-            .truncate(segment.len)
-            .and_then(|()| rewrite(&*segment.file, start, segment.len))
-            .and_then(|()| segment.file.sync())
-            .map_err(|e| io_error(dir, &segment.name, "make its tail durable", e))?;
-    }
-    disk.sync_dir(dir)
-        .map_err(|e| io_error(dir, dir, "sync the directory", e))
-}
-
-fn cut_tail(
-    disk: &dyn Disk,
-    dir: &str,
-    found: &BTreeMap<u32, Found>,
-    cut: &Cut,
-) -> Result<(), OverlayError> {
-    if !cut.is_end {
-        tracing::warn!(
-            overlay = dir,
-            segment = cut.segment,
-            position = cut.position,
-            why = cut.why,
-            "cutting the log's torn tail, which no flush had covered"
-        );
-    }
-    // From the end, so that a stop in between leaves a log that is cut at the same place.
-    for (&number, segment) in found.range(cut.segment..).rev() {
-        if number > cut.segment || cut.position == 0 {
-            disk.remove(&segment.name)
-                .map_err(|e| io_error(dir, &segment.name, "remove", e))?;
-        } else {
-            segment
-                .file
-                .truncate(cut.position)
-                .and_then(|()| segment.file.sync())
-                .map_err(|e| io_error(dir, &segment.name, "cut", e))?;
-        }
-    }
-    disk.sync_dir(dir)
-        .map_err(|e| io_error(dir, dir, "sync the directory", e))
-}
-
-fn rewrite(file: &dyn DiskFile, mut from: u64, end: u64) -> io::Result<()> {
-    while from < end {
-        let mut bytes = vec![0; (end - from).min(REWRITE_BYTES) as usize];
-        file.read_at(from, &mut bytes)?;
-        file.write_at(from, &bytes)?;
-        from += bytes.len() as u64;
-    }
-    Ok(())
 }
 
 /// Opens every segment file, and removes those that the header file says were dropped.
@@ -285,14 +286,19 @@ fn find_segments(
 }
 
 /// Replaces the header file atomically; durable on return.
-pub fn write_meta(disk: &dyn Disk, dir: &str, meta: &Meta) -> Result<(), OverlayError> {
+pub fn write_meta(
+    disk: &dyn Disk,
+    dir: &str,
+    meta: &Meta,
+    key: &LogKey,
+) -> Result<(), OverlayError> {
     let (name, new) = (path(dir, META_NAME), path(dir, META_NEW_NAME));
     if exists(disk, dir, META_NEW_NAME)? {
         disk.remove(&new)
             .map_err(|e| io_error(dir, &new, "remove", e))?;
     }
     let written = disk.open(&new, Open::CreateNew).and_then(|file| {
-        file.write_at(0, &meta.encode())?;
+        file.write_at(0, &meta.encode(key))?;
         file.sync()
     });
     if let Err(e) = written {
@@ -301,11 +307,13 @@ pub fn write_meta(disk: &dyn Disk, dir: &str, meta: &Meta) -> Result<(), Overlay
         return Err(io_error(dir, &new, "write", e));
     }
     disk.rename(&new, &name)
-        .and_then(|()| disk.sync_dir(dir))
-        .map_err(|e| io_error(dir, &name, "replace", e))
+        .map_err(|e| io_error(dir, &name, "replace", e))?;
+    // Never "no room", which would be tried again: segments' names are in this directory too, and a failure is told once.
+    disk.sync_dir(dir)
+        .map_err(|e| OverlayError::io(dir, "sync the directory", e))
 }
 
-fn read_meta(disk: &dyn Disk, dir: &str) -> Result<Meta, OverlayError> {
+fn read_meta(disk: &dyn Disk, dir: &str, key: &OverlayKey) -> Result<(Meta, LogKey), OverlayError> {
     let name = path(dir, META_NAME);
     let file = match disk.open(&name, Open::Read) {
         Ok(file) => file,
@@ -330,13 +338,22 @@ fn read_meta(disk: &dyn Disk, dir: &str) -> Result<Meta, OverlayError> {
     let mut bytes = vec![0; len as usize];
     file.read_at(0, &mut bytes)
         .map_err(|e| io_error(dir, &name, "read", e))?;
-    Meta::decode(&bytes).map_err(|fault| match fault {
+    Meta::decode(&bytes, key).map_err(|fault| match fault {
         Fault::Damaged(why) => corrupt(why),
         Fault::Unsupported(why) => OverlayError::Unsupported {
             file: name.clone(),
             why,
         },
+        Fault::OtherKey(found) => OverlayError::OtherKey {
+            dir: dir.to_owned(),
+            expected: key_name(key.key_id()),
+            found: key_name(found),
+        },
     })
+}
+
+fn key_name(id: [u8; 8]) -> String {
+    format!("{:016x}", u64::from_be_bytes(id))
 }
 
 fn check_identity(dir: &str, identity: &OverlayIdentity) -> Result<(), OverlayError> {
@@ -395,7 +412,7 @@ fn disk_len(disk: &dyn Disk, dir: &str, file: &str) -> Result<u64, OverlayError>
         .map_err(|e| io_error(dir, file, "find its length", e))
 }
 
-fn io_error(dir: &str, file: &str, what: &'static str, error: io::Error) -> OverlayError {
+pub fn io_error(dir: &str, file: &str, what: &'static str, error: io::Error) -> OverlayError {
     if is_full(&error) {
         return OverlayError::NoSpace {
             dir: dir.to_owned(),

@@ -22,6 +22,9 @@ pub const SEQ_DELTA_MAX: u64 = (1 << 21) - 1;
 /// Longest segment that is full of the shortest records and still has no more of them than that.
 pub const SEGMENT_BYTES_MAX: u64 = 128 << 20;
 
+/// Length of an extent in the index snapshot.
+pub const PACKED_BYTES: usize = 20;
+
 const _: () = assert!(PAYLOAD_BYTES_MAX / SECTOR_BYTES <= 1 << 11);
 const _: () = assert!(SEGMENT_BYTES_MAX / RECORD_HEADER_BYTES as u64 + 4096 < SEQ_DELTA_MAX);
 
@@ -67,6 +70,39 @@ impl Packed {
                 ])
             }
         }
+    }
+
+    /// The words, for the index snapshot.
+    pub fn to_bytes(self) -> [u8; PACKED_BYTES] {
+        let mut out = [0; PACKED_BYTES];
+        for (bytes, word) in out.chunks_exact_mut(4).zip(self.0) {
+            bytes.copy_from_slice(&word.to_le_bytes());
+        }
+        out
+    }
+
+    /// Reads the words back; `None` if no extent has these.
+    pub fn from_bytes(bytes: &[u8; PACKED_BYTES]) -> Option<Self> {
+        let word =
+            |i: usize| u32::from_le_bytes(bytes[4 * i..4 * i + 4].try_into().expect("four bytes"));
+        let packed = Self(std::array::from_fn(word));
+        let first = packed.start() / SECTOR_BYTES;
+        let sectors_max = DISK_BYTES_MAX / SECTOR_BYTES;
+        let sound = match packed.kind() {
+            LOG => {
+                let into = u64::from((packed.0[1] >> 10) & MASK);
+                let record = u64::from(packed.0[1] >> 21) + 1;
+                let len = u64::from(packed.0[4] >> 21) + 1;
+                into + len <= record && into <= first && first + len <= sectors_max
+            }
+            ZERO | HOLE => {
+                let len = u64::from(packed.0[2]) | (u64::from(packed.0[4]) << 32);
+                let end = first.checked_add(len);
+                packed.0[1] >> 10 == 0 && len > 0 && end.is_some_and(|end| end <= sectors_max)
+            }
+            _ => false,
+        };
+        sound.then_some(packed)
     }
 
     fn kind(&self) -> u32 {

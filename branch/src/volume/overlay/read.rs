@@ -1,7 +1,7 @@
 //! Reading payloads back from the log, verified.
 //!
-//! Invariant: no byte leaves here whose piece did not match its checksum. A failed read fails that read only, every time it is
-//! tried: like a bad sector, it goes away when the guest writes the place again.
+//! Invariant: no byte leaves here whose piece did not verify (its tag, in a segment of an earlier release its checksum). A failed read fails
+//! that read only, every time it is tried: like a bad sector, it goes away when the guest writes the place again.
 
 use std::cell::RefCell;
 use std::io::IoSliceMut;
@@ -9,14 +9,13 @@ use std::sync::atomic::Ordering;
 
 use super::Overlay;
 use super::error::OverlayError;
-use super::format::{
-    PIECE_BYTES, PIECE_CHECK_BYTES, RECORD_HEADER_BYTES, decode_piece_check, pieces,
-};
+use super::format::{PIECE_BYTES, RECORD_HEADER_BYTES, open_piece, pieces};
 use super::index::LogPlace;
 use super::map::{Part, Source};
+use super::seal::Form;
 
 thread_local! {
-    /// Checks and pieces as they lie in the log; at most one record (1 MiB and its checks) per thread.
+    /// Pieces and their fronts as they lie in the log, decrypted in place; at most one record (1 MiB and its fronts) per thread.
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -51,9 +50,10 @@ impl Overlay {
                 seq,
                 name,
                 file,
+                form,
             } => SCRATCH
                 .with_borrow_mut(|scratch| {
-                    let (from, span) = span_of(place, part.start, part.end);
+                    let (from, span) = span_of(place, *form, part.start, part.end);
                     if scratch.len() < span {
                         scratch.resize(span, 0);
                     }
@@ -64,12 +64,12 @@ impl Overlay {
                     if !read {
                         return Ok(false);
                     }
-                    self.copy_verified(disk, place, *seq, part, scratch, buf)
+                    self.copy_verified((disk, *seq, *form), place, part, scratch, buf)
                         .map(|()| true)
                         .map_err(|at| OverlayError::Corrupt {
                             file: name.to_string(),
                             offset: from + at as u64,
-                            why: format!("the payload of record {seq} does not match its checksum"),
+                            why: format!("the payload of record {seq} is not what was written"),
                         })
                 })
                 .inspect_err(|error| {
@@ -82,11 +82,10 @@ impl Overlay {
     /// Copies the part out of the pieces in `span`; fails with the place in `span` of a piece that does not verify.
     fn copy_verified(
         &self,
-        disk: u16,
+        (disk, seq, form): (u16, u64, Form),
         place: &LogPlace,
-        seq: u64,
         part: &Part,
-        span: &[u8],
+        span: &mut [u8],
         buf: &mut [u8],
     ) -> Result<(), usize> {
         let mut at = 0;
@@ -94,12 +93,10 @@ impl Overlay {
             first_piece(place, part.start),
             end_of_piece(place, part.end),
         ) {
-            let data = at + PIECE_CHECK_BYTES as usize;
+            let data = at + form.front_bytes() as usize;
             let next = data + (end - start) as usize;
-            let piece = &span[data..next];
-            if decode_piece_check(&span[at..data])
-                != Some(self.key.piece_check(disk, seq, start, piece))
-            {
+            let (front, piece) = span[at..next].split_at_mut(data - at);
+            if !open_piece(&self.key, form, (disk, seq, start), front, piece) {
                 return Err(at);
             }
             let (from, to) = (start.max(part.start), end.min(part.end));
@@ -122,13 +119,13 @@ fn end_of_piece(place: &LogPlace, end: u64) -> u64 {
     end.next_multiple_of(PIECE_BYTES).min(record_end)
 }
 
-/// Where in the segment the pieces around `start..end` lie, checks included: (position, length).
-fn span_of(place: &LogPlace, start: u64, end: u64) -> (u64, usize) {
+/// Where in the segment the pieces around `start..end` lie, their fronts included: (position, length).
+fn span_of(place: &LogPlace, form: Form, start: u64, end: u64) -> (u64, usize) {
     let (start, end) = (first_piece(place, start), end_of_piece(place, end));
-    let checks =
-        |at: u64| PIECE_CHECK_BYTES * (at / PIECE_BYTES - place.record_start / PIECE_BYTES);
+    let front = form.front_bytes();
+    let fronts = |at: u64| front * (at / PIECE_BYTES - place.record_start / PIECE_BYTES);
     let body = place.position() + RECORD_HEADER_BYTES as u64;
-    let from = body + (start - place.record_start) + checks(start);
-    let to = body + (end - place.record_start) + checks(end - 1) + PIECE_CHECK_BYTES;
+    let from = body + (start - place.record_start) + fronts(start);
+    let to = body + (end - place.record_start) + fronts(end - 1) + front;
     (from, (to - from) as usize)
 }

@@ -5,6 +5,9 @@
 //! proof that this record had been durable: each record, mark and segment header carries the watermark of its day. With
 //! proof, the disk lost flushed data and the overlay stays closed; without, it is the torn tail of a power cut and is cut off.
 //! Replay only reads; [`super::open`] does the cutting.
+//!
+//! It begins at the first segment, or where an index snapshot ends. What the snapshot covers was durable as a whole, so nothing before
+//! it can be a torn tail; its payloads are verified when they are read.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -13,11 +16,13 @@ use dedup_store::disk::DiskFile;
 
 use super::error::OverlayError;
 use super::format::{
-    Fault, Kind, LogKey, Meta, PIECE_CHECK_BYTES, RECORD_ALIGN_BYTES, RECORD_HEADER_BYTES,
-    RECORD_MAGIC, RecordHeader, SEGMENT_HEADER_BYTES, SegmentHeader, decode_piece_check, pieces,
+    Fault, Kind, RECORD_ALIGN_BYTES, RECORD_HEADER_BYTES, RECORD_MAGIC, RecordHeader,
+    SEGMENT_HEADER_BYTES, SegmentHeader, open_piece, pieces,
 };
 use super::map::{Map, Segment};
+use super::meta::Meta;
 use super::packed::SEQ_DELTA_MAX;
+use super::seal::{Form, LogKey};
 
 /// Bytes read ahead at a time; a record (1 MiB and its checks) fits twice.
 const WINDOW_BYTES: u64 = 4 << 20;
@@ -30,6 +35,33 @@ pub struct Found {
     pub name: Arc<str>,
     /// The open file.
     pub file: Arc<dyn DiskFile>,
+}
+
+/// What is known of the log when replay begins.
+pub struct Start {
+    /// The map of all segments before.
+    pub map: Map,
+    /// The first segment to read.
+    pub segment: u32,
+    /// Sequence number of the last record before it.
+    pub last_seq: u64,
+    /// That record's header checksum.
+    pub chain: u64,
+    /// Every record up to this one is known to have been durable.
+    pub durable: u64,
+}
+
+impl Start {
+    /// Nothing is known: the whole log of a desktop with so many disks is read.
+    pub fn nothing(disks: usize) -> Self {
+        Self {
+            map: Map::new(disks),
+            segment: 1,
+            last_seq: 0,
+            chain: 0,
+            durable: 0,
+        }
+    }
 }
 
 /// Where the log ends for lack of a valid record.
@@ -61,36 +93,33 @@ pub struct Replayed {
     pub cut: Option<Cut>,
 }
 
-/// Reads the log that `meta` describes from the segments found (by number).
+/// Reads the log that `meta` describes from the segments found (by number), from `start` on.
 pub fn replay(
     meta: &Meta,
     found: &BTreeMap<u32, Found>,
     dir: &str,
+    key: &LogKey,
+    start: Start,
 ) -> Result<Replayed, OverlayError> {
-    let key = LogKey::new(&meta.log_id);
     let mut replay = Replayed {
-        map: Map::new(meta.disks.len()),
-        last_seq: 0,
-        chain: 0,
-        durable: 0,
+        map: start.map,
+        last_seq: start.last_seq,
+        chain: start.chain,
+        durable: start.durable,
         unproven: VecDeque::new(),
         cut: None,
     };
     let last = found.keys().next_back().copied().unwrap_or(0);
     let mut gap = false;
     let last = last.max(meta.segments_synced);
-    let mut next = 1;
-    while next <= last {
-        let number = next;
+    let mut next = Some(start.segment);
+    while let Some(number) = next.filter(|number| *number <= last) {
         if let Some(run_end) = meta.dropped_until(number) {
             gap = true;
-            let Some(after) = run_end.checked_add(1) else {
-                break;
-            };
-            next = after;
+            next = run_end.checked_add(1);
             continue;
         }
-        next += 1;
+        next = number.checked_add(1);
         let Some(segment) = found.get(&number) else {
             replay.cut = Some(Cut {
                 segment: number,
@@ -105,7 +134,9 @@ pub fn replay(
                 segment: number,
                 position,
                 why,
-                is_end: next > last && position > 0 && Window::new(segment)?.is_blank(position)?,
+                is_end: number == last
+                    && position > 0
+                    && Window::new(segment)?.is_blank(position)?,
             });
             break;
         }
@@ -122,23 +153,27 @@ impl Replayed {
     fn segment(
         &mut self,
         meta: &Meta,
-        key: LogKey,
+        key: &LogKey,
         number: u32,
         found: &Found,
         gap: bool,
     ) -> Result<Option<(u64, String)>, OverlayError> {
         let mut window = Window::new(found)?;
-        let header = match window.get(0, SEGMENT_HEADER_BYTES as u64)? {
+        let (header, form) = match window.get(0, SEGMENT_HEADER_BYTES as u64)? {
             None => return Ok(Some((0, "the segment header is not complete".to_owned()))),
             Some(bytes) => {
-                let bytes = bytes.try_into().expect("as long as asked for");
-                match SegmentHeader::decode(bytes, &meta.log_id, number) {
-                    Ok(header) => header,
+                let bytes = (&*bytes).try_into().expect("as long as asked for");
+                match SegmentHeader::decode(bytes, key, number) {
+                    Ok(found) => found,
                     Err(Fault::Damaged(why)) => return Ok(Some((0, why))),
-                    Err(Fault::Unsupported(why)) => return Err(unsupported(found, why)),
+                    Err(fault) => return Err(unsupported(found, fault)),
                 }
             }
         };
+        if form == Form::Plain && number > meta.plain_until {
+            let why = "it is in the clear, and this overlay is encrypted".to_owned();
+            return Ok(Some((0, why)));
+        }
         let follows = if gap {
             header.first_seq > self.last_seq
         } else {
@@ -156,30 +191,28 @@ impl Replayed {
         self.learn_durable(header.durable);
         self.map.segments.insert(
             number,
-            Segment {
-                name: found.name.clone(),
-                file: found.file.clone(),
-                first_seq: header.first_seq,
-                last_seq: header.first_seq - 1,
-                len: SEGMENT_HEADER_BYTES as u64,
-                live: 0,
-                live_payload: 0,
-                dead_since: 0,
-            },
+            Segment::new(
+                found.name.clone(),
+                found.file.clone(),
+                form,
+                &header,
+                SEGMENT_HEADER_BYTES as u64,
+            ),
         );
         let mut position = SEGMENT_HEADER_BYTES as u64;
         while position < window.len {
-            let (record, check) = match self.record(&mut window, position, key, &meta.disks)? {
+            let read = self.record(&mut window, position, (key, form), &meta.disks)?;
+            let (record, check) = match read {
                 Ok(next) => next,
                 Err(Fault::Damaged(why)) => return Ok(Some((position, why))),
                 // Its checksum matches, so it was written like this: by a later release.
-                Err(Fault::Unsupported(why)) => return Err(unsupported(found, why)),
+                Err(fault) => return Err(unsupported(found, fault)),
             };
             if record.seq - header.first_seq > SEQ_DELTA_MAX {
                 let why = format!("it has more than {SEQ_DELTA_MAX} records");
-                return Err(unsupported(found, why));
+                return Err(unsupported(found, Fault::Unsupported(why)));
             }
-            let end = position + RECORD_HEADER_BYTES as u64 + record.body_bytes();
+            let end = position + RECORD_HEADER_BYTES as u64 + record.body_bytes(form);
             self.last_seq = record.seq;
             self.chain = check;
             self.unproven.push_back((record.seq, number, position));
@@ -195,14 +228,15 @@ impl Replayed {
         &self,
         window: &mut Window<'_>,
         position: u64,
-        key: LogKey,
+        (key, form): (&LogKey, Form),
         disks: &[u64],
     ) -> Result<Result<(RecordHeader, u64), Fault>, OverlayError> {
         let damaged = |why: String| Ok(Err(Fault::Damaged(why)));
         let Some(bytes) = window.get(position, RECORD_HEADER_BYTES as u64)? else {
             return damaged("the record header is not complete".to_owned());
         };
-        let decoded = RecordHeader::decode(bytes.try_into().expect("as long as asked for"), key);
+        let bytes = (&*bytes).try_into().expect("as long as asked for");
+        let decoded = RecordHeader::decode(bytes, key, form);
         let (record, check) = match decoded {
             None => return damaged("not a record header".to_owned()),
             Some((Err(fault), _)) => return Ok(Err(fault)),
@@ -215,24 +249,24 @@ impl Replayed {
             ));
         }
         // The checksum matches and the place is right: this is no torn write but a record that nobody may have written.
-        if let Err(Fault::Damaged(why) | Fault::Unsupported(why)) = record.validate(disks) {
+        if let Err(fault) = record.validate(disks) {
             return Err(OverlayError::Corrupt {
                 file: window.found.name.to_string(),
                 offset: position,
-                why,
+                why: fault.to_string(),
             });
         }
         if record.kind == Kind::Write {
             let body = position + RECORD_HEADER_BYTES as u64;
-            let Some(body) = window.get(body, record.body_bytes())? else {
+            let Some(body) = window.get(body, record.body_bytes(form))? else {
                 return damaged(format!(
                     "the payload of record {} is not complete",
                     record.seq
                 ));
             };
-            if !body_verifies(&record, key, body) {
+            if !body_verifies(&record, key, form, body) {
                 return damaged(format!(
-                    "the payload of record {} does not match its checksum",
+                    "the payload of record {} is not what was written",
                     record.seq
                 ));
             }
@@ -255,7 +289,7 @@ impl Replayed {
     fn refuse_if_flushed(
         &self,
         meta: &Meta,
-        key: LogKey,
+        key: &LogKey,
         found: &BTreeMap<u32, Found>,
         cut: &Cut,
         dir: &str,
@@ -286,9 +320,7 @@ impl Replayed {
             } else {
                 0
             };
-            if let Some((position, durable)) =
-                proof_behind(meta, key, number, segment, from, missing)?
-            {
+            if let Some((position, durable)) = proof_behind(key, number, segment, from, missing)? {
                 return refuse(format!(
                     "byte {position} of {} proves that record {durable} was flushed",
                     segment.name
@@ -299,55 +331,63 @@ impl Replayed {
     }
 }
 
-fn unsupported(found: &Found, why: String) -> OverlayError {
+fn unsupported(found: &Found, fault: Fault) -> OverlayError {
     OverlayError::Unsupported {
         file: found.name.to_string(),
-        why,
+        why: fault.to_string(),
     }
 }
 
-/// Whether every piece of the record's body matches its check.
-fn body_verifies(record: &RecordHeader, key: LogKey, body: &[u8]) -> bool {
-    let mut at = 0;
+/// Whether every piece of the record's body verifies. The body is decrypted on the way, and not looked at again.
+fn body_verifies(record: &RecordHeader, key: &LogKey, form: Form, mut body: &mut [u8]) -> bool {
     for (start, end) in pieces(record.offset, record.offset + record.len) {
-        let data = at + PIECE_CHECK_BYTES as usize;
-        let next = data + (end - start) as usize;
-        let check = key.piece_check(record.disk, record.seq, start, &body[data..next]);
-        if decode_piece_check(&body[at..data]) != Some(check) {
+        let (front, rest) = std::mem::take(&mut body).split_at_mut(form.front_bytes() as usize);
+        let (piece, rest) = rest.split_at_mut((end - start) as usize);
+        if !open_piece(key, form, (record.disk, record.seq, start), front, piece) {
             return false;
         }
-        at = next;
+        body = rest;
     }
     true
 }
 
 /// Searches a segment from byte `from` on for a header whose watermark is at least `missing`.
 fn proof_behind(
-    meta: &Meta,
-    key: LogKey,
+    key: &LogKey,
     number: u32,
     found: &Found,
     from: u64,
     missing: u64,
 ) -> Result<Option<(u64, u64)>, OverlayError> {
     let mut window = Window::new(found)?;
+    let header = match window.get(0, SEGMENT_HEADER_BYTES as u64)? {
+        Some(bytes) => SegmentHeader::decode((&*bytes).try_into().expect("length"), key, number),
+        None => return Ok(None),
+    };
     if from == 0
-        && let Some(bytes) = window.get(0, SEGMENT_HEADER_BYTES as u64)?
-        && let Ok(header) =
-            SegmentHeader::decode(bytes.try_into().expect("length"), &meta.log_id, number)
+        && let Ok((header, _)) = &header
         && header.durable >= missing
     {
         return Ok(Some((0, header.durable)));
     }
+    // Behind a header that is damaged nobody knows.
+    let forms: &[Form] = match &header {
+        Ok((_, Form::Plain)) => &[Form::Plain],
+        Ok((_, Form::Sealed)) => &[Form::Sealed],
+        Err(_) => &[Form::Sealed, Form::Plain],
+    };
     let mut position = from.next_multiple_of(RECORD_ALIGN_BYTES);
     while let Some(bytes) = window.get(position, RECORD_HEADER_BYTES as u64)? {
-        if bytes[..4] == RECORD_MAGIC
-            && let Some((Ok(record), _)) =
-                RecordHeader::decode(bytes.try_into().expect("length"), key)
-            && record.durable < record.seq
-            && record.durable >= missing
-        {
-            return Ok(Some((position, record.durable)));
+        if bytes[..4] == RECORD_MAGIC {
+            let bytes = (&*bytes).try_into().expect("as long as asked for");
+            let proof = forms.iter().find_map(|form| {
+                let (record, _) = RecordHeader::decode(bytes, key, *form)?;
+                let durable = record.ok().filter(|r| r.durable < r.seq)?.durable;
+                (durable >= missing).then_some(durable)
+            });
+            if let Some(durable) = proof {
+                return Ok(Some((position, durable)));
+            }
         }
         position += RECORD_ALIGN_BYTES;
     }
@@ -396,8 +436,8 @@ impl<'a> Window<'a> {
         Ok(true)
     }
 
-    /// The bytes `position..position + len`, or `None` if the file ends before.
-    fn get(&mut self, position: u64, len: u64) -> Result<Option<&[u8]>, OverlayError> {
+    /// The bytes `position..position + len`, or `None` if the file ends before. Whoever changes them gets them changed the next time.
+    fn get(&mut self, position: u64, len: u64) -> Result<Option<&mut [u8]>, OverlayError> {
         if position.checked_add(len).is_none_or(|end| end > self.len) {
             return Ok(None);
         }
@@ -412,6 +452,6 @@ impl<'a> Window<'a> {
                 .map_err(|e| OverlayError::io(&self.found.name, "replay", e))?;
         }
         let at = (position - self.start) as usize;
-        Ok(Some(&self.buffer[at..at + len as usize]))
+        Ok(Some(&mut self.buffer[at..at + len as usize]))
     }
 }

@@ -7,6 +7,8 @@
 //! Zeros ahead: an append that makes the file longer makes its fdatasync commit the file system's journal too, which doubles what a
 //! small flush takes. So while flushes come after little, zeros are written [`AHEAD_BYTES`] ahead of the log, and the flushes in between
 //! sync data only. They are no part of the log: replay ends there as at a torn tail, and the next segment begins only after they are cut off.
+//!
+//! Sealing happens under the lock, because a record's number is part of what its tags cover: 4 KiB take about as long as the `pwrite`.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,10 +18,11 @@ use dedup_store::disk::{DiskFile, Open};
 use super::error::{OverlayError, is_full};
 use super::format::{
     Kind, PAYLOAD_BYTES_MAX, RECORD_HEADER_BYTES, RecordHeader, SECTOR_BYTES, SEGMENT_HEADER_BYTES,
-    SegmentHeader, pieces, push_piece,
+    SegmentHeader, piece_count, pieces, push_piece,
 };
 use super::map::Segment;
-use super::packed::SEGMENT_BYTES_MAX;
+use super::packed::{Packed, SEGMENT_BYTES_MAX};
+use super::seal::{Form, NONCE_BYTES, Nonce};
 use super::{Overlay, lock, segment_name};
 
 /// Zeros written ahead of the log at a time: 60 flushed writes of 4 KiB, while an idle overlay takes little.
@@ -30,11 +33,41 @@ static ZEROS: [u8; AHEAD_BYTES as usize] = [0; AHEAD_BYTES as usize];
 /// zeros ahead of them would double what is written.
 const LITTLE_BYTES: u64 = 64 << 10;
 
+/// What a record is to say.
+pub struct Entry<'a> {
+    pub kind: Kind,
+    /// Compaction moves it; no guest asked for it.
+    pub moved: bool,
+    pub disk: u16,
+    pub offset: u64,
+    pub len: u64,
+    /// Of a write, `len` bytes.
+    pub data: &'a [u8],
+}
+
+impl Entry<'_> {
+    /// Carries the watermark, and nothing else.
+    const MARK: Entry<'static> = Entry {
+        kind: Kind::Mark,
+        moved: false,
+        disk: 0,
+        offset: 0,
+        len: 0,
+        data: &[],
+    };
+
+    /// Whether a guest asked for it.
+    fn is_guests(&self) -> bool {
+        !self.moved && self.kind != Kind::Mark
+    }
+}
+
 /// Where the next record goes.
 pub struct Writer {
     pub number: u32,
     name: Arc<str>,
     file: Arc<dyn DiskFile>,
+    form: Form,
     len: u64,
     /// The file may reach up to here, with zeros behind `len`.
     reach: u64,
@@ -49,6 +82,7 @@ pub struct Writer {
     /// Whether a segment's name may not be durable.
     pub new_names: bool,
     buffer: Vec<u8>,
+    nonces: Vec<Nonce>,
 }
 
 impl Writer {
@@ -58,6 +92,7 @@ impl Writer {
             number,
             name: segment.name.clone(),
             file: segment.file.clone(),
+            form: segment.form,
             len: segment.len,
             reach: segment.len,
             unsynced_bytes: 0,
@@ -67,6 +102,7 @@ impl Writer {
             unsynced: Vec::new(),
             new_names: false,
             buffer: Vec::new(),
+            nonces: Vec::new(),
         }
     }
 
@@ -94,20 +130,31 @@ impl Writer {
 }
 
 impl Overlay {
-    /// Appends a guest's write. In the kernel on return; its sequence number (of its last record) is returned.
+    /// Appends a guest's write. In the kernel on return; its sequence number (of its last record) is returned. Where the disk has no
+    /// room it waits for some, as long as the options say.
     ///
     /// # Errors
-    /// [`OverlayError::NoSpace`] (a part of a long write may have been applied), [`OverlayError::Invalid`], or the overlay is
-    /// closed.
+    /// [`OverlayError::NoSpace`] and [`OverlayError::IndexFull`] (a part of a long write may have been applied),
+    /// [`OverlayError::Invalid`], or the overlay is closed.
     pub fn write(&self, disk: u16, offset: u64, data: &[u8]) -> Result<u64, OverlayError> {
         self.check_request(disk, offset, data.len() as u64)?;
-        let mut writer = lock(&self.writer);
-        let mut at = offset;
-        for part in data.chunks(PAYLOAD_BYTES_MAX as usize) {
-            self.append(&mut writer, Kind::Write, disk, at, part.len() as u64, part)?;
-            at += part.len() as u64;
+        self.with_room(data.len() as u64, || self.append_write(disk, offset, data))
+    }
+
+    /// As [`Overlay::write`], but only if that is one record and waits for nothing: else `Ok(false)`, and nothing was written.
+    ///
+    /// # Errors
+    /// As [`Overlay::write`].
+    pub fn try_write(&self, disk: u16, offset: u64, data: &[u8]) -> Result<bool, OverlayError> {
+        self.check_request(disk, offset, data.len() as u64)?;
+        if data.len() as u64 > PAYLOAD_BYTES_MAX || self.room.is_short() {
+            return Ok(false);
         }
-        Ok(writer.last_seq)
+        match self.append_write(disk, offset, data) {
+            Ok(_) => self.check_alive().map(|()| true),
+            Err(error) if error.is_full() => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Makes the range read as zeros; `hole` says that the guest gives its storage back.
@@ -116,10 +163,37 @@ impl Overlay {
     /// As [`Overlay::write`].
     pub fn zero(&self, disk: u16, offset: u64, len: u64, hole: bool) -> Result<u64, OverlayError> {
         self.check_request(disk, offset, len)?;
+        let entry = || Entry {
+            kind: if hole { Kind::Discard } else { Kind::Zero },
+            moved: false,
+            disk,
+            offset,
+            len,
+            data: &[],
+        };
+        self.with_room(0, || {
+            let mut writer = lock(&self.writer);
+            if len > 0 {
+                self.append(&mut writer, &entry())?;
+            }
+            Ok(writer.last_seq)
+        })
+    }
+
+    fn append_write(&self, disk: u16, offset: u64, data: &[u8]) -> Result<u64, OverlayError> {
         let mut writer = lock(&self.writer);
-        if len > 0 {
-            let kind = if hole { Kind::Discard } else { Kind::Zero };
-            self.append(&mut writer, kind, disk, offset, len, &[])?;
+        let mut at = offset;
+        for part in data.chunks(PAYLOAD_BYTES_MAX as usize) {
+            let entry = Entry {
+                kind: Kind::Write,
+                moved: false,
+                disk,
+                offset: at,
+                len: part.len() as u64,
+                data: part,
+            };
+            self.append(&mut writer, &entry)?;
+            at += part.len() as u64;
         }
         Ok(writer.last_seq)
     }
@@ -153,60 +227,44 @@ impl Overlay {
     /// Notes in the log that every record up to the watermark is durable. It takes no space worth failing for.
     pub(super) fn append_mark(&self) -> Result<(), OverlayError> {
         let mut writer = lock(&self.writer);
-        match self.append(&mut writer, Kind::Mark, 0, 0, 0, &[]) {
+        match self.append(&mut writer, &Entry::MARK) {
             Err(OverlayError::NoSpace { .. }) => Ok(()),
             other => other,
         }
     }
 
-    fn append(
+    /// Appends one record, and applies it to the map.
+    pub(super) fn append(
         &self,
         writer: &mut Writer,
-        kind: Kind,
-        disk: u16,
-        offset: u64,
-        len: u64,
-        data: &[u8],
+        entry: &Entry<'_>,
     ) -> Result<(), OverlayError> {
         self.check_alive()?;
-        // A mark goes where the records are that it speaks of, and never begins a segment.
+        if entry.is_guests() {
+            self.check_index(entry)?;
+        }
         let full = self.options.segment_bytes.min(SEGMENT_BYTES_MAX);
-        if writer.len >= full && kind != Kind::Mark {
-            self.rotate(writer)?;
+        // A mark goes where the records are that it speaks of, and never begins a segment. A segment in the clear takes no more.
+        match (entry.kind, writer.form) {
+            (Kind::Mark, Form::Plain) => return Ok(()),
+            (Kind::Mark, Form::Sealed) => {}
+            (_, form) if form == Form::Plain || writer.len >= full => self.rotate(writer)?,
+            _ => {}
         }
         let record = RecordHeader {
-            kind,
-            disk,
+            kind: entry.kind,
+            moved: entry.moved,
+            disk: entry.disk,
             seq: writer.last_seq + 1,
             durable: self.durable.load(Ordering::Acquire),
-            offset,
-            len,
+            offset: entry.offset,
+            len: entry.len,
             chain: writer.chain,
         };
-        let (header, check) = record.encode(self.key);
-        let mut buffer = std::mem::take(&mut writer.buffer);
-        buffer.clear();
-        buffer.extend_from_slice(&header);
-        if kind == Kind::Write {
-            buffer.reserve_exact(record.body_bytes() as usize);
-            for (start, end) in pieces(offset, offset + len) {
-                let piece = &data[(start - offset) as usize..(end - offset) as usize];
-                push_piece(
-                    &mut buffer,
-                    self.key.piece_check(disk, record.seq, start, piece),
-                    piece,
-                );
-            }
-        }
-        debug_assert_eq!(
-            buffer.len() as u64,
-            RECORD_HEADER_BYTES as u64 + record.body_bytes()
-        );
+        let check = self.fill_buffer(writer, &record, entry.data);
         let position = writer.len;
-        let written = writer.file.write_at(position, &buffer);
-        let end = position + buffer.len() as u64;
-        writer.buffer = buffer;
-        if let Err(error) = written {
+        let end = position + writer.buffer.len() as u64;
+        if let Err(error) = writer.file.write_at(position, &writer.buffer) {
             return Err(self.undo(writer, position, error));
         }
         writer.len = end;
@@ -214,12 +272,64 @@ impl Overlay {
         writer.last_seq = record.seq;
         writer.chain = check;
         writer.mark_unsynced();
-        self.map_write()
-            .apply(&record, writer.number, position, end);
-        if kind != Kind::Mark {
+        let extents = {
+            let mut map = self.map_write();
+            map.apply(&record, writer.number, position, end);
+            map.extents()
+        };
+        self.extents.store(extents, Ordering::Relaxed);
+        self.appended.fetch_add(end - position, Ordering::Relaxed);
+        if entry.is_guests() {
             self.guest_seq.store(record.seq, Ordering::Release);
         }
         self.write_ahead(writer, full)
+    }
+
+    /// Puts the sealed record into the writer's buffer; returns its header's checksum.
+    fn fill_buffer(&self, writer: &mut Writer, record: &RecordHeader, data: &[u8]) -> u64 {
+        let count = match record.kind {
+            Kind::Write => piece_count(record.offset, record.len) as usize,
+            Kind::Zero | Kind::Discard | Kind::Mark => 0,
+        };
+        let Writer { buffer, nonces, .. } = writer;
+        nonces.resize(count + 1, [0; NONCE_BYTES]);
+        self.key.fill_nonces(nonces);
+        let (header, check) = record.encode(&self.key, &nonces[count]);
+        buffer.clear();
+        buffer.extend_from_slice(&header);
+        if count > 0 {
+            buffer.reserve_exact(record.body_bytes(Form::Sealed) as usize);
+            let cuts = pieces(record.offset, record.offset + record.len);
+            for ((start, end), nonce) in cuts.zip(&*nonces) {
+                let piece = &data[(start - record.offset) as usize..(end - record.offset) as usize];
+                let place = (record.disk, record.seq, start);
+                push_piece(buffer, &self.key, nonce, place, piece);
+            }
+        }
+        debug_assert_eq!(
+            buffer.len() as u64,
+            RECORD_HEADER_BYTES as u64 + record.body_bytes(Form::Sealed)
+        );
+        check
+    }
+
+    /// Refuses a guest's record that makes the index larger while it is as large as it may be. One that replaces a whole extent does not,
+    /// so a guest can give back what it wrote.
+    fn check_index(&self, entry: &Entry<'_>) -> Result<(), OverlayError> {
+        let extents = self.extents.load(Ordering::Relaxed);
+        if extents < self.options.extents_max {
+            return Ok(());
+        }
+        let end = entry.offset + entry.len;
+        let there = self.map_read().disks[usize::from(entry.disk)].scan(entry.offset, 2);
+        let is_whole = |extent: &Packed| extent.start() >= entry.offset && extent.end() <= end;
+        if there.iter().any(is_whole) {
+            return Ok(());
+        }
+        Err(OverlayError::IndexFull {
+            dir: self.dir.clone(),
+            extents,
+        })
     }
 
     /// Writes zeros behind the last record, if it reached the end of the file and small flushes are to be expected.
@@ -288,9 +398,8 @@ impl Overlay {
             writer.reach = writer.len;
             writer.mark_unsynced();
         }
-        let log_id = lock(&self.meta).log_id;
         let made = self.disk.open(&name, Open::CreateNew).and_then(|file| {
-            let written = file.write_at(0, &header.encode(&log_id));
+            let written = file.write_at(0, &header.encode(&self.key));
             if written.is_err() {
                 self.disk.remove(&name)?;
             }
@@ -303,20 +412,18 @@ impl Overlay {
         };
         self.map_write().segments.insert(
             number,
-            Segment {
-                name: name.clone(),
-                file: file.clone(),
-                first_seq: header.first_seq,
-                last_seq: writer.last_seq,
-                len: SEGMENT_HEADER_BYTES as u64,
-                live: 0,
-                live_payload: 0,
-                dead_since: 0,
-            },
+            Segment::new(
+                name.clone(),
+                file.clone(),
+                Form::Sealed,
+                &header,
+                SEGMENT_HEADER_BYTES as u64,
+            ),
         );
         writer.number = number;
         writer.name = name;
         writer.file = file;
+        writer.form = Form::Sealed;
         writer.len = SEGMENT_HEADER_BYTES as u64;
         writer.reach = writer.len;
         writer.new_names = true;

@@ -15,11 +15,38 @@ pub fn write(seeds: &Seeds) {
     seeds.write("pack", "golden", &hex::decode(digits).unwrap());
     overlays(seeds);
     caches(seeds);
+    keys(seeds);
+}
+
+/// Headers of both kinds of key files; the target makes the checksums right.
+fn keys(seeds: &Seeds) {
+    let words = |words: &[u32]| {
+        words
+            .iter()
+            .flat_map(|w| w.to_le_bytes())
+            .collect::<Vec<_>>()
+    };
+    for purpose in [1, 2, 3] {
+        let mut key = b"SPLWRKEY".to_vec();
+        key.extend(words(&[1, purpose]));
+        key.extend([7; 24]);
+        key.extend(words(&[1, 0]));
+        key.extend([3; 80]);
+        seeds.write("keys", &format!("data-{purpose}"), &key);
+    }
+    for (mode, parameters) in [(1, 0), (2, 28), (3, 40)] {
+        let mut key = b"SPLBRKEY".to_vec();
+        key.extend(words(&[1, mode]));
+        key.extend([7; 8]);
+        key.extend(words(&[parameters, 0]));
+        key.extend(vec![1; parameters as usize + 80]);
+        seeds.write("keys", &format!("branch-{mode}"), &key);
+    }
 }
 
 /// Fields of records whose checksums the target makes right: kind at 4, disk at 6, offset at 24, length at 32.
 fn overlays(seeds: &Seeds) {
-    for choice in 0..4u8 {
+    for choice in 0..8u8 {
         let mut log = vec![choice];
         for (kind, disk, offset, len) in [
             (1, 0, 2, 2),
@@ -34,6 +61,16 @@ fn overlays(seeds: &Seeds) {
         }
         seeds.write("overlay", &format!("records-{choice}"), &log);
     }
+    // Parts of an index snapshot: kind, length, content. One segment, then two extents of the first disk.
+    let mut index = vec![129, 1, 32];
+    index.extend_from_slice(&[1u32, 0].map(u32::to_le_bytes).concat());
+    index.extend_from_slice(&[1u64, 98, 60 << 10].map(u64::to_le_bytes).concat());
+    index.extend_from_slice(&[2, 48]);
+    index.extend_from_slice(&[0; 8]);
+    for words in [[0, 0, 8, 1, 1], [16u32, 1 << 8, 4, 1, 0]] {
+        index.extend_from_slice(&words.map(u32::to_le_bytes).concat());
+    }
+    seeds.write("overlay", "index", &index);
 }
 
 fn caches(seeds: &Seeds) {
@@ -57,7 +94,7 @@ fn caches(seeds: &Seeds) {
     for magic in [b"SPLCACHE", b"SPLCSLAB"] {
         let mut header = [0u8; 80];
         header[..8].copy_from_slice(magic);
-        (header[8], header[64]) = (1, 8);
+        (header[8], header[64]) = (2, 8);
         seeds.write("cache", std::str::from_utf8(magic).unwrap(), &header);
     }
 }

@@ -1,4 +1,4 @@
-//! A desktop's overlay log.
+//! A desktop's overlay log, and its index snapshot: the first byte chooses.
 //!
 //! The replay is compiled in by its files, because its crate links RocksDB, which is neither wanted under instrumentation nor
 //! needed to read a log.
@@ -19,10 +19,13 @@ mod overlay {
     mod fuzz;
     mod index;
     mod map;
+    mod meta;
     mod packed;
     mod replay;
+    mod seal;
+    mod snapshot;
 
-    pub use fuzz::fuzz_overlay;
+    pub use fuzz::{fuzz_index_snapshot, fuzz_overlay};
 
     /// How errors call a segment.
     fn segment_name(dir: &str, number: u32) -> String {
@@ -30,4 +33,10 @@ mod overlay {
     }
 }
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| overlay::fuzz_overlay(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    if data.first().is_some_and(|choice| *choice >= 128) {
+        overlay::fuzz_index_snapshot(data);
+    } else {
+        overlay::fuzz_overlay(data);
+    }
+});

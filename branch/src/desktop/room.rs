@@ -1,0 +1,51 @@
+//! Desktops whose writes find no room: what is told of it, and who makes room.
+//!
+//! Waiting itself is the overlay's. Here the cache gives up what it can spare, once for each time that the disk runs full.
+
+use std::sync::atomic::Ordering;
+
+use super::{Desktops, error_line};
+use crate::volume::Shortage;
+
+/// What the cache gives up beyond what is missing when the disk is full, so that desktops do not stand still again at once.
+const SPARE_BYTES: u64 = 256 << 20;
+
+impl Desktops {
+    /// Gives what the cache can spare of the host's disk to desktops that have no room to write, once for each time that it runs out: a
+    /// cache on another disk would be emptied in vain.
+    pub(super) fn make_room(&self) {
+        let missing = self.volumes.missing_bytes();
+        if missing == 0 {
+            self.made_room.store(false, Ordering::Relaxed);
+            return;
+        }
+        if self.made_room.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        match self.fetcher.give_room(missing.saturating_add(SPARE_BYTES)) {
+            Ok(freed) => tracing::warn!(
+                missing,
+                freed,
+                "the disk is full: desktops wait for room, and the cache gave up what no assignment wants"
+            ),
+            Err(error) => tracing::error!(
+                error = error_line(&error),
+                "the disk is full, and the cache could give nothing up"
+            ),
+        }
+    }
+}
+
+/// Why a desktop's writes wait, and what ends that.
+pub(super) fn shortage_line(shortage: Shortage) -> String {
+    match shortage {
+        Shortage::DiskBytes(bytes) => format!(
+            "no room: {bytes} bytes are missing on the branch's disk; it goes on by itself when they come free"
+        ),
+        Shortage::IndexFull => {
+            "no room: its writes are scattered over more places than are kept in memory; it goes on by itself when some are joined, \
+             or the guest gives back what it does not need (fstrim)"
+                .to_owned()
+        }
+    }
+}
