@@ -50,6 +50,8 @@ impl DesktopRecord {
     pub fn is_up(&self) -> bool {
         self.served || self.machine.is_some()
     }
+}
+
 /// A desktop's user volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserVolumeRecord {
