@@ -1,4 +1,4 @@
-//! What the NBD server offers: `desktop/NAME` for each desktop with an open volume, and read-only `version/ID` and `pool/POOL` for
+//! What the NBD server offers: `desktop/NAME` for each desktop with an open volume, `user/NAME` for its user volume, and read-only `version/ID` and `pool/POOL` for
 //! every version that can boot here, so that IT can compare, copy or mount it.
 
 use std::sync::Arc;
@@ -49,6 +49,7 @@ impl ExportSource for Exports {
         let (kind, rest) = name.split_once('/')?;
         match kind {
             "desktop" => self.desktops.volumes().export(rest),
+            "user" => self.desktops.volumes().user_export(rest),
             "version" => self.version(name, rest.parse().ok()?),
             "pool" => self.version(name, self.desktops.pool_version(rest).ok()?.1),
             _ => None,

@@ -11,6 +11,7 @@ pub mod content_map;
 pub mod desktop;
 pub mod exports;
 pub mod fetch;
+pub mod guest;
 pub mod http;
 pub mod identity;
 pub mod keep;

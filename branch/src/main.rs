@@ -16,6 +16,7 @@ use branch::desktop::machine::{DiskFront, MachineHost};
 use branch::desktop::{Desktops, Volumes};
 use branch::exports::Exports;
 use branch::fetch::Fetcher;
+use branch::guest::Directory;
 use branch::identity::{self, Identity};
 use branch::keys::Mode;
 use branch::link::LinkState;
@@ -243,6 +244,9 @@ async fn serve(options: Run) -> Result<()> {
         cancel.clone(),
     ));
     let tending = tokio::spawn(tend(Arc::clone(&branch), cancel.clone()));
+    let directory: Arc<dyn Directory> = branch.desktops.clone();
+    let guests = Arc::clone(branch.desktops.guests());
+    let attending = tokio::spawn(branch::guest::watch(directory, guests, cancel.clone()));
     let keeping = tokio::spawn(keep_cache(Arc::clone(&branch), cancel.clone()));
     let upkeep = tokio::spawn(keep_overlays(Arc::clone(&branch), cancel.clone()));
     wait_for_signal().await?;
@@ -251,6 +255,7 @@ async fn serve(options: Run) -> Result<()> {
     let _ = tokio::time::timeout(Duration::from_secs(5), link).await;
     let _ = tokio::time::timeout(Duration::from_secs(5), http).await;
     let _ = tokio::time::timeout(Duration::from_secs(5), tending).await;
+    let _ = tokio::time::timeout(Duration::from_secs(5), attending).await;
     let _ = tokio::time::timeout(Duration::from_secs(5), keeping).await;
     let _ = tokio::time::timeout(Duration::from_secs(5), upkeep).await;
     tokio::task::spawn_blocking(move || {

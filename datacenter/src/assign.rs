@@ -24,6 +24,8 @@ use crate::restored;
 pub const POOLS_MAX: usize = 64;
 /// Most pinned versions of one pool.
 pub const PINNED_MAX: usize = 16;
+/// Sizes of user volumes in MiB: a file system is to fit, and a branch's disk to be imaginable that holds a few.
+const USER_VOLUME_MIB: std::ops::RangeInclusive<u32> = 64..=8 << 20;
 /// Memory of a desktop unless asked otherwise, in MiB.
 pub const MEMORY_MIB: u32 = 1024;
 
@@ -275,6 +277,7 @@ impl Datacenter {
                     prestage: row.prestage,
                     machine: row.machine,
                     tpm: row.tpm,
+                    user_volume_mib: row.user_volume_mib,
                 })
                 .collect(),
         };
@@ -352,7 +355,21 @@ fn pool_row(
             .unwrap_or(true),
         machine,
         tpm,
+        user_volume_mib: user_volume(request, before)?,
     })
+}
+
+fn user_volume(request: &AssignRequest, before: Option<&PoolRow>) -> Result<u32, ManageError> {
+    let wanted = request.user_volume_mib;
+    let mib = wanted
+        .or(before.map(|row| row.user_volume_mib))
+        .unwrap_or(0);
+    if mib != 0 && !USER_VOLUME_MIB.contains(&mib) {
+        return Err(ManageError::invalid(format!(
+            "a user volume of {mib} MiB; between 64 MiB and 8 TiB are possible, and 0 for none"
+        )));
+    }
+    Ok(mib)
 }
 
 /// The version that `IMAGE` or `IMAGE@NUMBER` names: its image, number and id.
@@ -408,6 +425,7 @@ fn show_pool(tx: &mut Tx<'_>, key: &PoolKey, row: &PoolRow) -> Result<Pool, Mana
         prestage: row.prestage,
         machine: shown_type(row.machine),
         tpm: row.tpm,
+        user_volume_mib: row.user_volume_mib,
     })
 }
 

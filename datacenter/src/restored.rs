@@ -362,6 +362,7 @@ fn learn(
             prestage: pool.prestage,
             machine: pool.machine,
             tpm: pool.tpm,
+            user_volume_mib: pool.user_volume_mib,
         };
         tx.put(&key, &row);
     }

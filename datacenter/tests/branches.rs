@@ -400,6 +400,7 @@ fn fields_left_out_of_an_assignment_keep_what_the_pool_has() {
         prestage: Some(false),
         machine: Some(MachineType::Qemu),
         tpm: Some(true),
+        user_volume_mib: Some(8192),
     };
     bench.dc.assign_pool("ny", "office", &request).unwrap();
     assign(&bench, "ny", "deb").unwrap();
@@ -413,6 +414,14 @@ fn fields_left_out_of_an_assignment_keep_what_the_pool_has() {
         (2048, 4, false)
     );
     assert_eq!((pool.machine, pool.tpm), (MachineType::Qemu, true));
+    assert_eq!(pool.user_volume_mib, 8192);
+    let request = AssignRequest {
+        version: "deb".into(),
+        user_volume_mib: Some(63),
+        ..AssignRequest::default()
+    };
+    let refused = bench.dc.assign_pool("ny", "office", &request).unwrap_err();
+    assert!(refused.to_string().contains("64 MiB"), "{refused}");
     let request = AssignRequest {
         version: "deb".into(),
         machine: Some(MachineType::Splice),

@@ -341,8 +341,9 @@ fn golden_rows() {
                 prestage: true,
                 machine: MachineType::Qemu,
                 tpm: true,
+                user_volume_mib: 8192,
             }),
-            format!("0203646562{aa}01{aa}800802010201"),
+            format!("0303646562{aa}01{aa}8008020102018040"),
         ),
         (
             hex_of(&rows::AssignmentRow {
@@ -505,4 +506,10 @@ fn golden_rows() {
         (1024, 2, true)
     );
     assert_eq!((pool.machine, pool.tpm), (MachineType::Auto, false));
+    assert_eq!(pool.user_volume_mib, 0);
+    // And as programs before user volumes wrote it.
+    let second = hex::decode(format!("0203646562{aa}01{aa}800802010201")).unwrap();
+    let pool: rows::PoolRow = rows::decode(&second).unwrap();
+    assert_eq!((pool.machine, pool.tpm), (MachineType::Qemu, true));
+    assert_eq!(pool.user_volume_mib, 0);
 }

@@ -141,6 +141,12 @@ impl Client {
             .await
     }
 
+    /// Has a stopped desktop's system begin anew; its user volume stays.
+    pub async fn reset(&self, name: &str) -> Result<Desktop, ClientError> {
+        let path = format!("/v1/desktops/{name}/reset");
+        self.call(reqwest::Method::POST, &path, None::<&()>).await
+    }
+
     /// Deletes a stopped desktop and all that was written to it.
     pub async fn delete(&self, name: &str) -> Result<DesktopList, ClientError> {
         let path = format!("/v1/desktops/{name}");

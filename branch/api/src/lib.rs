@@ -118,6 +118,121 @@ pub struct Desktop {
     pub boot: Option<BootReport>,
     /// Bytes written to its overlay.
     pub overlay_bytes: u64,
+    /// Its user volume, if it has one.
+    #[serde(default)]
+    pub user_volume: Option<UserVolume>,
+    /// What its agent says; none if it has none or is not running.
+    #[serde(default)]
+    pub guest: Option<Guest>,
+    /// Unix socket of its agent's port, while it runs.
+    #[serde(default)]
+    pub agent_socket: Option<String>,
+}
+
+/// A desktop's user volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserVolume {
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// Bytes in its overlay's log, while it is open.
+    pub written_bytes: Option<u64>,
+    /// The virtio serial number by which the guest finds its disk.
+    pub serial: String,
+    /// Name of its NBD export.
+    pub nbd_export: String,
+    /// Unix socket at which it is served over vhost-user, while it is open.
+    pub disk_socket: Option<String>,
+}
+
+/// What the agent inside a desktop last said. All of it is the guest's word.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Guest {
+    /// The agent's version.
+    pub agent: String,
+    /// The protocol that is spoken with it; none if there is no common one, and nothing else is known then.
+    pub protocol: Option<u16>,
+    /// Whether it answers.
+    pub connected: bool,
+    /// When it last said something, unix milliseconds, by the branch's clock.
+    pub heard_unix_ms: u64,
+    /// Its boot is done.
+    pub booted: bool,
+    /// Who is logged on.
+    pub users: Vec<GuestUser>,
+    /// How its user volume is.
+    pub user_volume: GuestVolume,
+    /// Why its user volume is refused, if it is.
+    #[serde(default)]
+    pub user_volume_refusal: Option<String>,
+    /// How full its file systems are.
+    pub disks: Vec<GuestDisk>,
+    /// Services that failed.
+    pub failed_units: Vec<String>,
+    /// What the agent could not do.
+    pub troubles: Vec<String>,
+    /// Lines that were no messages, since its machine was connected to.
+    #[serde(default)]
+    pub malformed_lines: u64,
+}
+
+/// Somebody who is logged on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestUser {
+    /// The user's name in the guest.
+    pub name: String,
+    /// Since when, unix seconds, by the guest's clock.
+    pub since_unix_s: u64,
+}
+
+/// How full a file system of a guest is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestDisk {
+    /// Where it is mounted.
+    pub place: String,
+    /// Used, in percent of what users may use.
+    pub used_percent: u8,
+}
+
+/// How a user volume is, as the guest says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GuestVolume {
+    /// It has not said yet.
+    Unknown,
+    /// The desktop has none.
+    None,
+    /// The guest does not see it.
+    Missing,
+    /// Mounted.
+    Mounted,
+    /// Left as it is.
+    Refused,
+}
+
+impl Guest {
+    /// What is wrong with the desktop, a line for each thing; none if nothing is.
+    pub fn complaints(&self) -> Vec<String> {
+        /// Used percent from which programs begin to fail.
+        const FULL: u8 = 95;
+        let mut lines = Vec::new();
+        if self.protocol.is_none() {
+            lines.push(format!(
+                "its agent ({}) speaks no protocol of this branch: upgrade the older one",
+                self.agent
+            ));
+        }
+        let refusal = self.user_volume_refusal.iter();
+        lines.extend(refusal.map(|why| format!("user volume not mounted: {why}")));
+        if self.user_volume == GuestVolume::Missing {
+            lines.push("user volume not mounted: the guest does not see its disk".to_owned());
+        }
+        let full = self.disks.iter().filter(|disk| disk.used_percent >= FULL);
+        lines.extend(full.map(|disk| format!("{} is {} % full", disk.place, disk.used_percent)));
+        let failed = self.failed_units.iter();
+        lines.extend(failed.map(|unit| format!("{unit} failed")));
+        lines.extend(self.troubles.iter().cloned());
+        lines
+    }
 }
 
 /// All desktops.

@@ -6,6 +6,7 @@
 //!                       │  ▲                                  │
 //!                  stop ▼  │ start (goes on with its overlay) │ delete
 //!                     Stopped ──────────delete────────────► (none)
+//!                      └──reset──► Stopped (its system begins anew, its user volume stays)
 //! ```
 //!
 //! A machine outlives the branch server. On start the server opens the volumes of all machines that still run before it
@@ -13,11 +14,13 @@
 
 mod error;
 mod growth;
+mod guest;
 pub mod machine;
 pub mod record;
 mod room;
 mod starting;
 mod tree_file;
+mod user_volume;
 mod volumes;
 
 use std::collections::{HashMap, HashSet};
@@ -27,13 +30,14 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use branch_api::{Desktop, DesktopState};
+use branch_api::{Desktop, DesktopState, UserVolume};
 use dedup::VersionId;
 use dedup_protocol::records::{MachineType, Tree, VersionRecord};
 
 use crate::clock::Clock;
 use crate::fetch::Fetcher;
 use crate::fetch::base::CachedBase;
+use crate::guest::Guests;
 use crate::profile::{BOOT_MS_MAX, Boots};
 use crate::ready::writes::Writes;
 use crate::versions::Versions;
@@ -57,6 +61,7 @@ pub struct Desktops {
     volumes: Volumes,
     boots: Boots,
     writes: Writes,
+    guests: Arc<Guests>,
     host: MachineHost,
     clock: Arc<dyn Clock>,
     /// Names of desktops that a call is working on.
@@ -96,6 +101,7 @@ impl Desktops {
             versions,
             fetcher,
             volumes,
+            guests: Arc::default(),
             host,
             clock,
             busy: Mutex::default(),
@@ -264,7 +270,9 @@ impl Desktops {
         }
         if let Some(machine) = desktop.machine.take() {
             let grace = if force { Duration::ZERO } else { STOP_GRACE };
-            machine::stop(&machine, &self.files(name), grace);
+            // An agent shuts down for certain; what a guest does about its power button is its own matter.
+            let was_asked = !force && self.guests.shut_down(name).is_ok();
+            machine::stop(&machine, &self.files(name), grace, was_asked);
         }
         desktop.error = None;
         desktop.served = false;
@@ -419,6 +427,16 @@ impl Desktops {
             None => DesktopState::Stopped,
         };
         let version = self.version_of(desktop).ok();
+        let user_volume = desktop.user_volume.as_ref().map(|user| {
+            let disk = volume.as_ref().and_then(|v| v.user());
+            UserVolume {
+                size_bytes: user.size_bytes,
+                written_bytes: disk.map(|disk| disk.written_bytes()),
+                serial: user.serial(),
+                nbd_export: user_volume::export_name(&desktop.name),
+                disk_socket: disk.and_then(|_| there(&files.user_disk_socket())),
+            }
+        });
         Desktop {
             name: desktop.name.clone(),
             pool: desktop.pool.clone(),
@@ -456,7 +474,10 @@ impl Desktops {
             started_unix_ms: alive.map(|m| m.started_unix_ms),
             demand_chunks: volume.as_ref().map_or(0, |v| v.demand_chunks()),
             boot: desktop.boot,
-            overlay_bytes: volume.map_or(0, |v| v.overlay_bytes()),
+            overlay_bytes: volume.as_ref().map_or(0, |v| v.overlay_bytes()),
+            user_volume,
+            guest: self.guests.shown(&desktop.name),
+            agent_socket: alive.and_then(|_| there(&files.agent_socket())),
         }
     }
 }

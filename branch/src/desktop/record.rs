@@ -28,6 +28,9 @@ pub struct DesktopRecord {
     /// Whether it has a TPM, as its pool asked for when it was started last.
     #[serde(default)]
     pub tpm: bool,
+    /// Its user volume, if it has one. It stays with the desktop until that is deleted, whatever its pool asks for later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_volume: Option<UserVolumeRecord>,
     /// Created, unix milliseconds.
     pub created_unix_ms: u64,
     /// Its volume is open for a machine that somebody else runs.
@@ -47,6 +50,18 @@ impl DesktopRecord {
     pub fn is_up(&self) -> bool {
         self.served || self.machine.is_some()
     }
+}
+
+/// A desktop's user volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserVolumeRecord {
+    /// Random, stamped into its overlay; its serial number is made of it.
+    pub id: [u8; 16],
+    /// Its size in bytes, a multiple of 512.
+    pub size_bytes: u64,
+    /// It was opened once: that its overlay is not there would be a loss, not a beginning.
+    #[serde(default)]
+    pub made: bool,
 }
 
 /// A score as it is told outside.
@@ -123,6 +138,7 @@ mod tests {
             "created_unix_ms":1,"machine":{"pid":7,"start_ticks":8,"accelerator":"kvm","started_unix_ms":9},"error":null}"#;
         let desktop: DesktopRecord = serde_json::from_str(row).unwrap();
         assert_eq!((desktop.wanted, desktop.tpm), (MachineType::Auto, false));
+        assert_eq!(desktop.user_volume, None);
         let machine = desktop.machine.clone().unwrap();
         assert_eq!(machine.kind, MachineKind::QemuKvm);
         assert_eq!(

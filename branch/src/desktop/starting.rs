@@ -11,7 +11,7 @@ use super::machine::{
     self, Boot, Choice, DirectBoot, DiskFront, Files, MachineError, MachineSpec, Needs, choose,
     firmware, libvirt,
 };
-use super::record::{self, DesktopRecord};
+use super::record::{self, DesktopRecord, UserVolumeRecord};
 use super::{DesktopError, Desktops, error_line, refuse_if_up, tree_file};
 use crate::fetch::base::CachedBase;
 use crate::fetch::queue::TreeHandle;
@@ -28,6 +28,7 @@ impl Desktops {
         }
         let (version, record) = self.version_of(&desktop)?;
         let choice = self.choose_machine(&mut desktop, &record)?;
+        self.give_user_volume(&mut desktop);
         self.fetcher.boot_begins();
         let files = self.absent_boot_files(version, &record)?;
         self.boots.prepare(name, version, &files);
@@ -57,6 +58,7 @@ impl Desktops {
             return Err(DesktopError::PathTooLong(too_long));
         }
         let (version, _) = self.version_of(&desktop)?;
+        self.give_user_volume(&mut desktop);
         desktop.served = true;
         desktop.error = None;
         self.versions.catalog().put_desktop(&desktop)?;
@@ -66,6 +68,7 @@ impl Desktops {
             self.versions.catalog().put_desktop(&desktop)?;
         }
         opened?;
+        self.note_user_volume(&mut desktop)?;
         tracing::info!(desktop = name, pool, version = %version, "its disk is served");
         Ok(self.describe(&desktop, false))
     }
@@ -107,6 +110,7 @@ impl Desktops {
         desktop.boot = None;
         self.versions.catalog().put_desktop(desktop)?;
         self.open_volume(desktop)?;
+        self.note_user_volume(desktop)?;
         if let Some(volume) = self.volumes.find(&name) {
             self.boots.begin(&name, volume.base());
         }
@@ -124,6 +128,51 @@ impl Desktops {
             }
         }
         Ok(self.versions.catalog().put_desktop(desktop)?)
+    }
+
+    /// Gives a desktop a user volume if its pool asks for one and it has none. The caller keeps the record before the volume is opened.
+    fn give_user_volume(&self, desktop: &mut DesktopRecord) {
+        if desktop.user_volume.is_some() {
+            return;
+        }
+        let assignment = self.versions.assignment();
+        let mut pools = assignment.iter().flat_map(|a| &a.pools);
+        let mib = pools.find(|p| p.pool == desktop.pool);
+        let mib = mib.map_or(0, |pool| pool.user_volume_mib);
+        desktop.user_volume = (mib > 0).then(|| UserVolumeRecord::new(mib));
+    }
+
+    /// Notes that the user volume is there: if it is not, another time, that is a loss.
+    fn note_user_volume(&self, desktop: &mut DesktopRecord) -> Result<(), DesktopError> {
+        match &mut desktop.user_volume {
+            Some(user) if !user.made => user.made = true,
+            _ => return Ok(()),
+        }
+        Ok(self.versions.catalog().put_desktop(desktop)?)
+    }
+
+    /// Has a stopped desktop's system begin anew, on what its pool runs now, or on its own version where the pool cannot say. Its user volume stays.
+    pub fn reset(&self, name: &str) -> Result<Desktop, DesktopError> {
+        let _turn = self.turn(name)?;
+        let desktop = self.record(name)?;
+        let mut desktop = desktop.ok_or_else(|| DesktopError::NotFound(name.into()))?;
+        refuse_if_up(&desktop)?;
+        self.volumes.close(name)?;
+        // Before the row: an overlay never lies over another version than it was made for. Interrupted, it is to be done again.
+        self.volumes.delete_system(&desktop)?;
+        if let Ok((_, version)) = self.pool_version(&desktop.pool) {
+            desktop.version = version.to_string();
+        }
+        desktop.machine = None;
+        desktop.error = None;
+        desktop.boot = None;
+        self.versions.catalog().put_desktop(&desktop)?;
+        tracing::info!(
+            desktop = name,
+            version = desktop.version,
+            "its system begins anew"
+        );
+        Ok(self.describe(&desktop, false))
     }
 
     /// Which machine runs it. What the pool asks for now holds; where the pool is gone, what it asked for last.
@@ -171,6 +220,7 @@ impl Desktops {
             choice,
             boot,
             tpm: desktop.tpm,
+            user_serial: desktop.user_volume.as_ref().map(UserVolumeRecord::serial),
             host: self.host.clone(),
         })
     }
@@ -222,6 +272,7 @@ impl Desktops {
             vcpus: assigned.vcpus,
             wanted: assigned.machine,
             tpm: assigned.tpm,
+            user_volume: None,
             created_unix_ms: self.clock.now_unix_ms(),
             served: false,
             machine: None,

@@ -1,8 +1,8 @@
 //! The open volumes of desktops, and the ways to them: an NBD export and a vhost-user socket, for one and the same device.
 //!
 //! A volume is open exactly while a machine may use it: from before the machine starts until after it ended. Closing flushes. A stopped
-//! desktop's overlay lies on the disk only. Each desktop's overlay is encrypted under a key of its own, which goes first when the desktop is
-//! deleted.
+//! desktop's overlay lies on the disk only. A desktop's user volume, if it has one, is open exactly as long. Each overlay is encrypted under a key of its
+//! own, which goes first when it is deleted.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -14,9 +14,10 @@ use vmm_block::BlockError;
 use vmm_block::nbd::{Export, ListenError};
 use vmm_block::vhost_user::{DiskSpec, VhostUserServer};
 
-use super::OpenVolumes;
 use super::machine::{Files, disk_queues, disk_serial};
 use super::record::DesktopRecord;
+use super::user_volume::UserDisk;
+use super::{OpenVolumes, user_volume};
 use crate::fetch::base::CachedBase;
 use crate::keys::{KeyError, KeyStore};
 use crate::volume::{
@@ -24,7 +25,7 @@ use crate::volume::{
 };
 
 /// Who may open a desktop's vhost-user socket may read and write its disk.
-const SOCKET_MODE: u32 = 0o600;
+pub(super) const SOCKET_MODE: u32 = 0o600;
 
 /// How long connections to an export that is taken away get to finish what is in flight.
 const CLOSE_GRACE: Duration = Duration::from_secs(10);
@@ -108,12 +109,13 @@ pub struct OpenVolume {
     was_short: AtomicBool,
     /// Held during a round of housekeeping; true once it is closed. Else a round could go on in files that the next opening has.
     is_closed: Mutex<bool>,
+    user: Option<UserDisk>,
 }
 
 impl OpenVolume {
     /// Why its guest's writes wait, if they do.
     pub fn shortage(&self) -> Option<Shortage> {
-        let shortage = self.overlay.shortage();
+        let shortage = self.overlays().find_map(Overlay::shortage);
         if shortage.is_some() {
             self.was_short.store(true, Ordering::Relaxed);
         }
@@ -151,12 +153,25 @@ impl OpenVolume {
 
     /// Why requests of its guest wait, if any do that could not be done for now.
     pub fn waits_for(&self) -> Option<String> {
-        self.vhost_user().as_ref()?.waits_for()
+        let of_system = self.vhost_user().as_ref().and_then(|s| s.waits_for());
+        of_system.or_else(|| self.user.as_ref()?.waits_for())
     }
 
-    /// Why it failed closed, if it did.
+    /// Why it failed closed, if it or its user volume did.
     pub fn failure(&self) -> Option<String> {
-        self.overlay.failure().map(str::to_owned)
+        let of_system = self.overlay.failure().map(str::to_owned);
+        of_system.or_else(|| self.user.as_ref()?.failure())
+    }
+
+    /// Its overlays.
+    fn overlays(&self) -> impl Iterator<Item = &Overlay> {
+        let user = self.user.as_ref().map(UserDisk::overlay);
+        std::iter::once(&*self.overlay).chain(user)
+    }
+
+    /// Its user volume.
+    pub fn user(&self) -> Option<&UserDisk> {
+        self.user.as_ref()
     }
 }
 
@@ -247,12 +262,20 @@ impl Volumes {
         self.lock().get(name).map(|v| Arc::clone(&v.export))
     }
 
+    /// The export of the user volume of a desktop whose volume is open.
+    pub fn user_export(&self, name: &str) -> Option<Arc<Export>> {
+        let volume = self.find(name)?;
+        Some(Arc::clone(volume.user()?.export()))
+    }
+
     /// All exports.
     pub fn exports(&self) -> Vec<Arc<Export>> {
-        self.lock()
-            .values()
-            .map(|v| Arc::clone(&v.export))
-            .collect()
+        let open = self.lock();
+        let of_each = open.values().flat_map(|v| {
+            let user = v.user().map(UserDisk::export);
+            [Some(&v.export), user].into_iter().flatten()
+        });
+        of_each.map(Arc::clone).collect()
     }
 
     /// Opens a desktop's volume, or makes it; nothing happens if it is open.
@@ -315,6 +338,9 @@ impl Volumes {
             name: name.clone(),
             source,
         })?;
+        let user = desktop.user_volume.as_ref();
+        let user =
+            user.map(|record| UserDisk::open(&self.disk, &self.keys, desktop, record, files));
         let volume = OpenVolume {
             export,
             vhost_user: Mutex::new(Some(served)),
@@ -322,6 +348,7 @@ impl Volumes {
             base,
             was_short: AtomicBool::new(false),
             is_closed: Mutex::new(false),
+            user: user.transpose()?,
         };
         self.lock().insert(name.clone(), Arc::new(volume));
         Ok(())
@@ -335,16 +362,21 @@ impl Volumes {
         // What waits for the WAN there does not hold it up.
         let served = volume.vhost_user().take();
         drop(served);
-        if !volume.export.close(CLOSE_GRACE) {
+        let is_free = volume.export.close(CLOSE_GRACE);
+        let user_is_free = volume.user().is_none_or(|user| user.close(CLOSE_GRACE));
+        if !is_free || !user_is_free {
             self.lock().insert(name.into(), volume);
             return Err(VolumeError::InUse(name.into()));
         }
         *volume.is_closed.lock().expect("no panic under this lock") = true;
         let flushed = volume.export.device().flush();
-        flushed.map_err(|source| VolumeError::Flush {
-            name: name.into(),
-            source,
-        })
+        let user_flushed = volume.user().map_or(Ok(()), UserDisk::flush);
+        flushed
+            .and(user_flushed)
+            .map_err(|source| VolumeError::Flush {
+                name: name.into(),
+                source,
+            })
     }
 
     /// Ends the vhost-user sockets, as when the branch server ends: guests wait for the next server.
@@ -353,6 +385,7 @@ impl Volumes {
         let mut stopping = Vec::new();
         for volume in volumes {
             stopping.extend(volume.vhost_user().take());
+            stopping.extend(volume.user().and_then(UserDisk::take_server));
         }
         // All are told before the first is waited for.
         stopping.iter().for_each(VhostUserServer::begin_stop);
@@ -373,34 +406,54 @@ impl Volumes {
     /// One round of housekeeping of all open overlays: see [`Overlay::tend`]. To be called by one thread, about four times a second.
     pub fn tend(&self) {
         let open: Vec<Arc<OpenVolume>> = self.lock().values().cloned().collect();
-        let budget = (UPKEEP_BYTES / (open.len() as u64).max(1)).max(UPKEEP_BYTES_MIN);
+        let overlays: usize = open.iter().map(|volume| volume.overlays().count()).sum();
+        let budget = (UPKEEP_BYTES / (overlays as u64).max(1)).max(UPKEEP_BYTES_MIN);
         for volume in open {
             let is_closed = volume.is_closed.lock().expect("no panic under this lock");
-            // One that failed has told it, and the desktop shows it.
-            if !*is_closed
-                && volume.overlay.failure().is_none()
-                && let Err(error) = volume.overlay.tend(budget)
-            {
-                let error = super::error_line(&error);
-                tracing::error!(overlay = volume.overlay.dir(), error, "housekeeping");
+            if *is_closed {
+                continue;
+            }
+            for overlay in volume.overlays() {
+                // One that failed has told it, and the desktop shows it.
+                if overlay.failure().is_none()
+                    && let Err(error) = overlay.tend(budget)
+                {
+                    let error = super::error_line(&error);
+                    tracing::error!(overlay = overlay.dir(), error, "housekeeping");
+                }
             }
         }
     }
 
-    /// Destroys a closed volume's key, then removes its overlay.
+    /// Destroys the key of a closed volume's overlay, then removes that: what was written to the system. The user volume stays.
+    pub fn delete_system(&self, desktop: &DesktopRecord) -> Result<(), VolumeError> {
+        self.delete_overlay(desktop, &desktop.name, &overlay_dir(&desktop.name))
+    }
+
+    /// Destroys and removes a closed volume's overlay and its user volume.
     pub fn delete(&self, desktop: &DesktopRecord) -> Result<(), VolumeError> {
-        self.keys
-            .destroy_desktop(&desktop.name)
-            .map_err(|source| VolumeError::Key {
-                name: desktop.name.clone(),
-                source,
-            })?;
-        let dir = overlay_dir(&desktop.name);
+        self.delete_system(desktop)?;
+        let name = &desktop.name;
+        let (key, dir) = (user_volume::key_name(name), user_volume::overlay_dir(name));
+        self.delete_overlay(desktop, &key, &dir)
+    }
+
+    fn delete_overlay(
+        &self,
+        desktop: &DesktopRecord,
+        key: &str,
+        dir: &str,
+    ) -> Result<(), VolumeError> {
+        let destroyed = self.keys.destroy_desktop(key);
+        destroyed.map_err(|source| VolumeError::Key {
+            name: desktop.name.clone(),
+            source,
+        })?;
         let remove = || {
-            for file in self.disk.list(&dir)? {
+            for file in self.disk.list(dir)? {
                 self.disk.remove(&format!("{dir}/{file}"))?;
             }
-            self.disk.sync_dir(&dir)
+            self.disk.sync_dir(dir)
         };
         match remove() {
             Err(source) if source.kind() != std::io::ErrorKind::NotFound => {

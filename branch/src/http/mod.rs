@@ -114,6 +114,7 @@ pub async fn serve(
         .route("/v1/desktops", get(list).post(start))
         .route("/v1/desktops/{name}", get(show).delete(delete))
         .route("/v1/desktops/{name}/stop", post(stop))
+        .route("/v1/desktops/{name}/reset", post(reset))
         .route("/v1/desktops/{name}/libvirt", get(libvirt))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(branch);
@@ -202,6 +203,13 @@ async fn stop(
         branch.desktops.stop(&name, request.force)
     })
     .await
+}
+
+async fn reset(
+    State(branch): State<Arc<Branch>>,
+    UrlPath(name): UrlPath<String>,
+) -> Answer<Desktop> {
+    blocking(branch, move |branch| branch.desktops.reset(&name)).await
 }
 
 async fn delete(

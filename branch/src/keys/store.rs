@@ -7,7 +7,7 @@
 //! | `unlock.key` | the key file, if that is the mode: 64 hexadecimal digits |
 //! | `cache.key` | the cache's key, under the branch key |
 //! | `plain.key` | only until the first start has seen all overlays: a token under the branch key that lets those in the clear be taken |
-//! | `desktops/NAME.key` | a desktop's key, under the branch key |
+//! | `desktops/NAME.key` | a desktop's key, under the branch key; `NAME.user.key`: its user volume's |
 //!
 //! Invariant: a file is replaced whole or not at all, and a key is durable before anything is encrypted with it. Changing the branch key
 //! can stop at any moment: each file says which branch key it is under, both are there until the last file is done, and the next opening

@@ -42,6 +42,28 @@ pub trait Base: Send + Sync {
     fn prefetch(&self, _offset: u64, _len: u64) {}
 }
 
+/// No base: the disk is what was written to it, and zeros.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoBase;
+
+impl Base for NoBase {
+    fn size_bytes(&self) -> u64 {
+        0
+    }
+
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), BlockError> {
+        check_range(offset, buf.len() as u64, 0)
+    }
+
+    fn try_read(&self, offset: u64, buf: &mut [u8]) -> Result<bool, BlockError> {
+        self.read(offset, buf).map(|()| true)
+    }
+
+    fn status(&self, _offset: u64, _len: u64) -> Vec<RangeStatus> {
+        Vec::new()
+    }
+}
+
 /// A base in memory, for tests: bytes, zero ranges, and ranges that are not at hand.
 #[derive(Debug, Clone, Default)]
 pub struct MemBase {

@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use vmm_block::{BlockDevice, BlockError, BlockErrorKind, Geometry, RangeStatus};
 
-pub use base::{Base, MemBase};
+pub use base::{Base, MemBase, NoBase};
 pub use overlay::{
     FillRandom, Overlay, OverlayError, OverlayIdentity, OverlayKey, OverlayOptions, OverlayState,
     OverlayStats, Shortage, Tended, fuzz_index_snapshot, fuzz_overlay,

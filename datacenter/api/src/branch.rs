@@ -173,6 +173,9 @@ pub struct Pool {
     /// Whether its desktops have a TPM.
     #[serde(default)]
     pub tpm: bool,
+    /// Size of the user volume that each of its desktops gets, in MiB; 0 for none.
+    #[serde(default)]
+    pub user_volume_mib: u32,
 }
 
 /// The pools of a branch.
@@ -208,6 +211,9 @@ pub struct AssignRequest {
     /// Whether its desktops have a TPM (default false).
     #[serde(default)]
     pub tpm: Option<bool>,
+    /// Size of the user volume that each of its desktops gets, in MiB; 0 for none (default 0). Desktops that have one keep theirs.
+    #[serde(default)]
+    pub user_volume_mib: Option<u32>,
 }
 
 /// What a branch says about itself. The same value travels over the link as JSON and stands in [`Branch::status`].

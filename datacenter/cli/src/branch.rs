@@ -45,7 +45,8 @@ pub enum Verb {
     #[command(after_help = "Examples:
   splice branch assign new-york --pool office --image debian
   splice branch assign new-york --pool office --image debian@3 --pin debian@2 --memory 2GiB --cpus 2
-  splice branch assign new-york --pool finance --image windows --machine qemu --tpm")]
+  splice branch assign new-york --pool finance --image windows --machine qemu --tpm
+  splice branch assign new-york --pool staff --image debian --user-volume 16GiB")]
     Assign {
         /// The branch's name.
         name: String,
@@ -82,6 +83,12 @@ pub enum Verb {
         /// Give its desktops no TPM (the default).
         #[arg(long)]
         no_tpm: bool,
+        /// Give each of its desktops a user volume of this size, which outlives a reset of the desktop's system.
+        #[arg(long, value_name = "SIZE", value_parser = parse_memory, conflicts_with = "no_user_volume")]
+        user_volume: Option<u32>,
+        /// Give its desktops no user volume (the default). Desktops that have one keep theirs.
+        #[arg(long)]
+        no_user_volume: bool,
     },
     /// Set what a branch may take of its line, and when. Options left out keep what the branch has.
     ///
@@ -203,6 +210,8 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
             machine,
             tpm,
             no_tpm,
+            user_volume,
+            no_user_volume,
         } => {
             let pins =
                 (no_pin || !pin.is_empty()).then(|| pin.iter().map(ToString::to_string).collect());
@@ -214,6 +223,7 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
                 prestage: (prestage || no_prestage).then_some(prestage),
                 machine,
                 tpm: (tpm || no_tpm).then_some(tpm),
+                user_volume_mib: if no_user_volume { Some(0) } else { user_volume },
             };
             let pool = client.assign(&name, &pool, &request).await?;
             if context.json {
@@ -340,6 +350,10 @@ fn pool_row(pool: &Pool) -> Vec<String> {
             (machine, true) => format!("{machine}, TPM"),
             (machine, false) => machine.into(),
         },
+        match pool.user_volume_mib {
+            0 => "-".into(),
+            mib => format_size(u64::from(mib) << 20),
+        },
         pool.pinned.join(" "),
     ]
 }
@@ -412,7 +426,7 @@ fn show(branch: &Branch) -> Result<(), Failure> {
     let pools: Vec<_> = branch.pools.iter().map(pool_row).collect();
     output::table(
         &[
-            "POOL", "VERSION", "MEMORY", "CPUS", "FETCH", "MACHINE", "PINNED",
+            "POOL", "VERSION", "MEMORY", "CPUS", "FETCH", "MACHINE", "USERS", "PINNED",
         ],
         &pools,
         "no pools; assign one with `splice branch assign`",

@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use branch_api::{Client, ClientError, Desktop, StartDesktop, StopDesktop};
+use branch_api::{Client, ClientError, Desktop, Guest, GuestVolume, StartDesktop, StopDesktop};
 use clap::{Args, Subcommand};
 use datacenter_api::units::format_size;
 
@@ -73,7 +73,12 @@ enum Verb {
         #[arg(long)]
         force: bool,
     },
-    /// Delete a stopped desktop and all that was written to it.
+    /// Have a stopped desktop's system begin anew, on the version that its pool runs now. Its user volume stays.
+    Reset {
+        /// Its name.
+        name: String,
+    },
+    /// Delete a stopped desktop and all that was written to it, its user volume as well.
     Delete {
         /// Its name.
         name: String,
@@ -127,6 +132,33 @@ fn state(desktop: &Desktop) -> String {
         .unwrap_or_default()
 }
 
+fn agent(guest: &Guest) -> String {
+    let state = match (guest.connected, guest.booted) {
+        (false, _) => "silent",
+        (true, false) => "booting",
+        (true, true) => "booted",
+    };
+    let volume = match guest.user_volume {
+        GuestVolume::Mounted => ", user volume mounted",
+        GuestVolume::Missing | GuestVolume::Refused => ", user volume not mounted",
+        GuestVolume::None | GuestVolume::Unknown => "",
+    };
+    format!("{}, {state}{volume}", guest.agent)
+}
+
+fn users(guest: &Guest) -> Option<String> {
+    let users = guest.users.iter();
+    let users: Vec<String> = users
+        .map(|user| format!("{} since {}", user.name, output::time(user.since_unix_s)))
+        .collect();
+    (!users.is_empty()).then(|| users.join(", "))
+}
+
+fn complaints(guest: &Guest) -> Option<String> {
+    let complaints = guest.complaints();
+    (!complaints.is_empty()).then(|| complaints.join("; "))
+}
+
 fn show(context: &Context, desktop: &Desktop) -> Result<(), Failure> {
     if context.json {
         return output::json(desktop);
@@ -173,6 +205,18 @@ fn show(context: &Context, desktop: &Desktop) -> Result<(), Failure> {
         ),
         ("boot", desktop.boot.map(|boot| boot.line())),
         ("written", Some(format_size(desktop.overlay_bytes))),
+        (
+            "user volume",
+            desktop.user_volume.as_ref().map(|volume| {
+                let size = format_size(volume.size_bytes);
+                let written = volume.written_bytes.map(format_size);
+                let written = written.map_or(String::new(), |w| format!(", {w} written"));
+                format!("{size}{written}, disk {}", volume.serial)
+            }),
+        ),
+        ("agent", desktop.guest.as_ref().map(agent)),
+        ("logged on", desktop.guest.as_ref().and_then(users)),
+        ("complaints", desktop.guest.as_ref().and_then(complaints)),
     ])
 }
 
@@ -197,6 +241,7 @@ pub async fn run(context: &Context, arguments: Arguments) -> Result<(), Failure>
         Verb::Stop { name, force } => {
             show(context, &client.stop(&name, StopDesktop { force }).await?)
         }
+        Verb::Reset { name } => show(context, &client.reset(&name).await?),
         Verb::Delete { name } => list(context, &client.delete(&name).await?),
         Verb::LibvirtXml { name, disk } => {
             let domain = client.libvirt(&name, &disk).await?;

@@ -366,6 +366,8 @@ pub struct PoolRow {
     pub machine: MachineType,
     /// Whether desktops have a TPM.
     pub tpm: bool,
+    /// Size of desktops' user volumes in MiB; 0 for none.
+    pub user_volume_mib: u32,
 }
 
 /// [`PoolRow`] in format 1.
@@ -379,26 +381,47 @@ struct FirstPoolRow {
     prestage: bool,
 }
 
-impl Row for PoolRow {
-    const TABLE: Table = Table::Pools;
-    const FORMAT: u8 = 2;
-    type Key = PoolKey;
+/// [`PoolRow`] in format 2.
+#[derive(Deserialize)]
+struct SecondPoolRow {
+    first: FirstPoolRow,
+    machine: MachineType,
+    tpm: bool,
+}
 
-    fn upgrade(format: u8, bytes: &[u8]) -> Option<Self> {
-        if format != 1 {
-            return None;
-        }
-        let first: FirstPoolRow = postcard::from_bytes(bytes).ok()?;
-        Some(Self {
+impl From<SecondPoolRow> for PoolRow {
+    fn from(second: SecondPoolRow) -> Self {
+        let first = second.first;
+        Self {
             image: first.image,
             version: first.version,
             pinned: first.pinned,
             memory_mib: first.memory_mib,
             vcpus: first.vcpus,
             prestage: first.prestage,
-            machine: MachineType::Auto,
-            tpm: false,
-        })
+            machine: second.machine,
+            tpm: second.tpm,
+            user_volume_mib: 0,
+        }
+    }
+}
+
+impl Row for PoolRow {
+    const TABLE: Table = Table::Pools;
+    const FORMAT: u8 = 3;
+    type Key = PoolKey;
+
+    fn upgrade(format: u8, bytes: &[u8]) -> Option<Self> {
+        let second = match format {
+            1 => SecondPoolRow {
+                first: postcard::from_bytes(bytes).ok()?,
+                machine: MachineType::Auto,
+                tpm: false,
+            },
+            2 => postcard::from_bytes(bytes).ok()?,
+            _ => return None,
+        };
+        Some(second.into())
     }
 }
 

@@ -84,8 +84,8 @@ pub async fn serve(
                     tracing::warn!(
                         %branch,
                         software,
-                        "the branch goes on with its last assignment: its splice-branch is too old for machine types and TPMs; upgrade it, or \
-                         assign its pools with --machine auto and --no-tpm"
+                        "the branch goes on with its last assignment: its splice-branch is too old for what its pools ask for (machine types and \
+                         TPMs, or user volumes); upgrade it, or assign its pools with --machine auto, --no-tpm and --no-user-volume"
                     );
                     told = counter;
                 } else if counter > told {

@@ -123,12 +123,19 @@ pub struct PoolAssignment {
     pub machine: MachineType,
     /// Whether they have a TPM.
     pub tpm: bool,
+    /// Size of the user volume that each of them gets, in MiB; 0 for none.
+    pub user_volume_mib: u32,
 }
 
 impl PoolAssignment {
     /// Whether the first kind of assignment says all of it.
     fn is_first_kind(&self) -> bool {
-        self.machine == MachineType::Auto && !self.tpm
+        self.machine == MachineType::Auto && !self.tpm && self.is_second_kind()
+    }
+
+    /// Whether the second kind of assignment says all of it.
+    fn is_second_kind(&self) -> bool {
+        self.user_volume_mib == 0
     }
 }
 
@@ -155,16 +162,22 @@ pub struct Assignment {
 impl Assignment {
     /// The minor version of an end that can read it.
     pub fn minor(&self) -> u16 {
-        if self.kind() == FIRST_KIND { 1 } else { 2 }
+        match self.kind() {
+            FIRST_KIND => 1,
+            SECOND_KIND => 2,
+            _ => 3,
+        }
     }
 }
 
 /// The kind that knows neither machine types nor TPMs. Still written where it says all, so that older branches follow.
 const FIRST_KIND: &str = "assignment";
+/// The kind that knows no user volumes; still written for the same reason.
+const SECOND_KIND: &str = "assignment 2";
 
 impl Record for Assignment {
     const NAME: &'static str = "assignment";
-    const KINDS: &'static [&'static str] = &["assignment 2", FIRST_KIND];
+    const KINDS: &'static [&'static str] = &["assignment 3", SECOND_KIND, FIRST_KIND];
 
     fn realm(&self) -> RealmId {
         self.realm
@@ -173,38 +186,40 @@ impl Record for Assignment {
     fn kind(&self) -> &'static str {
         if self.pools.iter().all(PoolAssignment::is_first_kind) {
             FIRST_KIND
+        } else if self.pools.iter().all(PoolAssignment::is_second_kind) {
+            SECOND_KIND
         } else {
             Self::KINDS[0]
         }
     }
 
     fn encode(&self, kind: &str) -> Vec<u8> {
-        if kind == FIRST_KIND {
-            encode_record(&FirstAssignment::from(self))
-        } else {
-            encode_record(self)
+        match kind {
+            FIRST_KIND => encode_record(&former(self, FirstPool::of)),
+            SECOND_KIND => encode_record(&former(self, SecondPool::of)),
+            _ => encode_record(self),
         }
     }
 
     fn decode(kind: &str, bytes: &[u8]) -> Result<Self, String> {
-        if kind == FIRST_KIND {
-            decode_record(bytes).map(FirstAssignment::into)
-        } else {
-            decode_record(bytes)
+        match kind {
+            FIRST_KIND => decode_record::<FormerAssignment<FirstPool>>(bytes).map(Self::from),
+            SECOND_KIND => decode_record::<FormerAssignment<SecondPool>>(bytes).map(Self::from),
+            _ => decode_record(bytes),
         }
     }
 }
 
-/// An assignment of the first kind.
+/// An assignment of a former kind: what is said of pools differs.
 #[derive(Serialize, Deserialize)]
-struct FirstAssignment {
+struct FormerAssignment<P> {
     realm: RealmId,
     branch: BranchId,
     counter: u64,
     issued_unix_s: u64,
     expires_unix_s: u64,
     offline_grace_s: u64,
-    pools: Vec<FirstPool>,
+    pools: Vec<P>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -218,9 +233,42 @@ struct FirstPool {
     prestage: bool,
 }
 
-impl From<&Assignment> for FirstAssignment {
-    fn from(new: &Assignment) -> Self {
-        let pool = |new: &PoolAssignment| FirstPool {
+#[derive(Serialize, Deserialize)]
+struct SecondPool {
+    first: FirstPool,
+    machine: MachineType,
+    tpm: bool,
+}
+
+fn former<P>(new: &Assignment, pool: impl Fn(&PoolAssignment) -> P) -> FormerAssignment<P> {
+    FormerAssignment {
+        realm: new.realm,
+        branch: new.branch,
+        counter: new.counter,
+        issued_unix_s: new.issued_unix_s,
+        expires_unix_s: new.expires_unix_s,
+        offline_grace_s: new.offline_grace_s,
+        pools: new.pools.iter().map(pool).collect(),
+    }
+}
+
+impl<P: Into<PoolAssignment>> From<FormerAssignment<P>> for Assignment {
+    fn from(former: FormerAssignment<P>) -> Self {
+        Self {
+            realm: former.realm,
+            branch: former.branch,
+            counter: former.counter,
+            issued_unix_s: former.issued_unix_s,
+            expires_unix_s: former.expires_unix_s,
+            offline_grace_s: former.offline_grace_s,
+            pools: former.pools.into_iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl FirstPool {
+    fn of(new: &PoolAssignment) -> Self {
+        Self {
             pool: new.pool.clone(),
             image: new.image.clone(),
             version: new.version,
@@ -228,22 +276,23 @@ impl From<&Assignment> for FirstAssignment {
             memory_mib: new.memory_mib,
             vcpus: new.vcpus,
             prestage: new.prestage,
-        };
-        Self {
-            realm: new.realm,
-            branch: new.branch,
-            counter: new.counter,
-            issued_unix_s: new.issued_unix_s,
-            expires_unix_s: new.expires_unix_s,
-            offline_grace_s: new.offline_grace_s,
-            pools: new.pools.iter().map(pool).collect(),
         }
     }
 }
 
-impl From<FirstAssignment> for Assignment {
-    fn from(first: FirstAssignment) -> Self {
-        let pool = |first: FirstPool| PoolAssignment {
+impl SecondPool {
+    fn of(new: &PoolAssignment) -> Self {
+        Self {
+            first: FirstPool::of(new),
+            machine: new.machine,
+            tpm: new.tpm,
+        }
+    }
+}
+
+impl From<FirstPool> for PoolAssignment {
+    fn from(first: FirstPool) -> Self {
+        Self {
             pool: first.pool,
             image: first.image,
             version: first.version,
@@ -253,15 +302,17 @@ impl From<FirstAssignment> for Assignment {
             prestage: first.prestage,
             machine: MachineType::Auto,
             tpm: false,
-        };
+            user_volume_mib: 0,
+        }
+    }
+}
+
+impl From<SecondPool> for PoolAssignment {
+    fn from(second: SecondPool) -> Self {
         Self {
-            realm: first.realm,
-            branch: first.branch,
-            counter: first.counter,
-            issued_unix_s: first.issued_unix_s,
-            expires_unix_s: first.expires_unix_s,
-            offline_grace_s: first.offline_grace_s,
-            pools: first.pools.into_iter().map(pool).collect(),
+            machine: second.machine,
+            tpm: second.tpm,
+            ..second.first.into()
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::trust::Endorsement;
 pub const FRAME_VERSION: u8 = 1;
 
 /// Newest message set that this program speaks, told in the greeting. Revisions: 1, the first; 2, assignments of
-/// the second kind (machine types); 3, `Wanted`, `Restore`, `Restored`.
+/// the second kind (machine types); 3, `Wanted`, `Restore`, `Restored`, and assignments of the third kind (user volumes).
 pub const PROTOCOL_MINOR: u16 = 3;
 
 /// The message set from which on `Wanted` is understood.

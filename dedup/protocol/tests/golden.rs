@@ -78,6 +78,7 @@ fn assignment() -> Assignment {
             prestage: true,
             machine: MachineType::Auto,
             tpm: false,
+            user_volume_mib: 0,
         }],
     }
 }
@@ -87,6 +88,13 @@ fn second_assignment() -> Assignment {
     let mut assignment = assignment();
     assignment.pools[0].machine = MachineType::Qemu;
     assignment.pools[0].tpm = true;
+    assignment
+}
+
+/// What only the third kind says.
+fn third_assignment() -> Assignment {
+    let mut assignment = second_assignment();
+    assignment.pools[0].user_volume_mib = 8192;
     assignment
 }
 
@@ -389,6 +397,7 @@ fn vectors() -> String {
     for (name, assignment) in [
         ("signed.assignment", assignment()),
         ("signed.assignment.2", second_assignment()),
+        ("signed.assignment.3", third_assignment()),
     ] {
         let signed = publisher_key().sign(&assignment);
         line(name, hex::encode(signed.to_bytes()));
@@ -463,7 +472,7 @@ fn golden_bytes_are_read_back() {
         Trust::Kept,
     );
     assert_eq!(opened, Ok(version_record()));
-    for assignment in [assignment(), second_assignment()] {
+    for assignment in [assignment(), second_assignment(), third_assignment()] {
         let signed = publisher_key().sign(&assignment).to_bytes();
         let signed = Signed::<Assignment>::from_bytes(&signed).unwrap();
         let opened = signed.open(&anchor(), &[endorsement()], Trust::Kept);

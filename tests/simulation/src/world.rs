@@ -335,6 +335,7 @@ impl World {
             prestage: last || self.rng.one_in(2),
             machine: MachineType::Auto,
             tpm: false,
+            user_volume_mib: 0,
         };
         self.assigned += 1;
         for (link, stream, message) in self.master.assign(vec![pool]) {

@@ -51,6 +51,16 @@ impl Files {
         self.0.join("disk.sock")
     }
 
+    /// The port of the agent inside, a socket that the machine makes.
+    pub fn agent_socket(&self) -> PathBuf {
+        self.0.join("agent.sock")
+    }
+
+    /// The socket at which the branch server serves the user volume over vhost-user.
+    pub fn user_disk_socket(&self) -> PathBuf {
+        self.0.join("user.sock")
+    }
+
     /// What the machine says of itself.
     pub fn machine_log(&self) -> PathBuf {
         self.0.join("machine.log")
@@ -72,7 +82,7 @@ impl Files {
     }
 
     /// Sockets that a machine makes.
-    pub fn machine_sockets(&self) -> [PathBuf; 6] {
+    pub fn machine_sockets(&self) -> [PathBuf; 7] {
         [
             self.tpm_socket(),
             self.serial_socket(),
@@ -80,6 +90,7 @@ impl Files {
             self.spice_socket(),
             self.control_socket(true),
             self.control_socket(false),
+            self.agent_socket(),
         ]
     }
 

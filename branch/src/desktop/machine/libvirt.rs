@@ -6,6 +6,8 @@
 use std::fmt::Write;
 use std::path::Path;
 
+use branch_guest::PORT_NAME;
+
 use super::{Boot, DiskFront, MachineKind, MachineSpec, disk_serial};
 
 /// Text as XML has it.
@@ -88,7 +90,11 @@ pub fn domain(spec: &MachineSpec, id: [u8; 16]) -> String {
       <source mode='bind' path='{serial}'/>
       <log file='{serial_log}' append='on'/>
       <target port='0'/>
-    </serial>{tpm}
+    </serial>
+    <channel type='unix'>
+      <source mode='bind' path='{agent}'/>
+      <target type='virtio' name='{port}'/>
+    </channel>{tpm}
     <input type='tablet' bus='usb'/>
     <graphics type='vnc' socket='{screen}'/>
     <graphics type='spice'>
@@ -109,9 +115,11 @@ pub fn domain(spec: &MachineSpec, id: [u8; 16]) -> String {
         memory = spec.memory_mib,
         vcpus = spec.vcpus,
         boot = boot(&spec.boot),
-        disk = disk(spec),
+        disk = disks(spec),
         serial = path(&files.serial_socket()),
         serial_log = path(&files.serial_log()),
+        agent = path(&files.agent_socket()),
+        port = PORT_NAME,
         screen = path(&files.screen_socket()),
         spice = path(&files.spice_socket()),
     )
@@ -138,7 +146,18 @@ fn boot(boot: &Boot) -> String {
     }
 }
 
-fn disk(spec: &MachineSpec) -> String {
+/// The system's disk, and the user volume behind it.
+fn disks(spec: &MachineSpec) -> String {
+    let files = &spec.files;
+    let system = disk_serial(&spec.name);
+    let system = disk(spec, "desktop", &files.disk_socket(), "vda", system);
+    let user = spec.user_serial.as_deref();
+    let user = user.map(|serial| disk(spec, "user", &files.user_disk_socket(), "vdb", serial));
+    let disks: Vec<String> = [Some(system), user].into_iter().flatten().collect();
+    disks.join("\n")
+}
+
+fn disk(spec: &MachineSpec, export: &str, socket: &Path, target: &str, serial: &str) -> String {
     match spec.disk_front() {
         DiskFront::VhostUser => format!(
             "    <disk type='vhostuser' device='disk'>
@@ -146,24 +165,24 @@ fn disk(spec: &MachineSpec) -> String {
       <source type='unix' path='{socket}'>
         <reconnect enabled='yes' timeout='1'/>
       </source>
-      <target dev='vda' bus='virtio'/>
+      <target dev='{target}' bus='virtio'/>
     </disk>",
             queues = spec.disk_queues(),
-            socket = path(&spec.files.disk_socket()),
+            socket = path(socket),
         ),
         // Debian 12's libvirt cannot say how long to reconnect: where the branch server goes away, QEMU pauses the guest for good.
         DiskFront::Nbd => format!(
             "    <disk type='network' device='disk'>
       <driver name='qemu' type='raw' error_policy='stop' rerror_policy='stop' discard='unmap'/>
-      <source protocol='nbd' name='desktop/{name}'>
+      <source protocol='nbd' name='{export}/{name}'>
         <host transport='unix' socket='{socket}'/>
       </source>
-      <target dev='vda' bus='virtio'/>
+      <target dev='{target}' bus='virtio'/>
       <serial>{serial}</serial>
     </disk>",
             name = escape(&spec.name),
             socket = path(&spec.host.nbd_socket),
-            serial = escape(disk_serial(&spec.name)),
+            serial = escape(serial),
         ),
     }
 }
@@ -218,6 +237,20 @@ mod tests {
             "{differ:?} differ from those in {}: check them with virt-xml-validate, then copy them",
             folder.display()
         );
+    }
+
+    #[test]
+    fn a_user_volume_is_the_second_disk_either_way() {
+        let mut spec = spec(MachineKind::QemuKvm);
+        spec.user_serial = Some("su-1".into());
+        spec.host.qemu_disk = DiskFront::Nbd;
+        let nbd = domain(&spec, [1; 16]);
+        assert!(nbd.contains("<source protocol='nbd' name='user/alice'>"));
+        assert!(nbd.contains("<target dev='vdb' bus='virtio'/>\n      <serial>su-1</serial>"));
+        spec.host.qemu_disk = DiskFront::VhostUser;
+        let vhost = domain(&spec, [1; 16]);
+        assert!(vhost.contains("<source type='unix' path='/d/alice/user.sock'>"));
+        assert_eq!(vhost.matches("<disk ").count(), 2);
     }
 
     #[test]

@@ -77,6 +77,8 @@ pub struct MachineSpec {
     pub boot: Boot,
     /// Whether it has a TPM; QEMU only.
     pub tpm: bool,
+    /// Serial number of its user volume, if it has one.
+    pub user_serial: Option<String>,
     /// What it is made with.
     pub host: MachineHost,
 }
@@ -320,9 +322,9 @@ pub fn is_paused_by_io_error(machine: &MachineRecord, files: &Files) -> bool {
     }
 }
 
-/// Ends a machine: asks the guest by its power button and waits up to `grace`, then ends the process.
-pub fn stop(machine: &MachineRecord, files: &Files, grace: Duration) {
-    if !grace.is_zero() && press_power_button(machine, files) {
+/// Ends a machine: asks the guest by its power button, unless its agent `was_asked`, and waits up to `grace`, then ends the process.
+pub fn stop(machine: &MachineRecord, files: &Files, grace: Duration, was_asked: bool) {
+    if !grace.is_zero() && (was_asked || press_power_button(machine, files)) {
         wait_for_end(machine, grace);
     }
     if is_alive(machine) {
@@ -378,6 +380,7 @@ mod tests {
             },
             boot: Boot::Bios,
             tpm: false,
+            user_serial: None,
             host: MachineHost {
                 virt: HostVirt {
                     kind: KvmKind::Hardware,

@@ -4,6 +4,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
+use branch_guest::PORT_NAME;
+
 use super::qmp::Qmp;
 use super::{Boot, DiskFront, Files, MachineKind, MachineSpec};
 
@@ -58,25 +60,37 @@ fn arguments(spec: &MachineSpec, spice: bool) -> Vec<String> {
         Boot::Kernel(_) => "",
         Boot::Bios | Boot::Uefi(_) => ",bootindex=0",
     };
+    // Their names in QEMU, their exports, sockets and serial numbers, and whether firmware boots from them.
+    let system = (
+        "system",
+        "desktop",
+        files.disk_socket(),
+        disk_serial(&spec.name),
+        boot_index,
+    );
+    let user = spec.user_serial.as_deref();
+    let user = user.map(|serial| ("user", "user", files.user_disk_socket(), serial, ""));
     match spec.disk_front() {
         DiskFront::Nbd => {
             arg("-machine", "q35".into());
-            arg(
-                "-blockdev",
-                format!(
-                    "driver=nbd,node-name=system,server.type=unix,server.path={},export=desktop/{},reconnect-delay={RECONNECT_S},discard=unmap",
-                    path(&spec.host.nbd_socket),
-                    spec.name
-                ),
-            );
-            // A read that the branch gave up on pauses the guest instead of breaking its file system; it goes on when the link is back.
-            arg(
-                "-device",
-                format!(
-                    "virtio-blk-pci,drive=system,serial={},rerror=stop,werror=stop{boot_index}",
-                    disk_serial(&spec.name)
-                ),
-            );
+            for (node, export, _, serial, boot_index) in [Some(system), user].into_iter().flatten()
+            {
+                arg(
+                    "-blockdev",
+                    format!(
+                        "driver=nbd,node-name={node},server.type=unix,server.path={},export={export}/{},reconnect-delay={RECONNECT_S},discard=unmap",
+                        path(&spec.host.nbd_socket),
+                        spec.name
+                    ),
+                );
+                // A read that the branch gave up on pauses the guest instead of breaking its file system; it goes on when the link is back.
+                arg(
+                    "-device",
+                    format!(
+                        "virtio-blk-pci,drive={node},serial={serial},rerror=stop,werror=stop{boot_index}"
+                    ),
+                );
+            }
         }
         DiskFront::VhostUser => {
             // The branch server maps the guest's memory, and takes only files that cannot be shortened under it: QEMU seals its memfd.
@@ -88,20 +102,19 @@ fn arguments(spec: &MachineSpec, spice: bool) -> Vec<String> {
                     spec.memory_mib
                 ),
             );
-            arg(
-                "-chardev",
-                format!(
-                    "socket,id=disk,path={},reconnect=1",
-                    path(&files.disk_socket())
-                ),
-            );
-            arg(
-                "-device",
-                format!(
-                    "vhost-user-blk-pci,chardev=disk,num-queues={}{boot_index}",
-                    spec.disk_queues()
-                ),
-            );
+            for (node, _, socket, _, boot_index) in [Some(system), user].into_iter().flatten() {
+                arg(
+                    "-chardev",
+                    format!("socket,id={node},path={},reconnect=1", path(&socket)),
+                );
+                arg(
+                    "-device",
+                    format!(
+                        "vhost-user-blk-pci,chardev={node},num-queues={}{boot_index}",
+                        spec.disk_queues()
+                    ),
+                );
+            }
         }
     }
     arg("-device", "virtio-rng-pci".into());
@@ -145,6 +158,19 @@ fn arguments(spec: &MachineSpec, spice: bool) -> Vec<String> {
         ),
     );
     arg("-serial", "chardev:serial0".into());
+    // The port of the agent inside.
+    arg("-device", "virtio-serial-pci".into());
+    arg(
+        "-chardev",
+        format!(
+            "socket,id=agent,path={},server=on,wait=off",
+            path(&files.agent_socket())
+        ),
+    );
+    arg(
+        "-device",
+        format!("virtserialport,chardev=agent,name={PORT_NAME}"),
+    );
     arg(
         "-qmp",
         format!(
@@ -225,15 +251,27 @@ mod tests {
         let vhost = line(&spec);
         assert!(vhost.contains("-machine q35,memory-backend=memory"));
         assert!(vhost.contains("memory-backend-memfd,id=memory,size=1024M,share=on"));
-        assert!(vhost.contains("socket,id=disk,path=/d/alice/disk.sock,reconnect=1"));
-        assert!(vhost.contains("vhost-user-blk-pci,chardev=disk,num-queues=2"));
+        assert!(vhost.contains("socket,id=system,path=/d/alice/disk.sock,reconnect=1"));
+        assert!(vhost.contains("vhost-user-blk-pci,chardev=system,num-queues=2"));
         assert!(!vhost.contains("nbd"));
+        assert!(!vhost.contains("user.sock"));
+        spec.user_serial = Some("su-1".into());
+        let vhost = line(&spec);
+        assert!(vhost.contains("socket,id=user,path=/d/alice/user.sock,reconnect=1"));
+        assert!(vhost.contains("vhost-user-blk-pci,chardev=user,num-queues=2"));
+        spec.host.qemu_disk = DiskFront::Nbd;
+        let nbd = line(&spec);
+        assert!(nbd.contains("server.path=/d/nbd.sock,export=user/alice,"));
+        assert!(nbd.contains("virtio-blk-pci,drive=user,serial=su-1,rerror=stop"));
+        assert_eq!(nbd.matches("bootindex").count(), 1);
     }
 
     #[test]
     fn kvm_or_tcg_and_screens_on_sockets() {
         let kvm = line(&spec(MachineKind::QemuKvm));
         assert!(kvm.contains("-accel kvm -cpu host"));
+        assert!(kvm.contains("socket,id=agent,path=/d/alice/agent.sock,server=on,wait=off"));
+        assert!(kvm.contains("virtserialport,chardev=agent,name=splice.agent.0"));
         let tcg = line(&spec(MachineKind::QemuTcg));
         assert!(tcg.contains("-accel tcg,thread=multi -cpu max"));
         assert!(tcg.contains("-vnc unix:/d/alice/screen.sock"));

@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::time::Duration;
 
+use branch_guest::PORT_NAME;
 use vmm_api::{Answer, Command as Ask, LINE_BYTES_MAX};
 
 use super::{Boot, Files, MachineSpec};
@@ -32,10 +33,17 @@ pub(super) fn command(spec: &MachineSpec) -> Command {
     command.args(["--vcpus", &spec.vcpus.to_string()]);
     let disk = spec.files.disk_socket();
     command.args(["--disk", &format!("vhost-user={}", disk.display())]);
+    if spec.user_serial.is_some() {
+        // Its server tells the serial number.
+        let disk = spec.files.user_disk_socket();
+        command.args(["--disk", &format!("vhost-user={}", disk.display())]);
+    }
     command.arg("--serial-log").arg(spec.files.serial_log());
     command
         .arg("--serial-socket")
         .arg(spec.files.serial_socket());
+    let port = spec.files.agent_socket();
+    command.args(["--port", &format!("{PORT_NAME}={}", port.display())]);
     command
         .arg("--control")
         .arg(spec.files.control_socket(false));
@@ -97,9 +105,19 @@ mod tests {
             arguments.join("|"),
             "run|--kernel|/boot/k|--initrd|/boot/i|--command-line|root=UUID=1 ro|--memory|1024|--vcpus|2\
              |--disk|vhost-user=/d/alice/disk.sock|--serial-log|/d/alice/serial.log\
-             |--serial-socket|/d/alice/serial.sock|--control|/d/alice/control.sock\
+             |--serial-socket|/d/alice/serial.sock|--port|splice.agent.0=/d/alice/agent.sock|--control|/d/alice/control.sock\
              |--display|1280x800|--rfb-socket|/d/alice/screen.sock"
         );
+    }
+
+    #[test]
+    fn a_user_volume_is_the_second_disk() {
+        let mut spec = spec(MachineKind::Splice);
+        spec.user_serial = Some("su-1".into());
+        let command = command(&spec);
+        let arguments: Vec<_> = command.get_args().map(|a| a.to_str().unwrap()).collect();
+        let disks = "--disk vhost-user=/d/alice/disk.sock --disk vhost-user=/d/alice/user.sock";
+        assert!(arguments.join(" ").contains(disks), "{arguments:?}");
     }
 
     #[test]

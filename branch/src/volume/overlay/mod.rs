@@ -201,6 +201,13 @@ impl Overlay {
         self.durable.load(Ordering::Acquire)
     }
 
+    /// Whether nothing was ever written, zeroed or discarded in it: every byte is the base's.
+    pub fn is_unwritten(&self) -> bool {
+        let stats = self.stats();
+        // A record that was taken back, or that others have overwritten, leaves its number.
+        stats.seq == 0 && stats.extents == 0
+    }
+
     /// Figures for the console and for eviction decisions.
     pub fn stats(&self) -> OverlayStats {
         let map = self.map_read();

@@ -308,6 +308,7 @@ fn assignment() -> Signed<Assignment> {
             prestage: true,
             machine: MachineType::Qemu,
             tpm: true,
+            user_volume_mib: 8192,
         }],
     })
 }

@@ -38,6 +38,7 @@ pub fn write(seeds: &Seeds) {
         seeds.write("names", &index.to_string(), name.as_bytes());
     }
     seeds.write("names", "id", "0f".repeat(32).as_bytes());
+    guest_lines(seeds);
     let version = format!(
         r#"{{"versions":[{{"id":"00","image":"i","number":1,"parent":null,"created_unix_s":1,"disk":{TREE},"data_bytes":1,"chunk_sizes":{{"min":1,"avg":2,"max":3}},"boot":{{"kernel_path":"/k","kernel":{TREE},"initrd":null,"root_argument":"root=/"}},"os":"x","note":null,"new_chunks":1,"stored_bytes":1}}],"next":2}}"#
     );
@@ -70,7 +71,7 @@ pub fn write(seeds: &Seeds) {
         (20, r#"{"force":true}"#),
         (
             22,
-            r#"{"desktops":[{"name":"n","pool":"p","version":"00","image":"i","version_number":1,"state":"running","error":null,"machine_type":"auto","tpm":false,"machine":"qemu-kvm","machine_reason":"r","disk":"nbd","pid":1,"serial_log":"/l","serial_socket":"/s","nbd_export":"e","started_unix_ms":1,"demand_chunks":1,"overlay_bytes":1}]}"#,
+            r#"{"desktops":[{"name":"n","pool":"p","version":"00","image":"i","version_number":1,"state":"running","error":null,"machine_type":"auto","tpm":false,"machine":"qemu-kvm","machine_reason":"r","disk":"nbd","pid":1,"serial_log":"/l","serial_socket":"/s","nbd_export":"e","started_unix_ms":1,"demand_chunks":1,"overlay_bytes":1,"user_volume":{"size_bytes":1,"written_bytes":1,"serial":"s","nbd_export":"e","disk_socket":"/u"},"guest":{"agent":"0","protocol":1,"connected":true,"heard_unix_ms":1,"booted":true,"users":[{"name":"a","since_unix_s":1}],"user_volume":"mounted","disks":[{"place":"/","used_percent":1}],"failed_units":["u"],"troubles":["t"]}}]}"#,
         ),
         (23, r#"{"error":"e"}"#),
         (24, r#"{"pool":"p"}"#),
@@ -85,5 +86,37 @@ pub fn write(seeds: &Seeds) {
     ] {
         let seed = [&[index][..], body.as_bytes()].concat();
         seeds.write("api_json", &index.to_string(), &seed);
+    }
+}
+
+/// What agents and branches say to each other, of either direction.
+fn guest_lines(seeds: &Seeds) {
+    const ID: &str = "abababababababababababababababab";
+    for (name, line) in [
+        (
+            "hello",
+            format!(r#"{{"hello":{{"protocol":1,"oldest":1,"agent":"0.1.0","boot":"{ID}"}}}}"#),
+        ),
+        (
+            "report",
+            r#"{"report":{"booted":true,"users":[{"name":"a","since_unix_s":1}],"user_volume":{"refused":"r"},"health":{"disks":[{"place":"/","used_percent":9}],"failed_units":["u"],"troubles":["t"]}}}"#.to_owned(),
+        ),
+        ("done", r#"{"done":{"id":1,"error":"e"}}"#.to_owned()),
+        (
+            "welcome",
+            format!(
+                r#"{{"welcome":{{"protocol":1,"identity":{{"host_name":"a","machine_id":"{ID}"}},"user_volume":{{"serial":"s","unwritten":true}}}}}}"#
+            ),
+        ),
+        ("refuse", r#"{"refuse":{"protocol":1,"oldest":1}}"#.to_owned()),
+        (
+            "freeze",
+            r#"{"do":{"id":1,"what":{"freeze":{"for_ms":1}}}}"#.to_owned(),
+        ),
+        ("thaw", r#"{"do":{"id":1,"what":"thaw"}}"#.to_owned()),
+    ] {
+        // The target's first byte says how the stream is cut.
+        let seed = [&b"\x07"[..], line.as_bytes(), b"\n"].concat();
+        seeds.write("guest_lines", name, &seed);
     }
 }

@@ -19,6 +19,9 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("dedup-transport", &["dedup", "dedup-protocol"]),
     ("datacenter-api", &["dedup", "dedup-protocol"]),
     ("branch-api", &["dedup", "dedup-protocol", "datacenter-api"]),
+    ("branch-guest", &[]),
+    // It runs inside desktops: what it links is what is there.
+    ("branch-agent", &["branch-guest"]),
     ("vmm-api", &[]),
     ("vmm-block", &[]),
     ("vmm", &["vmm-api", "vmm-block"]),
@@ -43,6 +46,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "dedup-transport",
             "datacenter-api",
             "branch-api",
+            "branch-guest",
             "vmm-api",
             "vmm-block",
         ],
