@@ -9,6 +9,7 @@ pub mod policy;
 pub mod profile;
 pub mod records;
 pub mod server;
+pub mod state;
 pub mod trust;
 pub mod update;
 pub mod wire;
