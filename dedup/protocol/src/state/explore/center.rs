@@ -6,9 +6,9 @@ use super::super::authority::{Authority, AuthorityAction, AuthorityRow, Holder, 
 use super::super::lease::Lease;
 use super::super::message::FenceLease;
 use super::super::writeback::{LineRow, Part, ReceiveAction, Receiver, SendRow};
-use super::super::{Ended, Generation, Line};
+use super::super::{Ended, Generation, Line, Nonce};
 use super::world::{Act, Actor, ForkKey, World, branch_id, site_of};
-use super::{DESKTOP, DISK_BYTES, REALM, Write, said, shown, tree, union};
+use super::{DESKTOP, DISK_BYTES, REALM, Write, shown, tree, union};
 use crate::wire::{Message, SignedBytes};
 
 const TERMS: Terms = Terms {
@@ -16,11 +16,14 @@ const TERMS: Terms = Terms {
     offline_grace_s: 100,
 };
 
+/// The manifests of a segment, on the desktop's own line or a fork's.
+pub(super) type Build = (Option<ForkKey>, Nonce);
+
 /// A line with the parts that are staged on it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct LineDisk {
     pub(super) row: LineRow,
-    parts: BTreeMap<u32, Vec<u8>>,
+    pub(super) parts: BTreeMap<u32, Vec<u8>>,
 }
 
 /// What a power cut leaves of the datacenter.
@@ -35,12 +38,14 @@ pub(super) struct CenterDisk {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Center {
     pub(super) disk: CenterDisk,
-    authority: Authority,
+    pub(super) authority: Authority,
     main: Receiver,
-    forks: BTreeMap<ForkKey, Receiver>,
+    pub(super) forks: BTreeMap<ForkKey, Receiver>,
+    /// Manifests that are being built.
+    pub(super) builds: BTreeSet<Build>,
     holds_chunks: bool,
     /// Random numbers drawn so far.
-    drawn: u64,
+    pub(super) drawn: u64,
 }
 
 impl Center {
@@ -63,6 +68,7 @@ impl Center {
             authority: Authority::open(disk.authority.clone()),
             main: Receiver::open(disk.main.row.clone()).0,
             forks: BTreeMap::new(),
+            builds: BTreeSet::new(),
             disk,
             holds_chunks,
             drawn: 0,
@@ -74,6 +80,7 @@ impl Center {
         self.authority = Authority::open(self.disk.authority.clone());
         let (main, left) = Receiver::open(self.disk.main.row.clone());
         self.main = main;
+        self.builds.clear();
         let mut acts = received(None, left);
         self.forks.clear();
         for (key, fork) in &self.disk.forks {
@@ -106,27 +113,27 @@ impl Center {
             && (holder.renewal >= lease.renewal + 2 || is_behind)
     }
 
-    fn receiver(&mut self, fork: Option<ForkKey>) -> Option<&mut Receiver> {
+    pub(super) fn receiver(&mut self, fork: Option<ForkKey>) -> Option<&mut Receiver> {
         match fork {
             None => Some(&mut self.main),
             Some(key) => self.forks.get_mut(&key),
         }
     }
 
-    fn line_disk(&mut self, fork: Option<ForkKey>) -> Option<&mut LineDisk> {
+    pub(super) fn line_disk(&mut self, fork: Option<ForkKey>) -> Option<&mut LineDisk> {
         match fork {
             None => Some(&mut self.disk.main),
             Some(key) => self.disk.forks.get_mut(&key),
         }
     }
 
-    fn standing_on(&self, fork: Option<ForkKey>) -> Standing {
+    pub(super) fn standing_on(&self, fork: Option<ForkKey>) -> Standing {
         let generation = fork.map_or(self.main.row().line.generation, |(of, _)| of);
         self.authority.standing_of(generation)
     }
 }
 
-fn received(fork: Option<ForkKey>, actions: Vec<ReceiveAction>) -> Vec<Act> {
+pub(super) fn received(fork: Option<ForkKey>, actions: Vec<ReceiveAction>) -> Vec<Act> {
     let acts = actions.into_iter();
     acts.map(|action| Act::Receive(fork, action)).collect()
 }
@@ -212,7 +219,7 @@ impl World {
     }
 
     /// Counts the random number as drawn if it was used.
-    fn drawn(&mut self, site: usize, actions: Vec<AuthorityAction>) -> Vec<Act> {
+    pub(super) fn drawn(&mut self, site: usize, actions: Vec<AuthorityAction>) -> Vec<Act> {
         let fresh = self.center.drawn + 1;
         let mut acts = Vec::new();
         for action in actions {
@@ -236,33 +243,6 @@ impl World {
             }
         }
         acts
-    }
-
-    /// Whether the line exists. A fork does from its first offer on, if its generation may have one.
-    fn open_fork(&mut self, fork: Option<ForkKey>) -> bool {
-        let Some(key) = fork else { return true };
-        let center = &mut self.center;
-        if center.forks.contains_key(&key) {
-            return true;
-        }
-        let past = center.authority.row().past.iter();
-        let Some(past) = past.rev().find(|past| past.generation == key.0) else {
-            return false;
-        };
-        let base = self
-            .oracle
-            .shown
-            .get(&past.base)
-            .cloned()
-            .unwrap_or_default();
-        let line = Line {
-            desktop: DESKTOP,
-            generation: key.0,
-            fork: Some(key.1),
-        };
-        let (receiver, _) = Receiver::open(LineRow::new(line, vec![tree(&base)]));
-        center.forks.insert(key, receiver);
-        true
     }
 
     fn fence(&mut self, site: usize, line: &Line, ended: Ended) {
@@ -323,105 +303,7 @@ impl World {
         self.post(Actor::Site(site), site, &message);
     }
 
-    fn holder_of(&self, generation: Generation) -> Option<usize> {
+    pub(super) fn holder_of(&self, generation: Generation) -> Option<usize> {
         self.oracle.granted.get(&generation).copied()
-    }
-
-    pub(super) fn receive_acts(
-        &mut self,
-        fork: Option<ForkKey>,
-        action: ReceiveAction,
-    ) -> Vec<Act> {
-        match action {
-            ReceiveAction::Keep {
-                row,
-                drops_parts,
-                part,
-                cut: _,
-            } => self.keep_line(fork, row, drops_parts, part),
-            ReceiveAction::Build { segment } => {
-                let standing = self.center.standing_on(fork);
-                let Some(line) = self.center.line_disk(fork) else {
-                    return Vec::new();
-                };
-                let parts = line.parts.values().flat_map(|part| said(part));
-                let parts: Vec<Write> = parts.collect();
-                let disks = vec![tree(&union(&shown(&line.row.disks), &parts))];
-                let Some(receiver) = self.center.receiver(fork) else {
-                    return Vec::new();
-                };
-                return received(fork, receiver.built(standing, segment, disks));
-            }
-            ReceiveAction::Want(want) => {
-                self.answer(&want.line, &Message::WantChunks(want.clone()))
-            }
-            ReceiveAction::Staged(staged) => {
-                self.answer(&staged.line, &Message::PartStaged(staged.clone()));
-            }
-            ReceiveAction::Applied(applied) => {
-                if fork.is_none() {
-                    self.center.authority.reassured();
-                }
-                self.answer(&applied.line, &Message::SegmentApplied(applied.clone()));
-            }
-            ReceiveAction::Restart(restart) => {
-                self.answer(&restart.line, &Message::RestartSegment(restart.clone()));
-            }
-            ReceiveAction::Doubt(generation) => {
-                let fresh = self.center.drawn + 1;
-                let actions = self.center.authority.doubt(generation, fresh);
-                let site = self.holder_of(generation).unwrap_or_default();
-                return self.drawn(site, actions);
-            }
-            ReceiveAction::Fence(_) => {}
-        }
-        Vec::new()
-    }
-
-    fn keep_line(
-        &mut self,
-        fork: Option<ForkKey>,
-        row: LineRow,
-        drops_parts: bool,
-        part: Option<(u32, Vec<u8>)>,
-    ) {
-        let authority = &self.center.disk.authority;
-        let is_applied = row.applied.seq > 0 && drops_parts && part.is_none();
-        if fork.is_none() && is_applied {
-            let may = authority.holder.is_some() && authority.last == row.line.generation;
-            self.oracle
-                .shown
-                .insert(row.applied.head, shown(&row.disks));
-            if !may {
-                self.fault("a segment of an ended generation was applied to the desktop");
-            }
-        }
-        let disk = match fork {
-            None => &mut self.center.disk.main,
-            Some(key) => {
-                let forks = &mut self.center.disk.forks;
-                forks.entry(key).or_insert_with(|| LineDisk {
-                    row: row.clone(),
-                    parts: BTreeMap::new(),
-                })
-            }
-        };
-        disk.row = row;
-        if drops_parts {
-            disk.parts.clear();
-        }
-        disk.parts.extend(part);
-    }
-
-    fn answer(&mut self, line: &Line, message: &Message) {
-        if let Some(site) = self.holder_of(line.generation) {
-            self.post(Actor::Site(site), site, message);
-        }
-    }
-
-    /// The forks that are kept.
-    pub(super) fn fork_rows(&self) -> impl Iterator<Item = (&ForkKey, &LineRow)> {
-        let forks = self.center.disk.forks.iter();
-        forks.map(|(key, fork)| (key, &fork.row))
     }
 }

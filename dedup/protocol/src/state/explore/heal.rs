@@ -17,6 +17,7 @@ pub(super) fn heal(world: &World) -> Option<&'static str> {
     world.line = Some(VecDeque::new());
     world.budget.proofs = u8::MAX;
     for _ in 0..ROUNDS {
+        build(&mut world);
         for index in 0..world.sites.len() {
             for event in duties(&world, index) {
                 world.perform(&event, None);
@@ -29,6 +30,7 @@ pub(super) fn heal(world: &World) -> Option<&'static str> {
                 break;
             };
             world.perform(&Event::Deliver(packet), None);
+            build(&mut world);
             if sent == MESSAGES_MAX {
                 return Some("messages go to and fro without end");
             }
@@ -38,6 +40,12 @@ pub(super) fn heal(world: &World) -> Option<&'static str> {
         }
     }
     world.check_rest()
+}
+
+fn build(world: &mut World) {
+    while let Some(build) = world.center.builds.first().copied() {
+        world.perform(&Event::Built(build), None);
+    }
 }
 
 /// What a branch does by itself.

@@ -15,6 +15,7 @@
 mod center;
 mod check;
 mod heal;
+mod lines;
 mod search;
 mod site;
 mod tests;

@@ -191,7 +191,7 @@ fn step(world: &mut World, choice: u32) {
     let (messages, others): (Vec<_>, Vec<_>) = world
         .events()
         .into_iter()
-        .partition(|event| matches!(event, Event::Deliver(_)));
+        .partition(|event| matches!(event, Event::Deliver(_) | Event::Built(_)));
     let events = if choice.is_multiple_of(3) || messages.is_empty() {
         others
     } else {

@@ -8,7 +8,7 @@ use super::super::authority::{AuthorityAction, HoldAction};
 use super::super::writeback::{ReceiveAction, SendAction};
 use super::super::{Generation, Head, Nonce};
 use super::Write;
-use super::center::Center;
+use super::center::{Build, Center};
 use super::site::Site;
 use crate::wire::Message;
 
@@ -57,6 +57,8 @@ pub(super) enum Event {
     GiveBack(usize),
     /// A message arrives.
     Deliver(Packet),
+    /// The manifests of a segment are built.
+    Built(Build),
     /// IT breaks the lease.
     Break,
     /// Somebody copies a branch's disk.
@@ -162,6 +164,7 @@ impl World {
     /// The events that may happen next.
     pub(super) fn events(&self) -> Vec<Event> {
         let mut events: Vec<Event> = self.net.iter().cloned().map(Event::Deliver).collect();
+        events.extend(self.center.builds.iter().copied().map(Event::Built));
         let budget = &self.budget;
         for (index, site) in self.sites.iter().enumerate() {
             if site.may_ask() && (budget.asks > 0 || site.hold.row().asking.is_some()) {
@@ -243,6 +246,7 @@ impl World {
                 };
                 (packet.to, acts)
             }
+            Event::Built(build) => (Actor::Center, self.center_builds(*build)),
             Event::Break => {
                 self.budget.breaks -= 1;
                 (Actor::Center, self.center_breaks())

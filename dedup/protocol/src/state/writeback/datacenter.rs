@@ -20,7 +20,7 @@ use super::super::message::{
 };
 use super::super::{Generation, Head, Mutant, Nonce, Position, is_mutated};
 use super::line::{LineRow, ReceiveAction, ReceiveError, Staged};
-use super::part::Part;
+use super::part::{PARTS_MAX, Part};
 use crate::records::TreeRef;
 
 /// A part of which chunks are on their way. Not kept: after a crash the branch offers it again.
@@ -95,6 +95,9 @@ impl Receiver {
                 from: offer.from.seq,
                 to: offer.to,
             });
+        }
+        if offer.part >= PARTS_MAX {
+            return Err(ReceiveError::Parts(offer.part));
         }
         self.begin(offer.line.generation);
         let head = offer
@@ -179,10 +182,14 @@ impl Receiver {
         let is_again = self.row.newest != Nonce::NONE
             && (offer.from, offer.segment) == (self.row.before, self.row.newest);
         if is_again {
-            return self.applied();
+            return self.applied(offer.segment);
         }
         if offer.line.fork.is_some() {
-            // A fork is one segment from the start: nothing else of it fits.
+            // A fork is one segment from the start, of an overlay that stood still when it was named. One that is whole is the same,
+            // also if a copy of the branch's disk brings it again.
+            if (offer.from, offer.to) == (self.row.before, self.row.applied.seq) {
+                return self.applied(offer.segment);
+            }
             return ReceiveAction::Restart(RestartSegment {
                 line: offer.line,
                 segment: offer.segment,
@@ -191,10 +198,10 @@ impl Receiver {
         ReceiveAction::Doubt(offer.line.generation)
     }
 
-    fn applied(&self) -> ReceiveAction {
+    fn applied(&self, segment: Nonce) -> ReceiveAction {
         ReceiveAction::Applied(SegmentApplied {
             line: self.row.line,
-            segment: self.row.newest,
+            segment,
             at: self.row.applied,
         })
     }
@@ -305,6 +312,8 @@ impl Receiver {
         let Some(staged) = staged.take_if(is_it) else {
             return Vec::new();
         };
+        // What is on its way for another segment was to follow what was applied until now.
+        self.due = None;
         self.row.before = self.row.applied;
         self.row.applied = Position {
             seq: staged.to,
@@ -320,7 +329,7 @@ impl Receiver {
                 part: None,
                 cut: staged.cut,
             },
-            self.applied(),
+            self.applied(segment),
         ]
     }
 }

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::super::authority::Progress;
 use super::super::message::{Cut, PartStaged, RestartSegment, SegmentApplied, WantChunks};
 use super::super::{Ended, Generation, Head, Line, Nonce, Position};
+use super::part::PARTS_MAX;
 use crate::records::TreeRef;
 
 /// What the datacenter keeps of a line: the desktop's own, or a fork.
@@ -124,6 +125,9 @@ pub enum ReceiveError {
         /// Where it ends.
         to: u64,
     },
+    /// A segment of too many parts.
+    #[error("part {0} of a segment, which has at most {PARTS_MAX}")]
+    Parts(u32),
     /// A wanted chunk's index is not in the part.
     #[error("chunk {0} of a part that has fewer")]
     Missing(u16),

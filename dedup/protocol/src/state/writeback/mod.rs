@@ -31,5 +31,5 @@ mod tests;
 pub use branch::{Lag, SealPolicy, Sealed, SendAction, SendRow, Sender};
 pub use datacenter::Receiver;
 pub use line::{LineRow, ReceiveAction, ReceiveError, Staged};
-pub use part::{PART_BYTES_MAX, PART_RANGES_MAX, Part, PartError, Range, RangeSource};
+pub use part::{PART_BYTES_MAX, PART_RANGES_MAX, PARTS_MAX, Part, PartError, Range, RangeSource};
 pub use snapshot::{Retention, Snapshot, SnapshotPolicy, next_cut, to_drop};

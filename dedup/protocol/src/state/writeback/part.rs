@@ -11,6 +11,9 @@ use dedup::{CHUNK_BYTES_MAX, ChunkId};
 /// Most ranges of a part. So many fit a request of 128 KiB.
 pub const PART_RANGES_MAX: usize = 2048;
 
+/// Most parts of a segment: a first segment of 8 TiB in blocks of 4 KiB.
+pub const PARTS_MAX: u32 = 1 << 20;
+
 /// Most plain bytes of a part: what a cut costs at most, and what an owner may hold of it.
 pub const PART_BYTES_MAX: u64 = 16 << 20;
 
