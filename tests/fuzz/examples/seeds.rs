@@ -12,6 +12,8 @@ mod link;
 mod machine;
 #[path = "seeds/nbd.rs"]
 mod nbd;
+#[path = "seeds/state.rs"]
+mod state;
 #[path = "seeds/stored.rs"]
 mod stored;
 #[path = "seeds/text.rs"]
@@ -45,6 +47,7 @@ fn write_all() {
     link::write(&seeds);
     machine::write(&seeds);
     nbd::write(&seeds);
+    state::write(&seeds);
     stored::write(&seeds);
     text::write(&seeds);
     let scratch = seeds.directory.join("scratch");
