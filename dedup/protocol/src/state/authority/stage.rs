@@ -89,7 +89,7 @@ pub struct Facts {
 pub enum HoldAction {
     /// Makes this durable before it goes on.
     Keep(HoldRow),
-    /// Pauses the machine for good. No write is acknowledged after it.
+    /// Pauses the machine: no write is acknowledged behind it, until [`Right`] says that it may run.
     Stop,
     /// Asks.
     Ask(AskLease),
