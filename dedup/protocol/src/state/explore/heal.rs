@@ -16,6 +16,7 @@ pub(super) fn heal(world: &World) -> Option<&'static str> {
     world.net.clear();
     world.line = Some(VecDeque::new());
     world.budget.proofs = u8::MAX;
+    world.budget.answers = u8::MAX;
     for _ in 0..ROUNDS {
         build(&mut world);
         for index in 0..world.sites.len() {

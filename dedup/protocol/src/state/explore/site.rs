@@ -182,8 +182,15 @@ impl World {
                 holds(site.hold.granted(lease))
             }
             Message::ProveLease(prove) => {
+                let is_new = site.hold.row().asking.is_none();
+                if is_new && self.budget.answers == 0 {
+                    return Vec::new();
+                }
                 let actions = site.hold.prove(&prove, fresh, &facts);
                 site.note_drawn();
+                if is_new && !actions.is_empty() {
+                    self.budget.answers -= 1;
+                }
                 holds(actions)
             }
             Message::DenyLease(deny) => holds(site.hold.denied(&deny)),

@@ -24,6 +24,8 @@ pub(super) struct Budget {
     pub(super) crashes: u8,
     /// Questions of the datacenter.
     pub(super) proofs: u8,
+    /// New questions of branches because of them: one message may arrive again and again.
+    pub(super) answers: u8,
     pub(super) breaks: u8,
     pub(super) backups: u8,
     pub(super) restores: u8,
@@ -37,6 +39,7 @@ impl Budget {
         returns: 0,
         crashes: 0,
         proofs: 0,
+        answers: 0,
         breaks: 0,
         backups: 0,
         restores: 0,
