@@ -95,9 +95,10 @@ pub enum HoldAction {
     Ask(AskLease),
     /// Gives back.
     Return(ReturnLease),
-    /// Aims overlay and write-back anew by [`Hold::aim`]. Also to be done at each start, since a crash may have come before it.
+    /// Aims overlay and write-back anew by [`Hold::aim`](super::Hold::aim). Also to be done at each start, since a crash may have come before it.
     Aim,
-    /// The desktop is not here any more: its overlay may go. Also to be done at each start, for what is [`Stage::Idle`].
+    /// The desktop is not here any more: its overlay may go. Also to be done at each start, for a row that is [`Stage::Idle`]. A desktop
+    /// without a row is from before leases, and its overlay is the only copy there is.
     Leave,
     /// The datacenter said no.
     Denied(DenyReason),

@@ -202,7 +202,8 @@ impl Sender {
         self.flight = Flight::Idle;
     }
 
-    /// Records up to this one are durable.
+    /// Records up to this one are durable. It is the newest one that a guest asked for: marks and moved records say nothing new, and would
+    /// keep write-back busy for ever.
     pub fn flushed(&mut self, seq: u64, now_unix_s: u64) {
         self.flushed = self.flushed.max(seq);
         if self.flushed > self.row.acked.seq {
@@ -210,7 +211,8 @@ impl Sender {
         }
     }
 
-    /// Wants a snapshot of everything up to record `seq`. It comes with the segment in which that is.
+    /// Wants a snapshot of everything up to record `seq`. It comes with the segment in which that is. A crash before that segment is
+    /// sealed forgets the wish: whoever has it tells it again.
     pub fn wish(&mut self, cut: Cut, seq: u64) {
         self.wish = Some((cut, seq));
     }

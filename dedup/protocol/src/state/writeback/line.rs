@@ -92,7 +92,7 @@ pub enum ReceiveAction {
         /// A snapshot of the new state is cut.
         cut: Cut,
     },
-    /// Builds the manifests that the kept parts make of the line's state, and tells [`Receiver::built`].
+    /// Builds the manifests that the kept parts make of the line's state, and tells [`Receiver::built`](super::Receiver::built).
     Build {
         /// Which segment.
         segment: Nonce,
