@@ -21,18 +21,18 @@ pub(super) struct Found {
 
 /// A name for a world, too long to meet another's by chance.
 fn name(world: &World) -> u128 {
-    struct Wide(blake3::Hasher);
+    struct Wide(Vec<u8>);
     impl Hasher for Wide {
         fn write(&mut self, bytes: &[u8]) {
-            self.0.update(bytes);
+            self.0.extend_from_slice(bytes);
         }
         fn finish(&self) -> u64 {
             0
         }
     }
-    let mut wide = Wide(blake3::Hasher::new());
+    let mut wide = Wide(Vec::with_capacity(8192));
     world.hash(&mut wide);
-    let hash = wide.0.finalize();
+    let hash = blake3::hash(&wide.0);
     u128::from_le_bytes(hash.as_bytes()[..16].try_into().expect("16 of 32 bytes"))
 }
 

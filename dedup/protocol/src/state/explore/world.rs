@@ -1,6 +1,7 @@
 //! The world: its parts, its events, and how one event is performed, up to the end or to a crash.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::rc::Rc;
 
 use dedup::BranchId;
 
@@ -85,7 +86,8 @@ pub(super) struct Packet {
     pub(super) to: Actor,
     /// The branch at the other end, or the one that it goes to.
     pub(super) site: usize,
-    pub(super) frame: Vec<u8>,
+    /// Shared, because worlds are cloned all the time.
+    pub(super) frame: Rc<[u8]>,
 }
 
 /// One thing that an actor does. A crash comes between two of them.
@@ -287,7 +289,7 @@ impl World {
         let packet = Packet {
             to,
             site,
-            frame: message.encode(),
+            frame: message.encode().into(),
         };
         match &mut self.line {
             Some(line) => line.push_back(packet),
