@@ -20,7 +20,7 @@ use crate::trust::Endorsement;
 pub const FRAME_VERSION: u8 = 1;
 
 /// Newest message set that this program speaks, told in the greeting. Revisions: 1, the first; 2, assignments of
-/// the second kind (machine types); 4, leases and write-back of desktops (3 is another change's).
+/// the second kind (machine types); 4, leases and write-back of desktops.
 pub const PROTOCOL_MINOR: u16 = 4;
 
 /// Largest frame of any kind, in bytes: a solid batch (see [`BATCH_RAW_BYTES`]) that did not compress, and its head.
