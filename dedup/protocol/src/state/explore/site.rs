@@ -126,13 +126,10 @@ fn sends(actions: Vec<SendAction>) -> Vec<Act> {
 impl World {
     pub(super) fn site_asks(&mut self, index: usize) -> Vec<Act> {
         let site = &mut self.sites[index];
-        let is_new = site.hold.row().asking.is_none();
         let (fresh, facts) = (site.fresh(), site.send.facts());
         let actions = site.hold.ask(fresh, &facts).unwrap_or_default();
         site.note_drawn();
-        if is_new {
-            self.budget.asks = self.budget.asks.saturating_sub(1);
-        }
+        self.budget.asks = self.budget.asks.saturating_sub(1);
         holds(actions)
     }
 
@@ -182,13 +179,12 @@ impl World {
                 holds(site.hold.granted(lease))
             }
             Message::ProveLease(prove) => {
-                let is_new = site.hold.row().asking.is_none();
-                if is_new && self.budget.answers == 0 {
+                if self.budget.answers == 0 {
                     return Vec::new();
                 }
                 let actions = site.hold.prove(&prove, fresh, &facts);
                 site.note_drawn();
-                if is_new && !actions.is_empty() {
+                if !actions.is_empty() {
                     self.budget.answers -= 1;
                 }
                 holds(actions)

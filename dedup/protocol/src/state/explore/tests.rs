@@ -40,7 +40,7 @@ const ALONE: Bound = Bound {
     holds_chunks: true,
     budget: Budget {
         writes: 2,
-        asks: 2,
+        asks: 3,
         returns: 1,
         crashes: 3,
         proofs: 1,
@@ -241,11 +241,11 @@ fn every_defect_is_noticed() {
 /// More of everything than can be searched.
 const WIDE: Budget = Budget {
     writes: 12,
-    asks: 30,
+    asks: 60,
     returns: 4,
     crashes: u8::MAX,
     proofs: 40,
-    answers: 40,
+    answers: 60,
     breaks: 3,
     backups: 3,
     restores: 2,

@@ -20,12 +20,13 @@ pub(super) const LATE: u64 = 10_000;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Budget {
     pub(super) writes: u8,
+    /// Questions of branches, new ones and repetitions, which tell how far the branch is by then.
     pub(super) asks: u8,
     pub(super) returns: u8,
     pub(super) crashes: u8,
     /// Questions of the datacenter.
     pub(super) proofs: u8,
-    /// New questions of branches because of them: one message may arrive again and again.
+    /// Answers of branches to them: one message may arrive again and again.
     pub(super) answers: u8,
     pub(super) breaks: u8,
     pub(super) backups: u8,
@@ -172,7 +173,7 @@ impl World {
         events.extend(self.center.builds.iter().copied().map(Event::Built));
         let budget = &self.budget;
         for (index, site) in self.sites.iter().enumerate() {
-            if site.may_ask() && (budget.asks > 0 || site.hold.row().asking.is_some()) {
+            if budget.asks > 0 && site.may_ask() {
                 events.push(Event::Ask(index));
             }
             if budget.writes > 0 && site.may_write(self.now) {
