@@ -118,11 +118,13 @@ impl Authority {
     pub fn standing_of(&self, generation: Generation) -> Standing {
         let holder = self.row.holder.as_ref();
         let holder = holder.filter(|_| generation == self.row.last);
-        let past = self.row.past.iter().rev();
-        let branch = holder.map(|holder| holder.branch).or_else(|| {
-            let mut past = past.filter(|past| past.generation == generation);
-            past.next().map(|past| past.branch)
-        });
+        let past = self
+            .row
+            .past
+            .iter()
+            .rev()
+            .find(|p| p.generation == generation);
+        let branch = holder.map(|h| h.branch).or(past.map(|p| p.branch));
         branch.map_or(Standing::Unknown, |branch| {
             self.standing(branch, generation)
         })
@@ -142,13 +144,16 @@ impl Authority {
         if ask.generation == Generation::NONE {
             return self.first_ask(branch, ask, progress, terms, now_unix_s);
         }
-        let holder = match (self.standing(branch, ask.generation), &mut self.row.holder) {
-            (Standing::Current, Some(holder)) => holder,
-            (Standing::Past(ended), _) => return vec![self.fence_message(ask.generation, ended)],
-            _ if ask.generation > self.row.last => {
+        match self.standing(branch, ask.generation) {
+            Standing::Current => {}
+            Standing::Past(ended) => return vec![self.fence_message(ask.generation, ended)],
+            Standing::Unknown if ask.generation > self.row.last => {
                 return vec![self.deny(ask.nonce, DenyReason::Behind)];
             }
-            _ => return vec![self.deny(ask.nonce, DenyReason::Unknown)],
+            Standing::Unknown => return vec![self.deny(ask.nonce, DenyReason::Unknown)],
+        }
+        let Some(holder) = &mut self.row.holder else {
+            return vec![self.deny(ask.nonce, DenyReason::Unknown)];
         };
         // A branch learns of nothing that is not durable here. If it knows more, this row is older than it was.
         if ask.renewal > holder.renewal || ask.acked.seq > progress.applied.seq {
