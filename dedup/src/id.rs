@@ -1,4 +1,4 @@
-//! Names: what chunks, manifest nodes, versions, branches and realms are called.
+//! Names: what chunks, manifest nodes, versions, branches, desktops and realms are called.
 //!
 //! Content is named by BLAKE3 keyed with the realm's id key, so that an id proves nothing to someone outside the realm.
 //! Chunks and manifest nodes are named under different derived keys: no byte string can be both. The id key of a realm
@@ -87,6 +87,10 @@ byte_id!(
 byte_id!(
     /// A branch, for as long as it is enrolled.
     BranchId, 16, "a branch id"
+);
+byte_id!(
+    /// A desktop, for as long as it exists and wherever it runs.
+    DesktopId, 16, "a desktop id"
 );
 
 /// The realm's secret under which content is named.

@@ -16,5 +16,5 @@ pub mod walk;
 pub use chunk::{CHUNK_BYTES_MAX, Chunk, ChunkMismatch};
 pub use chunker::{Chunker, ChunkerParams, Piece};
 pub use extent::{Extent, ExtentSource};
-pub use id::{BranchId, ChunkId, IdKey, NodeId, RealmId, VersionId};
+pub use id::{BranchId, ChunkId, DesktopId, IdKey, NodeId, RealmId, VersionId};
 pub use manifest::{LEAF_BYTES, Leaf, Manifest, ManifestBuilder, NodeSource};

@@ -10,6 +10,7 @@ pub mod profile;
 pub mod records;
 pub mod restore;
 pub mod server;
+pub mod state;
 pub mod trust;
 pub mod update;
 pub mod wire;

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::trust::{Record, Signed, decode_record, encode_record};
 
 /// One tree of chunks: a disk or a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct TreeRef {
     /// Name of its root node.
     pub root: NodeId,

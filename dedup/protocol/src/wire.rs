@@ -10,14 +10,19 @@ use crate::join::{JoinAnswer, JoinRequest};
 use crate::policy::Policy;
 use crate::profile::{BootScore, Entries};
 use crate::records::Tree;
+use crate::state::message::{
+    AskLease, DenyLease, FenceLease, LeaseReturned, OfferPart, PartChunks, PartStaged, ProveLease,
+    RestartSegment, ReturnLease, SegmentApplied, WantChunks,
+};
 use crate::trust::Endorsement;
 
 /// First byte of every frame. The major version is in the connection's ALPN.
 pub const FRAME_VERSION: u8 = 1;
 
 /// Newest message set that this program speaks, told in the greeting. Revisions: 1, the first; 2, assignments of
-/// the second kind (machine types); 3, `Wanted`, `Restore`, `Restored`, and assignments of the third kind (user volumes).
-pub const PROTOCOL_MINOR: u16 = 3;
+/// the second kind (machine types); 3, `Wanted`, `Restore`, `Restored`, and assignments of the third kind (user volumes); 4, leases and
+/// write-back of desktops.
+pub const PROTOCOL_MINOR: u16 = 4;
 
 /// The message set from which on `Wanted` is understood.
 pub const MINOR_WANTED: u16 = 3;
@@ -210,6 +215,32 @@ messages! {
     0x51 => Restore(Restore),
     /// Datacenter → branch: they were proven and stored.
     0x52 => Restored(Restored),
+    /// Branch → datacenter: a desktop is wanted, or its next lease.
+    0x60 => AskLease(AskLease),
+    /// Datacenter → branch: the signed lease.
+    0x61 => LeaseGranted(SignedBytes),
+    /// Datacenter → branch: say now how far you are. Also by itself.
+    0x62 => ProveLease(ProveLease),
+    /// Datacenter → branch: no lease.
+    0x63 => DenyLease(DenyLease),
+    /// Datacenter → branch: the generation has ended.
+    0x64 => FenceLease(FenceLease),
+    /// Branch → datacenter: a desktop is given back.
+    0x65 => ReturnLease(ReturnLease),
+    /// Datacenter → branch: it was.
+    0x66 => LeaseReturned(LeaseReturned),
+    /// Branch → datacenter: a part of a segment, by names of chunks.
+    0x68 => OfferPart(OfferPart),
+    /// Datacenter → branch: the chunks of it that are wanted.
+    0x69 => WantChunks(WantChunks),
+    /// Branch → datacenter: the next of them.
+    0x6A => PartChunks(PartChunks),
+    /// Datacenter → branch: the part is durable.
+    0x6B => PartStaged(PartStaged),
+    /// Datacenter → branch: the segment is.
+    0x6C => SegmentApplied(SegmentApplied),
+    /// Datacenter → branch: begin the segment again.
+    0x6D => RestartSegment(RestartSegment),
 }
 
 /// Greeting of a branch.

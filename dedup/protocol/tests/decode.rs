@@ -3,11 +3,13 @@
 
 mod common;
 
-use common::{anchor, endorsement, peak, publisher_key};
+use common::{anchor, endorsement, peak, publisher_key, state};
 use dedup::diff::LeafDelta;
 use dedup::{LEAF_BYTES, Leaf, NodeId, VersionId};
 use dedup_protocol::join::JoinToken;
 use dedup_protocol::records::{Assignment, Tree, VersionRecord};
+use dedup_protocol::state::lease::Lease;
+use dedup_protocol::state::writeback::Part;
 use dedup_protocol::trust::{Signed, Trust, TrustError};
 use dedup_protocol::wire::{
     BatchRange, BatchSize, GetChunks, GetLeaves, GetUpdate, Hello, Message, Outline, Refuse,
@@ -86,6 +88,9 @@ fn samples() -> Vec<Message> {
             batch: vec![7; 100],
         }),
     ]
+    .into_iter()
+    .chain(state::messages())
+    .collect()
 }
 
 #[test]
@@ -198,12 +203,14 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn random_bytes_decode_or_are_refused(mut bytes in prop::collection::vec(any::<u8>(), 0..600), tag in 0u8..0x24) {
+    fn random_bytes_decode_or_are_refused(mut bytes in prop::collection::vec(any::<u8>(), 0..600), tag in 0u8..0x70) {
         let (_, held) = peak::during(|| {
             let _ = Leaf::decode(&bytes, LEAF_BYTES);
             let _ = LeafDelta::decode(&bytes);
             let _ = Signed::<VersionRecord>::from_bytes(&bytes);
             let _ = Signed::<Assignment>::from_bytes(&bytes);
+            let _ = Signed::<Lease>::from_bytes(&bytes);
+            let _ = Part::decode(&bytes, &state::DISKS);
             let _ = Message::decode(&bytes);
             let _ = hex::encode(&bytes).parse::<JoinToken>();
         });
@@ -221,7 +228,7 @@ proptest! {
     }
 
     #[test]
-    fn flipped_frames_decode_or_are_refused(which in 0usize..6, at in any::<prop::sample::Index>(), bit in 0u8..8) {
+    fn flipped_frames_decode_or_are_refused(which in 0usize..22, at in any::<prop::sample::Index>(), bit in 0u8..8) {
         let mut frame = samples()[which].encode();
         let at = at.index(frame.len());
         frame[at] ^= 1 << bit;

@@ -8,7 +8,7 @@ mod common;
 
 use std::fmt::Write;
 
-use common::{BRANCH, REALM, anchor, endorsement, id_key, noise, publisher_key};
+use common::{BRANCH, REALM, anchor, endorsement, id_key, noise, publisher_key, state};
 use dedup::diff::LeafDelta;
 use dedup::{
     ChunkId, Chunker, ChunkerParams, Extent, ExtentSource, LEAF_BYTES, Leaf, Manifest, NodeId,
@@ -20,6 +20,10 @@ use dedup_protocol::profile::{BootProfile, BootScore, Entries, Entry, Place};
 use dedup_protocol::records::{
     Assignment, BootArtifacts, MachineType, PoolAssignment, Tree, TreeRef, VersionRecord,
 };
+use dedup_protocol::state::lease::Lease;
+use dedup_protocol::state::message::{Cut, DenyReason};
+use dedup_protocol::state::writeback::Part;
+use dedup_protocol::state::{Ended, Head};
 use dedup_protocol::trust::{Signed, Trust};
 use dedup_protocol::wire::{
     Batch, BatchEncoding, BatchRange, BatchSize, BootRecorded, Der, GetChunks, GetLeaves,
@@ -99,6 +103,12 @@ fn third_assignment() -> Assignment {
 }
 
 fn messages() -> Vec<Message> {
+    let mut messages = sync_messages();
+    messages.extend(state::messages());
+    messages
+}
+
+fn sync_messages() -> Vec<Message> {
     let run = |leaf, first, count| Run { leaf, first, count };
     vec![
         Message::Hello(Hello {
@@ -391,6 +401,24 @@ fn vectors() -> String {
             hex::encode(message.encode()),
         );
     }
+    for reason in [
+        DenyReason::Held,
+        DenyReason::Unsettled,
+        DenyReason::Unknown,
+        DenyReason::Spent,
+        DenyReason::Behind,
+    ] {
+        let frame = state::deny(reason).encode();
+        line(&format!("deny.{reason:?}"), hex::encode(frame));
+    }
+    for ended in [Ended::Returned, Ended::Broken, Ended::OldCopy] {
+        let frame = state::fence(ended).encode();
+        line(&format!("fence.{ended:?}"), hex::encode(frame));
+    }
+    for cut in [Cut::None, Cut::LogOff, Cut::Asked, Cut::Frozen] {
+        let frame = Message::OfferPart(state::offer(cut)).encode();
+        line(&format!("cut.{cut:?}"), hex::encode(frame));
+    }
     let version = publisher_key().sign(&version_record());
     line("signed.version", hex::encode(version.to_bytes()));
     line("signed.version.id", version.id().to_string());
@@ -410,6 +438,12 @@ fn vectors() -> String {
     line("profile.entries", hex::encode(entries(8).encode()));
     let profile = publisher_key().sign(&boot_profile());
     line("signed.profile", hex::encode(profile.to_bytes()));
+    let lease = publisher_key().sign(&state::lease());
+    line("signed.lease", hex::encode(lease.to_bytes()));
+    let part = state::part().encode();
+    let head = Head::START.part(5000, 0, true, &part);
+    line("write_back.part", hex::encode(part));
+    line("write_back.head", hex::encode(head.0));
     let key = id_key();
     line("id_key.key_id", hex::encode(key.key_id()));
     line("id_key.chunk_id", key.chunk_id(b"hello").to_string());
@@ -450,7 +484,8 @@ fn bytes_are_those_of_the_first_release() {
         .collect();
     panic!(
         "these bytes changed or are new: {changed:?} (a whole new file is at {place}).\n\
-         message.*, refuse.*, batch.*, get_chunks.*: the ALPN's major version and FRAME_VERSION must go up.\n\
+         message.*, refuse.*, batch.*, get_chunks.*, deny.*, fence.*, cut.*: the ALPN's major version and FRAME_VERSION must go up.\n\
+         write_back.*: the message OfferPart needs a successor, and heads that are kept stay what they are.\n\
          signed.*, endorsement.*: the record needs one more of its KINDS, or the context \"splice v1\" must go up.\n\
          join_token: its prefix splice-join-1. must go up.\n\
          id_key.*: never, every stored name depends on them.\n\
@@ -483,6 +518,12 @@ fn golden_bytes_are_read_back() {
     let opened = Signed::<BootProfile>::from_bytes(&signed).unwrap();
     let opened = opened.open(&anchor(), &[endorsement()], Trust::Kept);
     assert_eq!(opened, Ok(boot_profile()));
+    let signed = publisher_key().sign(&state::lease()).to_bytes();
+    let opened = Signed::<Lease>::from_bytes(&signed).unwrap();
+    let opened = opened.open(&anchor(), &[endorsement()], Trust::Kept);
+    assert_eq!(opened, Ok(state::lease()));
+    let part = Part::decode(&state::part().encode(), &state::DISKS);
+    assert_eq!(part, Ok(state::part()));
     assert_eq!(Entries::decode(&entries(8).encode()), Ok(entries(8)));
     assert_eq!(Leaf::decode(&leaf().encode(), LEAF_BYTES), Ok(leaf()));
     let delta = LeafDelta::between(&leaf(), &changed_leaf());

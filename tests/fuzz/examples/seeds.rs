@@ -14,6 +14,8 @@ mod machine;
 mod nbd;
 #[path = "seeds/screen.rs"]
 mod screen;
+#[path = "seeds/state.rs"]
+mod state;
 #[path = "seeds/stored.rs"]
 mod stored;
 #[path = "seeds/text.rs"]
@@ -48,6 +50,7 @@ fn write_all() {
     machine::write(&seeds);
     nbd::write(&seeds);
     screen::write(&seeds);
+    state::write(&seeds);
     stored::write(&seeds);
     text::write(&seeds);
     let scratch = seeds.directory.join("scratch");

@@ -5,6 +5,7 @@
 #![allow(dead_code)]
 
 pub mod peak;
+pub mod state;
 pub mod update;
 
 use std::collections::HashMap;

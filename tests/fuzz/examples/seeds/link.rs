@@ -334,6 +334,8 @@ fn records(seeds: &Seeds, content: &Fixed) {
         Signed::<VersionRecord>::from_bytes(&content.versions[1].published.signed).unwrap();
     both(seeds, 0, "version", &version);
     both(seeds, 2, "assignment", &assignment());
+    let lease = SigningKey::generate().0.sign(&crate::state::lease());
+    both(seeds, 4, "lease", &lease);
     // Two boots of a few runs, cut in the middle of the seed.
     let boot = [4, 0, 20, 4, 30, 9, 1, 2];
     let seed = [&[2][..], &boot, &[0, 0], &boot, &[0, 0]].concat();

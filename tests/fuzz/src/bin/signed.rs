@@ -1,11 +1,12 @@
 //! Signed records. The first byte chooses: a whole envelope, which nobody can have signed, or the content of an envelope whose
-//! signature holds, as version or assignment.
+//! signature holds, as version, assignment or lease.
 #![no_main]
 
 use std::fmt::Debug;
 use std::sync::OnceLock;
 
 use dedup_protocol::records::{Assignment, VersionRecord};
+use dedup_protocol::state::lease::Lease;
 use dedup_protocol::trust::{Endorsement, Record, Signed, SigningKey, Trust, TrustAnchor};
 use libfuzzer_sys::fuzz_target;
 use splice_fuzz::content::REALM;
@@ -72,8 +73,9 @@ fuzz_target!(|data: &[u8]| {
     let Some((&choice, data)) = data.split_first() else {
         return;
     };
-    match choice & 2 {
+    match choice & 6 {
         0 => open::<VersionRecord>(data, choice & 1 == 0),
-        _ => open::<Assignment>(data, choice & 1 == 0),
+        2 => open::<Assignment>(data, choice & 1 == 0),
+        _ => open::<Lease>(data, choice & 1 == 0),
     }
 });
