@@ -11,6 +11,8 @@ mod overlay;
 #[cfg(test)]
 mod seal_tests;
 #[cfg(test)]
+mod sending_tests;
+#[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod upkeep_tests;
@@ -21,8 +23,9 @@ use vmm_block::{BlockDevice, BlockError, BlockErrorKind, Geometry, RangeStatus};
 
 pub use base::{Base, MemBase, NoBase};
 pub use overlay::{
-    FillRandom, Overlay, OverlayError, OverlayIdentity, OverlayKey, OverlayOptions, OverlayState,
-    OverlayStats, Shortage, Tended, fuzz_index_snapshot, fuzz_overlay,
+    Change, Changes, FillRandom, Overlay, OverlayError, OverlayIdentity, OverlayKey,
+    OverlayOptions, OverlayState, OverlayStats, Shortage, Tended, fuzz_index_snapshot,
+    fuzz_overlay,
 };
 
 use overlay::{PIECE_BYTES, Part, SECTOR_BYTES, Source};

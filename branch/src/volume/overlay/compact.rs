@@ -214,7 +214,8 @@ impl Overlay {
                 .segments
                 .range(..newest)
                 .filter(|&(&number, segment)| {
-                    may_go(number, segment) && segment.last_seq <= durable
+                    // What is held could be emptied, but not dropped.
+                    may_go(number, segment) && segment.last_seq <= durable && !self.is_held(segment)
                 })
                 .min_by_key(|(_, segment)| {
                     segment.live_payload * 1024 / segment.len.max(SEGMENT_HEADER_BYTES as u64)

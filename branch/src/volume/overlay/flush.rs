@@ -79,11 +79,12 @@ impl Overlay {
 
     /// Syncs what was appended so far and raises the watermark. Returns the newest segment that is durable now.
     fn sync(&self) -> Result<u32, OverlayError> {
-        let (covered, newest, segments, new_names) = {
+        let (covered, said, newest, segments, new_names) = {
             let mut writer = lock(&self.writer);
             writer.begin_sync();
             (
                 writer.last_seq,
+                self.guest_seq.load(Ordering::Acquire),
                 writer.number,
                 std::mem::take(&mut writer.unsynced),
                 std::mem::take(&mut writer.new_names),
@@ -100,6 +101,8 @@ impl Overlay {
         }
         // Under the lock, so that a follower cannot look before and sleep after.
         let _state = lock(&self.flush);
+        // First: what is dropped because it is durable is in what is told to be.
+        self.guest_durable.fetch_max(said, Ordering::AcqRel);
         self.durable.store(covered, Ordering::Release);
         Ok(newest)
     }
@@ -118,7 +121,8 @@ impl Overlay {
                 .iter()
                 // The newest takes appends. The rest is dead for good once what killed it is durable.
                 .filter(|(number, s)| {
-                    **number < newest && s.live == 0 && s.dead_since.max(s.last_seq) <= durable
+                    let is_dead = s.live == 0 && s.dead_since.max(s.last_seq) <= durable;
+                    **number < newest && is_dead && !self.is_held(s)
                 })
                 .map(|(number, _)| *number)
                 .take_while(|number| meta.add_dropped(*number))

@@ -9,13 +9,15 @@
 //!   and nobody without it can change, reorder or replay a part of it.
 //! - ENOSPC undoes the append; the write waits for room, then may be tried again ([`room`]). Any other error of a write or sync closes the
 //!   overlay for good: Linux reports a write-back error once and may drop the data, so a later success would mean nothing.
+//! - What is not at the datacenter yet can be read for it, and is not given up before it is there ([`sending`], [`changes`]).
 //! - Space, memory and the time to open are bounded by [`compact`] and [`checkpoint`], which a thread of the branch calls again and again.
 //!
 //! Locks, outermost first: `upkeep` (one step of housekeeping at a time), `writer` orders appends, `map` is the readers' view; `flush`
-//! elects the one who syncs. No lock but `upkeep` is held while the log is read or synced. The format is
+//! elects the one who syncs, `sending` is taken inside any of them. No lock but `upkeep` is held while the log is read or synced. The format is
 //! `docs/disk-formats/overlay.md`. It does not keep keys, does not decide when to do its housekeeping, and has no lock against a second
 //! process. An old copy of the whole directory put in the place of a newer one is not noticed here: the desktop's lease does that.
 
+mod changes;
 mod checkpoint;
 mod compact;
 mod error;
@@ -34,6 +36,7 @@ mod read;
 mod replay;
 mod room;
 mod seal;
+mod sending;
 mod settle;
 mod snapshot;
 mod writer;
@@ -45,6 +48,7 @@ use std::time::Duration;
 use dedup::VersionId;
 use dedup_store::disk::Disk;
 
+pub use changes::{Change, Changes};
 pub use compact::Tended;
 pub use error::OverlayError;
 pub(crate) use format::{PIECE_BYTES, SECTOR_BYTES};
@@ -58,6 +62,7 @@ use map::Map;
 use meta::Meta;
 use room::Room;
 use seal::{Form, LogKey};
+use sending::Sending;
 use writer::Writer;
 
 /// Whose overlay it is. All of it is checked when one is opened.
@@ -144,8 +149,12 @@ pub struct Overlay {
     flushed: Condvar,
     room: Room,
     upkeep: Mutex<Upkeep>,
-    /// Last record that a guest asked for; what a flush must cover.
+    /// Last record that says something new; what a flush must cover.
     guest_seq: AtomicU64,
+    /// The last one of these that is durable.
+    guest_durable: AtomicU64,
+    /// What is at the datacenter, and what is on its way there.
+    sending: Mutex<Sending>,
     /// Extents in the map, for who does not want its lock.
     extents: AtomicU64,
     /// Bytes of log read by the opening and appended since.

@@ -10,7 +10,7 @@ use super::format::{Kind, RECORD_HEADER_BYTES};
 use super::index::Content;
 use super::map::{Part, Source};
 use super::packed::Packed;
-use super::writer::Entry;
+use super::writer::{Entry, Origin};
 use super::{Overlay, lock};
 
 /// Most bytes of one move. It is sealed and appended under the writer's lock, where 64 KiB take some 50 µs: what a guest may wait.
@@ -84,12 +84,15 @@ impl Overlay {
                 still.push((start, end, hole));
             }
         });
+        // Of zeros only the segment is known.
+        let newest = map.segments.get(&segment).map_or(0, |home| home.last_seq);
         drop(map);
         let count = still.len() as u64;
+        let origin = self.origin_of(newest);
         for (start, end, hole) in still {
             let entry = Entry {
                 kind: if hole { Kind::Discard } else { Kind::Zero },
-                moved: true,
+                origin,
                 disk: task.disk,
                 offset: start,
                 len: end - start,
@@ -123,9 +126,14 @@ impl Overlay {
         if !same(&self.parts(task.disk, start, end - start)?, &parts) {
             return Ok(0);
         }
+        let seqs = parts.iter().map(|part| match &part.source {
+            Source::Log { seq, .. } => *seq,
+            Source::Base | Source::Zero { .. } => 0,
+        });
+        let newest = seqs.max().unwrap_or(0);
         let entry = Entry {
             kind: Kind::Write,
-            moved: true,
+            origin: self.origin_of(newest),
             disk: task.disk,
             offset: start,
             len: end - start,

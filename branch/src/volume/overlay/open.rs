@@ -19,6 +19,7 @@ use super::packed::DISK_BYTES_MAX;
 use super::replay::{Found, Start, replay};
 use super::room::Room;
 use super::seal::{LogKey, OverlayKey};
+use super::sending::Sending;
 use super::settle::settle_tail;
 use super::snapshot;
 use super::writer::Writer;
@@ -165,7 +166,9 @@ impl Overlay {
             meta: Mutex::new(meta),
             flush: Mutex::new(FlushState::default()),
             flushed: Condvar::new(),
-            guest_seq: AtomicU64::new(replayed.last_seq),
+            guest_seq: AtomicU64::new(replayed.guest_seq),
+            guest_durable: AtomicU64::new(replayed.guest_seq),
+            sending: Mutex::new(Sending::default()),
             durable: AtomicU64::new(replayed.last_seq),
             read_faults: AtomicU64::new(0),
             failed: OnceLock::new(),

@@ -87,6 +87,8 @@ pub struct Replayed {
     pub chain: u64,
     /// Highest watermark found: proof of durability for every record up to it.
     pub durable: u64,
+    /// The last accepted record that says something new. Where none was read, the last one that was not.
+    pub guest_seq: u64,
     /// The accepted records above that watermark: (sequence number, segment, position).
     pub unproven: VecDeque<(u64, u32, u64)>,
     /// Where to cut, if the log does not end cleanly.
@@ -106,6 +108,7 @@ pub fn replay(
         last_seq: start.last_seq,
         chain: start.chain,
         durable: start.durable,
+        guest_seq: start.last_seq,
         unproven: VecDeque::new(),
         cut: None,
     };
@@ -215,6 +218,9 @@ impl Replayed {
             let end = position + RECORD_HEADER_BYTES as u64 + record.body_bytes(form);
             self.last_seq = record.seq;
             self.chain = check;
+            if record.kind != Kind::Mark && !record.moved {
+                self.guest_seq = record.seq;
+            }
             self.unproven.push_back((record.seq, number, position));
             self.learn_durable(record.durable);
             self.map.apply(&record, number, position, end);
@@ -395,7 +401,7 @@ fn proof_behind(
 }
 
 /// A file read front to back through a buffer of bounded size.
-struct Window<'a> {
+pub struct Window<'a> {
     found: &'a Found,
     len: u64,
     buffer: Vec<u8>,
@@ -403,7 +409,8 @@ struct Window<'a> {
 }
 
 impl<'a> Window<'a> {
-    fn new(found: &'a Found) -> Result<Self, OverlayError> {
+    /// At its beginning. What is appended later is not seen.
+    pub fn new(found: &'a Found) -> Result<Self, OverlayError> {
         let len = found
             .file
             .len()
@@ -437,7 +444,7 @@ impl<'a> Window<'a> {
     }
 
     /// The bytes `position..position + len`, or `None` if the file ends before. Whoever changes them gets them changed the next time.
-    fn get(&mut self, position: u64, len: u64) -> Result<Option<&mut [u8]>, OverlayError> {
+    pub fn get(&mut self, position: u64, len: u64) -> Result<Option<&mut [u8]>, OverlayError> {
         if position.checked_add(len).is_none_or(|end| end > self.len) {
             return Ok(None);
         }

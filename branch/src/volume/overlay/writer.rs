@@ -33,11 +33,22 @@ static ZEROS: [u8; AHEAD_BYTES as usize] = [0; AHEAD_BYTES as usize];
 /// zeros ahead of them would double what is written.
 const LITTLE_BYTES: u64 = 64 << 10;
 
+/// Who has a record written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// A guest.
+    Guest,
+    /// The overlay itself: it says nothing new to anybody.
+    Own,
+    /// Compaction, of what is not at the datacenter yet. The record that said it first may be dropped, so this one says it.
+    Unsent,
+}
+
 /// What a record is to say.
 pub struct Entry<'a> {
     pub kind: Kind,
-    /// Compaction moves it; no guest asked for it.
-    pub moved: bool,
+    /// Who has it written.
+    pub origin: Origin,
     pub disk: u16,
     pub offset: u64,
     pub len: u64,
@@ -49,16 +60,16 @@ impl Entry<'_> {
     /// Carries the watermark, and nothing else.
     const MARK: Entry<'static> = Entry {
         kind: Kind::Mark,
-        moved: false,
+        origin: Origin::Own,
         disk: 0,
         offset: 0,
         len: 0,
         data: &[],
     };
 
-    /// Whether a guest asked for it.
-    fn is_guests(&self) -> bool {
-        !self.moved && self.kind != Kind::Mark
+    /// Whether it is to carry the flag *moved*.
+    fn is_moved(&self) -> bool {
+        self.origin == Origin::Own && self.kind != Kind::Mark
     }
 }
 
@@ -165,7 +176,7 @@ impl Overlay {
         self.check_request(disk, offset, len)?;
         let entry = || Entry {
             kind: if hole { Kind::Discard } else { Kind::Zero },
-            moved: false,
+            origin: Origin::Guest,
             disk,
             offset,
             len,
@@ -186,7 +197,7 @@ impl Overlay {
         for part in data.chunks(PAYLOAD_BYTES_MAX as usize) {
             let entry = Entry {
                 kind: Kind::Write,
-                moved: false,
+                origin: Origin::Guest,
                 disk,
                 offset: at,
                 len: part.len() as u64,
@@ -240,7 +251,7 @@ impl Overlay {
         entry: &Entry<'_>,
     ) -> Result<(), OverlayError> {
         self.check_alive()?;
-        if entry.is_guests() {
+        if entry.origin == Origin::Guest {
             self.check_index(entry)?;
         }
         let full = self.options.segment_bytes.min(SEGMENT_BYTES_MAX);
@@ -253,7 +264,7 @@ impl Overlay {
         }
         let record = RecordHeader {
             kind: entry.kind,
-            moved: entry.moved,
+            moved: entry.is_moved(),
             disk: entry.disk,
             seq: writer.last_seq + 1,
             durable: self.durable.load(Ordering::Acquire),
@@ -279,7 +290,7 @@ impl Overlay {
         };
         self.extents.store(extents, Ordering::Relaxed);
         self.appended.fetch_add(end - position, Ordering::Relaxed);
-        if entry.is_guests() {
+        if entry.origin != Origin::Own {
             self.guest_seq.store(record.seq, Ordering::Release);
         }
         self.write_ahead(writer, full)
