@@ -2,7 +2,7 @@
 //!
 //! Bytes come in one way: [`link`] fetches what [`fetch`] queues, the [`cache`] keeps it verified, a [`volume`] lays a desktop's
 //! writes over it, [`exports`] shows it to guests. [`catalog`] is what the branch knows by heart while the link is down, [`keep`] what a
-//! full cache does not give up, [`ready`] whether pools boot without the line.
+//! full cache does not give up, [`ready`] whether pools boot without the line, [`writeback`] how writes get to the datacenter.
 
 pub mod cache;
 pub mod catalog;
@@ -25,3 +25,4 @@ pub mod server;
 pub mod tally;
 pub mod versions;
 pub mod volume;
+pub mod writeback;

@@ -49,6 +49,27 @@ impl Change {
         self.part.end
     }
 
+    /// Cuts it at a byte inside it, a multiple of 512.
+    pub fn split(self, at: u64) -> (Self, Self) {
+        debug_assert!(self.part.start < at && at < self.part.end);
+        let Self { disk, part } = self;
+        let Part { start, end, source } = part;
+        let front = Self {
+            disk,
+            part: Part {
+                start,
+                end: at,
+                source: source.clone(),
+            },
+        };
+        let part = Part {
+            start: at,
+            end,
+            source,
+        };
+        (front, Self { disk, part })
+    }
+
     /// Whether it is zeros now.
     pub fn is_zero(&self) -> bool {
         matches!(self.part.source, Source::Zero { .. })

@@ -76,6 +76,7 @@ pub struct Part {
 }
 
 /// Where bytes are.
+#[derive(Clone)]
 pub enum Source {
     /// In the read-only version below.
     Base,

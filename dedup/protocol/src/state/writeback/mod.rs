@@ -18,11 +18,12 @@
 //! Invariant: the datacenter's state of a line is what the branch's disks showed at one of its positions, and goes from position to position
 //! in the order of one history ([`Head`](super::Head) names it). A branch takes for acknowledged only what is durable there.
 //!
-//! These machines move names and decisions. Reading the overlay, chunking, compressing, the store and the manifest are their owners'.
+//! These machines move names and decisions ([`pack`] packs what is to follow). Reading the overlay, chunking, the store and the manifest are their owners'.
 
 mod branch;
 mod datacenter;
 mod line;
+mod pack;
 mod part;
 mod snapshot;
 #[cfg(test)]
@@ -31,5 +32,6 @@ mod tests;
 pub use branch::{Lag, SealPolicy, Sealed, SendAction, SendRow, Sender};
 pub use datacenter::Receiver;
 pub use line::{LineRow, ReceiveAction, ReceiveError, Staged};
+pub use pack::pack;
 pub use part::{PART_BYTES_MAX, PART_RANGES_MAX, PARTS_MAX, Part, PartError, Range, RangeSource};
 pub use snapshot::{Retention, Snapshot, SnapshotPolicy, next_cut, to_drop};
