@@ -337,7 +337,10 @@ impl Datacenter {
             tx.put(&branch, &row);
             Ok::<_, CatalogError>(())
         })?;
+        let desktops = status.desktops.clone();
         self.statuses().insert(branch, (received_unix_s, status));
+        // Behind what it runs: that is what it may read.
+        self.register_volumes(branch, &desktops);
         Ok(())
     }
 

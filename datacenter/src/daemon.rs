@@ -25,6 +25,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, check_address};
 use crate::datacenter::Datacenter;
 use crate::http;
+use crate::problem::describe;
 use crate::realm::files::{DataDir, DataLock, create_private_dir, write_durably};
 use crate::realm::{self, Realm};
 
@@ -194,6 +195,15 @@ pub async fn run(
     let endorsements = tokio::spawn(watch_endorsements(datacenter.clone(), cancel.clone()));
     let updates = tokio::spawn(crate::update::run(datacenter.clone(), cancel.clone()));
     let upkeep = tokio::spawn(crate::upkeep::run(datacenter.clone(), cancel.clone()));
+    let finishing = datacenter.clone();
+    // Not waited for: a segment that is left is finished at the next start.
+    tokio::task::spawn_blocking(move || match finishing.finish_segments() {
+        Ok(0) => {}
+        Ok(segments) => tracing::info!(segments, "segments that a crash left whole are applied"),
+        Err(error) => {
+            tracing::error!(error = describe(&error), "segments that a crash left cannot be looked up");
+        }
+    });
     let https = tls::https_server_config(&certificate)?;
     let api = tokio::spawn(http::serve(
         datacenter.clone(),

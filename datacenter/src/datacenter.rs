@@ -27,6 +27,7 @@ use crate::realm::files::DataDir;
 use crate::roots::InUse;
 use crate::update::Updates;
 use crate::upkeep::Upkeep;
+use crate::volumes::Volumes;
 
 /// The datacenter.
 pub struct Datacenter {
@@ -58,6 +59,8 @@ pub struct Datacenter {
     profiling: Mutex<()>,
     /// Whether a backup is at work.
     backing_up: AtomicBool,
+    /// Volumes of desktops that are worked with.
+    volumes: Volumes,
 }
 
 /// Why a version could not be had.
@@ -103,6 +106,8 @@ impl Drop for LinkPresence {
             }
             if remotes.is_empty() {
                 links.remove(&self.branch);
+                drop(links);
+                self.datacenter.forget_volumes_of(self.branch);
             }
         }
     }
@@ -146,6 +151,7 @@ impl Datacenter {
             exporting: Mutex::default(),
             profiling: Mutex::default(),
             backing_up: AtomicBool::default(),
+            volumes: Volumes::default(),
         }))
     }
 
@@ -237,6 +243,10 @@ impl Datacenter {
     /// What looks after the chunk store.
     pub fn upkeep(&self) -> &Upkeep {
         &self.upkeep
+    }
+
+    pub(crate) fn volumes(&self) -> &Volumes {
+        &self.volumes
     }
 
     pub(crate) fn in_use(&self) -> &InUse {

@@ -3,6 +3,7 @@
 //! Start reading at [`Datacenter`], the value that everything shares; then [`realm`] (keys), [`catalog`] (what there is),
 //! [`publish`] (a disk file becomes a signed version), [`update`] (what is new in it, encoded), [`branches`] and [`assign`] (who runs what), [`http`] (the management API),
 //! [`sync`] (the links); [`retain`] and [`roots`] (how long versions and their content are kept), [`upkeep`] (collections, scrubs, repair) and
+//! [`volumes`] (who may write desktops' volumes, and what was written);
 //! [`export`] (a version becomes a disk file); [`backup`] takes all of it elsewhere and back, [`restored`] is how it goes on then. [`daemon`] puts them together as `splice-datacenter`.
 
 pub mod assign;
@@ -29,6 +30,7 @@ pub mod roots;
 pub mod sync;
 pub mod update;
 pub mod upkeep;
+pub mod volumes;
 
 pub use branches::{JoinError, JoinedBranch, RenewError};
 pub use datacenter::{Datacenter, LinkPresence, VersionError};

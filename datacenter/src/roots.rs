@@ -1,22 +1,35 @@
-//! What a collection of the chunk store must keep: the trees of all versions that are visible or can be had back.
+//! What a collection of the chunk store must keep: the trees of all versions that are visible or can be had back, and all that is kept of
+//! desktops' volumes.
 //!
-//! Everything that refers to content does so through a version: boot profiles name places of a version's disk, updates are between two
+//! Of versions everything that refers to content does so through them: boot profiles name places of a version's disk, updates are between two
 //! versions, assignments and grants name versions, a running desktop reads its version. A publish has its version in the catalog before
 //! its hold on the store ends (decision 0035). Whoever reads a version for longer than a moment says so ([`Datacenter::use_version`]);
 //! a version in use is not given up, deleted or not.
 //!
-//! Whatever comes to refer to content otherwise (a desktop's snapshot) adds its trees to [`Datacenter::roots`].
+//! Of volumes these are states (a volume's own and its forks'), the chunks of parts that are staged, snapshots, and what generations began with of
+//! which a fork may come. A state's row is written while a hold keeps what it names, and a row that goes had a tree that another row of the same
+//! transaction has, or that nobody wants: so rows that are read in one look, behind the collection's beginning, are enough.
+//!
+//! Whatever comes to refer to content otherwise adds its trees to [`Datacenter::roots`].
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use dedup::{NodeId, VersionId};
+use dedup::{DesktopId, NodeId, VersionId};
 use dedup_protocol::records::Tree;
+use dedup_protocol::state::writeback::{LineRow, Snapshot};
 
 use crate::catalog::rows::{DeletedVersionRow, VersionRow};
+use crate::catalog::volumes::{BeginRow, PartRow, VolumeRow};
+use crate::catalog::{CatalogError, Tx};
 use crate::datacenter::Datacenter;
 use crate::images::record_of;
 use crate::problem::ManageError;
+
+/// All rows of a table.
+const ALL: usize = usize::MAX / 2;
+/// Parts of segments that are looked at at once: 32 MiB of ranges.
+const PARTS_PAGE: usize = 256;
 
 /// How many use each version.
 pub(crate) type InUse = Arc<Mutex<HashMap<VersionId, u32>>>;
@@ -54,12 +67,10 @@ impl Drop for VersionUse {
 /// A tree that content is kept for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Root {
-    /// Whose it is, for people: `IMAGE@NUMBER`.
+    /// Whose it is, for people: `IMAGE@NUMBER`, or a desktop's name and its volume's id.
     pub name: String,
-    /// Which version.
-    pub version: VersionId,
-    /// Which of its trees.
-    pub tree: Tree,
+    /// Which version, and which of its trees; none of what a volume refers to.
+    pub version: Option<(VersionId, Tree)>,
     /// Its root node.
     pub node: NodeId,
     /// Whether branches may be told of it: not of a deleted version's.
@@ -84,15 +95,13 @@ impl Datacenter {
         lock(self.in_use()).keys().copied().collect()
     }
 
-    /// The trees of all versions, visible and deleted ones.
+    /// The trees of all versions, visible and deleted ones, and of all volumes.
     pub fn roots(&self) -> Result<Vec<Root>, ManageError> {
-        const ALL: usize = usize::MAX / 2;
-        let (visible, deleted) = self.catalog().read(|tx| {
+        let (visible, deleted, mut roots) = self.catalog().read(|tx| {
             let visible = tx.list::<VersionRow>(&[], None, ALL)?;
             let deleted = tx.list::<DeletedVersionRow>(&[], None, ALL)?;
-            Ok::<_, crate::catalog::CatalogError>((visible, deleted))
+            Ok::<_, CatalogError>((visible, deleted, volume_roots(tx)?))
         })?;
-        let mut roots = Vec::new();
         let visible = visible.into_iter().map(|(id, row)| (id, row, true));
         let deleted = deleted
             .into_iter()
@@ -103,8 +112,7 @@ impl Datacenter {
             for tree in [Tree::Disk, Tree::Kernel, Tree::Initrd] {
                 roots.extend(record.tree(tree).map(|found| Root {
                     name: format!("{}@{}", row.image, row.number),
-                    version,
-                    tree,
+                    version: Some((version, tree)),
                     node: found.root,
                     visible,
                 }));
@@ -112,4 +120,44 @@ impl Datacenter {
         }
         Ok(roots)
     }
+}
+
+/// The trees that rows of volumes refer to, each once.
+fn volume_roots(tx: &mut Tx<'_>) -> Result<Vec<Root>, CatalogError> {
+    let mut names = HashMap::new();
+    for (id, row) in tx.list::<VolumeRow>(&[], None, ALL)? {
+        names.insert(id, row.desktop);
+    }
+    let mut trees: HashMap<NodeId, DesktopId> = HashMap::new();
+    for (key, row) in tx.list::<LineRow>(&[], None, ALL)? {
+        trees.extend(row.disks.iter().map(|tree| (tree.root, key.volume)));
+    }
+    // Parts are many and long; a page at a time is in memory.
+    let mut after = None;
+    loop {
+        let page = tx.list::<PartRow>(&[], after.as_ref(), PARTS_PAGE)?;
+        let Some((last, _)) = page.last() else { break };
+        after = Some(*last);
+        let chunks = page.iter().filter_map(|(key, row)| {
+            let tree = row.chunks?;
+            Some((tree.root, key.line.volume))
+        });
+        trees.extend(chunks);
+    }
+    for (key, row) in tx.list::<Snapshot>(&[], None, ALL)? {
+        trees.extend(row.disks.iter().map(|tree| (tree.root, key.volume)));
+    }
+    for (key, row) in tx.list::<BeginRow>(&[], None, ALL)? {
+        trees.insert(row.tree.root, key.volume);
+    }
+    let roots = trees.into_iter().map(|(node, volume)| {
+        let desktop = names.get(&volume).map_or("a desktop", String::as_str);
+        Root {
+            name: format!("{desktop} (volume {volume})"),
+            version: None,
+            node,
+            visible: false,
+        }
+    });
+    Ok(roots.collect())
 }

@@ -121,6 +121,7 @@ fn a_version_in_use_is_not_deleted_and_the_refusal_says_by_whom() {
         state: "running".into(),
         started_unix_s: START,
         boot: None,
+        volumes: Vec::new(),
     };
     let status = BranchStatus {
         desktops: vec![desktop],

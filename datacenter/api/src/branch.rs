@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::policy::BranchPolicy;
 use crate::readiness::Readiness;
+use crate::volume::VolumeReport;
 
 /// Where a branch stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -329,6 +330,9 @@ pub struct DesktopStatus {
     pub started_unix_s: u64,
     /// How its last boot went, once that has settled.
     pub boot: Option<BootReport>,
+    /// Its volumes; branch servers that are older do not tell.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<VolumeReport>,
 }
 
 /// How a desktop's boot went, and what the version's boot profile did for it.

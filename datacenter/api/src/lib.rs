@@ -17,6 +17,7 @@ pub mod reference;
 pub mod status;
 pub mod store;
 pub mod units;
+pub mod volume;
 
 pub use backup::{BackupRequest, BackupResult};
 pub use branch::{
@@ -44,4 +45,9 @@ pub use store::{
     CollectRequest, CollectResult, DamagedName, DeletedVersion, DeletedVersionList, ExportRequest,
     ExportResult, PinRequest, Retention, ScrubRequest, ScrubResult, ScrubStatus, StoreReport,
     VersionPin,
+};
+pub use volume::{
+    AuditEntry, AuditList, BreakLeaseRequest, EndedLease, ReasonRequest, SnapshotCause,
+    StatePolicy, StatePolicyRequest, Volume, VolumeFork, VolumeKind, VolumeLease, VolumeList,
+    VolumeReport, VolumeSnapshot, VolumeState,
 };

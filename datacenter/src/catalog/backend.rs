@@ -63,6 +63,22 @@ pub enum Table {
     Restores = 40,
     /// Branches that follow an assignment which a restored datacenter does not remember.
     Ahead = 41,
+    /// Volumes of desktops that branches told of, by id.
+    Volumes = 50,
+    /// Who may write each volume.
+    Authorities = 51,
+    /// What was written to volumes, and to forks of them.
+    Lines = 52,
+    /// Parts of segments that are on their way.
+    StagedParts = 53,
+    /// What generations began with, for as long as forks of them may come.
+    Begins = 54,
+    /// Snapshots of volumes, by volume and number.
+    Snapshots = 55,
+    /// Leases and snapshots of pools that do not have the usual ones.
+    StatePolicies = 56,
+    /// What somebody has to answer for, newest first.
+    Audit = 57,
 }
 
 /// Is shown a table's number with a key, and the row there; may break.

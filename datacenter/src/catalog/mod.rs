@@ -1,10 +1,11 @@
 //! The catalog: what images, versions, branches, pools, tokens and operations there are.
 //!
 //! Invariant: every change is a transaction, whole or not at all, and durable when [`Catalog::transact`] returns. Rows are typed
-//! ([`rows`]); what they may mean together is decided by the modules that own them (enrolment, assignment, publish), not here.
+//! ([`rows`], [`volumes`]); what they may mean together is decided by the modules that own them (enrolment, assignment, publish), not here.
 
 pub mod backend;
 pub mod rows;
+pub mod volumes;
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! The datacenter's end of a control stream: greeting, assignments out, reports in, certificates renewed.
+//! The datacenter's end of a control stream: greeting, assignments and ended leases out, reports in, certificates renewed.
 
 use std::collections::HashMap;
 
@@ -6,7 +6,7 @@ use datacenter_api::BranchStatus;
 use dedup::{BranchId, VersionId};
 use dedup_protocol::control::{ControlError, DatacenterAction, DatacenterControl};
 use dedup_protocol::wire::{
-    Der, FRAME_BYTES_MAX, Message, PROTOCOL_MINOR, RefuseCode, SignedBytes, Welcome,
+    Der, FRAME_BYTES_MAX, MINOR_STATE, Message, PROTOCOL_MINOR, RefuseCode, SignedBytes, Welcome,
 };
 use dedup_transport::link::{Caps, Class, FrameRecv, FrameSend, Link, LinkError};
 
@@ -117,6 +117,12 @@ pub async fn serve(
         }
         tell_profiles(dc, branch, &mut told_profiles, &mut send).await?;
         repair::ask(dc, branch, minor, &mut asked_for, &mut send).await?;
+        // Of one that does not know leases nobody has any.
+        for notice in dc.take_notices(branch) {
+            if minor >= MINOR_STATE {
+                send.send(&notice.encode()).await?;
+            }
+        }
         loop {
             tokio::select! {
                 changed = changes.changed() => {

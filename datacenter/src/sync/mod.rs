@@ -9,6 +9,7 @@ mod control;
 mod join;
 mod profiles;
 mod repair;
+mod state;
 mod update;
 
 use std::sync::Arc;
@@ -35,6 +36,9 @@ const GREETING_MAX: Duration = Duration::from_secs(30);
 const REQUEST_BYTES_MAX: usize = 128 << 10;
 /// Requests of one branch answered at once.
 const REQUESTS_PER_BRANCH_MAX: usize = 256;
+/// Those of them about leases and write-back that are worked on at once; the others wait. A volume has one part on its way, and each holds a frame
+/// of chunks in memory.
+const STATES_PER_BRANCH_MAX: usize = 8;
 
 /// Serves links until `cancel`.
 pub async fn serve(dc: Arc<Datacenter>, server: LinkServer, cancel: CancellationToken) {
@@ -45,6 +49,7 @@ pub async fn serve(dc: Arc<Datacenter>, server: LinkServer, cancel: Cancellation
         packers: Semaphore::new(std::thread::available_parallelism().map_or(2, usize::from)),
         recordings: Semaphore::new(1),
         repairs: Semaphore::new(1),
+        states: Semaphore::new(std::thread::available_parallelism().map_or(2, usize::from)),
     });
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
     loop {
@@ -78,6 +83,8 @@ struct Shared {
     recordings: Semaphore,
     /// Chunks that come back being taken in.
     repairs: Semaphore,
+    /// Messages about leases and write-back being worked on: hashing, compressing and building manifests.
+    states: Semaphore,
 }
 
 async fn establish(incoming: Incoming) -> Result<Accepted, LinkError> {
@@ -121,6 +128,7 @@ fn is_revoked(dc: &Datacenter, branch: BranchId) -> bool {
 async fn branch_connection(shared: &Arc<Shared>, branch: BranchId, link: &Link) -> LinkError {
     let _online = shared.dc.link_up(branch, link.remote_addr());
     let places = Arc::new(Semaphore::new(REQUESTS_PER_BRANCH_MAX));
+    let states = Arc::new(Semaphore::new(STATES_PER_BRANCH_MAX));
     let mut streams = tokio::task::JoinSet::new();
     loop {
         let place = Arc::clone(&places)
@@ -139,9 +147,11 @@ async fn branch_connection(shared: &Arc<Shared>, branch: BranchId, link: &Link) 
         match stream {
             Ok((send, recv)) => {
                 let (shared, link) = (Arc::clone(shared), link.clone());
+                let states = Arc::clone(&states);
                 streams.spawn(async move {
                     let _place = place;
-                    if let Err(error) = stream_task(&shared, branch, &link, send, recv).await {
+                    let task = stream_task(&shared, branch, &link, &states, send, recv);
+                    if let Err(error) = task.await {
                         tracing::debug!(%branch, error = error_line(&error), "stream ended early");
                     }
                 });
@@ -155,6 +165,7 @@ async fn stream_task(
     shared: &Arc<Shared>,
     branch: BranchId,
     link: &Link,
+    states: &Semaphore,
     mut send: FrameSend,
     mut recv: FrameRecv,
 ) -> Result<(), LinkError> {
@@ -175,6 +186,12 @@ async fn stream_task(
         Ok(Message::Restore(offer)) => {
             repair::answer(shared, branch, offer, &mut send, &mut recv).await
         }
+        Ok(
+            request @ (Message::AskLease(_)
+            | Message::ReturnLease(_)
+            | Message::OfferPart(_)
+            | Message::PartChunks(_)),
+        ) => state::answer(shared, branch, states, request, &mut send, &mut recv).await,
         Ok(request) => answer(shared, branch, request, &mut send).await,
         Err(error) => {
             let refusal = refuse(RefuseCode::BadRequest, &error.to_string());

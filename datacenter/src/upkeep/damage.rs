@@ -145,8 +145,8 @@ impl Tracer<'_> {
             };
             for (extent, chunk) in hits.iter() {
                 self.note(RecordName::chunk(*chunk), root);
-                let key = (root.version, root.tree);
-                if root.visible {
+                // What only a volume shows no branch can be asked for by its place in a version.
+                if let Some(key) = root.version.filter(|_| root.visible) {
                     let places = self.damage.places.entry(key).or_default();
                     if places.len() < PLACES_MAX {
                         places.insert((index as u32, *extent), *chunk);

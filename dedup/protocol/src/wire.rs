@@ -27,6 +27,9 @@ pub const PROTOCOL_MINOR: u16 = 4;
 /// The message set from which on `Wanted` is understood.
 pub const MINOR_WANTED: u16 = 3;
 
+/// The message set from which on leases and write-back are understood.
+pub const MINOR_STATE: u16 = 4;
+
 /// Largest frame of any kind, in bytes: a solid batch (see [`BATCH_RAW_BYTES`]) that did not compress, and its head.
 pub const FRAME_BYTES_MAX: usize = 8 << 20;
 

@@ -14,6 +14,8 @@
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
+use dedup::ChunkId;
+
 use crate::append::Writer;
 use crate::chunk_store::{ChunkStore, Inner};
 use crate::error::StoreError;
@@ -42,19 +44,33 @@ impl Hold {
         self.inner.holds.keep(&self.kept.kept);
     }
 
+    /// The plain lengths, in bytes, of those of `chunks` that are readable. These stay, as if they had been put; durable are those that
+    /// wait for a commit only after one.
+    pub fn chunk_lengths(&self, chunks: &[ChunkId]) -> Result<Vec<Option<u32>>, StoreError> {
+        let names: Vec<RecordName> = chunks.iter().map(|id| RecordName::chunk(*id)).collect();
+        let found = self.keep_readable(&names)?;
+        let lengths = found.iter().map(|found| found.map(|l| l.raw_len));
+        Ok(lengths.collect())
+    }
+
     /// Which of `names` are readable; these stay, and those among them that were condemned are live again.
     pub(crate) fn known(&self, names: &[RecordName]) -> Result<Vec<bool>, StoreError> {
+        let found = self.keep_readable(names)?;
+        Ok(found.iter().map(Option::is_some).collect())
+    }
+
+    /// Where those of `names` are that are readable; see [`Self::known`].
+    fn keep_readable(&self, names: &[RecordName]) -> Result<Vec<Option<Location>>, StoreError> {
         // No collection decides between our look and our note.
         let _gate = self.inner.gate_shared();
-        let found = self.inner.locate_many(names)?;
+        let mut found = self.inner.locate_many(names)?;
         let mut condemned = Vec::new();
-        let mut known = Vec::with_capacity(names.len());
-        for (name, location) in names.iter().zip(found) {
-            known.push(location.is_some_and(|l| l.state.is_readable()));
-            let Some(location) = location.filter(|l| l.state.is_readable()) else {
+        for (name, location) in names.iter().zip(&mut found) {
+            *location = location.filter(|l| l.state.is_readable());
+            let Some(location) = location else {
                 continue;
             };
-            self.kept.kept.note(name, &location);
+            self.kept.kept.note(name, location);
             if location.state != State::Live {
                 condemned.push(*name);
             }
@@ -62,7 +78,7 @@ impl Hold {
         if !condemned.is_empty() {
             self.inner.revive(&condemned)?;
         }
-        Ok(known)
+        Ok(found)
     }
 }
 

@@ -1,0 +1,298 @@
+//! Rows of desktops' volumes: who may write each, what was written, what of that is kept. `docs/disk-formats/catalog.md` tells their bytes.
+//!
+//! Invariant: every chunk and manifest node that a row here names is durable in the store before the row is; and what a row names is a root of
+//! a collection for as long as the row is there ([`crate::roots`]).
+
+use dedup::{BranchId, DesktopId, VersionId};
+use dedup_protocol::records::TreeRef;
+use dedup_protocol::state::authority::AuthorityRow;
+use dedup_protocol::state::writeback::{LineRow, Snapshot, SnapshotPolicy};
+use dedup_protocol::state::{Generation, Head, Line, Nonce};
+use serde::{Deserialize, Serialize};
+
+use super::backend::Table;
+use super::rows::{NewestFirst, PoolKey, Row, RowKey};
+
+impl RowKey for DesktopId {
+    fn encode(&self) -> Vec<u8> {
+        self.0.to_vec()
+    }
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        Self::from_slice(bytes)
+    }
+}
+
+/// A line: a volume's own, or a fork of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct LineKey {
+    /// The volume.
+    pub volume: DesktopId,
+    /// Under which generation a fork was written, and its name.
+    pub fork: Option<(Generation, Nonce)>,
+}
+
+impl LineKey {
+    /// The volume's own.
+    pub fn own(volume: DesktopId) -> Self {
+        Self { volume, fork: None }
+    }
+
+    /// Of a line as messages name it. All generations of a volume write to one line of its own.
+    pub fn of(line: &Line) -> Self {
+        Self {
+            volume: line.desktop,
+            fork: line.fork.map(|name| (line.generation, name)),
+        }
+    }
+}
+
+impl RowKey for LineKey {
+    fn encode(&self) -> Vec<u8> {
+        // Generations count from 1, so zeros are no fork's.
+        let (generation, name) = self.fork.unwrap_or((Generation::NONE, Nonce::NONE));
+        [
+            self.volume.0.as_slice(),
+            &generation.0.to_be_bytes(),
+            &name.0,
+        ]
+        .concat()
+    }
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (volume, rest) = bytes.split_at_checked(DesktopId::LEN)?;
+        let (generation, name) = rest.split_first_chunk::<8>()?;
+        let generation = Generation(u64::from_be_bytes(*generation));
+        let name = Nonce(name.try_into().ok()?);
+        Some(Self {
+            volume: DesktopId::from_slice(volume)?,
+            fork: (generation != Generation::NONE).then_some((generation, name)),
+        })
+    }
+}
+
+/// A part of the segment that is staged on a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PartKey {
+    /// The line.
+    pub line: LineKey,
+    /// Its number.
+    pub part: u32,
+}
+
+impl RowKey for PartKey {
+    fn encode(&self) -> Vec<u8> {
+        let mut bytes = self.line.encode();
+        bytes.extend_from_slice(&self.part.to_be_bytes());
+        bytes
+    }
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (line, part) = bytes.split_last_chunk::<4>()?;
+        Some(Self {
+            line: LineKey::decode(line)?,
+            part: u32::from_be_bytes(*part),
+        })
+    }
+}
+
+/// A generation of a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GenerationKey {
+    /// The volume.
+    pub volume: DesktopId,
+    /// The generation.
+    pub generation: Generation,
+}
+
+impl RowKey for GenerationKey {
+    fn encode(&self) -> Vec<u8> {
+        [self.volume.0.as_slice(), &self.generation.0.to_be_bytes()].concat()
+    }
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (volume, generation) = bytes.split_at_checked(DesktopId::LEN)?;
+        Some(Self {
+            volume: DesktopId::from_slice(volume)?,
+            generation: Generation(u64::from_be_bytes(generation.try_into().ok()?)),
+        })
+    }
+}
+
+/// A snapshot of a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SnapshotKey {
+    /// The volume.
+    pub volume: DesktopId,
+    /// The snapshot's number.
+    pub number: u64,
+}
+
+impl RowKey for SnapshotKey {
+    fn encode(&self) -> Vec<u8> {
+        [self.volume.0.as_slice(), &self.number.to_be_bytes()].concat()
+    }
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (volume, number) = bytes.split_at_checked(DesktopId::LEN)?;
+        Some(Self {
+            volume: DesktopId::from_slice(volume)?,
+            number: u64::from_be_bytes(number.try_into().ok()?),
+        })
+    }
+}
+
+/// Which of a desktop's volumes. The tags are on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VolumeKind {
+    /// Its system volume, over a version.
+    System,
+    /// Its user volume.
+    User,
+}
+
+/// A volume that a branch has told of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeRow {
+    /// Which of the desktop's.
+    pub kind: VolumeKind,
+    /// The desktop's name, for people.
+    pub desktop: String,
+    /// Its pool at the branch it was told of by.
+    pub pool: String,
+    /// The branch that may ask for it.
+    pub home: BranchId,
+    /// The version that a system volume began with.
+    pub version: Option<VersionId>,
+    /// What it began with: a version's disk, or zeros.
+    pub began: TreeRef,
+    /// When it was told of first, unix seconds.
+    pub known_unix_s: u64,
+    /// Snapshots that were ever cut of it; the newest one's number.
+    pub snapshots: u64,
+}
+
+/// A part that is durable, with all of its chunks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartRow {
+    /// Encoded [`dedup_protocol::state::writeback::Part`].
+    pub ranges: Vec<u8>,
+    /// A tree of its distinct chunks one behind the other, so that a collection finds them; none if it shows only zeros.
+    pub chunks: Option<TreeRef>,
+}
+
+/// What a generation began with: the state under its lease's base, kept for as long as a fork of it may come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BeginRow {
+    /// The history up to there.
+    pub head: Head,
+    /// The state.
+    pub tree: TreeRef,
+}
+
+/// How a pool's volumes are leased, and which snapshots of them are cut and kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatePolicyRow {
+    /// From a lease's signature to its expiry, in seconds.
+    pub lease_s: u64,
+    /// How long a branch may run a desktop offline after that, in seconds.
+    pub offline_grace_s: u64,
+    /// Snapshots.
+    pub snapshots: SnapshotPolicy,
+}
+
+impl Default for StatePolicyRow {
+    /// An office: a day, and a week offline.
+    fn default() -> Self {
+        Self {
+            lease_s: 86_400,
+            offline_grace_s: 7 * 86_400,
+            snapshots: SnapshotPolicy::default(),
+        }
+    }
+}
+
+/// What happened to a volume that somebody has to answer for. The tags are on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AuditEvent {
+    /// IT broke a lease.
+    LeaseBroken,
+    /// A branch came with an older copy of its disk.
+    OldCopy,
+    /// IT discarded a fork.
+    ForkDiscarded,
+    /// IT made a fork the volume's state.
+    ForkRestored,
+    /// IT expects nothing more of a generation.
+    GenerationSettled,
+    /// IT deleted a snapshot.
+    SnapshotDeleted,
+    /// IT deleted a volume.
+    VolumeDeleted,
+}
+
+/// An entry of the audit log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditRow {
+    /// When, unix seconds.
+    pub unix_s: u64,
+    /// What.
+    pub event: AuditEvent,
+    /// Of which volume.
+    pub volume: DesktopId,
+    /// The desktop's name, for people.
+    pub desktop: String,
+    /// Of which generation; 0 if it is of none.
+    pub generation: Generation,
+    /// The branch that it was taken from, if it was.
+    pub branch: Option<BranchId>,
+    /// Who did it and why; what the datacenter saw, if it was not IT.
+    pub reason: String,
+}
+
+macro_rules! rows {
+    ($($row:ty, $key:ty, $table:ident;)*) => {
+        $(impl Row for $row {
+            const TABLE: Table = Table::$table;
+            type Key = $key;
+        })*
+    };
+}
+
+rows! {
+    VolumeRow, DesktopId, Volumes;
+    AuthorityRow, DesktopId, Authorities;
+    LineRow, LineKey, Lines;
+    PartRow, PartKey, StagedParts;
+    BeginRow, GenerationKey, Begins;
+    Snapshot, SnapshotKey, Snapshots;
+    StatePolicyRow, PoolKey, StatePolicies;
+    AuditRow, NewestFirst, Audit;
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn keys_are_read_as_they_were_written() {
+        let volume = DesktopId([7; 16]);
+        let fork = LineKey {
+            volume,
+            fork: Some((Generation(300), Nonce([9; 16]))),
+        };
+        for line in [LineKey::own(volume), fork] {
+            assert_eq!(LineKey::decode(&line.encode()), Some(line));
+            let part = PartKey { line, part: 70_000 };
+            assert_eq!(PartKey::decode(&part.encode()), Some(part));
+        }
+        assert!(
+            LineKey::own(volume).encode() < fork.encode(),
+            "a volume's own line comes first"
+        );
+        let key = GenerationKey {
+            volume,
+            generation: Generation(5),
+        };
+        assert_eq!(GenerationKey::decode(&key.encode()), Some(key));
+        let key = SnapshotKey { volume, number: 6 };
+        assert_eq!(SnapshotKey::decode(&key.encode()), Some(key));
+        assert_eq!(LineKey::decode(&[0; 39]), None);
+    }
+}

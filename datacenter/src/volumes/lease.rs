@@ -1,0 +1,213 @@
+//! Leases: questions of branches answered, volumes taken back, leases broken by IT.
+//!
+//! A branch is entitled to a volume if it is the volume's home: the branch that told of it first, or the one that IT named since. Whoever held it before
+//! is still told how its generation ended.
+
+use dedup::{BranchId, DesktopId};
+use dedup_protocol::state::authority::{
+    Authority, AuthorityAction, BreakError, Holder, Standing, Terms,
+};
+use dedup_protocol::state::lease::Lease;
+use dedup_protocol::state::message::{AskLease, DenyLease, DenyReason, ReturnLease};
+use dedup_protocol::state::{Generation, Nonce};
+use dedup_protocol::wire::{Message, SignedBytes};
+
+use super::keep::broken_entry;
+use super::{Machines, StateError, Told, fresh, lock};
+use crate::catalog::CatalogError;
+use crate::catalog::volumes::VolumeRow;
+use crate::datacenter::Datacenter;
+use crate::restored::counter_floor;
+
+/// What a branch hears of a volume that is none, or not its own: the two are not told apart.
+fn unknown(volume: DesktopId, nonce: Nonce) -> Message {
+    Message::DenyLease(DenyLease {
+        desktop: volume,
+        nonce,
+        reason: DenyReason::Unknown,
+        message: "no such desktop for this branch; it is to be in the branch's report first".into(),
+    })
+}
+
+impl Datacenter {
+    /// Answers a question for a lease.
+    pub fn ask_lease(&self, branch: BranchId, ask: &AskLease) -> Result<Vec<Message>, StateError> {
+        let Some(volume) = self.volume_row(ask.desktop)? else {
+            return Ok(vec![unknown(ask.desktop, ask.nonce)]);
+        };
+        let machines = self.machines(ask.desktop, &volume)?;
+        let mut machines = lock(&machines);
+        let mut authority = machines.authority.clone();
+        let standing = authority.standing(branch, ask.generation);
+        if volume.home != branch && standing == Standing::Unknown {
+            return Ok(vec![unknown(ask.desktop, ask.nonce)]);
+        }
+        if ask.generation == Generation::NONE && authority.row().holder.is_none() {
+            authority = self.above_floor(authority)?;
+        }
+        let under = match ask.generation {
+            Generation::NONE => authority.row().last,
+            generation => generation,
+        };
+        let Some(progress) = machines.progress(ask.desktop, under) else {
+            return Ok(vec![unknown(ask.desktop, ask.nonce)]);
+        };
+        let now = self.now_unix_s();
+        let terms = self.lease_terms(&volume)?;
+        let actions = authority.ask(branch, ask, &progress, &terms, fresh(), now);
+        let answers = self.decide(&mut machines, ask.desktop, &volume, authority, actions)?;
+        if standing == Standing::Current {
+            machines.told = Some(Told {
+                flushed: ask.flushed,
+                generation: ask.generation,
+                unix_s: now,
+            });
+        }
+        Ok(answers)
+    }
+
+    /// After a restore generations go on above all that may have been granted before it, so that what was becomes a fork.
+    fn above_floor(&self, authority: Authority) -> Result<Authority, CatalogError> {
+        let floor = Generation(self.catalog().read(counter_floor)?);
+        if authority.row().last >= floor {
+            return Ok(authority);
+        }
+        let mut row = authority.row().clone();
+        row.last = floor;
+        // Nobody holds it, so nothing is asked back.
+        Ok(Authority::open(row))
+    }
+
+    fn lease_terms(&self, volume: &VolumeRow) -> Result<Terms, CatalogError> {
+        let policy = self
+            .catalog()
+            .read(|tx| super::policy::policy_of(tx, volume.home, &volume.pool))?;
+        Ok(Terms {
+            lease_s: policy.lease_s,
+            offline_grace_s: policy.offline_grace_s,
+        })
+    }
+
+    /// Takes a volume back.
+    pub fn return_lease(
+        &self,
+        branch: BranchId,
+        message: &ReturnLease,
+    ) -> Result<Vec<Message>, StateError> {
+        let id = message.desktop;
+        let Some(volume) = self.volume_row(id)? else {
+            return Ok(vec![unknown(id, Nonce::NONE)]);
+        };
+        let machines = self.machines(id, &volume)?;
+        let mut machines = lock(&machines);
+        let Some(progress) = machines.progress(id, message.generation) else {
+            return Ok(vec![unknown(id, Nonce::NONE)]);
+        };
+        let mut authority = machines.authority.clone();
+        let now = self.now_unix_s();
+        let actions = authority.give_back(branch, message, &progress, fresh(), now);
+        self.decide(&mut machines, id, &volume, authority, actions)
+    }
+
+    /// Breaks a lease at IT's word; `home` is the branch that may ask for the volume from now on. The branch that held it is told at once if its
+    /// link is up.
+    pub(super) fn break_volume_lease(
+        &self,
+        id: DesktopId,
+        volume: &VolumeRow,
+        reason: &str,
+        force: bool,
+        home: BranchId,
+    ) -> Result<Result<(), BreakError>, StateError> {
+        let machines = self.machines(id, volume)?;
+        let mut machines = lock(&machines);
+        let mut authority = machines.authority.clone();
+        let holder = authority.row().holder.as_ref().map(|holder| holder.branch);
+        let actions = match authority.break_lease(reason, force, self.now_unix_s()) {
+            Ok(actions) => actions,
+            Err(error) => return Ok(Err(error)),
+        };
+        let moved = VolumeRow {
+            home,
+            ..volume.clone()
+        };
+        let messages = self.decide(&mut machines, id, &moved, authority, actions)?;
+        drop(machines);
+        if let Some(holder) = holder {
+            for message in messages {
+                self.notify(holder, message);
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    /// Asks the holder of a generation where it is; answers what it is asked.
+    pub(super) fn doubt(
+        &self,
+        machines: &mut Machines,
+        id: DesktopId,
+        volume: &VolumeRow,
+        generation: Generation,
+    ) -> Result<Vec<Message>, StateError> {
+        let mut authority = machines.authority.clone();
+        let actions = authority.doubt(generation, fresh());
+        self.decide(machines, id, volume, authority, actions)
+    }
+
+    /// Does what `authority`, a step further than the one in `machines`, has decided; then it takes that one's place. `volume` is kept with its row.
+    pub(super) fn decide(
+        &self,
+        machines: &mut Machines,
+        id: DesktopId,
+        volume: &VolumeRow,
+        authority: Authority,
+        actions: Vec<AuthorityAction>,
+    ) -> Result<Vec<Message>, StateError> {
+        let mut messages = Vec::new();
+        let mut is_kept = false;
+        for action in actions {
+            messages.push(match action {
+                AuthorityAction::Keep(row, broken) => {
+                    let entry = broken
+                        .as_ref()
+                        .map(|broken| broken_entry(broken, volume, self.now_unix_s()));
+                    self.keep_authority(machines, id, volume, row, entry)?;
+                    if let Some(broken) = broken {
+                        tracing::warn!(volume = %id, desktop = volume.desktop, branch = %broken.branch, generation = broken.generation.0, reason = broken.reason, "a lease has ended");
+                    }
+                    is_kept = true;
+                    continue;
+                }
+                AuthorityAction::Grant(generation, holder) => {
+                    self.granted(id, generation, &holder)
+                }
+                AuthorityAction::Prove(prove) => Message::ProveLease(prove),
+                AuthorityAction::Deny(deny) => Message::DenyLease(deny),
+                AuthorityAction::Fence(fence) => Message::FenceLease(fence),
+                AuthorityAction::Returned(returned) => Message::LeaseReturned(returned),
+            });
+        }
+        // A row that was only prepared for a grant is forgotten with the refusal.
+        if is_kept || authority.row() == machines.authority.row() {
+            machines.authority = authority;
+        }
+        Ok(messages)
+    }
+
+    fn granted(&self, id: DesktopId, generation: Generation, holder: &Holder) -> Message {
+        let lease = Lease {
+            realm: self.realm(),
+            desktop: id,
+            branch: holder.branch,
+            generation,
+            renewal: holder.renewal,
+            nonce: holder.nonce,
+            base: holder.base,
+            issued_unix_s: holder.issued_unix_s,
+            expires_unix_s: holder.expires_unix_s,
+            offline_grace_s: holder.offline_grace_s,
+        };
+        let bytes = self.publisher().sign(&lease).to_bytes();
+        Message::LeaseGranted(SignedBytes { bytes })
+    }
+}
