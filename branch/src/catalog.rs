@@ -7,16 +7,20 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use dedup::{ChunkerParams, Manifest, NodeId, NodeSource, VersionId};
+use dedup::{ChunkerParams, DesktopId, Manifest, NodeId, NodeSource, VersionId};
 use dedup_protocol::policy::Policy;
 use dedup_protocol::profile::BootProfile;
 use dedup_protocol::records::{Assignment, VersionRecord};
+use dedup_protocol::state::authority::Stage;
+use dedup_protocol::state::lease::Lease;
+use dedup_protocol::state::writeback::SendRow;
 use dedup_protocol::trust::{Endorsement, Signed, Trust, TrustAnchor, TrustError};
 use dedup_store::kv::{Batch, Durability, Kv, KvError};
 use serde::{Deserialize, Serialize};
 
 use crate::desktop::record::DesktopRecord;
 use crate::ready::writes::WriteHistory;
+use crate::writeback::rows::{KeptHold, Rows, read_row, write_row};
 
 /// Why the catalog could not answer.
 #[derive(Debug, thiserror::Error)]
@@ -299,6 +303,43 @@ impl Catalog {
         Ok(self.kv.commit(batch, Durability::Relaxed)?)
     }
 
+    /// This branch's right to a volume. A lease is believed by its signature, as when it came: who has the disk must not prolong it.
+    pub fn hold(&self, volume: DesktopId) -> Result<Option<KeptHold>, CatalogError> {
+        let key = key(b'h', volume.as_bytes());
+        let Some(row) = self.kv.get(&key)? else {
+            return Ok(None);
+        };
+        let kept: KeptHold = read_row(&row).map_err(|e| malformed(&key, e))?;
+        if let Stage::Held { lease, .. } = &kept.row.stage {
+            let envelope = kept.lease.as_deref().unwrap_or_default();
+            let signed = Signed::<Lease>::from_bytes(envelope)?;
+            let signed = signed.open(&self.anchor, &self.endorsements()?, Trust::Kept)?;
+            if signed != *lease {
+                return Err(malformed(&key, "its lease is not the one that was signed"));
+            }
+        }
+        if kept.row.desktop != volume {
+            return Err(malformed(&key, "it is another volume's"));
+        }
+        Ok(Some(kept))
+    }
+
+    /// How far a volume's write-back is.
+    pub fn send_row(&self, volume: DesktopId) -> Result<Option<SendRow>, CatalogError> {
+        let key = key(b's', volume.as_bytes());
+        let row = self.kv.get(&key)?;
+        row.map(|row| read_row(&row).map_err(|e| malformed(&key, e)))
+            .transpose()
+    }
+
+    /// Forgets the right to a volume that is no more, and its write-back.
+    pub fn forget_volume(&self, volume: DesktopId) -> Result<(), CatalogError> {
+        let mut batch = Batch::new();
+        batch.delete(key(b'h', volume.as_bytes()));
+        batch.delete(key(b's', volume.as_bytes()));
+        Ok(self.kv.commit(batch, Durability::Synced)?)
+    }
+
     /// All desktops, by name.
     pub fn desktops(&self) -> Result<Vec<DesktopRecord>, CatalogError> {
         let mut rows = Vec::new();
@@ -322,6 +363,25 @@ impl Catalog {
         let mut batch = Batch::new();
         batch.delete(key(b'd', name.as_bytes()));
         Ok(self.kv.commit(batch, Durability::Synced)?)
+    }
+}
+
+impl Rows for Catalog {
+    fn keep_hold(&self, kept: &KeptHold) -> Result<(), CatalogError> {
+        self.put(key(b'h', kept.row.desktop.as_bytes()), write_row(kept))
+    }
+
+    fn keep_send(&self, row: &SendRow) -> Result<(), CatalogError> {
+        self.put(key(b's', row.line.desktop.as_bytes()), write_row(row))
+    }
+
+    fn open_lease(&self, envelope: &[u8], now_unix_s: u64) -> Result<Lease, CatalogError> {
+        let signed = Signed::<Lease>::from_bytes(envelope)?;
+        Ok(signed.open(
+            &self.anchor,
+            &self.endorsements()?,
+            Trust::New { now_unix_s },
+        )?)
     }
 }
 

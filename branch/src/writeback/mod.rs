@@ -6,9 +6,16 @@
 //! ```
 //!
 //! The machines that decide are `dedup_protocol::state`'s; why they are sound is in decisions 0038 and 0039. Here is what they leave to
-//! their owner: reading what changed ([`make`]) and cutting it into chunks ([`cut`]).
+//! their owner: reading what changed ([`make`]), cutting it into chunks ([`cut`]), keeping rows ([`rows`]), and doing what they say in order
+//! ([`line`]). [`lines`] has the lines of all volumes here, each moved by one caller at a time; the link drives them.
 
 pub mod cut;
+pub mod line;
+#[cfg(test)]
+mod line_tests;
+pub mod lines;
 pub mod make;
+pub mod rows;
+pub mod shown;
 #[cfg(test)]
 mod tests;

@@ -1,0 +1,200 @@
+//! A line's lease: when it is asked for, and what its actions do.
+
+use dedup_protocol::state::authority::{Facts, HoldAction, HoldRow, Right, Stage};
+use dedup_protocol::state::writeback::{SendRow, Sender};
+use dedup_protocol::state::{Head, Nonce, Position};
+use dedup_protocol::wire::Message;
+
+use super::super::rows::{KeptHold, OverlayOf};
+use super::super::shown::NoRight;
+use super::{Line, LineError};
+
+/// A lease is renewed so long after it was signed, while there is a link: what a disk that is set back further is noticed by.
+const RENEW_EVERY_S: u64 = 300;
+/// A question without an answer is asked again after this.
+const ASK_AGAIN_S: u64 = 30;
+
+impl Line {
+    /// What may be done with the volume.
+    ///
+    /// # Errors
+    /// Why it may not be run.
+    pub fn may_run(&self, now_unix_s: u64) -> Result<(), NoRight> {
+        let row = self.hold.row();
+        match (&row.stage, self.overlay_of) {
+            // Nobody but this branch knows of it.
+            (Stage::Idle { .. }, OverlayOf::Unleased) => Ok(()),
+            (Stage::Idle { .. }, _) => Err(NoRight::NotHeld {
+                why: self.denied.as_ref().map(|deny| deny.message.clone()),
+            }),
+            (Stage::Fenced { ended, .. }, _) => Err(NoRight::Fenced {
+                why: ended.reason(),
+            }),
+            (
+                Stage::Held {
+                    is_returning: true, ..
+                },
+                _,
+            ) => Err(NoRight::Returning),
+            (Stage::Held { lease, .. }, overlay) => match self.hold.right(now_unix_s) {
+                Right::Run | Right::Grace if overlay == OverlayOf::Under(lease.generation) => {
+                    Ok(())
+                }
+                Right::Run | Right::Grace => Err(NoRight::Elsewhere),
+                Right::Over | Right::None => Err(NoRight::Over {
+                    until_unix_s: lease.ends_unix_s(),
+                }),
+            },
+        }
+    }
+
+    /// Somebody wants to run the volume here: if it has to be asked for, that is done.
+    pub fn want(&mut self) {
+        self.is_wanted = true;
+        self.asked_unix_s = None;
+    }
+
+    pub(super) fn ask_if_due(&mut self, now_unix_s: u64) -> Result<(), LineError> {
+        // Also if the clock was set back.
+        let is_again = self
+            .asked_unix_s
+            .is_none_or(|asked| now_unix_s.abs_diff(asked) >= ASK_AGAIN_S);
+        let row = self.hold.row();
+        let (is_due, gives_back) = match &row.stage {
+            Stage::Idle { .. } => (
+                self.is_wanted || row.asking.is_some() || self.is_only_copy(),
+                false,
+            ),
+            Stage::Held {
+                lease,
+                is_returning,
+            } => {
+                let age = now_unix_s.abs_diff(lease.issued_unix_s);
+                (row.asking.is_some() || age >= RENEW_EVERY_S, *is_returning)
+            }
+            Stage::Fenced { .. } => return Ok(()),
+        };
+        if !is_again || !(is_due || gives_back) {
+            return Ok(());
+        }
+        let facts = self.facts();
+        let actions = if gives_back {
+            self.hold.give_back(&facts)
+        } else {
+            self.hold.ask((self.common.fresh)(), &facts)
+        };
+        self.asked_unix_s = Some(now_unix_s);
+        self.do_holds(actions.unwrap_or_default(), now_unix_s)
+    }
+
+    pub(super) fn is_only_copy(&self) -> bool {
+        self.overlay_of == OverlayOf::Unleased
+    }
+
+    pub(super) fn granted(&mut self, envelope: Vec<u8>, now_unix_s: u64) -> Result<(), LineError> {
+        let lease = self.common.rows.open_lease(&envelope, now_unix_s)?;
+        let actions = self.hold.granted(lease);
+        if matches!(actions.first(), Some(HoldAction::Keep(_))) {
+            self.lease = Some(envelope);
+            self.denied = None;
+        }
+        self.do_holds(actions, now_unix_s)
+    }
+
+    pub(super) fn facts(&self) -> Facts {
+        let nothing = Facts {
+            acked: Position::START,
+            sealed: Nonce::NONE,
+            flushed: 0,
+        };
+        self.send.as_ref().map_or(nothing, Sender::facts)
+    }
+
+    pub(super) fn do_holds(
+        &mut self,
+        actions: Vec<HoldAction>,
+        now_unix_s: u64,
+    ) -> Result<(), LineError> {
+        for action in actions {
+            match action {
+                HoldAction::Keep(row) => self.keep_hold(row)?,
+                HoldAction::Ask(ask) => self.send_out(Message::AskLease(ask), now_unix_s),
+                HoldAction::Return(at) => self.send_out(Message::ReturnLease(at), now_unix_s),
+                HoldAction::Aim => self.aim(now_unix_s)?,
+                // Who has machines and overlays looks at `may_run` and `is_to_leave`; no fork is made while a machine uses the overlay.
+                HoldAction::Stop | HoldAction::Leave | HoldAction::Denied(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn send_out(&mut self, message: Message, now_unix_s: u64) {
+        self.asked_unix_s = Some(now_unix_s);
+        // One that waits still is of the same question.
+        self.out
+            .retain(|message| matches!(message, Message::OfferPart(_)));
+        self.out.push_front(message);
+    }
+
+    pub(super) fn keep_hold(&mut self, row: HoldRow) -> Result<(), LineError> {
+        if !matches!(row.stage, Stage::Held { .. }) {
+            self.lease = None;
+        }
+        let kept = KeptHold {
+            row,
+            lease: self.lease.clone(),
+            overlay: self.overlay_of,
+        };
+        let result = self.common.rows.keep_hold(&kept);
+        self.is_broken |= result.is_err();
+        Ok(result?)
+    }
+
+    /// Aims write-back by the lease. Only the overlay that was written under it goes there.
+    pub(super) fn aim(&mut self, now_unix_s: u64) -> Result<(), LineError> {
+        let Some((line, start)) = self.hold.aim() else {
+            return Ok(());
+        };
+        if self.overlay_of != OverlayOf::Under(line.generation) {
+            let begins = line.fork.is_none() && start.head == Head::START;
+            if !begins || matches!(self.overlay_of, OverlayOf::Under(_)) {
+                // What the generation goes on behind is not here.
+                return Ok(());
+            }
+            self.overlay_of = OverlayOf::Under(line.generation);
+            let row = self.hold.row().clone();
+            self.keep_hold(row)?;
+        }
+        if let Some(send) = &mut self.send {
+            let actions = send.aim(line, start, 0, now_unix_s);
+            if actions.is_empty() {
+                return Ok(());
+            }
+            // What was under way went somewhere else, and what was there counts for nothing here.
+            (self.making, self.is_spent) = (None, false);
+            self.out
+                .retain(|message| !matches!(message, Message::OfferPart(_)));
+            self.do_sends(actions, now_unix_s)?;
+        } else {
+            let row = SendRow {
+                line,
+                acked: start,
+                sealed: None,
+            };
+            self.keep_send(&row)?;
+            let mut send = Sender::open(row, 0, now_unix_s);
+            if self.is_linked {
+                // Nothing is sealed, so there is nothing to go on with.
+                send.linked();
+            }
+            self.send = Some(send);
+            // That there was nothing to be sent is over.
+            self.is_spent = false;
+        }
+        if let Some(attached) = &self.attached {
+            attached.overlay.send_after(start.seq)?;
+        }
+        self.note_flushed(now_unix_s);
+        Ok(())
+    }
+}
