@@ -23,6 +23,7 @@ use branch::link::LinkState;
 use branch::ready::proof::Proof;
 use branch::server::Branch;
 use branch::versions::Versions;
+use branch::writeback::lines::Lines;
 use clap::{Parser, Subcommand};
 use dedup_protocol::join::JoinToken;
 use dedup_store::disk::{Disk, HostDisk};
@@ -320,11 +321,17 @@ fn open(options: &Run, data: &Path, identity: Identity) -> Result<(Arc<Branch>, 
         nbd_socket: data.join("nbd.sock"),
     };
     let nbd_socket = host.nbd_socket.clone();
+    let lines = Arc::new(Lines::new(
+        versions.catalog().clone(),
+        identity.branch,
+        identity.id_key.clone(),
+        Arc::clone(&clock),
+    ));
     let desktops = Arc::new(Desktops::new(
         data.join("desktops"),
         Arc::clone(&versions),
         Arc::clone(&fetcher),
-        Volumes::new(disk, keys),
+        Volumes::new(disk, keys, lines),
         host,
         Arc::clone(&clock),
     ));

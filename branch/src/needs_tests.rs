@@ -110,6 +110,8 @@ impl World {
             vcpus: 1,
             wanted: MachineType::Auto,
             tpm: false,
+            system: None,
+            user_volume: None,
             created_unix_ms: 1,
             served,
             machine: None,

@@ -58,6 +58,7 @@ impl Branch {
             versions.extend(self.versions.residency(id, &record, cache));
         }
         let desktops = self.desktops.list()?;
+        let mut volumes_by_name = self.desktops.volume_reports()?;
         Ok(BranchStatus {
             link: self.link.report(),
             cache: CacheStatus {
@@ -77,11 +78,12 @@ impl Branch {
                         .ok()
                         .and_then(|v| v.as_str().map(str::to_owned))
                         .unwrap_or_default(),
-                    id: d.name,
                     pool: d.pool,
                     version: d.version,
                     started_unix_s: d.started_unix_ms.unwrap_or(0) / 1000,
                     boot: d.boot,
+                    volumes: volumes_by_name.remove(&d.name).unwrap_or_default(),
+                    id: d.name,
                 })
                 .collect(),
             counters: TransferCounters {

@@ -8,8 +8,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::{
-    CacheReport, Desktop, DesktopList, LibvirtDomain, Prepare, Prepared, Problem, StartDesktop,
-    StopDesktop,
+    CacheReport, Desktop, DesktopList, LibvirtDomain, Prepare, Prepared, Problem, SnapshotAsked,
+    StartDesktop, StopDesktop,
 };
 
 /// Why a call failed.
@@ -144,6 +144,12 @@ impl Client {
     /// Has a stopped desktop's system begin anew; its user volume stays.
     pub async fn reset(&self, name: &str) -> Result<Desktop, ClientError> {
         let path = format!("/v1/desktops/{name}/reset");
+        self.call(reqwest::Method::POST, &path, None::<&()>).await
+    }
+
+    /// Asks for a snapshot of what a desktop has written.
+    pub async fn snapshot(&self, name: &str) -> Result<SnapshotAsked, ClientError> {
+        let path = format!("/v1/desktops/{name}/snapshot");
         self.call(reqwest::Method::POST, &path, None::<&()>).await
     }
 

@@ -121,6 +121,9 @@ pub struct Desktop {
     /// Its user volume, if it has one.
     #[serde(default)]
     pub user_volume: Option<UserVolume>,
+    /// Its volumes, and how far they are written back.
+    #[serde(default)]
+    pub volumes: Vec<VolumeLine>,
     /// What its agent says; none if it has none or is not running.
     #[serde(default)]
     pub guest: Option<Guest>,
@@ -142,6 +145,57 @@ pub struct UserVolume {
     pub nbd_export: String,
     /// Unix socket at which it is served over vhost-user, while it is open.
     pub disk_socket: Option<String>,
+}
+
+/// A volume of a desktop, and how far the datacenter has what was written to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeLine {
+    /// Its id, by which the datacenter names it.
+    pub id: String,
+    /// `system` or `user`.
+    pub kind: String,
+    /// `held`, `returning`, `fenced`, `idle`, or `unleased`: the datacenter was not reached yet or knows no leases.
+    pub lease: String,
+    /// Which time it is that it was given to a branch; 0: never.
+    pub generation: u64,
+    /// Until when it may run without the datacenter, unix seconds, while it is held.
+    #[serde(default)]
+    pub ends_unix_s: Option<u64>,
+    /// Why it may not run.
+    #[serde(default)]
+    pub no_right: Option<String>,
+    /// Durable records that are not at the datacenter; none: nothing is sent there, and what is written is kept at this branch only.
+    #[serde(default)]
+    pub behind_records: Option<u64>,
+    /// Since when there are any, in seconds: what the loss of the branch would cost (RPO).
+    #[serde(default)]
+    pub behind_s: u64,
+    /// When the newest that is there was sealed, unix seconds, if any came since the branch server started.
+    #[serde(default)]
+    pub applied_unix_s: Option<u64>,
+    /// What keeps it from being sent.
+    #[serde(default)]
+    pub trouble: Option<String>,
+}
+
+impl VolumeLine {
+    /// How far the datacenter has it, in a few words.
+    pub fn lag(&self) -> String {
+        match self.behind_records {
+            None => "kept at this branch only".to_owned(),
+            Some(0) => "all at the datacenter".to_owned(),
+            Some(records) => format!("{records} records behind for {} s", self.behind_s),
+        }
+    }
+}
+
+/// A snapshot that was asked for. The datacenter cuts it when what was written until then is there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotAsked {
+    /// Volumes of which there is something that the datacenter does not have. Of the others its newest state is what they show.
+    pub volumes: u64,
+    /// Whether the guest's user volume was frozen meanwhile.
+    pub frozen: bool,
 }
 
 /// What the agent inside a desktop last said. All of it is the guest's word.

@@ -6,6 +6,7 @@ use super::VolumeError;
 use super::machine::MachineError;
 use super::machine::files::SOCKET_PATH_BYTES_MAX;
 use crate::catalog::CatalogError;
+use crate::writeback::shown::NoRight;
 
 /// Why a desktop could not be started, stopped or deleted.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +51,16 @@ pub enum DesktopError {
     AssignmentEnded {
         /// Seconds past the end of the grace.
         since_s: u64,
+    },
+    /// This branch may not run it.
+    #[error("desktop {name:?} may not run here for its {kind}")]
+    NoRight {
+        /// The desktop.
+        name: String,
+        /// Which of its volumes it is.
+        kind: &'static str,
+        /// Why.
+        source: NoRight,
     },
     /// The version's manifest is not here yet.
     #[error(

@@ -17,6 +17,7 @@ mod growth;
 mod guest;
 pub mod machine;
 pub mod record;
+mod rights;
 mod room;
 mod starting;
 mod tree_file;
@@ -33,6 +34,7 @@ use std::time::{Duration, Instant};
 use branch_api::{Desktop, DesktopState, UserVolume};
 use dedup::VersionId;
 use dedup_protocol::records::{MachineType, Tree, VersionRecord};
+use dedup_protocol::state::message::Cut;
 
 use crate::clock::Clock;
 use crate::fetch::Fetcher;
@@ -69,6 +71,10 @@ pub struct Desktops {
     turn_over: Condvar,
     /// Whether the cache gave room up since the disk was last full.
     made_room: AtomicBool,
+    /// Volumes here, and what was seen of their desktops.
+    watch: Mutex<rights::Watch>,
+    /// Held while an overlay is opened only to be sent.
+    lending: Mutex<()>,
 }
 
 /// Keeps a desktop's name busy until dropped.
@@ -107,6 +113,8 @@ impl Desktops {
             busy: Mutex::default(),
             turn_over: Condvar::new(),
             made_room: AtomicBool::new(false),
+            watch: Mutex::default(),
+            lending: Mutex::default(),
         }
     }
 
@@ -274,6 +282,7 @@ impl Desktops {
             let was_asked = !force && self.guests.shut_down(name).is_ok();
             machine::stop(&machine, &self.files(name), grace, was_asked);
         }
+        self.wish(&desktop, Cut::LogOff);
         desktop.error = None;
         desktop.served = false;
         self.volumes.close(name)?;
@@ -290,9 +299,12 @@ impl Desktops {
             .ok_or_else(|| DesktopError::NotFound(name.into()))?;
         refuse_if_up(&desktop)?;
         self.volumes.close(name)?;
+        let volumes = desktop.volumes();
+        self.give_up(name, &volumes)?;
         // The key first, the row last: a stop in between leaves a desktop without data that can be deleted again.
         self.volumes.delete(&desktop)?;
         self.versions.catalog().delete_desktop(name)?;
+        self.forget_lines(name, &volumes)?;
         match std::fs::remove_dir_all(self.dir.join(name)) {
             Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(MachineError::Io {
                 name: name.into(),
@@ -334,6 +346,7 @@ impl Desktops {
             }
         };
         self.tend_writes(&desktops, Instant::now());
+        self.tend_rights(&desktops, connected);
         for listed in desktops {
             if listed.machine.is_none() {
                 continue;
@@ -476,6 +489,7 @@ impl Desktops {
             boot: desktop.boot,
             overlay_bytes: volume.as_ref().map_or(0, |v| v.overlay_bytes()),
             user_volume,
+            volumes: self.described_volumes(desktop),
             guest: self.guests.shown(&desktop.name),
             agent_socket: alive.and_then(|_| there(&files.agent_socket())),
         }

@@ -1,6 +1,7 @@
 //! What is remembered of a desktop across restarts of the branch server.
 
 use datacenter_api::BootReport;
+use dedup::DesktopId;
 use dedup_protocol::profile::BootScore;
 use dedup_protocol::records::MachineType;
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,9 @@ pub struct DesktopRecord {
     /// Whether it has a TPM, as its pool asked for when it was started last.
     #[serde(default)]
     pub tpm: bool,
+    /// Id of its system volume, if that is not its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub system: Option<[u8; 16]>,
     /// Its user volume, if it has one. It stays with the desktop until that is deleted, whatever its pool asks for later.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user_volume: Option<UserVolumeRecord>,
@@ -49,6 +53,17 @@ impl DesktopRecord {
     /// Whether a machine, or somebody else, has its volume open, as far as is known.
     pub fn is_up(&self) -> bool {
         self.served || self.machine.is_some()
+    }
+
+    /// Id of its system volume: its own, or another one since its system began anew. What was written back under the one before is no past of it.
+    pub fn system_volume(&self) -> DesktopId {
+        DesktopId(self.system.unwrap_or(self.id))
+    }
+
+    /// Ids of its volumes. It runs while this branch may run all of them.
+    pub fn volumes(&self) -> Vec<DesktopId> {
+        let user = self.user_volume.as_ref().map(|user| DesktopId(user.id));
+        std::iter::once(self.system_volume()).chain(user).collect()
     }
 }
 

@@ -29,6 +29,7 @@ impl Desktops {
         let (version, record) = self.version_of(&desktop)?;
         let choice = self.choose_machine(&mut desktop, &record)?;
         self.give_user_volume(&mut desktop);
+        self.take_leases(&desktop)?;
         self.fetcher.boot_begins();
         let files = self.absent_boot_files(version, &record)?;
         self.boots.prepare(name, version, &files);
@@ -59,6 +60,7 @@ impl Desktops {
         }
         let (version, _) = self.version_of(&desktop)?;
         self.give_user_volume(&mut desktop);
+        self.take_leases(&desktop)?;
         desktop.served = true;
         desktop.error = None;
         self.versions.catalog().put_desktop(&desktop)?;
@@ -158,8 +160,14 @@ impl Desktops {
         let mut desktop = desktop.ok_or_else(|| DesktopError::NotFound(name.into()))?;
         refuse_if_up(&desktop)?;
         self.volumes.close(name)?;
+        let former = [desktop.system_volume()];
+        self.give_up(name, &former)?;
         // Before the row: an overlay never lies over another version than it was made for. Interrupted, it is to be done again.
         self.volumes.delete_system(&desktop)?;
+        if self.versions.catalog().hold(former[0])?.is_some() {
+            // What the datacenter has of the former system is no past of the one that begins.
+            desktop.system = Some(rand::random());
+        }
         if let Ok((_, version)) = self.pool_version(&desktop.pool) {
             desktop.version = version.to_string();
         }
@@ -167,6 +175,9 @@ impl Desktops {
         desktop.error = None;
         desktop.boot = None;
         self.versions.catalog().put_desktop(&desktop)?;
+        if desktop.system_volume() != former[0] {
+            self.forget_lines(name, &former)?;
+        }
         tracing::info!(
             desktop = name,
             version = desktop.version,
@@ -272,6 +283,7 @@ impl Desktops {
             vcpus: assigned.vcpus,
             wanted: assigned.machine,
             tpm: assigned.tpm,
+            system: None,
             user_volume: None,
             created_unix_ms: self.clock.now_unix_ms(),
             served: false,

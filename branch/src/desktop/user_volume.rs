@@ -65,10 +65,9 @@ pub struct UserDisk {
 }
 
 impl UserDisk {
-    /// Opens a desktop's user volume, or makes it the first time.
-    pub fn open(
-        disk: &Arc<dyn Disk>,
-        keys: &KeyStore,
+    /// Serves a desktop's user volume, whose overlay is open.
+    pub fn serve(
+        overlay: Arc<Overlay>,
         desktop: &DesktopRecord,
         record: &UserVolumeRecord,
         files: &Files,
@@ -78,7 +77,6 @@ impl UserDisk {
             name: name(),
             source,
         };
-        let overlay = Arc::new(open_overlay(disk, keys, &desktop.name, record)?);
         let volume =
             Volume::new(Arc::new(NoBase), Arc::clone(&overlay), 0).map_err(overlay_error)?;
         let export = Export::new(&export_name(&desktop.name), "user volume", Arc::new(volume));
@@ -154,7 +152,8 @@ impl UserDisk {
     }
 }
 
-fn open_overlay(
+/// Opens the overlay of a desktop's user volume, or makes it the first time.
+pub(super) fn open_overlay(
     disk: &Arc<dyn Disk>,
     keys: &KeyStore,
     desktop: &str,

@@ -4,18 +4,19 @@
 //! desktop's overlay lies on the disk only. A desktop's user volume, if it has one, is open exactly as long. Each overlay is encrypted under a key of its
 //! own, which goes first when it is deleted.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
-use dedup::VersionId;
+use dedup::{DesktopId, VersionId};
 use dedup_store::disk::Disk;
 use vmm_block::BlockError;
 use vmm_block::nbd::{Export, ListenError};
 use vmm_block::vhost_user::{DiskSpec, VhostUserServer};
 
 use super::machine::{Files, disk_queues, disk_serial};
-use super::record::DesktopRecord;
+use super::record::{DesktopRecord, UserVolumeRecord};
 use super::user_volume::UserDisk;
 use super::{OpenVolumes, user_volume};
 use crate::fetch::base::CachedBase;
@@ -23,6 +24,8 @@ use crate::keys::{KeyError, KeyStore};
 use crate::volume::{
     Base, Overlay, OverlayError, OverlayIdentity, OverlayOptions, OverlayState, Shortage, Volume,
 };
+use crate::writeback::line::LineError;
+use crate::writeback::lines::Lines;
 
 /// Who may open a desktop's vhost-user socket may read and write its disk.
 pub(super) const SOCKET_MODE: u32 = 0o600;
@@ -60,6 +63,14 @@ pub enum VolumeError {
     Keys {
         /// Why.
         source: KeyError,
+    },
+    /// Its lease and write-back.
+    #[error("lease and write-back of desktop {name}")]
+    Line {
+        /// The desktop.
+        name: String,
+        /// Why.
+        source: LineError,
     },
     /// The last flush.
     #[error("last flush of desktop {name}")]
@@ -110,6 +121,8 @@ pub struct OpenVolume {
     /// Held during a round of housekeeping; true once it is closed. Else a round could go on in files that the next opening has.
     is_closed: Mutex<bool>,
     user: Option<UserDisk>,
+    /// The volumes whose overlays a machine may write to, by their ids.
+    ids: Vec<DesktopId>,
 }
 
 impl OpenVolume {
@@ -179,7 +192,10 @@ impl OpenVolume {
 pub struct Volumes {
     disk: Arc<dyn Disk>,
     keys: Arc<KeyStore>,
+    lines: Arc<Lines>,
     open: Mutex<OpenVolumes>,
+    /// Overlays that somebody has open, by their directories: two logs over one directory would destroy each other.
+    overlays: Mutex<HashMap<String, Weak<Overlay>>>,
 }
 
 /// Name of a desktop's export.
@@ -192,13 +208,123 @@ fn overlay_dir(desktop: &str) -> String {
 }
 
 impl Volumes {
-    /// Overlays live on `disk`, in `overlays/NAME`, their keys in `keys`.
-    pub fn new(disk: Arc<dyn Disk>, keys: Arc<KeyStore>) -> Self {
+    /// Overlays live on `disk`, in `overlays/NAME`, their keys in `keys`; what is written to them goes the way of `lines`.
+    pub fn new(disk: Arc<dyn Disk>, keys: Arc<KeyStore>, lines: Arc<Lines>) -> Self {
         Self {
             disk,
             keys,
+            lines,
             open: Mutex::default(),
+            overlays: Mutex::default(),
         }
+    }
+
+    /// The lines of volumes here.
+    pub fn lines(&self) -> &Arc<Lines> {
+        &self.lines
+    }
+
+    /// The overlay of a volume: the one that is open, or the one that `open` opens, which its line has then. The caller has the desktop's turn.
+    fn shared(
+        &self,
+        desktop: &str,
+        (volume, in_use): (DesktopId, bool),
+        dir: &str,
+        open: impl FnOnce() -> Result<Overlay, VolumeError>,
+    ) -> Result<Arc<Overlay>, VolumeError> {
+        let line_error = |source| VolumeError::Line {
+            name: desktop.to_owned(),
+            source,
+        };
+        let known = |volumes: &Self| {
+            let overlays = volumes.overlays.lock().expect("no panic under this lock");
+            overlays.get(dir).and_then(Weak::upgrade)
+        };
+        if let Some(overlay) = known(self) {
+            // One that failed is to be opened anew, once nobody has it any more.
+            if overlay.failure().is_none() {
+                let used = self.lines.with(volume, |line, now| {
+                    if !line.is_attached() {
+                        return line.attach(Arc::clone(&overlay), in_use, now);
+                    }
+                    line.set_in_use(in_use || line.is_in_use(), now);
+                    Ok(())
+                });
+                used.map_err(line_error)?;
+                return Ok(overlay);
+            }
+            drop(overlay);
+            let let_go = self.lines.with(volume, |line, _| {
+                line.detach();
+                Ok(())
+            });
+            let_go.map_err(line_error)?;
+        }
+        let overlay = Arc::new(open()?);
+        let attached = self.lines.attach(volume, &overlay, in_use);
+        attached.map_err(line_error)?;
+        let mut overlays = self.overlays.lock().expect("no panic under this lock");
+        overlays.insert(dir.to_owned(), Arc::downgrade(&overlay));
+        Ok(overlay)
+    }
+
+    /// The overlay of a desktop's system volume over a version's disk of `size_bytes`.
+    pub fn system_overlay(
+        &self,
+        desktop: &DesktopRecord,
+        (version, size_bytes): (VersionId, u64),
+        in_use: bool,
+    ) -> Result<Arc<Overlay>, VolumeError> {
+        let name = &desktop.name;
+        let volume = (desktop.system_volume(), in_use);
+        let dir = overlay_dir(name);
+        self.shared(name, volume, &dir, || {
+            let overlay_error = |source| VolumeError::Overlay {
+                name: name.clone(),
+                source,
+            };
+            let key_error = |source| VolumeError::Key {
+                name: name.clone(),
+                source,
+            };
+            let identity = OverlayIdentity {
+                desktop: desktop.id,
+                base: version,
+                disks: vec![size_bytes.next_multiple_of(512)],
+            };
+            let state = Overlay::state(&*self.disk, &dir).map_err(overlay_error)?;
+            let key = self
+                .keys
+                .desktop(name, &desktop.id, state)
+                .map_err(key_error)?;
+            let mut log_id = [0; 16];
+            rand::RngCore::fill_bytes(&mut rand::rng(), &mut log_id);
+            let overlay = Overlay::open_or_create(
+                Arc::clone(&self.disk),
+                &dir,
+                &identity,
+                log_id,
+                &key,
+                OverlayOptions::default(),
+            );
+            let overlay = overlay.map_err(overlay_error)?;
+            self.keys.desktop_is_sealed(name).map_err(key_error)?;
+            Ok(overlay)
+        })
+    }
+
+    /// The overlay of a desktop's user volume.
+    pub fn user_overlay(
+        &self,
+        desktop: &DesktopRecord,
+        record: &UserVolumeRecord,
+        in_use: bool,
+    ) -> Result<Arc<Overlay>, VolumeError> {
+        let name = &desktop.name;
+        let volume = (DesktopId(record.id), in_use);
+        self.shared(name, volume, &user_volume::overlay_dir(name), || {
+            user_volume::open_overlay(&self.disk, &self.keys, name, record)
+        })
     }
 
     /// Gives a key to each overlay that a release before encryption left in the clear. Only the first start of a branch with keys does
@@ -290,37 +416,28 @@ impl Volumes {
         if self.lock().contains_key(name) {
             return Ok(());
         }
+        let opened = self.open_for_use(desktop, version, base, files);
+        if opened.is_err() {
+            self.rest(name, &desktop.volumes());
+        }
+        self.lock().insert(name.clone(), Arc::new(opened?));
+        Ok(())
+    }
+
+    fn open_for_use(
+        &self,
+        desktop: &DesktopRecord,
+        version: VersionId,
+        base: Arc<CachedBase>,
+        files: &Files,
+    ) -> Result<OpenVolume, VolumeError> {
+        let name = &desktop.name;
         let overlay_error = |source| VolumeError::Overlay {
             name: name.clone(),
             source,
         };
-        let identity = OverlayIdentity {
-            desktop: desktop.id,
-            base: version,
-            disks: vec![base.size_bytes().next_multiple_of(512)],
-        };
-        let key_error = |source| VolumeError::Key {
-            name: name.clone(),
-            source,
-        };
-        let dir = overlay_dir(name);
-        let state = Overlay::state(&*self.disk, &dir).map_err(overlay_error)?;
-        let key = self
-            .keys
-            .desktop(name, &desktop.id, state)
-            .map_err(key_error)?;
-        let mut log_id = [0; 16];
-        rand::RngCore::fill_bytes(&mut rand::rng(), &mut log_id);
-        let overlay = Overlay::open_or_create(
-            Arc::clone(&self.disk),
-            &dir,
-            &identity,
-            log_id,
-            &key,
-            OverlayOptions::default(),
-        );
-        let overlay = Arc::new(overlay.map_err(overlay_error)?);
-        self.keys.desktop_is_sealed(name).map_err(key_error)?;
+        let disk = (version, base.size_bytes());
+        let overlay = self.system_overlay(desktop, disk, true)?;
         let shared: Arc<dyn Base> = base.clone();
         let volume = Volume::new(shared, Arc::clone(&overlay), 0).map_err(overlay_error)?;
         let export = Export::new(&export_name(name), "desktop", Arc::new(volume));
@@ -339,9 +456,11 @@ impl Volumes {
             source,
         })?;
         let user = desktop.user_volume.as_ref();
-        let user =
-            user.map(|record| UserDisk::open(&self.disk, &self.keys, desktop, record, files));
-        let volume = OpenVolume {
+        let user = user.map(|record| {
+            let overlay = self.user_overlay(desktop, record, true)?;
+            UserDisk::serve(overlay, desktop, record, files)
+        });
+        Ok(OpenVolume {
             export,
             vhost_user: Mutex::new(Some(served)),
             overlay,
@@ -349,9 +468,8 @@ impl Volumes {
             was_short: AtomicBool::new(false),
             is_closed: Mutex::new(false),
             user: user.transpose()?,
-        };
-        self.lock().insert(name.clone(), Arc::new(volume));
-        Ok(())
+            ids: desktop.volumes(),
+        })
     }
 
     /// Ends the ways to a desktop's volume, flushes and closes it; nothing happens if it is not open.
@@ -371,12 +489,28 @@ impl Volumes {
         *volume.is_closed.lock().expect("no panic under this lock") = true;
         let flushed = volume.export.device().flush();
         let user_flushed = volume.user().map_or(Ok(()), UserDisk::flush);
+        self.rest(name, &volume.ids);
         flushed
             .and(user_flushed)
             .map_err(|source| VolumeError::Flush {
                 name: name.into(),
                 source,
             })
+    }
+
+    /// No machine may write to these volumes any more. Their lines keep the overlays until all of them is at the datacenter.
+    fn rest(&self, name: &str, volumes: &[DesktopId]) {
+        for volume in volumes {
+            let rests = self.lines.with(*volume, |line, now| {
+                line.set_in_use(false, now);
+                Ok(())
+            });
+            if let Err(error) = rests {
+                let error = super::error_line(&error);
+                tracing::warn!(desktop = name, %volume, error, "its line is not told that it rests");
+            }
+        }
+        self.lines.hurry();
     }
 
     /// Ends the vhost-user sockets, as when the branch server ends: guests wait for the next server.
@@ -433,6 +567,11 @@ impl Volumes {
     /// Destroys and removes a closed volume's overlay and its user volume.
     pub fn delete(&self, desktop: &DesktopRecord) -> Result<(), VolumeError> {
         self.delete_system(desktop)?;
+        self.delete_user(desktop)
+    }
+
+    /// Destroys and removes a closed volume's user volume.
+    pub fn delete_user(&self, desktop: &DesktopRecord) -> Result<(), VolumeError> {
         let name = &desktop.name;
         let (key, dir) = (user_volume::key_name(name), user_volume::overlay_dir(name));
         self.delete_overlay(desktop, &key, &dir)

@@ -13,8 +13,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use branch_api::{
-    CacheReport, Desktop, DesktopList, LibvirtDomain, Prepare, Prepared, Problem, StartDesktop,
-    StopDesktop,
+    CacheReport, Desktop, DesktopList, LibvirtDomain, Prepare, Prepared, Problem, SnapshotAsked,
+    StartDesktop, StopDesktop,
 };
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
@@ -48,7 +48,8 @@ impl From<DesktopError> for ApiError {
                 | MachineError::NoProgram { .. }
                 | MachineError::NoUefi { .. },
             ) => StatusCode::CONFLICT,
-            DesktopError::AssignmentEnded { .. }
+            DesktopError::NoRight { .. }
+            | DesktopError::AssignmentEnded { .. }
             | DesktopError::NotHere { .. }
             | DesktopError::Volume(VolumeError::Overlay {
                 source: OverlayError::NoSpace { .. },
@@ -115,6 +116,7 @@ pub async fn serve(
         .route("/v1/desktops/{name}", get(show).delete(delete))
         .route("/v1/desktops/{name}/stop", post(stop))
         .route("/v1/desktops/{name}/reset", post(reset))
+        .route("/v1/desktops/{name}/snapshot", post(snapshot))
         .route("/v1/desktops/{name}/libvirt", get(libvirt))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(branch);
@@ -210,6 +212,13 @@ async fn reset(
     UrlPath(name): UrlPath<String>,
 ) -> Answer<Desktop> {
     blocking(branch, move |branch| branch.desktops.reset(&name)).await
+}
+
+async fn snapshot(
+    State(branch): State<Arc<Branch>>,
+    UrlPath(name): UrlPath<String>,
+) -> Answer<SnapshotAsked> {
+    blocking(branch, move |branch| branch.desktops.snapshot(&name)).await
 }
 
 async fn delete(

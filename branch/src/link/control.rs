@@ -1,6 +1,8 @@
 //! The control stream: greeting, assignments in, reports out, certificate renewal.
 
 use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use dedup_protocol::control::{BranchAction, BranchControl};
@@ -54,6 +56,7 @@ pub async fn greet(branch: &Branch, link: &Link) -> Result<Greeted, ConnectionEn
             );
         }
         catalog.set_endorsements(&welcome.endorsements)?;
+        branch.link.minor.store(welcome.minor, Ordering::Relaxed);
     }
     Ok(Greeted {
         control,
@@ -63,7 +66,7 @@ pub async fn greet(branch: &Branch, link: &Link) -> Result<Greeted, ConnectionEn
 }
 
 /// Serves the control stream until the connection ends.
-pub async fn run(branch: &Branch, greeted: Greeted) -> Result<Infallible, ConnectionEnd> {
+pub async fn run(branch: &Arc<Branch>, greeted: Greeted) -> Result<Infallible, ConnectionEnd> {
     let Greeted {
         mut control,
         mut send,
@@ -110,7 +113,7 @@ pub async fn run(branch: &Branch, greeted: Greeted) -> Result<Infallible, Connec
 }
 
 fn follow(
-    branch: &Branch,
+    branch: &Arc<Branch>,
     control: &mut BranchControl,
     frame: &[u8],
     renewal: &mut Option<BranchKey>,
@@ -156,6 +159,11 @@ fn follow(
         }
         BranchAction::Profile(told) => branch.desktops.boots().announce(told),
         BranchAction::Restore(wanted) => branch.link.asked_back.add(wanted),
+        BranchAction::Lease(message) => {
+            let worker = Arc::clone(branch);
+            // It may have to wait for a part that is being made; nothing else does.
+            tokio::task::spawn_blocking(move || worker.desktops.hear_of_lease(message));
+        }
         BranchAction::Welcomed(_) => {}
     }
     Ok(())

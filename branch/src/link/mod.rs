@@ -4,18 +4,19 @@
 //!   Down ──connect──► Greeting ──Welcome──► Up ──connection lost──► Down (again after a pause that doubles to 15 s)
 //! ```
 //!
-//! While it is up, seven tasks share it: the control stream, the syncing of versions, their updates, the fetching of chunks, boot profiles,
-//! giving chunks back that the datacenter lost, and reports. When it is lost all end, what they had not finished stays queued, and guests go on with what is resident.
+//! While it is up, eight tasks share it: the control stream, the syncing of versions, their updates, the fetching of chunks, boot profiles,
+//! giving chunks back that the datacenter lost, leases and write-back, and reports. When it is lost all end, what they had not finished stays queued, and guests go on with what is resident.
 
 mod chunks;
 mod control;
 mod profiles;
 mod repair;
+mod state;
 mod update;
 mod versions;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
@@ -69,6 +70,8 @@ pub struct LinkState {
     link: RwLock<Option<Link>>,
     /// What this end may send, on this connection and the next ones.
     caps: RwLock<Caps>,
+    /// Newest message set that the datacenter spoke when it was last reached; 0: it was not.
+    minor: AtomicU16,
     /// Bytes received on connections that ended.
     received_before: AtomicU64,
     /// How updates fared since the process started.
@@ -101,6 +104,11 @@ impl LinkState {
             .read()
             .expect("no panic under this lock")
             .connected
+    }
+
+    /// Newest message set that the datacenter spoke when it was last reached; 0: it was not since this server started.
+    pub fn minor(&self) -> u16 {
+        self.minor.load(Ordering::Relaxed)
     }
 
     /// Bytes received since the process started, as the transport counts them.
@@ -195,7 +203,9 @@ async fn connect_once(
             let now = branch.clock.now_unix_s();
             branch.link.set(None, &branch.identity.address, now);
             branch.fetcher.set_connected(false);
-            end
+            let worker = Arc::clone(branch);
+            let told = tokio::task::spawn_blocking(move || worker.desktops.lines().unlinked());
+            told.await.map_or_else(ConnectionEnd::from, |()| end)
         }
         Err(error) => {
             branch
@@ -230,6 +240,7 @@ async fn serve(branch: &Arc<Branch>, link: &Link, greeted: control::Greeted) -> 
         ended = chunks::run(branch, link) => ended,
         ended = profiles::run(branch, link) => ended,
         ended = repair::run(branch, link) => ended,
+        ended = state::run(branch, link) => ended,
         error = link.closed() => Err(error.into()),
     };
     let Err(end) = ended;

@@ -1,10 +1,14 @@
 //! `splice desktop` and `splice branch-status`: what an operator does at a branch, over the branch server's own socket.
 
+use std::fmt::Write as _;
 use std::io::{IsTerminal, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use branch_api::{Client, ClientError, Desktop, Guest, GuestVolume, StartDesktop, StopDesktop};
+use branch_api::{
+    Client, ClientError, Desktop, Guest, GuestVolume, SnapshotAsked, StartDesktop, StopDesktop,
+    VolumeLine,
+};
 use clap::{Args, Subcommand};
 use datacenter_api::units::format_size;
 
@@ -75,6 +79,11 @@ enum Verb {
     },
     /// Have a stopped desktop's system begin anew, on the version that its pool runs now. Its user volume stays.
     Reset {
+        /// Its name.
+        name: String,
+    },
+    /// Ask for a snapshot of what a desktop has written; the datacenter cuts it when that is there.
+    Snapshot {
         /// Its name.
         name: String,
     },
@@ -159,6 +168,56 @@ fn complaints(guest: &Guest) -> Option<String> {
     (!complaints.is_empty()).then(|| complaints.join("; "))
 }
 
+/// How far each of its volumes is written back.
+fn volumes(desktop: &Desktop) -> Option<String> {
+    let lines: Vec<String> = desktop.volumes.iter().map(volume).collect();
+    (!lines.is_empty()).then(|| lines.join("; "))
+}
+
+fn volume(volume: &VolumeLine) -> String {
+    let mut line = format!("{} {}: {}", volume.kind, volume.id, volume.lag());
+    if volume.generation > 0 {
+        let _ = write!(
+            line,
+            ", {} (generation {})",
+            volume.lease, volume.generation
+        );
+    }
+    if let Some(end) = volume.ends_unix_s {
+        let _ = write!(
+            line,
+            ", runs without the datacenter until {}",
+            output::time(end)
+        );
+    }
+    for what in volume.no_right.iter().chain(&volume.trouble) {
+        let _ = write!(line, ", {what}");
+    }
+    line
+}
+
+/// The volume that is behind the longest.
+fn lag(desktop: &Desktop) -> String {
+    let volumes = desktop.volumes.iter();
+    let worst = volumes.max_by_key(|v| (v.behind_records.is_none(), v.behind_s, v.behind_records));
+    worst.map_or_else(|| "-".into(), VolumeLine::lag)
+}
+
+fn snapshot_line(asked: SnapshotAsked) -> String {
+    let frozen = if asked.frozen {
+        ", with the user volume frozen"
+    } else {
+        ""
+    };
+    match asked.volumes {
+        0 => {
+            "nothing is new: the newest state at the datacenter is what the desktop shows\n".into()
+        }
+        1 => format!("a snapshot of 1 volume is asked for{frozen}\n"),
+        count => format!("a snapshot of {count} volumes is asked for{frozen}\n"),
+    }
+}
+
 fn show(context: &Context, desktop: &Desktop) -> Result<(), Failure> {
     if context.json {
         return output::json(desktop);
@@ -214,6 +273,7 @@ fn show(context: &Context, desktop: &Desktop) -> Result<(), Failure> {
                 format!("{size}{written}, disk {}", volume.serial)
             }),
         ),
+        ("at the datacenter", volumes(desktop)),
         ("agent", desktop.guest.as_ref().map(agent)),
         ("logged on", desktop.guest.as_ref().and_then(users)),
         ("complaints", desktop.guest.as_ref().and_then(complaints)),
@@ -242,6 +302,13 @@ pub async fn run(context: &Context, arguments: Arguments) -> Result<(), Failure>
             show(context, &client.stop(&name, StopDesktop { force }).await?)
         }
         Verb::Reset { name } => show(context, &client.reset(&name).await?),
+        Verb::Snapshot { name } => {
+            let asked = client.snapshot(&name).await?;
+            if context.json {
+                return output::json(&asked);
+            }
+            output::text(&snapshot_line(asked))
+        }
         Verb::Delete { name } => list(context, &client.delete(&name).await?),
         Verb::LibvirtXml { name, disk } => {
             let domain = client.libvirt(&name, &disk).await?;
@@ -268,12 +335,21 @@ fn list(context: &Context, list: &branch_api::DesktopList) -> Result<(), Failure
                 format!("{}@{}", d.image, d.version_number),
                 state(d),
                 d.machine.clone().unwrap_or_else(|| "-".into()),
+                lag(d),
                 d.error.clone().unwrap_or_default(),
             ]
         })
         .collect();
     output::table(
-        &["DESKTOP", "POOL", "VERSION", "STATE", "MACHINE", ""],
+        &[
+            "DESKTOP",
+            "POOL",
+            "VERSION",
+            "STATE",
+            "MACHINE",
+            "AT DATACENTER",
+            "",
+        ],
         &rows,
         "no desktops",
     )

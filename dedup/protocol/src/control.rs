@@ -1,7 +1,7 @@
 //! The control stream: greeting, assignments, status. Both ends as values.
 //!
 //! ```text
-//!   branch      Greeting ──Welcome──► Open ──Assign, Policy, Renewed, ProfileAvailable, Wanted──► Open
+//!   branch      Greeting ──Welcome──► Open ──Assign, Policy, Renewed, ProfileAvailable, Wanted, ProveLease, FenceLease──► Open
 //!   datacenter  Greeting ──Hello────► Open ──Status, Renew────► Open
 //! ```
 //!
@@ -62,6 +62,8 @@ pub enum BranchAction {
     Profile(ProfileAvailable),
     /// Send the datacenter those of these chunks that are here.
     Restore(Wanted),
+    /// Something of the lease of a volume, which nobody asked for: what was not read in an answer, or a break.
+    Lease(Message),
 }
 
 /// The branch's end.
@@ -149,6 +151,9 @@ impl BranchControl {
                 } else {
                     Err(WireError::Malformed { name: "Wanted" }.into())
                 }
+            }
+            told @ (Message::ProveLease(_) | Message::FenceLease(_)) if self.greeted => {
+                Ok(BranchAction::Lease(told))
             }
             other => Err(WireError::Unexpected {
                 got: other.name(),

@@ -1,0 +1,448 @@
+//! Desktops and the lines of their volumes: who may run, what is sent of those that stand still, and what goes when it is settled.
+//!
+//! Invariant: a desktop runs only while this branch may run all of its volumes, and an overlay is removed for its line's sake only when that says so. A volume that was never
+//! leased runs as before: nobody else knows of it.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use branch_api::{SnapshotAsked, VolumeLine};
+use datacenter_api::{VolumeKind, VolumeReport};
+use dedup::DesktopId;
+use dedup_protocol::records::Tree;
+use dedup_protocol::state::message::Cut;
+use dedup_protocol::wire::Message;
+
+use super::record::DesktopRecord;
+use super::{DesktopError, Desktops, VolumeError, error_line, machine, record};
+use crate::writeback::line::{Line, LineError};
+use crate::writeback::lines::Lines;
+use crate::writeback::shown::NoRight;
+
+/// How long a start waits for leases while the link is up.
+const LEASE_WAIT: Duration = Duration::from_secs(15);
+/// How often it looks meanwhile.
+const LEASE_LOOK: Duration = Duration::from_millis(200);
+/// How often lines are told the time while the link is down.
+const TICK_EVERY: Duration = Duration::from_secs(60);
+/// How long a guest may hold its file system still for a snapshot: its writes are made durable meanwhile.
+const FREEZE_MAX: Duration = Duration::from_secs(10);
+
+/// What is remembered between two looks.
+#[derive(Debug, Default)]
+pub(super) struct Watch {
+    /// Names of the desktops of all volumes.
+    names: HashMap<DesktopId, String>,
+    /// Desktops in which somebody was logged on.
+    logged_on: HashMap<String, bool>,
+    ticked: Option<Instant>,
+}
+
+impl Desktops {
+    /// The lines of volumes here.
+    pub fn lines(&self) -> &Lines {
+        self.volumes.lines()
+    }
+
+    fn watch(&self) -> std::sync::MutexGuard<'_, Watch> {
+        self.watch.lock().expect("no panic under this lock")
+    }
+
+    fn line_error(name: &str, source: LineError) -> DesktopError {
+        let name = name.to_owned();
+        VolumeError::Line { name, source }.into()
+    }
+
+    /// Ids of all volumes here. Where the catalog cannot be read, as they were last.
+    pub fn volume_ids(&self) -> Vec<DesktopId> {
+        let desktops = self.versions.catalog().desktops();
+        let mut watch = self.watch();
+        if let Ok(desktops) = desktops {
+            let names = desktops.iter().flat_map(|desktop| {
+                let ids = desktop.volumes().into_iter();
+                ids.map(move |id| (id, desktop.name.clone()))
+            });
+            watch.names = names.collect();
+        }
+        watch.names.keys().copied().collect()
+    }
+
+    /// Whether there was such a volume at the last look.
+    pub fn has_volume(&self, volume: DesktopId) -> bool {
+        self.watch().names.contains_key(&volume)
+    }
+
+    fn name_of(&self, volume: DesktopId) -> Option<String> {
+        self.watch().names.get(&volume).cloned()
+    }
+
+    /// Opens the overlay of a volume that stands still, if its line cannot go on without.
+    pub fn lend_overlay(&self, volume: DesktopId) {
+        let needs = self
+            .lines()
+            .with(volume, |line, _| Ok(line.needs_overlay()));
+        if !matches!(needs, Ok(true)) {
+            return;
+        }
+        let Some(name) = self.name_of(volume) else {
+            return;
+        };
+        // One at a time: each reads a part of its log. The others come with their next ticks.
+        let Ok(_one) = self.lending.try_lock() else {
+            return;
+        };
+        let Some(_turn) = self.try_turn(&name) else {
+            return;
+        };
+        // Whoever serves it has opened it.
+        if self.volumes.find(&name).is_some() {
+            return;
+        }
+        let opened = self.record(&name).and_then(|desktop| match desktop {
+            Some(desktop) => self.open_at_rest(&desktop, volume),
+            None => Ok(()),
+        });
+        if let Err(error) = opened {
+            let error = error_line(&error);
+            let is_new = self
+                .lines()
+                .with(volume, |line, _| Ok(line.note_trouble(&error)));
+            if matches!(is_new, Ok(true)) {
+                tracing::warn!(desktop = name, %volume, error, "its writes are not sent: its overlay does not open");
+            }
+        }
+    }
+
+    fn open_at_rest(&self, desktop: &DesktopRecord, volume: DesktopId) -> Result<(), DesktopError> {
+        if volume == desktop.system_volume() {
+            let (version, record) = self.version_of(desktop)?;
+            let tree = record
+                .tree(Tree::Disk)
+                .ok_or_else(|| DesktopError::NotHere {
+                    version: desktop.version.clone(),
+                })?;
+            let disk = (version, tree.size_bytes);
+            self.volumes.system_overlay(desktop, disk, false)?;
+        } else if let Some(user) = &desktop.user_volume
+            && volume == DesktopId(user.id)
+        {
+            self.volumes.user_overlay(desktop, user, false)?;
+        }
+        Ok(())
+    }
+
+    /// Does what a line asks for that was moved: lets go of what is at the datacenter, and removes what is not here any more.
+    pub fn tend_line(&self, volume: DesktopId) {
+        let state = self.lines().with(volume, |line, _| {
+            if line.is_at_rest() && line.is_drained() && !line.is_to_leave() {
+                line.let_go();
+            }
+            Ok(line.is_to_leave())
+        });
+        if !matches!(state, Ok(true)) {
+            return;
+        }
+        let Some(name) = self.name_of(volume) else {
+            return;
+        };
+        let Some(_turn) = self.try_turn(&name) else {
+            return;
+        };
+        if self.volumes.find(&name).is_some() {
+            // Its machine is being stopped.
+            return;
+        }
+        if let Err(error) = self.leave(&name, volume) {
+            let error = error_line(&error);
+            tracing::error!(desktop = name, %volume, error, "what is at the datacenter could not be removed here");
+        }
+    }
+
+    fn leave(&self, name: &str, volume: DesktopId) -> Result<(), DesktopError> {
+        let Some(mut desktop) = self.record(name)? else {
+            return Ok(());
+        };
+        self.detach(name, volume)?;
+        if volume == desktop.system_volume() {
+            self.volumes.delete_system(&desktop)?;
+        } else {
+            self.volumes.delete_user(&desktop)?;
+            if let Some(user) = &mut desktop.user_volume {
+                // That it is not there is no loss.
+                user.made = false;
+            }
+            self.versions.catalog().put_desktop(&desktop)?;
+        }
+        let left = self.lines().with(volume, |line, _| line.left());
+        left.map_err(|source| Self::line_error(name, source))?;
+        tracing::info!(desktop = name, %volume, "all of it is at the datacenter; it is not here any more");
+        Ok(())
+    }
+
+    fn detach(&self, name: &str, volume: DesktopId) -> Result<(), DesktopError> {
+        let detached = self.lines().with(volume, |line, _| {
+            line.detach();
+            Ok(())
+        });
+        detached.map_err(|source| Self::line_error(name, source))
+    }
+
+    /// Has the lines of volumes let go of overlays that are to be deleted by somebody's wish.
+    pub(super) fn give_up(&self, name: &str, volumes: &[DesktopId]) -> Result<(), DesktopError> {
+        for volume in volumes {
+            let shown = self.lines().shown(*volume);
+            let shown = shown.map_err(|source| Self::line_error(name, source))?;
+            if matches!(shown.no_right, Some(NoRight::Fenced { .. })) {
+                return Err(DesktopError::Busy {
+                    name: name.into(),
+                    state: "fenced",
+                    way_out: "what was written goes to the datacenter as a fork first; try again when it is there",
+                });
+            }
+        }
+        volumes
+            .iter()
+            .try_for_each(|volume| self.detach(name, *volume))
+    }
+
+    /// Forgets the lines of volumes that are no more.
+    pub(super) fn forget_lines(
+        &self,
+        name: &str,
+        volumes: &[DesktopId],
+    ) -> Result<(), DesktopError> {
+        for volume in volumes {
+            self.watch().names.remove(volume);
+            let forgotten = self.lines().forget(*volume);
+            forgotten.map_err(|source| Self::line_error(name, source))?;
+        }
+        Ok(())
+    }
+
+    /// Refuses to run a desktop that this branch may not run. What it does not hold is asked for, if the link is up.
+    pub(super) fn take_leases(&self, desktop: &DesktopRecord) -> Result<(), DesktopError> {
+        let begun = Instant::now();
+        for volume in desktop.volumes() {
+            let kind = kind_of(desktop, volume);
+            let look = |work: &dyn Fn(&mut Line, u64) -> (Result<(), NoRight>, bool)| {
+                let looked = self.lines().with(volume, |line, now| Ok(work(line, now)));
+                looked.map_err(|source| Self::line_error(&desktop.name, source))
+            };
+            let (mut right, mut is_linked) = look(&|line, now| {
+                if matches!(line.may_run(now), Err(NoRight::NotHeld { .. })) {
+                    line.want();
+                }
+                (line.may_run(now), line.is_linked())
+            })?;
+            self.lines().hurry();
+            while matches!(right, Err(NoRight::NotHeld { .. }))
+                && is_linked
+                && begun.elapsed() < LEASE_WAIT
+            {
+                std::thread::sleep(LEASE_LOOK);
+                (right, is_linked) = look(&|line, now| (line.may_run(now), line.is_linked()))?;
+            }
+            right.map_err(|source| DesktopError::NoRight {
+                name: desktop.name.clone(),
+                kind,
+                source,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Stops desktops that this branch may not run any more, and tells lines what happens: the time, and users who log off.
+    pub(super) fn tend_rights(&self, desktops: &[DesktopRecord], connected: bool) {
+        for desktop in desktops.iter().filter(|desktop| desktop.is_up()) {
+            self.note_users(desktop);
+            let lost = desktop.volumes().into_iter().find_map(|volume| {
+                // As it was when its line was moved last: nobody here waits for a part that is being made.
+                let why = self.lines().shown(volume).ok()?.no_right?;
+                Some((kind_of(desktop, volume), why))
+            });
+            if let Some((kind, why)) = lost {
+                self.stop_without_right(&desktop.name, &format!("its {kind}: {why}"));
+            }
+        }
+        let mut watch = self.watch();
+        let is_due = watch.ticked.is_none_or(|at| at.elapsed() >= TICK_EVERY);
+        if connected || !is_due {
+            return;
+        }
+        watch.ticked = Some(Instant::now());
+        drop(watch);
+        for volume in desktops.iter().flat_map(DesktopRecord::volumes) {
+            let ticked = self.lines().with(volume, |line, now| line.tick(now));
+            if let Err(error) = ticked {
+                let error = error_line(&error);
+                tracing::warn!(%volume, error, "its lease is not told the time");
+            }
+        }
+    }
+
+    /// The last of those who were logged on went: what was written until now is worth a snapshot.
+    fn note_users(&self, desktop: &DesktopRecord) {
+        let Some(guest) = self.guests.shown(&desktop.name).filter(|g| g.connected) else {
+            return;
+        };
+        let is_on = !guest.users.is_empty();
+        let was_on = self.watch().logged_on.insert(desktop.name.clone(), is_on);
+        if was_on == Some(true) && !is_on {
+            self.wish(desktop, Cut::LogOff);
+        }
+    }
+
+    /// Wishes for a snapshot of all volumes; returns of how many there is anything new.
+    pub(super) fn wish(&self, desktop: &DesktopRecord, cut: Cut) -> usize {
+        let wished = desktop.volumes().into_iter().filter(|volume| {
+            let wished = self.lines().with(*volume, |line, now| line.wish(cut, now));
+            wished.unwrap_or_else(|error| {
+                let error = error_line(&error);
+                tracing::warn!(desktop = desktop.name, %volume, error, "no snapshot is asked for");
+                false
+            })
+        });
+        let count = wished.count();
+        self.lines().hurry();
+        count
+    }
+
+    /// Asks for a snapshot of what a desktop has written, with its user volume's file system frozen meanwhile, if its agent can.
+    ///
+    /// # Errors
+    /// There is no such desktop.
+    pub fn snapshot(&self, name: &str) -> Result<SnapshotAsked, DesktopError> {
+        let desktop = self.record(name)?;
+        let desktop = desktop.ok_or_else(|| DesktopError::NotFound(name.into()))?;
+        let frozen = self.guests.freeze(name, FREEZE_MAX).ok();
+        let cut = if frozen.is_some() {
+            Cut::Frozen
+        } else {
+            Cut::Asked
+        };
+        let volumes = self.wish(&desktop, cut) as u64;
+        let held = frozen.map(|frozen| frozen.thaw());
+        if let Some(Err(error)) = &held {
+            let error = error_line(error);
+            tracing::warn!(
+                desktop = name,
+                error,
+                "the snapshot may be of a file system that was going on"
+            );
+        }
+        Ok(SnapshotAsked {
+            volumes,
+            frozen: matches!(held, Some(Ok(()))),
+        })
+    }
+
+    /// A desktop's volumes, for people.
+    pub(super) fn described_volumes(&self, desktop: &DesktopRecord) -> Vec<VolumeLine> {
+        let volumes = desktop.volumes().into_iter();
+        let described = volumes.filter_map(|volume| {
+            // Rows that cannot be read are told where the line is moved.
+            let shown = self.lines().shown(volume).ok()?;
+            Some(VolumeLine {
+                id: volume.to_string(),
+                kind: if volume == desktop.system_volume() {
+                    "system".to_owned()
+                } else {
+                    "user".to_owned()
+                },
+                lease: shown.lease.to_owned(),
+                generation: shown.generation.0,
+                ends_unix_s: shown.ends_unix_s,
+                no_right: shown.no_right.map(|why| why.to_string()),
+                behind_records: shown.behind_records,
+                behind_s: shown.behind_s,
+                applied_unix_s: shown.applied_unix_s,
+                trouble: shown.trouble,
+            })
+        });
+        described.collect()
+    }
+
+    /// What the datacenter is told of volumes, by the names of their desktops. It gives leases of what it was told of.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub fn volume_reports(&self) -> Result<HashMap<String, Vec<VolumeReport>>, DesktopError> {
+        let desktops = self.versions.catalog().desktops()?;
+        let reports = desktops.into_iter().map(|desktop| {
+            let mut reports = Vec::with_capacity(2);
+            let version = self.version_of(&desktop).ok();
+            let tree = version
+                .as_ref()
+                .and_then(|(_, record)| record.tree(Tree::Disk));
+            reports.extend(tree.map(|tree| VolumeReport {
+                id: desktop.system_volume().to_string(),
+                kind: VolumeKind::System,
+                size_bytes: tree.size_bytes,
+            }));
+            reports.extend(desktop.user_volume.as_ref().map(|user| VolumeReport {
+                id: DesktopId(user.id).to_string(),
+                kind: VolumeKind::User,
+                size_bytes: user.size_bytes,
+            }));
+            (desktop.name, reports)
+        });
+        Ok(reports.collect())
+    }
+
+    fn stop_without_right(&self, name: &str, why: &str) {
+        let Some(_turn) = self.try_turn(name) else {
+            return;
+        };
+        let Ok(Some(mut desktop)) = self.record(name) else {
+            return;
+        };
+        if !desktop.is_up() {
+            return;
+        }
+        tracing::warn!(desktop = name, why, "stopped: this branch may not run it");
+        if let Some(score) = self.boots.end(name) {
+            desktop.boot = Some(record::boot_report(&score));
+        }
+        if let Some(machine) = desktop.machine.take() {
+            machine::stop(&machine, &self.files(name), Duration::ZERO, false);
+        }
+        desktop.served = false;
+        desktop.error = Some(why.to_owned());
+        if let Err(error) = self.volumes.close(name) {
+            desktop.error = Some(error_line(&error));
+        }
+        if let Err(error) = self.versions.catalog().put_desktop(&desktop) {
+            let error = error_line(&error);
+            tracing::error!(desktop = name, error, "state not kept");
+        }
+    }
+
+    /// Takes word of a lease that nobody asked for.
+    pub fn hear_of_lease(&self, message: Message) {
+        let volume = match &message {
+            Message::ProveLease(prove) => prove.desktop,
+            Message::FenceLease(fence) => fence.desktop,
+            _ => return,
+        };
+        if !self.has_volume(volume) {
+            return;
+        }
+        let heard = self
+            .lines()
+            .with(volume, |line, now| line.hear(message, now));
+        if let Err(error) = heard {
+            let error = error_line(&error);
+            tracing::warn!(%volume, error, "what came of its lease is not taken");
+        }
+        self.lines().hurry();
+    }
+}
+
+/// Which of its volumes that is.
+fn kind_of(desktop: &DesktopRecord, volume: DesktopId) -> &'static str {
+    if volume == desktop.system_volume() {
+        "system volume"
+    } else {
+        "user volume"
+    }
+}
