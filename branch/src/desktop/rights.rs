@@ -133,6 +133,9 @@ impl Desktops {
 
     /// Does what a line asks for that was moved: lets go of what is at the datacenter, and removes what is not here any more.
     pub fn tend_line(&self, volume: DesktopId) {
+        if !self.has_volume(volume) {
+            return;
+        }
         let state = self.lines().with(volume, |line, _| {
             if line.is_at_rest() && line.is_drained() && !line.is_to_leave() {
                 line.let_go();
@@ -228,7 +231,7 @@ impl Desktops {
                 let looked = self.lines().with(volume, |line, now| Ok(work(line, now)));
                 looked.map_err(|source| Self::line_error(&desktop.name, source))
             };
-            let (mut right, mut is_linked) = look(&|line, now| {
+            let (mut right, mut is_linked) = look(&|line: &mut Line, now: u64| {
                 if matches!(line.may_run(now), Err(NoRight::NotHeld { .. })) {
                     line.want();
                 }
@@ -240,7 +243,8 @@ impl Desktops {
                 && begun.elapsed() < LEASE_WAIT
             {
                 std::thread::sleep(LEASE_LOOK);
-                (right, is_linked) = look(&|line, now| (line.may_run(now), line.is_linked()))?;
+                (right, is_linked) =
+                    look(&|line: &mut Line, now: u64| (line.may_run(now), line.is_linked()))?;
             }
             right.map_err(|source| DesktopError::NoRight {
                 name: desktop.name.clone(),

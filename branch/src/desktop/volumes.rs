@@ -583,6 +583,10 @@ impl Volumes {
         key: &str,
         dir: &str,
     ) -> Result<(), VolumeError> {
+        // Whoever holds it still, holds what is gone: the next opening must not.
+        let mut overlays = self.overlays.lock().expect("no panic under this lock");
+        overlays.remove(dir);
+        drop(overlays);
         let destroyed = self.keys.destroy_desktop(key);
         destroyed.map_err(|source| VolumeError::Key {
             name: desktop.name.clone(),

@@ -70,8 +70,9 @@ async fn with<T: Send + 'static>(
 ) -> Result<Result<T, LineError>, ConnectionEnd> {
     let worker = Arc::clone(branch);
     let done = tokio::task::spawn_blocking(move || {
-        let result = work(&worker, worker.desktops.lines());
-        worker.desktops.tend_line(volume);
+        let branch: &Branch = &worker;
+        let result = work(branch, branch.desktops.lines());
+        branch.desktops.tend_line(volume);
         result
     });
     Ok(done.await?)

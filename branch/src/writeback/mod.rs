@@ -14,6 +14,8 @@ pub mod line;
 #[cfg(test)]
 mod line_tests;
 pub mod lines;
+#[cfg(test)]
+mod lines_tests;
 pub mod make;
 pub mod rows;
 pub mod shown;

@@ -1,0 +1,160 @@
+//! Lines over a catalog: what is believed of a lease, and what a restart finds.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use dedup::{BranchId, DesktopId, IdKey, RealmId};
+use dedup_protocol::state::authority::Stage;
+use dedup_protocol::state::lease::Lease;
+use dedup_protocol::state::{Generation, Head, Nonce};
+use dedup_protocol::trust::{SigningKey, TrustAnchor};
+use dedup_protocol::wire::{Message, SignedBytes};
+use dedup_store::kv::MemKv;
+
+use super::line::LineError;
+use super::lines::Lines;
+use super::rows::Rows;
+use super::shown::NoRight;
+use crate::catalog::{Catalog, CatalogError};
+use crate::clock::Clock;
+
+const REALM: RealmId = RealmId([1; 16]);
+const BRANCH: BranchId = BranchId([6; 16]);
+const VOLUME: DesktopId = DesktopId([5; 16]);
+const BEGIN: u64 = 1_700_000_000;
+
+struct Time(AtomicU64);
+
+impl Clock for Time {
+    fn now_unix_ms(&self) -> u64 {
+        self.0.load(Ordering::Relaxed) * 1000
+    }
+}
+
+struct World {
+    catalog: Catalog,
+    publisher: SigningKey,
+    time: Arc<Time>,
+}
+
+impl World {
+    fn new() -> Self {
+        let ((root, _), (publisher, _)) = (SigningKey::generate(), SigningKey::generate());
+        let anchor = TrustAnchor {
+            realm: REALM,
+            root: root.public(),
+        };
+        let catalog = Catalog::new(Arc::new(MemKv::new()), anchor);
+        let endorsement = root.endorse(REALM, publisher.public(), u64::MAX / 2);
+        catalog.set_endorsements(&[endorsement]).unwrap();
+        Self {
+            catalog,
+            publisher,
+            time: Arc::new(Time(AtomicU64::new(BEGIN))),
+        }
+    }
+
+    /// As after a start of the branch server.
+    fn lines(&self) -> Lines {
+        let key = IdKey::new([4; 32]);
+        Lines::new(self.catalog.clone(), BRANCH, key, self.time.clone())
+    }
+
+    fn lease(nonce: Nonce) -> Lease {
+        Lease {
+            realm: REALM,
+            desktop: VOLUME,
+            branch: BRANCH,
+            generation: Generation(1),
+            renewal: 1,
+            nonce,
+            base: Head::START,
+            issued_unix_s: BEGIN,
+            expires_unix_s: BEGIN + 100,
+            offline_grace_s: 50,
+        }
+    }
+}
+
+/// The question of a line that was linked just now.
+fn question(lines: &Lines) -> Nonce {
+    let asked = lines.with(VOLUME, |line, now| {
+        line.linked(now)?;
+        line.tick(now)?;
+        Ok(line.next_message())
+    });
+    match asked.unwrap() {
+        Some(Message::AskLease(ask)) => ask.nonce,
+        other => panic!("{other:?} is no question"),
+    }
+}
+
+fn granted(lines: &Lines, by: &SigningKey, lease: &Lease) -> Result<(), LineError> {
+    let bytes = by.sign(lease).to_bytes();
+    lines.with(VOLUME, |line, now| {
+        let message = Message::LeaseGranted(SignedBytes { bytes });
+        line.hear(message, now)
+            .map(|replies| assert!(replies.is_empty()))
+    })
+}
+
+#[test]
+fn a_lease_is_believed_by_its_signature_when_it_comes_and_when_it_is_read() {
+    let world = World::new();
+    let lines = world.lines();
+    assert_eq!(lines.shown(VOLUME).unwrap().lease, "unleased");
+    let nonce = question(&lines);
+    // The question is kept, and asked again after a restart.
+    let lines = world.lines();
+    assert_eq!(question(&lines), nonce);
+    let lease = World::lease(nonce);
+    let (stranger, _) = SigningKey::generate();
+    let refused = granted(&lines, &stranger, &lease);
+    assert!(matches!(
+        refused,
+        Err(LineError::Catalog(CatalogError::Trust(_)))
+    ));
+    granted(&lines, &world.publisher, &lease).unwrap();
+    let shown = lines.shown(VOLUME).unwrap();
+    assert_eq!(
+        (shown.lease, shown.ends_unix_s),
+        ("held", Some(BEGIN + 150))
+    );
+    assert_eq!(shown.no_right, None);
+
+    world.time.0.store(BEGIN + 149, Ordering::Relaxed);
+    let lines = world.lines();
+    assert_eq!(lines.shown(VOLUME).unwrap().no_right, None);
+    world.time.0.store(BEGIN + 150, Ordering::Relaxed);
+    let lines = world.lines();
+    let over = NoRight::Over {
+        until_unix_s: BEGIN + 150,
+    };
+    assert_eq!(lines.shown(VOLUME).unwrap().no_right, Some(over));
+
+    // Who has the disk cannot prolong it.
+    let mut kept = world.catalog.hold(VOLUME).unwrap().unwrap();
+    let Stage::Held { lease, .. } = &mut kept.row.stage else {
+        panic!("it is held");
+    };
+    lease.expires_unix_s += 1_000_000;
+    world.catalog.keep_hold(&kept).unwrap();
+    assert!(world.lines().shown(VOLUME).is_err());
+    kept.lease = None;
+    world.catalog.keep_hold(&kept).unwrap();
+    assert!(world.lines().shown(VOLUME).is_err());
+}
+
+#[test]
+fn a_volume_that_is_forgotten_leaves_no_rows() {
+    let world = World::new();
+    let lines = world.lines();
+    let lease = World::lease(question(&lines));
+    granted(&lines, &world.publisher, &lease).unwrap();
+    assert!(world.catalog.send_row(VOLUME).unwrap().is_some());
+    lines.forget(VOLUME).unwrap();
+    assert_eq!(world.catalog.hold(VOLUME).unwrap(), None);
+    assert_eq!(world.catalog.send_row(VOLUME).unwrap(), None);
+    assert_eq!(lines.shown(VOLUME).unwrap().lease, "unleased");
+}
