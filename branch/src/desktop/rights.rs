@@ -23,6 +23,8 @@ use crate::writeback::shown::NoRight;
 const LEASE_WAIT: Duration = Duration::from_secs(15);
 /// How often it looks meanwhile.
 const LEASE_LOOK: Duration = Duration::from_millis(200);
+/// How long a desktop goes on whose lease is over: this server, or its link, may just have come back. The datacenter allows for more.
+const OVER_WAIT: Duration = Duration::from_secs(60);
 /// How often lines are told the time while the link is down.
 const TICK_EVERY: Duration = Duration::from_secs(60);
 /// How long a guest may hold its file system still for a snapshot: its writes are made durable meanwhile.
@@ -35,6 +37,8 @@ pub(super) struct Watch {
     names: HashMap<DesktopId, String>,
     /// Desktops in which somebody was logged on.
     logged_on: HashMap<String, bool>,
+    /// Desktops whose lease is over, since when that is seen.
+    over: HashMap<String, Instant>,
     ticked: Option<Instant>,
 }
 
@@ -264,9 +268,18 @@ impl Desktops {
                 let why = self.lines().shown(volume).ok()?.no_right?;
                 Some((kind_of(desktop, volume), why))
             });
-            if let Some((kind, why)) = lost {
-                self.stop_without_right(&desktop.name, &format!("its {kind}: {why}"));
+            let Some((kind, why)) = lost else {
+                self.watch().over.remove(&desktop.name);
+                continue;
+            };
+            if matches!(why, NoRight::Over { .. }) {
+                let mut watch = self.watch();
+                let since = watch.over.entry(desktop.name.clone());
+                if since.or_insert_with(Instant::now).elapsed() < OVER_WAIT {
+                    continue;
+                }
             }
+            self.stop_without_right(&desktop.name, &format!("its {kind}: {why}"));
         }
         let mut watch = self.watch();
         let is_due = watch.ticked.is_none_or(|at| at.elapsed() >= TICK_EVERY);

@@ -87,6 +87,7 @@ async fn drive(
 ) -> Result<(), ConnectionEnd> {
     let mut told = String::new();
     let mut first = true;
+    let mut said: Option<Message> = None;
     loop {
         let begins = std::mem::take(&mut first);
         let next = with(branch, volume, move |branch, lines| {
@@ -115,12 +116,17 @@ async fn drive(
             let _ = tokio::time::timeout(TICK_EVERY, branch.desktops.lines().hurried()).await;
             continue;
         };
+        // What was answered by nothing that leads on is not said again at once.
+        if said.as_ref() == Some(&message) {
+            tokio::time::sleep(RETRY).await;
+        }
         let turn = turns
             .acquire()
             .await
             .expect("the semaphore is never closed");
         let went = exchange(branch, link, volume, &message, &mut told).await?;
         drop(turn);
+        said = Some(message);
         if went {
             told.clear();
         } else {

@@ -61,6 +61,8 @@ impl Line {
             .is_none_or(|asked| now_unix_s.abs_diff(asked) >= ASK_AGAIN_S);
         let row = self.hold.row();
         let (is_due, gives_back) = match &row.stage {
+            // First what was is to be removed: what is asked for now begins behind it.
+            Stage::Idle { .. } if self.is_to_leave() => return Ok(()),
             Stage::Idle { .. } => (
                 self.is_wanted || row.asking.is_some() || self.is_only_copy(),
                 false,
@@ -96,7 +98,7 @@ impl Line {
         let actions = self.hold.granted(lease);
         if matches!(actions.first(), Some(HoldAction::Keep(_))) {
             self.lease = Some(envelope);
-            self.denied = None;
+            (self.denied, self.is_wanted) = (None, false);
         }
         self.do_holds(actions, now_unix_s)
     }

@@ -18,7 +18,7 @@
 //! Invariant: the datacenter's state of a line is what the branch's disks showed at one of its positions, and goes from position to position
 //! in the order of one history ([`Head`](super::Head) names it). A branch takes for acknowledged only what is durable there.
 //!
-//! These machines move names and decisions ([`pack`] packs what is to follow). Reading the overlay, chunking, the store and the manifest are their owners'.
+//! These machines move names and decisions ([`pack()`] packs what is to follow). Reading the overlay, chunking, the store and the manifest are their owners'.
 
 mod branch;
 mod datacenter;
