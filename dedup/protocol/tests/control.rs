@@ -4,12 +4,14 @@
 mod common;
 
 use common::{BRANCH, REALM, anchor, endorsement, publisher_key, root_key};
-use dedup::{BranchId, RealmId};
+use dedup::{BranchId, DesktopId, RealmId};
 use dedup_protocol::control::{
     BranchAction, BranchControl, ControlError, DatacenterAction, DatacenterControl,
 };
 use dedup_protocol::policy::{Hours, Policy};
 use dedup_protocol::records::Assignment;
+use dedup_protocol::state::message::{FenceLease, ProveLease};
+use dedup_protocol::state::{Ended, Generation};
 use dedup_protocol::trust::{Endorsement, SigningKey, TrustError};
 use dedup_protocol::wire::{
     Der, Hello, Message, PROTOCOL_MINOR, Refuse, RefuseCode, SignedBytes, StatusReport, Welcome,
@@ -260,4 +262,25 @@ fn frames_that_are_not_due_end_the_stream() {
     });
     let error = greeted(0).handle(&no.encode(), NOW).unwrap_err();
     assert!(error.to_string().contains("certificate revoked"), "{error}");
+}
+
+#[test]
+fn word_of_a_lease_comes_behind_the_greeting_only() {
+    let fence = Message::FenceLease(FenceLease {
+        desktop: DesktopId([1; 16]),
+        generation: Generation(3),
+        ended: Ended::Broken,
+    });
+    let prove = Message::ProveLease(ProveLease {
+        desktop: DesktopId([1; 16]),
+        generation: Generation(3),
+        challenge: 9,
+    });
+    let mut control = greeted(0);
+    for told in [fence, prove] {
+        let heard = control.handle(&told.encode(), NOW).unwrap();
+        assert!(matches!(heard, BranchAction::Lease(message) if message == told));
+        let mut early = BranchControl::new(BRANCH, anchor(), vec![], 0);
+        assert!(early.handle(&told.encode(), NOW).is_err());
+    }
 }

@@ -48,3 +48,56 @@ fn frame(want: &WantChunks, count: u32, plain: &[u8]) -> PartChunks {
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, missing_docs)]
+    use dedup::{CHUNK_BYTES_MAX, DesktopId, IdKey};
+
+    use super::*;
+    use crate::client::ChunkExchange;
+    use crate::state::{Generation, Line, Nonce};
+
+    fn want(wanted: Vec<u16>) -> WantChunks {
+        WantChunks {
+            line: Line {
+                desktop: DesktopId([1; 16]),
+                generation: Generation(1),
+                fork: None,
+            },
+            segment: Nonce([2; 16]),
+            part: 3,
+            wanted,
+        }
+    }
+
+    #[test]
+    fn what_is_wanted_is_packed_and_unpacks() {
+        let key = IdKey::new([7; 32]);
+        let chunks: Vec<Bytes> = (0..40u8).map(|i| vec![i; CHUNK_BYTES_MAX].into()).collect();
+        let wanted: Vec<u16> = (0..40).filter(|i| i % 3 != 0).collect();
+        let expected = wanted.iter().map(|index| {
+            let chunk = &chunks[usize::from(*index)];
+            (key.chunk_id(chunk), chunk.len() as u32)
+        });
+        let mut exchange = ChunkExchange::new(key.clone(), expected.collect());
+        let frames = pack(&want(wanted.clone()), &chunks).unwrap();
+        assert!(frames.len() > 1, "6 MiB do not go in one");
+        let mut came = Vec::new();
+        for frame in frames {
+            assert_eq!((frame.part, frame.segment), (3, Nonce([2; 16])));
+            came.extend(exchange.batch(&frame.batch).unwrap());
+        }
+        assert_eq!(came.len(), wanted.len());
+        assert_eq!(exchange.remaining(), 0);
+    }
+
+    #[test]
+    fn what_is_no_list_of_them_is_packed_by_nobody() {
+        let chunks = vec![Bytes::from_static(&[1; 512]); 3];
+        for wanted in [vec![], vec![3], vec![0, 0], vec![2, 1], vec![0, 9]] {
+            assert_eq!(pack(&want(wanted), &chunks), None);
+        }
+        assert!(pack(&want(vec![0, 2]), &chunks).is_some());
+    }
+}
