@@ -250,6 +250,17 @@ impl Line {
         }
         // What came last is to be sent as well.
         self.note_flushed(now_unix_s);
+        if !self.is_linked {
+            self.put_down();
+        }
+    }
+
+    /// Lets go of an overlay that no machine uses while nothing can be sent: its index takes memory. It is asked for again when the link is up.
+    fn put_down(&mut self) {
+        if self.is_at_rest() {
+            self.is_spent = self.is_drained();
+            self.detach();
+        }
     }
 
     /// Whether it has its overlay.
@@ -346,6 +357,7 @@ impl Line {
         if let Some(send) = &mut self.send {
             send.unlinked();
         }
+        self.put_down();
     }
 
     fn forget_way(&mut self) {
