@@ -214,7 +214,7 @@ pub struct StatePolicy {
 /// Changes a policy. Fields left out keep what the pool has.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[serde(default, deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 pub struct StatePolicyRequest {
     /// From a lease's signature to its expiry, in seconds.
     pub lease_s: Option<u64>,

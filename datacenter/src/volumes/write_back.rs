@@ -321,8 +321,7 @@ impl Datacenter {
         row: &LineRow,
     ) -> Result<TreeRef, StateError> {
         let tree = row.disks.first().ok_or(StateError::Stale)?;
-        let writer = hold.writer();
-        let mut editor = TreeEditor::new(self, &writer, tree)?;
+        let mut editor = TreeEditor::new(self, hold, tree)?;
         let parts = row.staged.as_ref().map_or(0, |staged| staged.parts);
         for part in 0..parts {
             let key = PartKey { line, part };
