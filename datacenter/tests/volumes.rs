@@ -8,6 +8,8 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
+use datacenter::catalog::Catalog;
+use datacenter::catalog::rows::Meta;
 use datacenter::catalog::volumes::{AuditRow, BeginRow, LineKey};
 use datacenter::export::snapshot_operation;
 use datacenter::operations::Meter;
@@ -438,6 +440,19 @@ fn snapshots_are_cut_by_policy_and_kept_by_retention() {
         },
     );
     assert!(refused.is_err());
+}
+
+#[test]
+fn former_programs_refuse_a_catalog_with_volumes() {
+    let world = World::new();
+    let format = || {
+        let meta = world.bench.dc.catalog().read(|tx| tx.get::<Meta>(&()));
+        meta.unwrap().unwrap().format
+    };
+    assert_eq!(format(), 1);
+    world.site(world.ny, 1);
+    assert_eq!(format(), 2);
+    Catalog::open(world.cuts.clone(), world.bench.dc.realm()).unwrap();
 }
 
 #[test]
