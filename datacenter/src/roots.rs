@@ -130,7 +130,7 @@ impl Datacenter {
 }
 
 /// The trees that rows of volumes refer to, each once.
-fn volume_roots(tx: &mut Tx<'_>) -> Result<Vec<Root>, CatalogError> {
+pub(crate) fn volume_roots(tx: &mut Tx<'_>) -> Result<Vec<Root>, CatalogError> {
     let mut names = HashMap::new();
     for (id, row) in tx.list::<VolumeRow>(&[], None, ALL)? {
         names.insert(id, row.desktop);
