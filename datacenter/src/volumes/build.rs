@@ -364,7 +364,7 @@ mod tests {
                 }
                 let edit = Edit { at, extent: extent(kind % 5, len) };
                 let shown = bytes_of(&[edit.extent]);
-                expected.splice(at as usize..edit.end() as usize, shown);
+                drop(expected.splice(at as usize..edit.end() as usize, shown));
                 at = edit.end();
                 kept.push(edit);
             }

@@ -32,7 +32,7 @@ impl From<StateError> for ManageError {
             StateError::Catalog(e) => e.into(),
             StateError::Store(e) => e.into(),
             StateError::Build(e) => Self::Manifest {
-                message: describe(&e),
+                message: describe(&*e),
             },
             other => Self::conflict(describe(&other), "try again"),
         }

@@ -91,7 +91,13 @@ pub enum StateError {
     Store(#[from] StoreError),
     /// The state could not be built.
     #[error("the volume's new state")]
-    Build(#[from] BuildError),
+    Build(#[source] Box<BuildError>),
+}
+
+impl From<BuildError> for StateError {
+    fn from(error: BuildError) -> Self {
+        Self::Build(Box::new(error))
+    }
 }
 
 impl StateError {

@@ -109,7 +109,7 @@ pub struct Site {
     /// Parts that are offered before the link goes.
     pub offers_left: usize,
     key: IdKey,
-    drawn: u8,
+    drawn: u16,
     now: u64,
     /// The distinct chunks of the part under way.
     made: Vec<Vec<u8>>,
@@ -167,7 +167,7 @@ impl Site {
         self.drawn += 1;
         let mut bytes = self.branch.0;
         bytes[0] ^= self.volume.0[0];
-        bytes[15] = self.drawn;
+        bytes[14..].copy_from_slice(&self.drawn.to_be_bytes());
         Nonce(bytes)
     }
 
