@@ -22,7 +22,7 @@ use datacenter_api::{
 };
 use dedup::{BranchId, DesktopId};
 use dedup_protocol::state::Generation;
-use dedup_protocol::state::message::{Cut, DenyReason};
+use dedup_protocol::state::message::{Cut, DenyReason, ReturnLease};
 use dedup_protocol::wire::Message;
 use dedup_store::disk::HostDisk;
 use dedup_store::kv::{Batch, Durability, Kv, KvError, MemKv};
@@ -243,6 +243,31 @@ fn a_lease_is_given_back_and_goes_to_whoever_is_at_home() {
         stage.1.head, own.applied.head,
         "it goes on behind what is here"
     );
+
+    // While nobody holds it, IT names another home, whose first question is answered.
+    let moved = BreakLeaseRequest {
+        reason: "carol: alice moved".into(),
+        force: false,
+        home: Some("la".into()),
+    };
+    let id = site.volume.to_string();
+    dc.break_lease(&id, &moved).unwrap_err();
+    let generation = site.generation();
+    dc.return_lease(
+        world.ny,
+        &ReturnLease {
+            desktop: site.volume,
+            generation,
+            at: stage.1,
+        },
+    )
+    .unwrap();
+    dc.break_lease(&id, &moved).unwrap();
+    let mut other = Site::new(&world.bench, world.la, site.volume, site.disk_at(16));
+    other.ask(dc).unwrap();
+    assert_eq!(other.generation(), Generation(3));
+    let audit = dc.audit_log(None, 10).unwrap();
+    assert_eq!(audit[0].event, "home_changed");
 }
 
 #[test]

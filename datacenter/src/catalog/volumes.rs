@@ -224,6 +224,8 @@ pub enum AuditEvent {
     SnapshotDeleted,
     /// IT deleted a volume.
     VolumeDeleted,
+    /// IT named another branch that may ask for a volume, while nobody held it.
+    HomeChanged,
 }
 
 /// An entry of the audit log.

@@ -57,7 +57,8 @@ impl Datacenter {
         self.catalog().read(|tx| find(tx, text))
     }
 
-    fn entry(
+    /// An entry of the audit log.
+    pub(super) fn entry(
         &self,
         id: DesktopId,
         volume: &VolumeRow,
@@ -223,7 +224,8 @@ impl Datacenter {
         };
         let event = AuditEvent::GenerationSettled;
         let entry = self.entry(id, &volume, event, generation, why.to_owned());
-        self.keep_authority(&mut machines, id, &volume, row, Some(entry))?;
+        let home = volume.home;
+        self.keep_authority(&mut machines, id, &volume, row, Some(entry), home)?;
         machines.authority = authority;
         drop(machines);
         tracing::warn!(volume = %id, desktop = volume.desktop, generation = generation.0, reason = why, "an ended lease is settled");

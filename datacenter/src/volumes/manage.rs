@@ -114,6 +114,7 @@ fn event_name(event: AuditEvent) -> &'static str {
         AuditEvent::GenerationSettled => "generation_settled",
         AuditEvent::SnapshotDeleted => "snapshot_deleted",
         AuditEvent::VolumeDeleted => "volume_deleted",
+        AuditEvent::HomeChanged => "home_changed",
     }
 }
 
