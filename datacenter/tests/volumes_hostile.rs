@@ -14,7 +14,7 @@ use dedup_protocol::state::writeback::{PARTS_MAX, Part, Range, RangeSource};
 use dedup_protocol::state::{Generation, Line, Nonce, Position};
 use dedup_protocol::wire::{Batch, BatchEncoding, Message, RefuseCode};
 use dedup_store::StoreError;
-use support::site::{BLOCK, Site, block, join, line_row};
+use support::site::{BLOCK, Site, block, join, line_row, read_disk};
 use support::{Bench, sparse_disk};
 
 const DISK_BYTES: u64 = 1 << 20;
@@ -28,10 +28,15 @@ struct World {
 
 /// A branch that holds a volume and another one that runs the same image.
 fn world() -> World {
+    world_of(DISK_BYTES, 300_000)
+}
+
+/// The same with a disk of which the first bytes are data.
+fn world_of(disk_bytes: u64, data: usize) -> World {
     let bench = Bench::new();
     bench.dc.create_image("deb", None).unwrap();
     let file = bench.path("disk.raw");
-    sparse_disk(&file, DISK_BYTES, &[(0, 300_000)], 9);
+    sparse_disk(&file, disk_bytes, &[(0, data)], 9);
     bench.publish("deb", &file).unwrap();
     let [ny, la] = ["ny", "la"].map(|name| {
         let branch = join(&bench, name);
@@ -236,6 +241,48 @@ fn chunks_are_taken_by_their_names_only() {
     let (whole, segment) = staged.whole.unwrap();
     let applied = dc.finish_segment(whole, segment).unwrap();
     assert!(matches!(applied[..], [Message::SegmentApplied(_)]));
+}
+
+#[test]
+fn a_leaf_in_shreds_is_cut_anew() {
+    let world = world_of(4 << 20, 4 << 20);
+    let dc = &world.bench.dc;
+    let ny = world.site.branch;
+    // Every other sector of a leaf: more slices than a leaf can have.
+    let shreds = |from: u64| -> Vec<u8> {
+        let ranges = (0..2048).map(|n| Range {
+            disk: 0,
+            offset: (from + 2 * n) * 512,
+            len: 512,
+            source: RangeSource::Zero,
+        });
+        Part::new(ranges.collect(), &[4 << 20]).unwrap().encode()
+    };
+    let mut first = offer(line(1, None), shreds(0));
+    first.is_last = false;
+    let received = dc.offer_part(ny, &first).unwrap();
+    let [Message::PartStaged(staged)] = &received.messages[..] else {
+        panic!("{received:?}");
+    };
+    let second = OfferPart {
+        part: 1,
+        head: staged.head,
+        ..offer(line(1, None), shreds(4096))
+    };
+    let received = dc.offer_part(ny, &second).unwrap();
+    let (whole, segment) = received.whole.unwrap();
+    dc.finish_segment(whole, segment).unwrap();
+
+    let row = line_row(dc, LineKey::own(DesktopId([1; 16]))).unwrap();
+    let mut expected = world.site.base.clone();
+    for sector in expected.chunks_mut(512).step_by(2) {
+        sector.fill(0);
+    }
+    assert!(read_disk(dc, &row.disks[0]) == expected);
+    let nodes = Nodes(&world.bench);
+    let manifest = Manifest::load(&nodes, row.disks[0].root).unwrap();
+    let extents = manifest.leaf(&nodes, 0).unwrap().extents.len();
+    assert!(extents < 2000, "{extents} extents");
 }
 
 #[test]
