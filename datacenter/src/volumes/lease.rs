@@ -198,7 +198,12 @@ impl Datacenter {
                     self.granted(id, generation, &holder)
                 }
                 AuthorityAction::Prove(prove) => Message::ProveLease(prove),
-                AuthorityAction::Deny(deny) => Message::DenyLease(deny),
+                AuthorityAction::Deny(deny) => {
+                    if deny.reason == DenyReason::Behind {
+                        tracing::error!(volume = %id, desktop = volume.desktop, "a branch knows more of a volume than is here; it goes on with what it has: was this datacenter restored from an old backup?");
+                    }
+                    Message::DenyLease(deny)
+                }
                 AuthorityAction::Fence(fence) => Message::FenceLease(fence),
                 AuthorityAction::Returned(returned) => Message::LeaseReturned(returned),
             });
