@@ -201,7 +201,10 @@ pub async fn run(
         Ok(0) => {}
         Ok(segments) => tracing::info!(segments, "segments that a crash left whole are applied"),
         Err(error) => {
-            tracing::error!(error = describe(&error), "segments that a crash left cannot be looked up");
+            tracing::error!(
+                error = describe(&error),
+                "segments that a crash left cannot be looked up"
+            );
         }
     });
     let https = tls::https_server_config(&certificate)?;

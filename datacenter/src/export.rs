@@ -1,4 +1,4 @@
-//! Export: a version's disk becomes a file of the datacenter's host again, raw (sparse) or qcow2.
+//! Export: a version's or snapshot's disk becomes a file of the datacenter's host again, raw (sparse) or qcow2.
 //!
 //! The file is written under another name beside its own, synced, read back through the same readers that a publish uses and compared with
 //! the version chunk by chunk, and only then gets its name. Invariant: a file of the asked-for name is whole and compared, or not there
@@ -198,7 +198,31 @@ pub fn operation(
         .start(OperationKind::Export, subject, work)?)
 }
 
-/// Exports; long.
+/// Starts the operation for a snapshot of a volume, as [`operation`] does for a version.
+pub fn snapshot_operation(
+    dc: &Arc<Datacenter>,
+    volume: &str,
+    number: u64,
+    request: &ExportRequest,
+) -> Result<Operation, ExportError> {
+    let format = ExportFormat::parse(&request.format)?;
+    let path = PathBuf::from(&request.path);
+    check_path(dc, &path)?;
+    let (in_use, name, disk) = dc.use_snapshot(volume, number)?;
+    let (worker, subject) = (Arc::clone(dc), name.clone());
+    let work = move |meter: &Meter| {
+        let _in_use = in_use;
+        match export_disk(&worker, name, &disk, &path, format, meter) {
+            Ok(result) => Ok(OperationResult::Export(result)),
+            Err(error) => Err((&error).into()),
+        }
+    };
+    Ok(dc
+        .operations()
+        .start(OperationKind::Export, subject, work)?)
+}
+
+/// Exports a version; long.
 pub fn export(
     dc: &Datacenter,
     version: &str,
@@ -206,16 +230,24 @@ pub fn export(
     format: ExportFormat,
     meter: &Meter,
 ) -> Result<ExportResult, ExportError> {
+    let (_in_use, name, record) = dc.use_named(version)?;
+    export_disk(dc, name, &record.disk, path, format, meter)
+}
+
+/// Exports a disk that stays while this works.
+fn export_disk(
+    dc: &Datacenter,
+    name: String,
+    disk: &TreeRef,
+    path: &Path,
+    format: ExportFormat,
+    meter: &Meter,
+) -> Result<ExportResult, ExportError> {
     meter.begin(Phase::Open, 0);
     let target = check_path(dc, path)?;
     let _turn = Turn::take(dc, &target)?;
-    let (_in_use, name, record) = dc.use_named(version)?;
-    let written = write(dc, &target, &record.disk, format, meter).and_then(|data_bytes| {
-        Ok((
-            data_bytes,
-            verify(dc, &target, &record.disk, format, meter)?,
-        ))
-    });
+    let written = write(dc, &target, disk, format, meter)
+        .and_then(|data_bytes| Ok((data_bytes, verify(dc, &target, disk, format, meter)?)));
     let named = written.and_then(|figures| {
         give_name(&target)?;
         Ok(figures)
@@ -225,12 +257,12 @@ pub fn export(
         std::fs::remove_file(&target.part).ok();
     })?;
     let file_bytes = std::fs::metadata(&target.path).map_or(0, |m| m.len());
-    tracing::info!(version = name, file = %target.path.display(), format = format.name(), "version exported");
+    tracing::info!(disk = name, file = %target.path.display(), format = format.name(), "version exported");
     Ok(ExportResult {
         version: name,
         path: target.path.display().to_string(),
         format: format.name().to_owned(),
-        disk_bytes: record.disk.size_bytes,
+        disk_bytes: disk.size_bytes,
         data_bytes,
         file_bytes,
         verified_bytes,

@@ -102,6 +102,13 @@ impl Datacenter {
             let deleted = tx.list::<DeletedVersionRow>(&[], None, ALL)?;
             Ok::<_, CatalogError>((visible, deleted, volume_roots(tx)?))
         })?;
+        // Behind the catalog: what is read is in one of the two looks.
+        roots.extend(self.trees_in_use().into_iter().map(|node| Root {
+            name: "a snapshot that is being read".into(),
+            version: None,
+            node,
+            visible: false,
+        }));
         let visible = visible.into_iter().map(|(id, row)| (id, row, true));
         let deleted = deleted
             .into_iter()
@@ -123,7 +130,7 @@ impl Datacenter {
 }
 
 /// The trees that rows of volumes refer to, each once.
-fn volume_roots(tx: &mut Tx<'_>) -> Result<Vec<Root>, CatalogError> {
+pub(crate) fn volume_roots(tx: &mut Tx<'_>) -> Result<Vec<Root>, CatalogError> {
     let mut names = HashMap::new();
     for (id, row) in tx.list::<VolumeRow>(&[], None, ALL)? {
         names.insert(id, row.desktop);

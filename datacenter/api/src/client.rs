@@ -12,11 +12,13 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::{
-    AssignRequest, BackupRequest, Branch, BranchList, BranchPolicy, CollectRequest, CreateImage,
-    DatacenterStatus, DeletedVersion, DeletedVersionList, ExportRequest, Image, ImageList,
-    Operation, OperationList, OperationState, PinRequest, PolicyRequest, Pool, PoolList, Problem,
-    ProblemCode, PublishRequest, Retention, ScrubRequest, StoreReport, TokenRequest, TokenResponse,
-    UpdateRequest, Version, VersionDiff, VersionList, VersionPin, VersionRef,
+    AssignRequest, AuditEntry, AuditList, BackupRequest, Branch, BranchList, BranchPolicy,
+    BreakLeaseRequest, CollectRequest, CreateImage, DatacenterStatus, DeletedVersion,
+    DeletedVersionList, ExportRequest, Image, ImageList, Operation, OperationList, OperationState,
+    PinRequest, PolicyRequest, Pool, PoolList, Problem, ProblemCode, PublishRequest, ReasonRequest,
+    Retention, ScrubRequest, StatePolicy, StatePolicyRequest, StoreReport, TokenRequest,
+    TokenResponse, UpdateRequest, Version, VersionDiff, VersionList, VersionPin, VersionRef,
+    Volume, VolumeList, VolumeSnapshot, VolumeState,
 };
 
 /// How to reach a datacenter.
@@ -479,6 +481,149 @@ impl Client {
         self.send(self.request(Method::DELETE, &path)).await?;
         Ok(())
     }
+
+    /// All volumes, or those of one branch.
+    pub async fn volumes(&self, branch: Option<&str>) -> Result<Vec<Volume>, ClientError> {
+        let path = match branch {
+            Some(branch) => format!("/v1/volumes?limit=1000&branch={}", segment(branch)?),
+            None => "/v1/volumes?limit=1000".to_owned(),
+        };
+        let mut all = Vec::new();
+        let mut next: Option<String> = None;
+        loop {
+            let path = match &next {
+                Some(after) => format!("{path}&after={after}"),
+                None => path.clone(),
+            };
+            let page: VolumeList = self.get(&path).await?;
+            all.extend(page.volumes);
+            next = page.next;
+            if next.is_none() {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// One volume, by its id or a beginning of it.
+    pub async fn volume(&self, volume: &str) -> Result<VolumeState, ClientError> {
+        self.get(&volume_path(volume, "")?).await
+    }
+
+    /// Deletes a volume that nobody holds.
+    pub async fn delete_volume(
+        &self,
+        volume: &str,
+        request: &ReasonRequest,
+    ) -> Result<(), ClientError> {
+        let path = volume_path(volume, "/delete")?;
+        self.send(self.request(Method::POST, &path).json(request))
+            .await?;
+        Ok(())
+    }
+
+    /// Breaks the lease of a volume.
+    pub async fn break_lease(
+        &self,
+        volume: &str,
+        request: &BreakLeaseRequest,
+    ) -> Result<VolumeState, ClientError> {
+        let path = volume_path(volume, "/break-lease")?;
+        self.with(Method::POST, &path, request).await
+    }
+
+    /// Cuts a snapshot of what the datacenter has of a volume.
+    pub async fn snapshot_volume(&self, volume: &str) -> Result<VolumeSnapshot, ClientError> {
+        let path = volume_path(volume, "/snapshots")?;
+        self.json(self.request(Method::POST, &path)).await
+    }
+
+    /// Deletes a snapshot.
+    pub async fn drop_snapshot(
+        &self,
+        volume: &str,
+        number: u64,
+        request: &ReasonRequest,
+    ) -> Result<(), ClientError> {
+        let path = volume_path(volume, &format!("/snapshots/{number}/delete"))?;
+        self.send(self.request(Method::POST, &path).json(request))
+            .await?;
+        Ok(())
+    }
+
+    /// Starts to write a snapshot's disk to a file of the datacenter's host.
+    pub async fn export_snapshot(
+        &self,
+        volume: &str,
+        number: u64,
+        request: &ExportRequest,
+    ) -> Result<Operation, ClientError> {
+        let path = volume_path(volume, &format!("/snapshots/{number}/export"))?;
+        self.with(Method::POST, &path, request).await
+    }
+
+    /// Makes a fork the volume's state.
+    pub async fn restore_fork(
+        &self,
+        volume: &str,
+        fork: &str,
+        request: &ReasonRequest,
+    ) -> Result<VolumeState, ClientError> {
+        let path = volume_path(volume, &format!("/forks/{}/restore", segment(fork)?))?;
+        self.with(Method::POST, &path, request).await
+    }
+
+    /// Discards a fork.
+    pub async fn discard_fork(
+        &self,
+        volume: &str,
+        fork: &str,
+        request: &ReasonRequest,
+    ) -> Result<VolumeState, ClientError> {
+        let path = volume_path(volume, &format!("/forks/{}/discard", segment(fork)?))?;
+        self.with(Method::POST, &path, request).await
+    }
+
+    /// Expects nothing more of a lease that has ended.
+    pub async fn settle_generation(
+        &self,
+        volume: &str,
+        generation: u64,
+        request: &ReasonRequest,
+    ) -> Result<VolumeState, ClientError> {
+        let path = volume_path(volume, &format!("/generations/{generation}/settle"))?;
+        self.with(Method::POST, &path, request).await
+    }
+
+    /// How a pool's volumes are leased, and which snapshots of them are kept.
+    pub async fn state_policy(&self, branch: &str, pool: &str) -> Result<StatePolicy, ClientError> {
+        self.get(&policy_path(branch, pool)?).await
+    }
+
+    /// Changes it.
+    pub async fn set_state_policy(
+        &self,
+        branch: &str,
+        pool: &str,
+        request: &StatePolicyRequest,
+    ) -> Result<StatePolicy, ClientError> {
+        self.with(Method::PUT, &policy_path(branch, pool)?, request)
+            .await
+    }
+
+    /// The newest entries of the audit log.
+    pub async fn audit(&self) -> Result<Vec<AuditEntry>, ClientError> {
+        let list: AuditList = self.get("/v1/audit").await?;
+        Ok(list.entries)
+    }
+}
+
+fn volume_path(volume: &str, rest: &str) -> Result<String, ClientError> {
+    Ok(format!("/v1/volumes/{}{rest}", segment(volume)?))
+}
+
+fn policy_path(branch: &str, pool: &str) -> Result<String, ClientError> {
+    let (branch, pool) = (segment(branch)?, segment(pool)?);
+    Ok(format!("/v1/branches/{branch}/pools/{pool}/state-policy"))
 }
 
 fn page(path: &str, key: &str, value: &Option<impl std::fmt::Display>) -> String {

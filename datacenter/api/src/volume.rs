@@ -175,7 +175,7 @@ pub struct BreakLeaseRequest {
     /// Also while the branch may still run the desktop: what it writes until it hears of it becomes a fork.
     #[serde(default)]
     pub force: bool,
-    /// The branch that may ask for the volume from now on; none: the same.
+    /// The branch that may ask for the volume from now on; none: the same. If nobody holds the volume, that is all that is changed.
     #[serde(default)]
     pub home: Option<String>,
 }
@@ -214,7 +214,7 @@ pub struct StatePolicy {
 /// Changes a policy. Fields left out keep what the pool has.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[serde(default, deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 pub struct StatePolicyRequest {
     /// From a lease's signature to its expiry, in seconds.
     pub lease_s: Option<u64>,
@@ -242,7 +242,7 @@ pub struct AuditEntry {
     pub id: u64,
     /// When, unix seconds.
     pub unix_s: u64,
-    /// What: `lease_broken`, `old_copy`, `fork_discarded`, `fork_restored`, `generation_settled`, `snapshot_deleted` or `volume_deleted`.
+    /// What: `lease_broken`, `old_copy`, `fork_discarded`, `fork_restored`, `generation_settled`, `snapshot_deleted`, `volume_deleted` or `home_changed`.
     pub event: String,
     /// Of which volume.
     pub volume: String,

@@ -16,6 +16,7 @@ mod ready;
 mod status;
 mod store;
 mod version;
+mod volume;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -101,6 +102,11 @@ enum Noun {
     BranchReady(ready::ReadyArguments),
     /// What a branch's cache holds, by pool, and what goes first (over the branch server's socket).
     BranchCache(ready::CacheArguments),
+    /// What the datacenter keeps of desktops: leases, snapshots, forks.
+    #[command(subcommand)]
+    DesktopState(volume::Verb),
+    /// What somebody has to answer for: broken leases, discarded forks.
+    Audit,
     /// The datacenter as a whole.
     Status(status::Arguments),
 }
@@ -132,6 +138,8 @@ async fn run(context: &Context, noun: Noun) -> Result<(), Failure> {
         Noun::BranchStatus(arguments) => desktop::status(context, arguments).await,
         Noun::BranchReady(arguments) => ready::run(context, arguments).await,
         Noun::BranchCache(arguments) => ready::cache(context, arguments).await,
+        Noun::DesktopState(verb) => volume::run(context, verb).await,
+        Noun::Audit => volume::audit(context).await,
         Noun::Status(arguments) => status::run(context, arguments).await,
     }
 }

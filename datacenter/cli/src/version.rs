@@ -14,8 +14,8 @@ use datacenter_api::{
 use crate::config::Context;
 use crate::failure::Failure;
 use crate::{output, progress};
-pub(crate) use shown::started;
 use shown::{deleted_row, packed, published, row, show, verified};
+pub(crate) use shown::{exported, started};
 
 /// What can be done with versions.
 #[derive(Subcommand)]
@@ -149,6 +149,16 @@ pub enum Format {
     Raw,
     /// QEMU's format, not compressed.
     Qcow2,
+}
+
+impl Format {
+    /// As the API calls it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+        }
+    }
 }
 
 /// How much is read back.
@@ -342,10 +352,7 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
         } => {
             let request = ExportRequest {
                 path: absolute(&file)?,
-                format: match format {
-                    Format::Raw => "raw".into(),
-                    Format::Qcow2 => "qcow2".into(),
-                },
+                format: format.name().into(),
             };
             let operation = client.export(&version, &request).await?;
             if no_wait {
@@ -356,20 +363,7 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
                 return output::json(&done);
             }
             match done.result {
-                Some(OperationResult::Export(result)) => output::facts(&[
-                    ("exported", Some(result.version)),
-                    ("file", Some(result.path)),
-                    ("format", Some(result.format)),
-                    (
-                        "disk",
-                        Some(format!(
-                            "{}, {} of it data",
-                            format_size(result.disk_bytes),
-                            format_size(result.data_bytes)
-                        )),
-                    ),
-                    ("compared", Some(format_size(result.verified_bytes))),
-                ]),
+                Some(OperationResult::Export(result)) => exported(&result),
                 _ => Ok(()),
             }
         }
@@ -377,7 +371,7 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
 }
 
 /// A file's path as the datacenter's host is to understand it.
-fn absolute(file: &std::path::Path) -> Result<String, Failure> {
+pub(crate) fn absolute(file: &std::path::Path) -> Result<String, Failure> {
     std::path::absolute(file)
         .ok()
         .and_then(|path| path.into_os_string().into_string().ok())

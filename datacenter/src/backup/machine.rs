@@ -260,7 +260,7 @@ fn lines(
     ];
     if !lacking.is_empty() {
         lines.push(format!(
-            "content is lacking of {}: publish their disks again",
+            "content is lacking of {}: publish the disks of versions again; of desktops an older snapshot may be whole",
             named(lacking)
         ));
     }

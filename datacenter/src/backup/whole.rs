@@ -1,8 +1,9 @@
-//! Whether catalog and packs of a restored datacenter belong together: of each version, whether all its content is there.
+//! Whether catalog and packs of a restored datacenter belong together: of each version, and of all that is kept of desktops' volumes, whether all its
+//! content is there.
 //!
 //! Each distinct leaf is read once. It changes nothing; what is lacking is for the operator to decide about.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use bytes::Bytes;
 use dedup::{Manifest, NodeId, NodeSource};
@@ -13,14 +14,15 @@ use dedup_store::{ChunkStore, StoreError};
 use super::restore::RestoreError;
 use crate::catalog::Catalog;
 use crate::catalog::rows::VersionRow;
+use crate::roots::volume_roots;
 
 /// Versions looked at in one transaction.
 const VERSIONS_AT_ONCE: usize = 64;
 
-/// A version whose content is not whole.
+/// A version or volume whose content is not whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lacking {
-    /// `IMAGE@NUMBER`.
+    /// `IMAGE@NUMBER`, or a desktop's name and its volume's id.
     pub version: String,
     /// Pieces of its trees, and chunks, that cannot be read or are not there; those behind a piece of a tree are not counted.
     pub pieces: u64,
@@ -36,7 +38,7 @@ impl NodeSource for Nodes<'_> {
     }
 }
 
-/// Whether catalog and packs belong together: versions of which not all is in the store. Each distinct leaf is read once.
+/// Whether catalog and packs belong together: versions and volumes of which not all is in the store. Each distinct leaf is read once.
 pub fn lacking(catalog: &Catalog, store: &ChunkStore) -> Result<Vec<Lacking>, RestoreError> {
     let mut lacking = Vec::new();
     let mut walk = Walk {
@@ -47,9 +49,7 @@ pub fn lacking(catalog: &Catalog, store: &ChunkStore) -> Result<Vec<Lacking>, Re
     loop {
         let rows =
             catalog.read(|tx| tx.list::<VersionRow>(&[], after.as_ref(), VERSIONS_AT_ONCE))?;
-        let Some((last, _)) = rows.last() else {
-            return Ok(lacking);
-        };
+        let Some((last, _)) = rows.last() else { break };
         after = Some(*last);
         for (_, row) in &rows {
             let record = Signed::<VersionRecord>::from_bytes(&row.signed)
@@ -66,6 +66,16 @@ pub fn lacking(catalog: &Catalog, store: &ChunkStore) -> Result<Vec<Lacking>, Re
             }
         }
     }
+    let mut volumes: BTreeMap<String, u64> = BTreeMap::new();
+    for root in catalog.read(volume_roots)? {
+        let pieces = walk.tree(root.node)?;
+        if pieces > 0 {
+            *volumes.entry(root.name).or_default() += pieces;
+        }
+    }
+    let volumes = volumes.into_iter();
+    lacking.extend(volumes.map(|(version, pieces)| Lacking { version, pieces }));
+    Ok(lacking)
 }
 
 struct Walk<'a> {

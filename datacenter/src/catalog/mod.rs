@@ -14,8 +14,11 @@ use dedup_store::kv::{Durability, Kv, KvError};
 use backend::{Backend, KvBackend, Outcome, RowVisitor, Table, Transaction};
 use rows::{Meta, Row, RowKey};
 
-/// The catalog's format as a whole: which tables there are and what their keys mean.
-pub const CATALOG_FORMAT: u32 = 1;
+/// The newest format of the catalog as a whole: which tables there are and what their keys mean. 2 has volumes of desktops: a program that knows only 1
+/// would collect what they refer to, and refuses.
+pub const CATALOG_FORMAT: u32 = 2;
+/// The format of a catalog without volumes.
+const FORMAT_WITHOUT_VOLUMES: u32 = 1;
 
 /// Why the catalog could not answer.
 #[derive(Debug, thiserror::Error)]
@@ -82,13 +85,13 @@ impl Catalog {
                 tx.put(
                     &(),
                     &Meta {
-                        format: CATALOG_FORMAT,
+                        format: FORMAT_WITHOUT_VOLUMES,
                         realm,
                     },
                 );
                 Ok(())
             }
-            Some(meta) if meta.format != CATALOG_FORMAT => {
+            Some(meta) if !(FORMAT_WITHOUT_VOLUMES..=CATALOG_FORMAT).contains(&meta.format) => {
                 Err(CatalogError::Format { found: meta.format })
             }
             Some(meta) if meta.realm != realm => Err(CatalogError::Realm {
@@ -196,6 +199,17 @@ impl Tx<'_> {
                 Ok((key, rows::decode(&row)?))
             })
             .collect()
+    }
+
+    /// Raises the catalog's format to the newest, as soon as it has what former programs must not work on.
+    pub fn raise_format(&mut self) -> Result<(), CatalogError> {
+        if let Some(mut meta) = self.get::<Meta>(&())?
+            && meta.format < CATALOG_FORMAT
+        {
+            meta.format = CATALOG_FORMAT;
+            self.put(&(), &meta);
+        }
+        Ok(())
     }
 
     /// How many rows a table has. Linear; for status pages.

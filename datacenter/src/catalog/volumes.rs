@@ -224,6 +224,8 @@ pub enum AuditEvent {
     SnapshotDeleted,
     /// IT deleted a volume.
     VolumeDeleted,
+    /// IT named another branch that may ask for a volume, while nobody held it.
+    HomeChanged,
 }
 
 /// An entry of the audit log.
@@ -268,6 +270,12 @@ rows! {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use dedup_protocol::state::authority::{Holder, Past};
+    use dedup_protocol::state::message::Cut;
+    use dedup_protocol::state::writeback::{Retention, Staged};
+    use dedup_protocol::state::{Ended, Position};
+
+    use super::super::rows::{decode, encode};
     use super::*;
 
     #[test]
@@ -294,5 +302,161 @@ mod tests {
         let key = SnapshotKey { volume, number: 6 };
         assert_eq!(SnapshotKey::decode(&key.encode()), Some(key));
         assert_eq!(LineKey::decode(&[0; 39]), None);
+    }
+
+    fn hex_of<R: Row>(row: &R) -> String {
+        let bytes = encode(row);
+        decode::<R>(&bytes).unwrap();
+        hex::encode(bytes)
+    }
+
+    fn plain(text: &str) -> String {
+        text.replace(' ', "")
+    }
+
+    const VOLUME: DesktopId = DesktopId([0xdd; 16]);
+    const BRANCH: BranchId = BranchId([0xbb; 16]);
+    const HEAD: Head = Head([3; 32]);
+
+    fn tree() -> TreeRef {
+        TreeRef {
+            root: dedup::NodeId([0xcc; 32]),
+            size_bytes: 300,
+        }
+    }
+
+    fn line() -> Line {
+        Line {
+            desktop: VOLUME,
+            generation: Generation(300),
+            fork: None,
+        }
+    }
+
+    /// The bytes of small fields again and again: volume, branch, tree, head.
+    fn words() -> [String; 4] {
+        let tree = format!("{}ac02", "cc".repeat(32));
+        ["dd".repeat(16), "bb".repeat(16), tree, "03".repeat(32)]
+    }
+
+    #[test]
+    fn golden_rows_of_volumes_and_authorities() {
+        let [volume, branch, began, head] = words();
+        let (aa, one, two) = ("aa".repeat(32), "01".repeat(16), "02".repeat(16));
+        let row = VolumeRow {
+            kind: VolumeKind::User,
+            desktop: "alice".into(),
+            pool: "office".into(),
+            home: BRANCH,
+            version: Some(VersionId([0xaa; 32])),
+            began: tree(),
+            known_unix_s: 1,
+            snapshots: 2,
+        };
+        let golden = format!("01 01 05616c696365 066f6666696365 {branch} 01{aa} {began} 01 02");
+        assert_eq!(hex_of(&row), plain(&golden));
+        let row = AuthorityRow {
+            desktop: VOLUME,
+            last: Generation(300),
+            holder: Some(Holder {
+                branch: BRANCH,
+                renewal: 2,
+                nonce: Nonce([1; 16]),
+                asked: Nonce([2; 16]),
+                base: HEAD,
+                issued_unix_s: 4,
+                expires_unix_s: 5,
+                offline_grace_s: 6,
+            }),
+            past: vec![Past {
+                generation: Generation(1),
+                branch: BRANCH,
+                asked: Nonce([2; 16]),
+                base: HEAD,
+                ended: Ended::Broken,
+                ended_unix_s: 7,
+            }],
+        };
+        let golden = format!(
+            "01 {volume} ac02 01 {branch} 02 {one} {two} {head} 04 05 06 01 01 {branch} {two} {head} 01 07"
+        );
+        assert_eq!(hex_of(&row), plain(&golden));
+        let row = StatePolicyRow {
+            lease_s: 300,
+            offline_grace_s: 1,
+            snapshots: SnapshotPolicy {
+                every_s: 2,
+                at_log_off: true,
+                keep: Retention {
+                    newest: 3,
+                    hourly: 4,
+                    daily: 5,
+                    weekly: 6,
+                },
+            },
+        };
+        assert_eq!(hex_of(&row), "01ac0201020103040506");
+        let row = AuditRow {
+            unix_s: 1,
+            event: AuditEvent::OldCopy,
+            volume: VOLUME,
+            desktop: "alice".into(),
+            generation: Generation(300),
+            branch: Some(BRANCH),
+            reason: "r".into(),
+        };
+        let golden = format!("01 01 01 {volume} 05616c696365 ac02 01{branch} 0172");
+        assert_eq!(hex_of(&row), plain(&golden));
+    }
+
+    #[test]
+    fn golden_rows_of_lines_and_snapshots() {
+        let [volume, _, disk, head] = words();
+        let (one, two, four) = ("01".repeat(16), "02".repeat(16), "04".repeat(32));
+        let at = Position { seq: 5, head: HEAD };
+        let row = LineRow {
+            line: line(),
+            applied: at,
+            before: Position::START,
+            newest: Nonce([1; 16]),
+            sealed_unix_s: 6,
+            disks: vec![tree()],
+            staged: Some(Staged {
+                segment: Nonce([2; 16]),
+                to: 7,
+                parts: 2,
+                head: Head([4; 32]),
+                is_whole: true,
+                cut: Cut::LogOff,
+                sealed_unix_s: 8,
+            }),
+        };
+        let start = "00".repeat(32);
+        let golden = format!(
+            "01 {volume} ac02 00 05 {head} 00 {start} {one} 06 01 {disk} 01 {two} 07 02 {four} 01 01 08"
+        );
+        assert_eq!(hex_of(&row), plain(&golden));
+        let row = PartRow {
+            ranges: vec![1, 2],
+            chunks: Some(tree()),
+        };
+        assert_eq!(hex_of(&row), plain(&format!("01 02 0102 01 {disk}")));
+        let row = BeginRow {
+            head: HEAD,
+            tree: tree(),
+        };
+        assert_eq!(hex_of(&row), plain(&format!("01 {head} {disk}")));
+        let row = Snapshot {
+            number: 1,
+            line: line(),
+            at,
+            cut: Cut::Frozen,
+            sealed_unix_s: 6,
+            taken_unix_s: 7,
+            is_pinned: true,
+            disks: vec![tree()],
+        };
+        let golden = format!("01 01 {volume} ac02 00 05 {head} 03 06 07 01 01 {disk}");
+        assert_eq!(hex_of(&row), plain(&golden));
     }
 }

@@ -13,6 +13,7 @@ mod operations;
 mod status;
 mod store;
 mod versions;
+mod volumes;
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -96,6 +97,18 @@ fn protected() -> OpenApiRouter<App> {
         .routes(routes!(branches::pools))
         .routes(routes!(branches::set_policy))
         .routes(routes!(branches::assign, branches::remove_pool))
+        .routes(routes!(volumes::policy, volumes::set_policy))
+        .routes(routes!(volumes::list))
+        .routes(routes!(volumes::show))
+        .routes(routes!(volumes::delete))
+        .routes(routes!(volumes::break_lease))
+        .routes(routes!(volumes::snapshot))
+        .routes(routes!(volumes::drop_snapshot))
+        .routes(routes!(volumes::export_snapshot))
+        .routes(routes!(volumes::restore_fork))
+        .routes(routes!(volumes::discard_fork))
+        .routes(routes!(volumes::settle))
+        .routes(routes!(volumes::audit))
 }
 
 /// The OpenAPI document, as text.

@@ -41,7 +41,14 @@ pub(super) async fn answer(
     let mut next = Some(first);
     while let Some(message) = next.take() {
         let were_chunks = matches!(message, Message::PartChunks(_));
-        let handled = work(shared, move |dc| handle(dc, branch, message)).await;
+        let is_lease = matches!(message, Message::AskLease(_) | Message::ReturnLease(_));
+        let task = move |dc: &Datacenter| handle(dc, branch, message);
+        // A lease costs a row, and does not wait behind states that are built.
+        let handled = if is_lease {
+            begin(shared, task).await
+        } else {
+            work(shared, task).await
+        };
         let received = match handled {
             Ok(received) => received,
             Err(error) => return end(branch, send, &error).await,
@@ -96,6 +103,14 @@ async fn work<T: Send + 'static>(
         .acquire()
         .await
         .expect("the semaphore is never closed");
+    begin(shared, task).await
+}
+
+/// Works on the blocking pool.
+async fn begin<T: Send + 'static>(
+    shared: &Arc<Shared>,
+    task: impl FnOnce(&Datacenter) -> Result<T, StateError> + Send + 'static,
+) -> Result<T, StateError> {
     let worker = Arc::clone(&shared.dc);
     tokio::task::spawn_blocking(move || task(&worker))
         .await

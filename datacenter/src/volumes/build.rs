@@ -14,7 +14,7 @@ use dedup::manifest::{LEAF_EXTENTS_MAX, ManifestError};
 use dedup::{Chunk, ChunkId, Chunker, Extent, LEAF_BYTES, Leaf, Manifest, ManifestBuilder, Piece};
 use dedup_protocol::records::TreeRef;
 use dedup_protocol::state::writeback::{Range, RangeSource};
-use dedup_store::{StoreError, Writer};
+use dedup_store::{Hold, StoreError, Writer};
 
 use crate::datacenter::Datacenter;
 use crate::images::StoreNodes;
@@ -50,7 +50,8 @@ impl Edit {
 /// A disk's tree that is being changed.
 pub(super) struct TreeEditor<'a> {
     dc: &'a Datacenter,
-    writer: &'a Writer,
+    hold: &'a Hold,
+    writer: Writer,
     manifest: Manifest,
     /// The leaf that is being changed.
     leaf: usize,
@@ -61,12 +62,13 @@ pub(super) struct TreeEditor<'a> {
 impl<'a> TreeEditor<'a> {
     pub(super) fn new(
         dc: &'a Datacenter,
-        writer: &'a Writer,
+        hold: &'a Hold,
         tree: &TreeRef,
     ) -> Result<Self, BuildError> {
         Ok(Self {
             dc,
-            writer,
+            hold,
+            writer: hold.writer(),
             manifest: Manifest::load(&StoreNodes(dc), tree.root)?,
             leaf: 0,
             edits: Vec::new(),
@@ -138,6 +140,9 @@ impl<'a> TreeEditor<'a> {
 
     /// The same bytes in as few chunks as the disk's parameters make of them.
     fn cut_anew(&self, leaf: &Leaf) -> Result<Leaf, BuildError> {
+        // The parts that brought some of them may go meanwhile, with what refers to these.
+        let ids: Vec<ChunkId> = leaf.chunks().map(|(id, _)| id).collect();
+        self.hold.chunk_lengths(&ids)?;
         let mut plain = Vec::with_capacity(LEAF_BYTES as usize);
         let mut last: Option<Chunk> = None;
         for extent in &leaf.extents {
@@ -359,7 +364,7 @@ mod tests {
                 }
                 let edit = Edit { at, extent: extent(kind % 5, len) };
                 let shown = bytes_of(&[edit.extent]);
-                expected.splice(at as usize..edit.end() as usize, shown);
+                drop(expected.splice(at as usize..edit.end() as usize, shown));
                 at = edit.end();
                 kept.push(edit);
             }

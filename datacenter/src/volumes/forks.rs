@@ -3,6 +3,8 @@
 //! A fork is discarded, or made the volume's state; that is possible while nobody holds the volume, and the state before stays as a
 //! snapshot. The next lease goes on behind the fork's history, so that nobody who goes on behind the former one fits.
 
+use std::sync::{Arc, Mutex};
+
 use datacenter_api::VolumeState;
 use dedup::DesktopId;
 use dedup_protocol::state::authority::{AuthorityAction, AuthorityRow};
@@ -12,7 +14,7 @@ use dedup_protocol::state::{Generation, Nonce, Position};
 
 use super::keep::{audit, drop_parts};
 use super::manage::{find, reason};
-use super::{LINES_MAX, OpenLine, StateError, fork_name, lock, parse_fork};
+use super::{LINES_MAX, Machines, OpenLine, StateError, fork_name, lock, parse_fork};
 use crate::catalog::CatalogError;
 use crate::catalog::volumes::{AuditEvent, AuditRow, BeginRow, LineKey, SnapshotKey, VolumeRow};
 use crate::datacenter::Datacenter;
@@ -24,6 +26,13 @@ fn missing(text: &str, fork: &str) -> ManageError {
         fork,
         format!("`splice desktop-state fork list {text}` lists them"),
     )
+}
+
+/// Whoever holds all of these waits until no state of the volume is built: what it is built from would go.
+fn building_of(machines: &Mutex<Machines>) -> Vec<Arc<Mutex<()>>> {
+    let machines = lock(machines);
+    let lines = machines.lines.values();
+    lines.map(|line| Arc::clone(&line.building)).collect()
 }
 
 /// What is made of a volume's own row when `fork` becomes its state.
@@ -48,7 +57,8 @@ impl Datacenter {
         self.catalog().read(|tx| find(tx, text))
     }
 
-    fn entry(
+    /// An entry of the audit log.
+    pub(super) fn entry(
         &self,
         id: DesktopId,
         volume: &VolumeRow,
@@ -89,6 +99,8 @@ impl Datacenter {
             format!("fork {}: {why}", fork_name(name.0, name.1)),
         );
         let machines = self.machines(id, &volume)?;
+        let building = building_of(&machines);
+        let _still: Vec<_> = building.iter().map(|turn| lock(turn)).collect();
         let mut machines = lock(&machines);
         let done = self.catalog().transact(|tx| {
             let row: Option<LineRow> = tx.get(&key)?;
@@ -130,6 +142,8 @@ impl Datacenter {
             format!("fork {}: {why}", fork_name(name.0, name.1)),
         );
         let machines = self.machines(id, &volume)?;
+        let building = building_of(&machines);
+        let _still: Vec<_> = building.iter().map(|turn| lock(turn)).collect();
         let mut machines = lock(&machines);
         let done = self.catalog().transact(|tx| {
             let authority: Option<AuthorityRow> = tx.get(&id)?;
@@ -210,7 +224,8 @@ impl Datacenter {
         };
         let event = AuditEvent::GenerationSettled;
         let entry = self.entry(id, &volume, event, generation, why.to_owned());
-        self.keep_authority(&mut machines, id, &volume, row, Some(entry))?;
+        let home = volume.home;
+        self.keep_authority(&mut machines, id, &volume, row, Some(entry), home)?;
         machines.authority = authority;
         drop(machines);
         tracing::warn!(volume = %id, desktop = volume.desktop, generation = generation.0, reason = why, "an ended lease is settled");
@@ -226,6 +241,8 @@ impl Datacenter {
         let event = AuditEvent::VolumeDeleted;
         let entry = self.entry(id, &volume, event, Generation::NONE, why.to_owned());
         let machines = self.machines(id, &volume)?;
+        let building = building_of(&machines);
+        let _still: Vec<_> = building.iter().map(|turn| lock(turn)).collect();
         // Nobody writes meanwhile; whoever comes later finds no volume.
         let _turn = lock(&machines);
         self.catalog().transact(|tx| {

@@ -3,7 +3,7 @@
 //! Invariant: a row is written only over the row that its decision was made from, and a segment only while its generation may still bring one;
 //! both are read in the transaction. Where the catalog fails nobody knows what is durable: the volume is loaded again.
 
-use dedup::DesktopId;
+use dedup::{BranchId, DesktopId};
 use dedup_protocol::records::TreeRef;
 use dedup_protocol::state::authority::{Authority, AuthorityRow, Broken, Standing};
 use dedup_protocol::state::message::Cut;
@@ -61,7 +61,8 @@ fn open_generations(row: &AuthorityRow) -> impl Iterator<Item = Generation> + '_
 }
 
 impl Datacenter {
-    /// Makes a decision about who may write a volume durable, with its entry in the audit log and with what a new generation begins with.
+    /// Makes a decision about who may write a volume durable, with its entry in the audit log and with what a new generation begins with. `home` is the
+    /// branch that may ask for it from then on.
     pub(super) fn keep_authority(
         &self,
         machines: &mut Machines,
@@ -69,6 +70,7 @@ impl Datacenter {
         volume: &VolumeRow,
         row: AuthorityRow,
         entry: Option<AuditRow>,
+        home: BranchId,
     ) -> Result<(), StateError> {
         let before = machines.kept.as_ref();
         let kept = self.catalog().transact(|tx| {
@@ -100,9 +102,12 @@ impl Datacenter {
                 };
                 tx.put(&key, &begin);
             }
+            // Who may ask was looked up before; the volume may have been moved or deleted since.
             let known: Option<VolumeRow> = tx.get(&id)?;
-            if let Some(mut known) = known.filter(|known| known.home != volume.home) {
-                known.home = volume.home;
+            let known = known.filter(|known| known.home == volume.home);
+            let mut known = known.ok_or(StateError::Stale)?;
+            if known.home != home {
+                known.home = home;
                 tx.put(&id, &known);
             }
             if let Some(entry) = &entry {

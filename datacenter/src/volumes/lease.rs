@@ -15,7 +15,7 @@ use dedup_protocol::wire::{Message, SignedBytes};
 use super::keep::broken_entry;
 use super::{Machines, StateError, Told, fresh, lock};
 use crate::catalog::CatalogError;
-use crate::catalog::volumes::VolumeRow;
+use crate::catalog::volumes::{AuditEvent, VolumeRow};
 use crate::datacenter::Datacenter;
 use crate::restored::counter_floor;
 
@@ -110,7 +110,7 @@ impl Datacenter {
     }
 
     /// Breaks a lease at IT's word; `home` is the branch that may ask for the volume from now on. The branch that held it is told at once if its
-    /// link is up.
+    /// link is up. Of a volume that nobody holds only the home is changed, if it is another.
     pub(super) fn break_volume_lease(
         &self,
         id: DesktopId,
@@ -125,13 +125,16 @@ impl Datacenter {
         let holder = authority.row().holder.as_ref().map(|holder| holder.branch);
         let actions = match authority.break_lease(reason, force, self.now_unix_s()) {
             Ok(actions) => actions,
+            Err(BreakError::NotHeld) if home != volume.home => {
+                let event = AuditEvent::HomeChanged;
+                let entry = self.entry(id, volume, event, Generation::NONE, reason.to_owned());
+                let row = authority.row().clone();
+                self.keep_authority(&mut machines, id, volume, row, Some(entry), home)?;
+                return Ok(Ok(()));
+            }
             Err(error) => return Ok(Err(error)),
         };
-        let moved = VolumeRow {
-            home,
-            ..volume.clone()
-        };
-        let messages = self.decide(&mut machines, id, &moved, authority, actions)?;
+        let messages = self.decide_for(&mut machines, id, volume, authority, actions, home)?;
         drop(machines);
         if let Some(holder) = holder {
             for message in messages {
@@ -154,14 +157,27 @@ impl Datacenter {
         self.decide(machines, id, volume, authority, actions)
     }
 
-    /// Does what `authority`, a step further than the one in `machines`, has decided; then it takes that one's place. `volume` is kept with its row.
-    pub(super) fn decide(
+    /// Does what `authority`, a step further than the one in `machines`, has decided; then it takes that one's place.
+    fn decide(
         &self,
         machines: &mut Machines,
         id: DesktopId,
         volume: &VolumeRow,
         authority: Authority,
         actions: Vec<AuthorityAction>,
+    ) -> Result<Vec<Message>, StateError> {
+        self.decide_for(machines, id, volume, authority, actions, volume.home)
+    }
+
+    /// The same; from then on `home` may ask for the volume.
+    fn decide_for(
+        &self,
+        machines: &mut Machines,
+        id: DesktopId,
+        volume: &VolumeRow,
+        authority: Authority,
+        actions: Vec<AuthorityAction>,
+        home: BranchId,
     ) -> Result<Vec<Message>, StateError> {
         let mut messages = Vec::new();
         let mut is_kept = false;
@@ -171,7 +187,7 @@ impl Datacenter {
                     let entry = broken
                         .as_ref()
                         .map(|broken| broken_entry(broken, volume, self.now_unix_s()));
-                    self.keep_authority(machines, id, volume, row, entry)?;
+                    self.keep_authority(machines, id, volume, row, entry, home)?;
                     if let Some(broken) = broken {
                         tracing::warn!(volume = %id, desktop = volume.desktop, branch = %broken.branch, generation = broken.generation.0, reason = broken.reason, "a lease has ended");
                     }
@@ -182,7 +198,12 @@ impl Datacenter {
                     self.granted(id, generation, &holder)
                 }
                 AuthorityAction::Prove(prove) => Message::ProveLease(prove),
-                AuthorityAction::Deny(deny) => Message::DenyLease(deny),
+                AuthorityAction::Deny(deny) => {
+                    if deny.reason == DenyReason::Behind {
+                        tracing::error!(volume = %id, desktop = volume.desktop, "a branch knows more of a volume than is here; it goes on with what it has: was this datacenter restored from an old backup?");
+                    }
+                    Message::DenyLease(deny)
+                }
                 AuthorityAction::Fence(fence) => Message::FenceLease(fence),
                 AuthorityAction::Returned(returned) => Message::LeaseReturned(returned),
             });

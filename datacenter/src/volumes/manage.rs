@@ -32,7 +32,7 @@ impl From<StateError> for ManageError {
             StateError::Catalog(e) => e.into(),
             StateError::Store(e) => e.into(),
             StateError::Build(e) => Self::Manifest {
-                message: describe(&e),
+                message: describe(&*e),
             },
             other => Self::conflict(describe(&other), "try again"),
         }
@@ -114,6 +114,7 @@ fn event_name(event: AuditEvent) -> &'static str {
         AuditEvent::GenerationSettled => "generation_settled",
         AuditEvent::SnapshotDeleted => "snapshot_deleted",
         AuditEvent::VolumeDeleted => "volume_deleted",
+        AuditEvent::HomeChanged => "home_changed",
     }
 }
 

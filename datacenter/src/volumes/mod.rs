@@ -22,6 +22,7 @@ mod keep;
 mod lease;
 mod manage;
 mod policy;
+mod reading;
 mod register;
 mod write_back;
 
@@ -41,6 +42,8 @@ use crate::catalog::{CatalogError, Tx};
 use crate::datacenter::Datacenter;
 use crate::realm::random;
 pub use build::BuildError;
+use reading::Reading;
+pub use reading::TreeUse;
 pub use write_back::Received;
 
 /// Most forks of one generation: copies of one disk that came back. A branch draws their names.
@@ -88,7 +91,13 @@ pub enum StateError {
     Store(#[from] StoreError),
     /// The state could not be built.
     #[error("the volume's new state")]
-    Build(#[from] BuildError),
+    Build(#[source] Box<BuildError>),
+}
+
+impl From<BuildError> for StateError {
+    fn from(error: BuildError) -> Self {
+        Self::Build(Box::new(error))
+    }
 }
 
 impl StateError {
@@ -188,6 +197,8 @@ struct Open {
 pub struct Volumes {
     open: Mutex<HashMap<DesktopId, Open>>,
     notices: Mutex<HashMap<BranchId, Vec<Message>>>,
+    /// Trees that are being read.
+    reading: Reading,
     /// Volumes that each branch has told of, once somebody counted.
     counts: Mutex<Option<HashMap<BranchId, usize>>>,
 }

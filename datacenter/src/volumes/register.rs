@@ -156,6 +156,7 @@ impl Datacenter {
             if tx.get::<VolumeRow>(&id)?.is_some() {
                 return Ok::<_, CatalogError>(false);
             }
+            tx.raise_format()?;
             tx.put(&id, row);
             tx.put(&LineKey::own(id), &LineRow::new(line, vec![row.began]));
             Ok(true)

@@ -129,9 +129,14 @@ impl Datacenter {
         };
         // Whoever comes second finds it applied.
         let _turn = lock(&building);
-        let row = match lock(&machines).lines.get(&key) {
-            Some(open) => open.receiver.row().clone(),
-            None => return Ok(Vec::new()),
+        let (row, standing) = {
+            let machines = lock(&machines);
+            let Some(open) = machines.lines.get(&key) else {
+                return Ok(Vec::new());
+            };
+            let row = open.receiver.row().clone();
+            let standing = machines.authority.standing_of(row.line.generation);
+            (row, standing)
         };
         if row.newest == segment {
             return Ok(vec![Message::SegmentApplied(SegmentApplied {
@@ -146,6 +151,9 @@ impl Datacenter {
             .is_some_and(|staged| staged.is_whole && staged.segment == segment);
         if !is_it {
             return Ok(Vec::new());
+        }
+        if let (Standing::Past(ended), None) = (standing, key.fork) {
+            return Ok(fenced(&line, ended).messages);
         }
         // From the first node that is put until the state is a row no collection touches what it is made of.
         let hold = self.store().hold();
@@ -321,8 +329,7 @@ impl Datacenter {
         row: &LineRow,
     ) -> Result<TreeRef, StateError> {
         let tree = row.disks.first().ok_or(StateError::Stale)?;
-        let writer = hold.writer();
-        let mut editor = TreeEditor::new(self, &writer, tree)?;
+        let mut editor = TreeEditor::new(self, hold, tree)?;
         let parts = row.staged.as_ref().map_or(0, |staged| staged.parts);
         for part in 0..parts {
             let key = PartKey { line, part };

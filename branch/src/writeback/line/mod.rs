@@ -307,11 +307,13 @@ impl Line {
         self.attached.is_none() && self.send.is_some() && !self.is_spent && !self.is_broken
     }
 
-    /// Whether all that is known to be written is at the datacenter.
+    /// Whether all that is known to be written is at the datacenter. Never of a fork: that is settled.
     pub fn is_drained(&self) -> bool {
         self.send.as_ref().is_none_or(|send| {
             let facts = send.facts();
-            facts.sealed == Nonce::NONE && facts.acked.seq == facts.flushed
+            send.row().line.fork.is_none()
+                && facts.sealed == Nonce::NONE
+                && facts.acked.seq == facts.flushed
         })
     }
 

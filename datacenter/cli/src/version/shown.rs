@@ -2,7 +2,8 @@
 
 use datacenter_api::units::format_size;
 use datacenter_api::{
-    DeletedVersion, Operation, ProfileSummary, PublishResult, UpdateSummary, VerifyResult, Version,
+    DeletedVersion, ExportResult, Operation, ProfileSummary, PublishResult, UpdateSummary,
+    VerifyResult, Version,
 };
 
 use crate::config::Context;
@@ -205,4 +206,22 @@ fn profile(profile: &ProfileSummary) -> String {
             profile.boots, profile.boots_reported
         ),
     }
+}
+
+/// What an export made.
+pub(crate) fn exported(result: &ExportResult) -> Result<(), Failure> {
+    output::facts(&[
+        ("exported", Some(result.version.clone())),
+        ("file", Some(result.path.clone())),
+        ("format", Some(result.format.clone())),
+        (
+            "disk",
+            Some(format!(
+                "{}, {} of it data",
+                format_size(result.disk_bytes),
+                format_size(result.data_bytes)
+            )),
+        ),
+        ("compared", Some(format_size(result.verified_bytes))),
+    ])
 }

@@ -366,10 +366,10 @@ impl Authority {
     fn deny(&self, nonce: Nonce, reason: DenyReason) -> AuthorityAction {
         let message = match reason {
             DenyReason::Held => {
-                "another branch holds the desktop, or this one did before its disk was replaced; give it back there, or break the lease with `splice desktop break-lease`"
+                "another branch holds the desktop, or this one did before its disk was replaced; give it back there, or break the lease with `splice desktop-state break-lease`"
             }
             DenyReason::Unsettled => {
-                "too many ended leases of this desktop may still come back as forks; settle some with `splice desktop fork`"
+                "too many ended leases of this desktop may still come back as forks; settle some with `splice desktop-state fork`"
             }
             DenyReason::Spent => "an old question; it is asked anew",
             DenyReason::Unknown => "no such desktop or lease for this branch",
