@@ -18,6 +18,7 @@ use dedup_protocol::state::writeback::{
 };
 use dedup_protocol::state::{Line as LineName, Nonce};
 use dedup_protocol::wire::{Message, SignedBytes};
+use rand::{RngCore, SeedableRng};
 
 use super::line::{Common, Line, LineError};
 use super::rows::{KeptHold, OverlayOf, Rows};
@@ -465,6 +466,48 @@ fn what_is_written_comes_there_whatever_is_lost() {
         world.settle();
         assert_eq!(world.line.may_run(world.now), Ok(()));
     }
+}
+
+#[test]
+fn a_segment_of_several_parts_goes_on_where_it_stopped() {
+    let mut world = World::new(21);
+    world.line.linked(world.now).unwrap();
+    world.round(0).unwrap();
+    let overlay = world.overlay.clone().unwrap();
+    rand::rngs::StdRng::seed_from_u64(1).fill_bytes(&mut world.disk[..20 << 20]);
+    overlay.write(0, 0, &world.disk[..20 << 20]).unwrap();
+    overlay.flush().unwrap();
+    drop(overlay);
+    for _ in 0..2 {
+        world.now += 31;
+        world.line.tick(world.now).unwrap();
+    }
+    // The first part, and no more.
+    world.center.now = world.now;
+    let first = world.line.next_message().unwrap();
+    let mut inbox = VecDeque::from(world.center.hear(first));
+    while let Some(answer) = inbox.pop_front() {
+        for reply in world.line.hear(answer, world.now).unwrap() {
+            inbox.extend(world.center.hear(reply));
+        }
+    }
+    let parts = |world: &World| {
+        let rows = world.rows.rows.lock().unwrap().clone();
+        rows.1.and_then(|row| row.sealed).map(|sealed| sealed.parts)
+    };
+    assert_eq!(parts(&world), Some(1));
+    assert!(
+        world.center.state().iter().all(|byte| *byte == 0),
+        "nothing is shown before all is there"
+    );
+    world.restart();
+    assert_eq!(parts(&world), Some(1));
+    let Some(Message::OfferPart(offer)) = world.line.next_message() else {
+        panic!("it goes on by itself");
+    };
+    assert_eq!(offer.part, 1);
+    world.settle();
+    assert_eq!(parts(&world), None);
 }
 
 #[test]
