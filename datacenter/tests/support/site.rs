@@ -89,9 +89,10 @@ pub fn join(bench: &Bench, name: &str) -> BranchId {
     let made = bench.dc.create_join_token(name, &TokenRequest::default());
     let token: JoinToken = made.unwrap().token.parse().unwrap();
     let key = BranchKey::generate();
+    let now = bench.dc.now_unix_s();
     let joined = bench
         .dc
-        .redeem_join_token(&token.secret, key.csr_der(), START);
+        .redeem_join_token(&token.secret, key.csr_der(), now);
     joined.unwrap().branch
 }
 
