@@ -110,6 +110,7 @@ impl World {
             vcpus: 1,
             wanted: MachineType::Auto,
             tpm: false,
+            user_volume: None,
             created_unix_ms: 1,
             served,
             machine: None,
@@ -131,6 +132,7 @@ fn pool(name: &str, version: VersionId, pinned: &[VersionId], prestage: bool) ->
         prestage,
         machine: MachineType::Auto,
         tpm: false,
+        user_volume_mib: 0,
     }
 }
 

@@ -11,7 +11,7 @@ use dedup_store::kv::MemKv;
 use proptest::prelude::*;
 
 use super::*;
-use crate::cache::{CacheIdentity, CacheOptions};
+use crate::cache::{CacheIdentity, CacheKey, CacheOptions};
 use crate::content_map::ContentMap;
 use crate::keep::{Need, Rank};
 
@@ -80,7 +80,8 @@ fn fetcher(root: &std::path::Path) -> Fetcher {
     };
     let disk = Arc::new(HostDisk::new(root).unwrap());
     let kv = Arc::new(MemKv::new());
-    let cache = Cache::open(disk, "c", kv, identity, [9; 16], options).unwrap();
+    let sealed = CacheKey::new([4; 32]);
+    let cache = Cache::open(disk, "c", kv, identity, [9; 16], sealed, options).unwrap();
     let fetcher = Fetcher::new(Arc::new(cache), Duration::from_secs(1));
     // What is loose is what no need names.
     let needs: Vec<Need> = Rank::ALL[1..].iter().map(|rank| need(*rank)).collect();

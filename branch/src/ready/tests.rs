@@ -17,7 +17,7 @@ use proptest::prelude::*;
 
 use super::proof::{Lacking, Proof, Weighed};
 use super::*;
-use crate::cache::{Cache, CacheIdentity, CacheOptions};
+use crate::cache::{Cache, CacheIdentity, CacheKey, CacheOptions};
 
 struct Leaves(HashMap<NodeId, Vec<u8>>);
 
@@ -284,6 +284,7 @@ fn cache(root: &std::path::Path) -> Cache {
         Arc::new(kv),
         identity,
         [9; 16],
+        CacheKey::new([4; 32]),
         options,
     )
     .unwrap()
