@@ -85,6 +85,17 @@ pub enum VolumeError {
         /// Why.
         source: ListenError,
     },
+    /// A user volume that was there once is not.
+    #[error(
+        "the user volume of desktop {name} (disks/{dir}) is gone; put it back from a copy, with its key, or give it up: `splice desktop delete {name}` \
+         removes it and the desktop"
+    )]
+    UserVolumeGone {
+        /// The desktop.
+        name: String,
+        /// Where it would be.
+        dir: String,
+    },
     /// The overlay's files could not be removed.
     #[error("remove the overlay of desktop {name}")]
     Remove {
@@ -145,6 +156,12 @@ impl OpenVolume {
     /// Bytes in its overlay's log.
     pub fn overlay_bytes(&self) -> u64 {
         self.overlay.stats().log_bytes
+    }
+
+    /// Bytes that were written to its overlays and can still be read. Compaction changes how long their logs are, and nothing of this.
+    pub fn held_bytes(&self) -> u64 {
+        let held = self.overlays().map(|overlay| overlay.stats().live_bytes);
+        held.sum()
     }
 
     fn vhost_user(&self) -> MutexGuard<'_, Option<VhostUserServer>> {

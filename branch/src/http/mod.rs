@@ -42,7 +42,7 @@ impl From<DesktopError> for ApiError {
             DesktopError::NotFound(_) | DesktopError::NoPool { .. } => StatusCode::NOT_FOUND,
             DesktopError::OtherPool { .. }
             | DesktopError::Busy { .. }
-            | DesktopError::Volume(VolumeError::Key { .. })
+            | DesktopError::Volume(VolumeError::Key { .. } | VolumeError::UserVolumeGone { .. })
             | DesktopError::Machine(
                 MachineError::NoSplice { .. }
                 | MachineError::NoProgram { .. }

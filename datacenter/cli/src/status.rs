@@ -66,9 +66,7 @@ pub async fn run(context: &Context, _arguments: Arguments) -> Result<(), Failure
     }
     let more = status.not_ready.len().saturating_sub(NOT_READY_SHOWN);
     if more > 0 {
-        output::aside(format_args!(
-            "and {more} branches more; --json names them"
-        ));
+        output::aside(format_args!("and {more} branches more; --json names them"));
     }
     for warning in &status.warnings {
         output::aside(format_args!("warning: {warning}"));
