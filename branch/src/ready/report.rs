@@ -23,9 +23,9 @@ fn firmware_bytes(record: &VersionRecord) -> u64 {
     }
 }
 
-/// What overlays take of the disk that hold so many bytes: compaction lets a log be half as long again.
+/// What overlays take of the disk at most that hold so many bytes, by what compaction leaves in their logs.
 fn on_disk(held_bytes: u64) -> u64 {
-    held_bytes.saturating_add(held_bytes / 2)
+    held_bytes.saturating_mul(2)
 }
 
 impl Branch {
