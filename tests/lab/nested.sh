@@ -62,6 +62,10 @@ own debian-v1.vmlinuz kernel
 own debian-v1.initrd initrd
 own debian-v1.raw disk
 [ ! "$with_demo" ] || own debian-v2.raw disk-v2
+# The kernel of L1, which has more drivers than that of a cloud image.
+mkdir -p "$work/lab/generic"
+own lab.vmlinuz generic/kernel
+own lab.initrd generic/initrd
 printf '%s\n' "$*" >"$work/lab/checks"
 cat >"$work/lab/init" <<'INIT'
 #!/bin/sh

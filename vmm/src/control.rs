@@ -13,6 +13,8 @@ use crate::threads::{Role, Service};
 
 /// How long the machine's thread may take to answer.
 const ANSWER_WAIT: Duration = Duration::from_secs(30);
+/// How long it may take to save the machine: the largest memory on a slow disk.
+const SNAPSHOT_WAIT: Duration = Duration::from_secs(3600);
 /// How long a client that takes no answer is waited for.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -78,9 +80,13 @@ fn ask(line: &[u8], machine: &impl Fn() -> Option<Events>) -> Answer {
     let Some(events) = machine() else {
         return Answer::Refused("the machine is being made".into());
     };
+    let patience = match command {
+        Command::Snapshot { .. } => SNAPSHOT_WAIT,
+        _ => ANSWER_WAIT,
+    };
     let (sender, answers) = sync_channel(1);
     events.put(Event::Command(command, sender));
-    match answers.recv_timeout(ANSWER_WAIT) {
+    match answers.recv_timeout(patience) {
         Ok(answer) => answer,
         Err(_) => Answer::Refused("the machine does not answer: it has just ended".into()),
     }

@@ -36,6 +36,12 @@ enum Command {
     /// A guest's reset starts the machine anew. Exit status: 0 the guest powered off, or the machine was ended by SIGTERM or SIGINT; 1 it
     /// could not be made or could not go on; 2 wrong usage; 128 + N the machine was killed by signal N (31: a forbidden system call).
     Run(Box<run::Arguments>),
+    /// Go on with a machine that was saved by the command `snapshot` of its control socket.
+    ///
+    /// Memory comes while it runs, what the machine needed first the last time before all else. The guest finds its clocks set forward and
+    /// draws new randomness; one snapshot may be gone on from many times. Exit status: as of `run`; 3 the guest reset itself, and there was
+    /// no --kernel.
+    Resume(Box<run::ResumeArguments>),
     /// Save a picture of a machine's screen.
     ///
     /// Exit status: 0 saved; 1 not; 2 wrong usage.
@@ -52,6 +58,7 @@ fn main() -> Result<ExitCode> {
     log::to_stderr();
     match command {
         Command::Run(arguments) => run::run(&arguments),
+        Command::Resume(arguments) => run::resume(&arguments),
         Command::Screenshot { socket, file } => {
             screenshot::save(&socket, &file)?;
             Ok(ExitCode::SUCCESS)

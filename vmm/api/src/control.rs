@@ -1,5 +1,7 @@
 //! What a running machine is asked over its control socket: one JSON object a line, one answer a line.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 /// Most processors of a machine: local APIC ids of one byte, and more than a desktop uses.
@@ -25,8 +27,43 @@ pub enum Command {
         /// How much in all; 0 gives it all back.
         mib: u32,
     },
+    /// Save it into a folder that is not there yet; it is paused meanwhile. Its disks are not in there: a machine that goes on from it
+    /// needs them as they are at this moment.
+    Snapshot {
+        /// The folder.
+        dir: PathBuf,
+        /// What it does when it was saved.
+        #[serde(default)]
+        then: Then,
+    },
     /// End it now, as if the power went.
     Quit,
+}
+
+/// What a machine does when it was saved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Then {
+    /// What it did before.
+    #[default]
+    GoOn,
+    /// It ends, without having run again: its disks stay as the snapshot needs them.
+    Quit,
+}
+
+impl Command {
+    /// Whether the machine ends when it was done.
+    #[must_use]
+    pub fn ends(&self) -> bool {
+        matches!(
+            self,
+            Self::Quit
+                | Self::Snapshot {
+                    then: Then::Quit,
+                    ..
+                }
+        )
+    }
 }
 
 /// What a machine is doing.
@@ -78,6 +115,21 @@ mod tests {
             line(&Command::Balloon { mib: 256 }),
             r#"{"do":"balloon","mib":256}"#
         );
+        let snapshot: Command =
+            serde_json::from_str(r#"{"do":"snapshot","dir":"/a/b"}"#).expect("JSON");
+        assert!(
+            matches!(&snapshot, Command::Snapshot { dir, then: Then::GoOn } if dir.as_os_str() == "/a/b")
+        );
+        assert!(!snapshot.ends());
+        let last = Command::Snapshot {
+            dir: "/a/b".into(),
+            then: Then::Quit,
+        };
+        assert_eq!(
+            line(&last),
+            r#"{"do":"snapshot","dir":"/a/b","then":"quit"}"#
+        );
+        assert!(last.ends() && Command::Quit.ends());
         let answer = serde_json::to_string(&Answer::Refused("no".into())).expect("JSON");
         assert_eq!(answer, r#"{"refused":"no"}"#);
         let wrong: Result<Command, _> = serde_json::from_str(r#"{"do":"explode"}"#);

@@ -6,6 +6,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use vmm::snapshot::Loading;
+use vmm::virtio::Device;
 use vmm::virtio::vhost_user::RemoteBlock;
 use vmm_block::vhost_user::{DiskSpec, VhostUserServer};
 use vmm_block::{MemoryDevice, RawFile};
@@ -225,6 +227,43 @@ fn a_disk_without_a_server_stops_all_the_same() {
     machine.start(&[0]);
     assert_eq!(machine.drivers[0].wait().status, 0);
     assert_eq!(machine.stop(), [(1, 1)]);
+}
+
+#[test]
+fn a_disk_is_not_shared_before_its_machine_has_all_its_memory() {
+    let place = place();
+    let disk = Arc::new(MemoryDevice::new(DISK_BYTES));
+    let _server = serve(&place.socket, &disk, 1);
+    let loading = Loading::begun();
+    let remote = RemoteBlock::open(&place.socket, 1, PATIENCE).unwrap();
+    let mut machine = Machine::new(Box::new(remote.after(loading.clone())));
+    machine.start(&[0]);
+    machine.drivers[0].submit(IN, 0, Data::In(SECTOR));
+    machine.kick(0);
+    let early = machine.drivers[0].wait_for(Duration::from_millis(100));
+    assert_eq!(early, None);
+    // A machine that is saved meanwhile gets its queue back as it was.
+    assert_eq!(machine.stop(), [(0, 0)]);
+    machine.start(&[0]);
+    loading.end();
+    assert_eq!(machine.drivers[0].wait().status, 0);
+    assert_eq!(machine.stop(), [(1, 1)]);
+}
+
+#[test]
+fn a_machine_that_goes_on_needs_a_disk_of_the_same_size() {
+    let place = place();
+    let disk = Arc::new(MemoryDevice::new(DISK_BYTES));
+    let server = serve(&place.socket, &disk, 1);
+    let memory = vmm::machine::memory::create(64).unwrap();
+    let remote = || RemoteBlock::open(&place.socket, 1, PATIENCE).unwrap();
+    let saved = remote().save(&memory).unwrap();
+    remote().restore(saved.clone(), &memory).unwrap();
+    server.stop();
+    let larger = Arc::new(MemoryDevice::new(2 * DISK_BYTES));
+    let _server = serve(&place.socket, &larger, 1);
+    let refused = remote().restore(saved, &memory).unwrap_err();
+    assert_eq!(refused.to_string(), "it had 1048576 bytes, now 2097152");
 }
 
 #[test]

@@ -38,18 +38,24 @@ pub struct Vm {
 
 /// Options of a desktop, by default one processor and 512 MiB with the small Debian's disk.
 pub struct Options {
+    /// The folder with its `kernel` and `initrd`, below the guest's; empty is that itself.
+    pub system: &'static str,
     pub memory_mib: u32,
     pub vcpus: u32,
     pub disk: Option<PathBuf>,
+    /// The snapshot that it goes on from, instead of booting.
+    pub resume: Option<PathBuf>,
     pub more: Vec<String>,
 }
 
 impl Default for Options {
     fn default() -> Self {
         Self {
+            system: "",
             memory_mib: 512,
             vcpus: 1,
             disk: None,
+            resume: None,
             more: Vec::new(),
         }
     }
@@ -81,16 +87,21 @@ impl Lab {
             temp.join(format!("{check}.console")),
             temp.join(format!("{check}.control")),
         );
+        let system = self.guest.join(options.system);
         let mut command = Command::new(self.programs.join("splice-vmm"));
+        match &options.resume {
+            Some(snapshot) => command.arg("resume").arg(snapshot),
+            None => command
+                .arg("run")
+                .args(["--memory", &options.memory_mib.to_string()])
+                .args(["--vcpus", &options.vcpus.to_string()]),
+        };
         command
-            .arg("run")
             .arg("--kernel")
-            .arg(self.guest.join("kernel"))
+            .arg(system.join("kernel"))
             .arg("--initrd")
-            .arg(self.guest.join("initrd"))
+            .arg(system.join("initrd"))
             .args(["--command-line", "root=/dev/vda1 ro console=ttyS0"])
-            .args(["--memory", &options.memory_mib.to_string()])
-            .args(["--vcpus", &options.vcpus.to_string()])
             .arg("--serial-log")
             .arg(&log)
             .arg("--serial-socket")

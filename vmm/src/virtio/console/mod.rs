@@ -11,9 +11,11 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
 use virtio_queue::{Reader, Writer};
 
 use super::ring::Ring;
+use super::state::{DeviceState, DeviceStateError};
 use super::worker::{Handler, Worker};
 use super::{Device, Kind, StartError, Started, read_from};
 use crate::machine::memory::Memory;
@@ -59,6 +61,14 @@ fn queue_of(port: usize) -> usize {
     if port == 0 { 0 } else { 2 * port + 2 }
 }
 
+fn message(port: usize, event: u16, value: u16, name: &str) -> Vec<u8> {
+    let mut message = (port as u32).to_le_bytes().to_vec();
+    message.extend(event.to_le_bytes());
+    message.extend(value.to_le_bytes());
+    message.extend(name.as_bytes());
+    message
+}
+
 struct Ports {
     rings: Vec<Option<Ring>>,
     memory: Memory,
@@ -75,11 +85,7 @@ impl Ports {
             // A guest that asks again and again without listening.
             return;
         }
-        let mut message = (port as u32).to_le_bytes().to_vec();
-        message.extend(event.to_le_bytes());
-        message.extend(value.to_le_bytes());
-        message.extend(name.as_bytes());
-        self.messages.push_back(message);
+        self.messages.push_back(message(port, event, value, name));
         self.send_messages();
     }
 
@@ -194,9 +200,28 @@ impl Handler for Ports {
     }
 }
 
+/// What a snapshot keeps of a port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct PortState {
+    name: String,
+    guest_open: bool,
+    /// The guest has been told that somebody is on the host's side.
+    host_open: bool,
+}
+
+/// What a snapshot keeps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsoleState {
+    ports: Vec<PortState>,
+    /// Messages that wait for room.
+    messages: Vec<Vec<u8>>,
+}
+
 /// See the module.
 pub struct Console {
     ports: Vec<Port>,
+    /// What the guest is still to be told, while it is not at work.
+    messages: VecDeque<Vec<u8>>,
     worker: Option<Worker<Ports>>,
 }
 
@@ -210,6 +235,7 @@ impl Console {
         let ports = ports.iter().map(Port::listen).collect::<Result<_, _>>()?;
         Ok(Self {
             ports,
+            messages: VecDeque::new(),
             worker: None,
         })
     }
@@ -250,7 +276,7 @@ impl Device for Console {
             rings: started.rings,
             memory: started.memory,
             ports: std::mem::take(&mut self.ports),
-            messages: VecDeque::new(),
+            messages: std::mem::take(&mut self.messages),
         };
         let worker = Worker::spawn("console", ports, &waits);
         self.worker =
@@ -262,9 +288,99 @@ impl Device for Console {
         let Some(worker) = self.worker.take() else {
             return Vec::new();
         };
-        let mut ports = worker.stop();
-        ports.ports.iter_mut().for_each(Port::forget_guest);
-        self.ports = ports.ports;
+        let ports = worker.stop();
+        (self.ports, self.messages) = (ports.ports, ports.messages);
         ports.rings
+    }
+
+    fn reset(&mut self) {
+        self.messages.clear();
+        for port in &mut self.ports {
+            port.set_guest_open(false);
+        }
+    }
+
+    fn save(&self, _: &Memory) -> Result<DeviceState, DeviceStateError> {
+        let ports = self.ports.iter().map(|port| PortState {
+            name: port.name().to_owned(),
+            guest_open: port.guest_open(),
+            host_open: port.has_client(),
+        });
+        Ok(DeviceState::Console(ConsoleState {
+            ports: ports.collect(),
+            messages: self.messages.iter().cloned().collect(),
+        }))
+    }
+
+    fn restore(&mut self, state: DeviceState, _: &Memory) -> Result<(), DeviceStateError> {
+        let ConsoleState { ports, messages } = match state {
+            DeviceState::Console(state) => state,
+            other => return Err(other.other()),
+        };
+        let names = |ports: &mut dyn Iterator<Item = &str>| ports.collect::<Vec<_>>().join(", ");
+        let saved = names(&mut ports.iter().map(|port| port.name.as_str()));
+        let here = names(&mut self.ports.iter().map(Port::name));
+        if saved != here {
+            let what = format!("its ports were {saved}, now they are {here}");
+            return Err(DeviceStateError::Differs(what));
+        }
+        self.messages = messages.into_iter().take(MESSAGES_MAX).collect();
+        for (index, (port, saved)) in self.ports.iter_mut().zip(&ports).enumerate() {
+            port.set_guest_open(saved.guest_open);
+            if saved.host_open {
+                // Whoever that was is not here; whoever comes is told of.
+                let gone = message(index, control::PORT_OPEN, 0, "");
+                self.messages.push_back(gone);
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_that_go_on_tell_the_guest_that_the_other_side_is_gone() {
+        let temp = tempfile::tempdir().expect("a folder");
+        let memory = crate::machine::memory::create(64).expect("memory");
+        let console = |names: &[&str]| {
+            let spec = |name: &&str| PortSpec {
+                name: (*name).to_owned(),
+                socket: temp.path().join(name),
+            };
+            let ports: Vec<_> = names.iter().map(spec).collect();
+            Console::new(&ports).expect("sockets")
+        };
+        let mut before = console(&["agent", "clipboard"]);
+        before.ports[1].set_guest_open(true);
+        before
+            .messages
+            .push_back(message(0, control::PORT_READY, 1, ""));
+        let mut state = match before.save(&memory).expect("saved") {
+            DeviceState::Console(state) => state,
+            other => panic!("{other:?} is no console"),
+        };
+        state.ports[1].host_open = true;
+        let bytes = postcard::to_stdvec(&DeviceState::Console(state)).expect("bytes");
+        let parsed = || postcard::from_bytes::<DeviceState>(&bytes).expect("the same");
+        let mut after = console(&["agent", "clipboard"]);
+        after.restore(parsed(), &memory).expect("taken up");
+        assert_eq!(
+            [false, true],
+            [0, 1].map(|port: usize| after.ports[port].guest_open())
+        );
+        let told = [
+            message(0, control::PORT_READY, 1, ""),
+            message(1, control::PORT_OPEN, 0, ""),
+        ];
+        assert_eq!(after.messages, told);
+        after.reset();
+        assert!(after.messages.is_empty() && !after.ports[1].guest_open());
+        let mut other = console(&["agent", "sound"]);
+        let refused = other.restore(parsed(), &memory).expect_err("another port");
+        let text = "its ports were agent, clipboard, now they are agent, sound";
+        assert_eq!(refused.to_string(), text);
     }
 }

@@ -79,6 +79,11 @@ impl Port {
         (self.guest_ready, self.guest_open) = (false, false);
     }
 
+    /// Whether the guest's program has it open.
+    pub(super) fn guest_open(&self) -> bool {
+        self.guest_open
+    }
+
     /// Something to wait for: clients that come, and what they send.
     pub(super) fn events(&self) -> RawFd {
         self.events.as_raw_fd()

@@ -9,6 +9,7 @@ use virtio_queue::{Reader, Writer};
 pub use tap::{Tap, TapError};
 
 use super::ring::{Chain, Ring};
+use super::state::{DeviceState, DeviceStateError};
 use super::worker::{Handler, Worker};
 use super::{Device, Kind, StartError, Started, read_from};
 use crate::machine::memory::Memory;
@@ -140,6 +141,8 @@ impl Handler for Card {
 /// See the module.
 pub struct Net {
     mac: [u8; 6],
+    /// The address was chosen for this machine: one of a snapshot does not replace it.
+    is_chosen: bool,
     tap: Option<Tap>,
     worker: Option<Worker<Card>>,
 }
@@ -149,9 +152,17 @@ impl Net {
     pub fn new(mac: [u8; 6], tap: Tap) -> Self {
         Self {
             mac,
+            is_chosen: false,
             tap: Some(tap),
             worker: None,
         }
+    }
+
+    /// Has it keep its address when it takes up a snapshot's state. A guest that goes on has the address that it had until its driver
+    /// binds to the card anew: it reads it only then.
+    pub fn with_chosen_address(mut self) -> Self {
+        self.is_chosen = true;
+        self
     }
 }
 
@@ -217,5 +228,21 @@ impl Device for Net {
         let card = worker.stop();
         self.tap = Some(card.tap);
         vec![Some(card.rx), Some(card.tx)]
+    }
+
+    fn save(&self, _: &Memory) -> Result<DeviceState, DeviceStateError> {
+        Ok(DeviceState::Net { mac: self.mac })
+    }
+
+    fn restore(&mut self, state: DeviceState, _: &Memory) -> Result<(), DeviceStateError> {
+        match state {
+            DeviceState::Net { mac } => {
+                if !self.is_chosen {
+                    self.mac = mac;
+                }
+                Ok(())
+            }
+            other => Err(other.other()),
+        }
     }
 }

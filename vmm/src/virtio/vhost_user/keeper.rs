@@ -6,6 +6,8 @@
 //!     └── wait, longer each time ──┘◄─────────────────────────┘
 //! ```
 //!
+//! A machine that goes on from a snapshot has its memory first: a server would find zeros where it is not loaded yet.
+//!
 //! While no server is there, the guest's requests stay in its rings and the guest waits. Invariant: the memory for requests in flight is
 //! kept from start to stop and given to every server, so that a request that one has taken and not answered is answered by the next.
 
@@ -26,6 +28,7 @@ use super::{QUEUE_SIZE, told_config};
 use crate::machine::bus::lock;
 use crate::machine::memory::Memory;
 use crate::sandbox::door::Door;
+use crate::snapshot::Loading;
 use crate::virtio::F_RINGS;
 use crate::virtio::ring::{Interrupt, Ring};
 
@@ -34,6 +37,19 @@ const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_millis(500);
 /// How long a stop waits for a server that finishes what another one has taken. The guest that resets its disk waits for it.
 const LAST_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often it is looked whether the memory is there.
+const LOADING_LOOK: Duration = Duration::from_millis(5);
+
+/// Memory for requests in flight, and where they are in it.
+pub(super) type Inflight = (InflightPlace, OwnedFd);
+
+/// What comes back when the queues are not served any more.
+pub(super) struct Back {
+    pub(super) rings: Vec<Option<Ring>>,
+    /// Requests that no server has answered are in there: the next one must have it.
+    pub(super) left: Option<Inflight>,
+}
 
 /// See the module.
 pub(super) struct Keeper {
@@ -45,12 +61,21 @@ pub(super) struct Keeper {
     pub(super) interrupt: Arc<Interrupt>,
     pub(super) config: Arc<Mutex<[u8; CONFIG_BYTES]>>,
     pub(super) stop: EventFd,
-    pub(super) inflight: Option<(InflightPlace, OwnedFd)>,
+    pub(super) inflight: Option<Inflight>,
+    pub(super) loading: Loading,
 }
 
 impl Keeper {
     /// Runs until it is told to stop; the rings come back with their places.
-    pub(super) fn run(mut self) -> Vec<Option<Ring>> {
+    pub(super) fn run(mut self) -> Back {
+        if !self.loading.is_over() {
+            self.loading.hurry();
+        }
+        while !self.loading.is_over() {
+            if self.is_stopped_within(LOADING_LOOK) {
+                return self.take_back(None);
+            }
+        }
         let mut pause = PAUSE_MIN;
         let mut told = String::new();
         loop {
@@ -165,13 +190,18 @@ impl Keeper {
     }
 
     /// Has the server finish what it has in work and takes the queues back.
-    fn take_back(mut self, link: Option<Link>) -> Vec<Option<Ring>> {
+    fn take_back(mut self, link: Option<Link>) -> Back {
         let deadline = Instant::now() + LAST_PATIENCE;
         let mut link = link;
         loop {
             if let Some(link) = link.take() {
                 match self.stop_queues(&link) {
-                    Ok(()) => return self.rings,
+                    Ok(()) => {
+                        return Back {
+                            rings: self.rings,
+                            left: None,
+                        };
+                    }
                     Err(error) => {
                         let error = &error as &dyn std::error::Error;
                         tracing::warn!(socket = %self.door.path().display(), error, "a disk's queues do not come back");
@@ -185,7 +215,8 @@ impl Keeper {
             std::thread::sleep(PAUSE_MAX / 4);
             link = self.hand_over(false).ok();
         }
-        if self.is_waited_for() {
+        let is_waited_for = self.is_waited_for();
+        if is_waited_for {
             tracing::warn!(socket = %self.door.path().display(), "a disk stops without its server; requests are left");
         }
         for ring in self.rings.iter_mut().flatten() {
@@ -193,7 +224,10 @@ impl Keeper {
             let used = used.map_or(ring.queue().next_used(), |used| used.0);
             ring.set_places(used, used);
         }
-        self.rings
+        Back {
+            rings: self.rings,
+            left: self.inflight.filter(|_| is_waited_for),
+        }
     }
 
     fn stop_queues(&mut self, link: &Link) -> Result<(), LinkError> {

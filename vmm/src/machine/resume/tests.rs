@@ -1,0 +1,423 @@
+//! A guest that counts, saved and gone on with on the host's KVM; devices that a guest has configured in any way.
+
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
+use vm_memory::{Bytes, GuestAddress};
+use vmm_api::{Answer, Command, Then};
+use vmm_block::MemoryDevice;
+
+use super::*;
+use crate::legacy::generation;
+use crate::machine::boot::BootSource;
+use crate::machine::bus::Registers;
+use crate::machine::memory::Memory;
+use crate::machine::{End, MachineSpec, open_kvm};
+use crate::pci::Function;
+use crate::virtio::balloon::Balloon;
+use crate::virtio::block::{Block, Disk, Limits};
+use crate::virtio::input::{Input, InputSender, Model};
+use crate::virtio::rng::Rng;
+use crate::virtio::state::TransportState;
+use crate::virtio::{F_RINGS, F_VERSION_1};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Where the guest counts to.
+const COUNT: u64 = 0x30_0000;
+const CODE: u64 = 0x20_0000;
+
+/// Counts in a register, keeps the count in memory, and prints a dot for every 256.
+const GUEST: [u8; 28] = [
+    0x48, 0xc7, 0xc3, 0x00, 0x00, 0x30, 0x00, // mov rbx, COUNT
+    0x31, 0xc9, //                               xor ecx, ecx
+    0x48, 0xff, 0xc1, //                         inc rcx
+    0x48, 0x89, 0x0b, //                         mov [rbx], rcx
+    0x84, 0xc9, //                               test cl, cl
+    0x75, 0xf6, //                               jnz to the inc
+    0x66, 0xba, 0xf8, 0x03, //                   mov dx, 0x3f8
+    0xb0, 0x2e, //                               mov al, '.'
+    0xee, //                                     out dx, al
+    0xeb, 0xed, //                               jmp to the inc
+];
+
+fn elf(code: &[u8]) -> tempfile::NamedTempFile {
+    let mut file = b"\x7fELF\x02\x01\x01".to_vec();
+    file.resize(16, 0);
+    file.extend([2, 0, 62, 0, 1, 0, 0, 0]);
+    for long in [CODE, 64, 0] {
+        file.extend(long.to_le_bytes());
+    }
+    file.extend([0, 0, 0, 0, 64, 0, 56, 0, 1, 0, 64, 0, 0, 0, 0, 0]);
+    file.extend([1, 0, 0, 0, 5, 0, 0, 0]);
+    let len = code.len() as u64;
+    for long in [120, CODE, CODE, len, len, 0x1000] {
+        file.extend(u64::to_le_bytes(long));
+    }
+    file.extend(code);
+    let named = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(named.path(), file).expect("written");
+    named
+}
+
+fn kvm() -> Option<Kvm> {
+    let kvm = open_kvm();
+    kvm.inspect_err(|error| eprintln!("{error}: nothing to run a guest on"))
+        .ok()
+}
+
+fn devices(disk_bytes: usize) -> Devices {
+    let disk = Disk {
+        device: Arc::new(MemoryDevice::new(disk_bytes)),
+        serial: "one".into(),
+        queues: 2,
+        limits: Limits::default(),
+    };
+    let keyboard = Input::new(Model::Keyboard, InputSender::default());
+    vec![
+        ("disk-0".into(), Box::new(Block::new(disk))),
+        ("balloon".into(), Box::new(Balloon::default())),
+        ("rng".into(), Box::<Rng>::default()),
+        ("keyboard".into(), Box::new(keyboard)),
+    ]
+}
+
+fn build(kvm: &Kvm) -> Machine {
+    let kernel = elf(&GUEST);
+    let boot = BootSource::open(kernel.path(), None, "").expect("a file");
+    let spec = MachineSpec {
+        memory_mib: 64,
+        vcpus: 2,
+        boot: &boot,
+        devices: devices(1 << 20),
+        serial: SerialLine::default(),
+        balloon: None,
+    };
+    Machine::build(kvm, spec).expect("a machine")
+}
+
+fn spec(devices: Devices) -> ResumeSpec {
+    ResumeSpec {
+        devices,
+        serial: SerialLine::default(),
+        balloon: None,
+        loading: Loading::begun(),
+        on_damage: Box::new(|error| panic!("{error}")),
+    }
+}
+
+/// A machine that runs.
+struct Running {
+    memory: Memory,
+    events: Events,
+    thread: JoinHandle<(End, Devices)>,
+}
+
+impl Running {
+    fn start(machine: Machine) -> Self {
+        Self {
+            memory: machine.board.memory.clone(),
+            events: machine.events(),
+            thread: std::thread::spawn(move || machine.run(0)),
+        }
+    }
+
+    fn ask(&self, command: Command) -> Answer {
+        let (sender, answers) = sync_channel(1);
+        self.events.put(Event::Command(command, sender));
+        answers.recv_timeout(PATIENCE).expect("an answer")
+    }
+
+    fn count(&self) -> u64 {
+        count(&self.memory)
+    }
+
+    fn wait_beyond(&self, count: u64) -> u64 {
+        let begun = Instant::now();
+        loop {
+            let now = self.count();
+            if now > count {
+                return now;
+            }
+            assert!(
+                begun.elapsed() < PATIENCE,
+                "the guest does not count beyond {count}"
+            );
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn end(self) -> End {
+        self.thread.join().expect("no panic").0
+    }
+}
+
+fn count(memory: &Memory) -> u64 {
+    memory.read_obj(GuestAddress(COUNT)).expect("memory")
+}
+
+fn snapshot(dir: &Path, then: Then) -> Command {
+    Command::Snapshot {
+        dir: dir.to_owned(),
+        then,
+    }
+}
+
+#[test]
+fn a_guest_goes_on_counting_in_every_machine_of_its_snapshot() {
+    let Some(kvm) = kvm() else { return };
+    let temp = tempfile::tempdir().expect("a folder");
+    let dir = temp.path().join("snap");
+    let before = Running::start(build(&kvm));
+    let reached = before.wait_beyond(1000);
+    assert_eq!(before.ask(snapshot(&dir, Then::GoOn)), Answer::Done);
+    let generation = generation::read(&before.memory).expect("memory");
+    let later = before.count();
+    before.wait_beyond(later + 1000);
+    let again = before.ask(snapshot(&dir, Then::GoOn));
+    assert!(matches!(again, Answer::Refused(reason) if reason.contains("is there already")));
+    before.wait_beyond(before.count());
+    assert_eq!(before.ask(Command::Quit), Answer::Done);
+    assert_eq!(before.end(), End::Off);
+
+    let mut generations = vec![generation];
+    let mut saved = None;
+    for _ in 0..2 {
+        let opened = Snapshot::open(&dir).expect("whole");
+        let machine = Machine::resume(&kvm, opened, spec(devices(1 << 20)));
+        let machine = machine.expect("the same host and devices");
+        let from = count(&machine.board.memory);
+        assert!(from >= reached, "{from} was saved after {reached}");
+        assert_eq!(*saved.get_or_insert(from), from, "the same place");
+        generations.push(generation::read(&machine.board.memory).expect("memory"));
+        let after = Running::start(machine);
+        after.wait_beyond(from + 1000);
+        assert_eq!(after.ask(Command::Quit), Answer::Done);
+        assert_eq!(after.end(), End::Off);
+    }
+    generations.sort_unstable();
+    generations.dedup();
+    assert_eq!(
+        generations.len(),
+        3,
+        "each machine has a generation of its own"
+    );
+}
+
+#[test]
+fn a_machine_that_ends_with_its_snapshot_can_be_saved_again_while_it_loads() {
+    let Some(kvm) = kvm() else { return };
+    let temp = tempfile::tempdir().expect("a folder");
+    let mut running = Running::start(build(&kvm));
+    let mut reached = running.wait_beyond(500);
+    for round in 0..3 {
+        let dir = temp.path().join(format!("snap-{round}"));
+        // A paused machine is saved as well, and what goes on runs.
+        if round == 1 {
+            assert_eq!(running.ask(Command::Pause), Answer::Done);
+        }
+        assert_eq!(running.ask(snapshot(&dir, Then::Quit)), Answer::Done);
+        let last = running.count();
+        assert!(last >= reached);
+        assert_eq!(running.end(), End::Off);
+        let opened = Snapshot::open(&dir).expect("whole");
+        let machine = Machine::resume(&kvm, opened, spec(devices(1 << 20))).expect("a machine");
+        assert_eq!(count(&machine.board.memory), last, "nothing ran in between");
+        running = Running::start(machine);
+        reached = running.wait_beyond(last + 500);
+    }
+    assert_eq!(running.ask(Command::Quit), Answer::Done);
+    assert_eq!(running.end(), End::Off);
+}
+
+#[test]
+fn other_machines_and_hosts_are_refused_with_what_differs() {
+    let Some(kvm) = kvm() else { return };
+    let temp = tempfile::tempdir().expect("a folder");
+    let dir = temp.path().join("snap");
+    let running = Running::start(build(&kvm));
+    running.wait_beyond(1);
+    assert_eq!(running.ask(snapshot(&dir, Then::Quit)), Answer::Done);
+    running.end();
+    let open = || Snapshot::open(&dir).expect("whole");
+    let refused = |snapshot, devices| {
+        let resumed = Machine::resume(&kvm, snapshot, spec(devices));
+        super::super::chain(&resumed.err().expect("refused"))
+    };
+    let mut fewer = devices(1 << 20);
+    fewer.pop();
+    let told = refused(open(), fewer);
+    assert!(
+        told.contains(
+            "has the devices disk-0, balloon, rng, keyboard, this one has disk-0, balloon, rng"
+        ),
+        "{told}"
+    );
+    let told = refused(open(), devices(2 << 20));
+    assert_eq!(told, "device disk-0: it had 1048576 bytes, now 2097152");
+    let mut other = open();
+    let mut cpuid = other.saved.processors.0[0].cpuid.iter_mut();
+    let leaf = cpuid.find(|entry| entry.function == 7 && entry.index == 0);
+    if let Some(leaf) = leaf {
+        leaf.ebx = u32::MAX;
+        let told = refused(other, devices(1 << 20));
+        assert!(told.contains("whose guest relies on: "), "{told}");
+    }
+    let mut fewer = open();
+    fewer.saved.processors.0.pop();
+    assert!(refused(fewer, devices(1 << 20)).contains("processors"));
+}
+
+#[test]
+fn a_damaged_snapshot_is_refused() {
+    let Some(kvm) = kvm() else { return };
+    let temp = tempfile::tempdir().expect("a folder");
+    let dir = temp.path().join("snap");
+    let running = Running::start(build(&kvm));
+    running.wait_beyond(1);
+    assert_eq!(running.ask(snapshot(&dir, Then::Quit)), Answer::Done);
+    running.end();
+    let path = dir.join("state");
+    let whole = std::fs::read(&path).expect("there");
+    for round in 0..40 {
+        let at = whole.len() * round / 40;
+        let mut damaged = whole.clone();
+        damaged[at] ^= 1 << (round % 8);
+        std::fs::write(&path, damaged).expect("written");
+        assert!(
+            Snapshot::open(&dir).is_err(),
+            "bit {} of byte {at}",
+            round % 8
+        );
+        std::fs::write(&path, &whole[..at]).expect("written");
+        assert!(Snapshot::open(&dir).is_err(), "cut at {at}");
+    }
+    std::fs::write(&path, &whole).expect("written");
+    assert!(Snapshot::open(&dir).is_ok());
+    std::fs::remove_file(dir.join("memory")).expect("removed");
+    assert!(Snapshot::open(&dir).is_err());
+    assert!(
+        Snapshot::open(temp.path()).is_err(),
+        "a folder that is none"
+    );
+}
+
+/// A file that is whole and makes no sense, as somebody may have written it: it is refused, or a machine that is its own loss.
+#[test]
+fn no_state_that_somebody_has_made_up_ends_the_process() {
+    let Some(kvm) = kvm() else { return };
+    let temp = tempfile::tempdir().expect("a folder");
+    let dir = temp.path().join("snap");
+    let running = Running::start(build(&kvm));
+    running.wait_beyond(1);
+    assert_eq!(running.ask(snapshot(&dir, Then::Quit)), Answer::Done);
+    running.end();
+    let path = dir.join("state");
+    let whole = std::fs::read(&path).expect("there");
+    let mut random = TestRunner::deterministic();
+    let mut draw = |end: usize| {
+        let tree = (0..end).new_tree(&mut random).expect("a number");
+        tree.current()
+    };
+    for _ in 0..150 {
+        let mut body = whole[56..].to_vec();
+        for _ in 0..=draw(3) {
+            let at = draw(body.len());
+            body[at] = draw(256) as u8;
+        }
+        let mut file = whole[..24].to_vec();
+        file.extend(blake3::hash(&body).as_bytes());
+        file.extend(body);
+        std::fs::write(&path, file).expect("written");
+        let Ok(opened) = Snapshot::open(&dir) else {
+            continue;
+        };
+        let spec = ResumeSpec {
+            on_damage: Box::new(|_| ()),
+            ..spec(devices(1 << 20))
+        };
+        if let Ok(machine) = Machine::resume(&kvm, opened, spec) {
+            machine.end();
+        }
+    }
+}
+
+fn board(kvm: &Kvm) -> Board {
+    let memory = memory::create(64).expect("memory");
+    let (events, _) = Events::new();
+    Board::new(
+        kvm,
+        memory,
+        devices(1 << 20),
+        SerialLine::default(),
+        &events,
+    )
+    .expect("a board")
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    /// Whatever a guest has written into a device's registers, the device that takes up its state is like it.
+    #[test]
+    fn transports_come_back_as_they_were(
+        index in 0usize..4,
+        configured in prop::collection::vec((0usize..0x100, any::<[u8; 4]>()), 0..8),
+        written in prop::collection::vec(
+            (prop_oneof![0u64..0x38, 0x2000u64..0x2010, 0x4000u64..0x4030], any::<u32>(), prop_oneof![Just(1usize), Just(2), Just(4)]), 0..40),
+    ) {
+        let Some(kvm) = kvm() else { return Ok(()) };
+        let (before, after) = (board(&kvm), board(&kvm));
+        let mut device = lock(&before.devices[index]);
+        for (offset, data) in configured {
+            device.write_config(offset & !3, &data);
+        }
+        for (offset, value, len) in written {
+            // The driver is not ready: devices at work are another test.
+            let value = if offset == 0x14 { value & 0b1011 } else { value };
+            Registers::write(&mut *device, offset, &value.to_le_bytes()[..len]);
+        }
+        let saved = device.save().expect("at rest");
+        let bytes = postcard::to_stdvec(&saved).expect("bytes");
+        let parsed: TransportState = postcard::from_bytes(&bytes).expect("the same");
+        prop_assert_eq!(&parsed, &saved);
+        let mut other = lock(&after.devices[index]);
+        other.lift().expect("lifted");
+        other.restore(parsed).expect("a device like it");
+        prop_assert_eq!(other.save().expect("at rest"), saved);
+    }
+
+    /// No state that a file may hold makes a device panic; one that is taken up is the one that is saved next.
+    #[test]
+    fn hostile_states_are_refused_or_taken_up(
+        index in 0usize..4,
+        status: u8, features: u64, started: bool,
+        vectors in prop::collection::vec(any::<u16>(), 0..6),
+        rings in prop::collection::vec(any::<[u64; 3]>(), 4),
+        places in prop::collection::vec(any::<[u16; 2]>(), 4),
+    ) {
+        let Some(kvm) = kvm() else { return Ok(()) };
+        let board = board(&kvm);
+        let mut device = lock(&board.devices[index]);
+        let mut state = device.save().expect("at rest");
+        state.status = status;
+        // Those of rings, which every device has.
+        state.driver_features = features & F_RINGS | F_VERSION_1;
+        state.is_started = started;
+        state.vectors = vectors;
+        for (at, queue) in state.queues.iter_mut().enumerate() {
+            queue.ready = true;
+            queue.rings = [rings[at % 4][0] & !15, rings[at % 4][1] & !1, rings[at % 4][2] & !3];
+            [queue.next_available, queue.next_used] = places[at % 4];
+        }
+        device.lift().expect("lifted");
+        if device.restore(state).is_ok() {
+            device.go_on();
+            device.suspend();
+            let _ = device.save();
+        }
+    }
+}
