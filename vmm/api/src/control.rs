@@ -1,7 +1,5 @@
 //! What a running machine is asked over its control socket: one JSON object a line, one answer a line.
 
-use std::path::PathBuf;
-
 use serde::{Deserialize, Serialize};
 
 /// Most processors of a machine: local APIC ids of one byte, and more than a desktop uses.
@@ -27,11 +25,10 @@ pub enum Command {
         /// How much in all; 0 gives it all back.
         mib: u32,
     },
-    /// Save it into a folder that is not there yet; it is paused meanwhile. Its disks are not in there: a machine that goes on from it
-    /// needs them as they are at this moment.
+    /// Save it; it is paused meanwhile. The files are handed in with this line as descriptors (SCM_RIGHTS), empty and open for writing:
+    /// first the one for its state, then the one for its memory. Its disks are not in there: a machine that goes on from it needs them as
+    /// they are at this moment.
     Snapshot {
-        /// The folder.
-        dir: PathBuf,
         /// What it does when it was saved.
         #[serde(default)]
         then: Then,
@@ -55,14 +52,7 @@ impl Command {
     /// Whether the machine ends when it was done.
     #[must_use]
     pub fn ends(&self) -> bool {
-        matches!(
-            self,
-            Self::Quit
-                | Self::Snapshot {
-                    then: Then::Quit,
-                    ..
-                }
-        )
+        matches!(self, Self::Quit | Self::Snapshot { then: Then::Quit })
     }
 }
 
@@ -115,20 +105,11 @@ mod tests {
             line(&Command::Balloon { mib: 256 }),
             r#"{"do":"balloon","mib":256}"#
         );
-        let snapshot: Command =
-            serde_json::from_str(r#"{"do":"snapshot","dir":"/a/b"}"#).expect("JSON");
-        assert!(
-            matches!(&snapshot, Command::Snapshot { dir, then: Then::GoOn } if dir.as_os_str() == "/a/b")
-        );
+        let snapshot: Command = serde_json::from_str(r#"{"do":"snapshot"}"#).expect("JSON");
+        assert_eq!(snapshot, Command::Snapshot { then: Then::GoOn });
         assert!(!snapshot.ends());
-        let last = Command::Snapshot {
-            dir: "/a/b".into(),
-            then: Then::Quit,
-        };
-        assert_eq!(
-            line(&last),
-            r#"{"do":"snapshot","dir":"/a/b","then":"quit"}"#
-        );
+        let last = Command::Snapshot { then: Then::Quit };
+        assert_eq!(line(&last), r#"{"do":"snapshot","then":"quit"}"#);
         assert!(last.ends() && Command::Quit.ends());
         let answer = serde_json::to_string(&Answer::Refused("no".into())).expect("JSON");
         assert_eq!(answer, r#"{"refused":"no"}"#);

@@ -179,7 +179,7 @@ impl Board {
 }
 
 /// A VM with its memory, interrupt controllers and timer.
-fn create_vm(kvm: &Kvm, memory: &Memory) -> Result<VmFd, MachineError> {
+pub(crate) fn create_vm(kvm: &Kvm, memory: &Memory) -> Result<VmFd, MachineError> {
     let failed = |step| move |error| MachineError::Kvm(step, error);
     let vm = kvm.create_vm().map_err(failed("create a VM"))?;
     vm.set_identity_map_address(IDENTITY_MAP)

@@ -17,6 +17,7 @@ pub mod state;
 pub mod vcpu;
 
 use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
 use std::sync::mpsc::Receiver;
 
 use kvm_bindings::CpuId;
@@ -26,7 +27,7 @@ use vmm_api::{Answer, Command, MachineState, MachineStatus, Then};
 use crate::legacy::generation::{self, GenerationError};
 use crate::legacy::serial::SerialLine;
 use crate::pci::DEVICES_MAX;
-use crate::snapshot::{Pager, SnapshotError};
+use crate::snapshot::{Pager, SnapshotError, Target};
 use crate::virtio::Device;
 use crate::virtio::balloon::BalloonSize;
 use board::Board;
@@ -36,8 +37,8 @@ use event::{Event, Events};
 use vcpu::Vcpu;
 
 pub use board::LegacyState;
+pub(crate) use board::create_vm;
 pub use resume::ResumeSpec;
-
 pub use vmm_api::VCPUS_MAX;
 
 /// What a machine is made of.
@@ -194,8 +195,8 @@ impl Machine {
                 Ok(Event::PowerOff | Event::Quit) | Err(_) => break End::Off,
                 Ok(Event::Reset) => break End::Reset,
                 Ok(Event::Failed(reason)) => break End::Failed(reason),
-                Ok(Event::Command(command, answer)) => {
-                    let done = self.obey(&command, resets);
+                Ok(Event::Command(command, files, answer)) => {
+                    let done = self.obey(&command, files, resets);
                     let is_end = command.ends() && done == Answer::Done;
                     // Whoever asked may have gone away.
                     let _ = answer.send(done);
@@ -218,7 +219,7 @@ impl Machine {
         self.vcpus.iter().for_each(Vcpu::pause);
     }
 
-    fn obey(&mut self, command: &Command, resets: u32) -> Answer {
+    fn obey(&mut self, command: &Command, files: Vec<OwnedFd>, resets: u32) -> Answer {
         match command {
             Command::Status => {
                 return Answer::Status(MachineStatus {
@@ -239,8 +240,10 @@ impl Machine {
                 }
                 Some(balloon) => balloon.ask_mib(*mib),
             },
-            Command::Snapshot { dir, then } => {
-                if let Err(error) = self.snapshot(dir, *then == Then::Quit) {
+            Command::Snapshot { then } => {
+                let target = Target::new(files);
+                let saved = target.and_then(|target| self.snapshot(&target, *then == Then::Quit));
+                if let Err(error) = saved {
                     return Answer::Refused(chain(&error));
                 }
             }

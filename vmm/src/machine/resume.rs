@@ -10,7 +10,6 @@
 mod tests;
 
 use std::collections::VecDeque;
-use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use kvm_ioctls::{Kvm, VcpuFd};
@@ -23,7 +22,9 @@ use super::state::{Processors, StateError, VcpuState, VmState, features, msr_ind
 use super::vcpu::{self, Vcpu};
 use super::{Devices, Machine, MachineError, VCPUS_MAX, memory};
 use crate::legacy::serial::SerialLine;
-use crate::snapshot::{self, Loading, OnDamage, Saved, Shape, Snapshot, SnapshotError};
+use crate::snapshot::{
+    self, Faults, Loading, OnDamage, Saved, Shape, Snapshot, SnapshotError, Target,
+};
 use crate::virtio::balloon::BalloonSize;
 use crate::virtio::state::DeviceStates;
 
@@ -37,6 +38,8 @@ pub struct ResumeSpec {
     pub balloon: Option<BalloonSize>,
     /// Tells when its memory is there; made by [`Loading::begun`].
     pub loading: Loading,
+    /// What missing pages are told of by. Without, all memory is loaded before the machine goes on.
+    pub faults: Option<Faults>,
     /// Called when its memory cannot be had.
     pub on_damage: OnDamage,
 }
@@ -47,9 +50,9 @@ fn now() -> Duration {
 }
 
 impl Machine {
-    /// Saves the machine into the folder `dir`, which is not there yet. It goes on then, unless it is to be ended: if `ends` and it was
-    /// saved, it never runs again, so that its disks are as the snapshot has them.
-    pub(super) fn snapshot(&mut self, dir: &Path, ends: bool) -> Result<(), SnapshotError> {
+    /// Saves the machine into these files. It goes on then, unless it is to be ended: if `ends` and it was saved, it never runs again, so
+    /// that its disks are as the snapshot has them.
+    pub(super) fn snapshot(&mut self, target: &Target, ends: bool) -> Result<(), SnapshotError> {
         let vcpus = std::mem::take(&mut self.vcpus).into_iter();
         let taken: Vec<_> = vcpus.map(|vcpu| (vcpu.index(), vcpu.quit())).collect();
         // One that has failed has told so: the machine ends.
@@ -65,7 +68,7 @@ impl Machine {
         }
         let result = self
             .check_no_end()
-            .and_then(|()| self.save(dir, &processors));
+            .and_then(|()| self.save(target, &processors));
         if !(ends && result.is_ok()) {
             self.go_on(processors)?;
         }
@@ -83,7 +86,7 @@ impl Machine {
         }
     }
 
-    fn save(&self, dir: &Path, processors: &[VcpuFd]) -> Result<(), SnapshotError> {
+    fn save(&self, target: &Target, processors: &[VcpuFd]) -> Result<(), SnapshotError> {
         let board = &self.board;
         let mut devices = Vec::new();
         for device in &board.devices {
@@ -111,7 +114,7 @@ impl Machine {
             legacy: board.save(),
             devices: DeviceStates(devices),
         };
-        snapshot::write(dir, &board.memory, &saved)
+        snapshot::write(target, &board.memory, &saved)
     }
 
     fn go_on(&mut self, processors: Vec<VcpuFd>) -> Result<(), SnapshotError> {
@@ -140,14 +143,21 @@ impl Machine {
         let Snapshot {
             saved,
             image,
-            folder,
+            working_set,
         } = snapshot;
         check_host(kvm, &saved)?;
         let names = spec.devices.iter().map(|(name, _)| name.as_str());
         saved.check_devices(names)?;
         let memory_mib = saved.shape.memory_mib;
         let memory = memory::create(memory_mib)?;
-        let pager = snapshot::give(image, &memory, &folder, spec.loading, spec.on_damage)?;
+        let pager = snapshot::give(
+            image,
+            &memory,
+            working_set,
+            spec.faults,
+            spec.loading,
+            spec.on_damage,
+        )?;
         let (events, taken) = Events::new();
         let board = Board::new(kvm, memory, spec.devices, spec.serial, &events)?;
         let asleep = now().saturating_sub(saved.shape.taken_at);

@@ -9,6 +9,7 @@ use vmm::machine::Devices;
 use vmm::rfb::{self, Inputs};
 use vmm::sandbox::door::{Clerk, Door};
 use vmm::screen::Screen;
+use vmm::snapshot::Loading;
 use vmm::threads::Service;
 use vmm::virtio::Device;
 use vmm::virtio::balloon::{Balloon, BalloonSize};
@@ -16,13 +17,13 @@ use vmm::virtio::block::{Block, Disk};
 use vmm::virtio::console::{Console, PORTS_MAX, PortSpec};
 use vmm::virtio::gpu::Gpu;
 use vmm::virtio::input::{Input, Model};
-use vmm::virtio::net::{Net, Tap};
+use vmm::virtio::net::{self, Net, Tap};
 use vmm::virtio::rng::Rng;
 use vmm::virtio::vhost_user::RemoteBlock;
 use vmm::virtio::vsock::Vsock;
-use vmm_block::{BlockDevice, RawFile};
+use vmm_block::RawFile;
 
-use super::options::{Arguments, DiskOption, DiskSource, VsockOption};
+use super::options::{DiskOption, DiskSource, HostArguments, VsockOption};
 
 /// A screen and hands for it, which outlive machines: viewers stay when the guest resets.
 pub(super) struct Display {
@@ -33,10 +34,10 @@ pub(super) struct Display {
 /// How long a machine's start waits for a disk's server.
 const SERVER_PATIENCE: Duration = Duration::from_secs(30);
 
-/// A disk before the sandbox is entered.
+/// A disk before the sandbox is entered. How many queues it has is known inside.
 enum OpenedDisk {
     /// Whole.
-    File { disk: Box<Block>, bytes: u64 },
+    File(Disk),
     /// To be met at this socket.
     Server(PathBuf),
 }
@@ -48,22 +49,19 @@ pub(super) struct Opened {
 }
 
 impl DiskOption {
-    fn open(&self, queues: usize) -> Result<OpenedDisk> {
+    fn open(&self) -> Result<OpenedDisk> {
         let path = match &self.source {
             DiskSource::VhostUser(path) => return Ok(OpenedDisk::Server(path.clone())),
             DiskSource::File(path) => path,
         };
         let file = RawFile::open(path, self.read_only);
         let file = file.with_context(|| format!("disk {}", path.display()))?;
-        Ok(OpenedDisk::File {
-            bytes: file.geometry().size_bytes,
-            disk: Box::new(Block::new(Disk {
-                device: Arc::new(file),
-                serial: self.serial.clone(),
-                queues,
-                limits: self.limits,
-            })),
-        })
+        Ok(OpenedDisk::File(Disk {
+            device: Arc::new(file),
+            serial: self.serial.clone(),
+            queues: 1,
+            limits: self.limits,
+        }))
     }
 }
 
@@ -72,7 +70,7 @@ impl Opened {
     pub(super) fn servers(&self) -> Vec<PathBuf> {
         let servers = self.disks.iter().filter_map(|disk| match disk {
             OpenedDisk::Server(path) => Some(path.clone()),
-            OpenedDisk::File { .. } => None,
+            OpenedDisk::File(_) => None,
         });
         servers.collect()
     }
@@ -80,22 +78,29 @@ impl Opened {
     /// Bytes of the longest file that guests write to.
     pub(super) fn file_bytes_max(&self) -> u64 {
         let files = self.disks.iter().map(|disk| match disk {
-            OpenedDisk::File { bytes, .. } => *bytes,
+            OpenedDisk::File(disk) => disk.device.geometry().size_bytes,
             OpenedDisk::Server(_) => 0,
         });
         files.max().unwrap_or(0)
     }
 
-    /// All devices, in the order of the options. Servers are met by `clerk`, who has them in the order of [`Self::servers`].
-    pub(super) fn connect(self, queues: usize, clerk: Option<&Clerk>) -> Result<Devices> {
+    /// All devices, in the order of the options. Servers are met by `clerk`, who has them in the order of [`Self::servers`], and get the
+    /// guest's memory when `loading` is over: they would find zeros where it is not there yet.
+    pub(super) fn connect(
+        self,
+        queues: usize,
+        clerk: Option<&Clerk>,
+        loading: &Loading,
+    ) -> Result<Devices> {
         let mut devices = Devices::new();
         let mut number = 0;
         for (index, disk) in self.disks.into_iter().enumerate() {
             let device: Box<dyn Device> = match disk {
-                OpenedDisk::File { disk, .. } => disk,
+                OpenedDisk::File(disk) => Box::new(Block::new(Disk { queues, ..disk })),
                 OpenedDisk::Server(path) => {
                     number += 1;
-                    Box::new(meet(&path, queues, clerk, number - 1)?)
+                    let disk = meet(&path, queues, clerk, number - 1)?;
+                    Box::new(disk.after(loading.clone()))
                 }
             };
             devices.push((format!("disk-{index}"), device));
@@ -114,7 +119,7 @@ fn meet(path: &Path, queues: usize, clerk: Option<&Clerk>, number: u8) -> Result
         .with_context(|| format!("disk served at {}", path.display()))
 }
 
-impl Arguments {
+impl HostArguments {
     /// A display, if there shall be one; who serves its socket is added to `services`.
     pub(super) fn display(&self, services: &mut Vec<Service>) -> Result<Option<Display>> {
         let Some(size) = self.display else {
@@ -128,22 +133,30 @@ impl Arguments {
         Ok(Some(Display { screen, inputs }))
     }
 
+    /// Network cards without a chosen address keep the one of a snapshot, unless they are `new`.
     pub(super) fn devices(
         &self,
         balloon: &BalloonSize,
         display: Option<&Display>,
+        new: bool,
     ) -> Result<Opened> {
-        let disks = self.disk.iter();
-        let disks = disks
-            .map(|disk| disk.open(self.vcpus.into()))
-            .collect::<Result<_>>()?;
+        let disks = self.disk.iter().map(DiskOption::open);
+        let disks = disks.collect::<Result<_>>()?;
         let mut others = Devices::new();
-        for (index, net) in self.net.iter().enumerate() {
-            let tap = Tap::open(&net.tap)?;
-            // Locally administered, and another one for each card of a process.
-            let [a, b] = (std::process::id() as u16).to_be_bytes();
-            let mac = net.mac.unwrap_or([0x52, 0x54, 0, a, b, index as u8]);
-            others.push((format!("net-{index}"), Box::new(Net::new(mac, tap))));
+        for (index, card) in self.net.iter().enumerate() {
+            let tap = Tap::open(&card.tap)?;
+            let is_chosen = card.mac.is_some() || new;
+            let mac = match card.mac {
+                Some(mac) => mac,
+                None => net::new_address().context("a hardware address")?,
+            };
+            let card = Net::new(mac, tap);
+            let card = if is_chosen {
+                card.with_chosen_address()
+            } else {
+                card
+            };
+            others.push((format!("net-{index}"), Box::new(card)));
         }
         let ports: Vec<PortSpec> = self.port.iter().map(|port| port.0.clone()).collect();
         if ports.len() > PORTS_MAX {

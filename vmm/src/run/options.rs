@@ -1,9 +1,11 @@
-//! Options of a machine, parsed and checked as far as words go.
+//! Options of a machine, one that boots or one that goes on, parsed and checked as far as words go.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use anyhow::Result;
 use clap::Args;
+use vmm::machine::boot::BootSource;
 use vmm::screen::Size;
 use vmm::virtio::block::Limits;
 use vmm::virtio::console::PortSpec;
@@ -18,18 +20,58 @@ pub struct Arguments {
     /// Kernel: a bzImage or an ELF file.
     #[arg(long, value_name = "FILE")]
     pub(super) kernel: PathBuf,
-    /// Initial RAM disk.
-    #[arg(long, value_name = "FILE")]
-    pub(super) initrd: Option<PathBuf>,
-    /// Kernel command line.
-    #[arg(long, value_name = "TEXT", default_value = "console=ttyS0")]
-    pub(super) command_line: String,
+    #[command(flatten)]
+    pub(super) boot: BootArguments,
     /// Memory, MiB.
     #[arg(long, value_name = "MIB", default_value_t = 1024)]
     pub(super) memory: u64,
     /// Processors.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(super) vcpus: u8,
+    #[command(flatten)]
+    pub(super) host: HostArguments,
+}
+
+/// Options of a machine that goes on.
+#[derive(Args)]
+#[command(after_help = RESUME_EXAMPLES)]
+pub struct ResumeArguments {
+    /// The snapshot's folder.
+    pub(super) dir: PathBuf,
+    /// Kernel that the guest boots when it resets; without, the machine ends then.
+    #[arg(long, value_name = "FILE")]
+    pub(super) kernel: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) boot: BootArguments,
+    /// It is one of several machines of this snapshot: network cards without a chosen address get new ones. The guest's driver takes them
+    /// when it binds to the card anew.
+    #[arg(long = "clone")]
+    pub(super) is_clone: bool,
+    #[command(flatten)]
+    pub(super) host: HostArguments,
+}
+
+// What is booted beside the kernel. (A doc comment would be shown in place of the command's own.)
+#[derive(Args)]
+pub(super) struct BootArguments {
+    /// Initial RAM disk.
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+    /// Kernel command line.
+    #[arg(long, value_name = "TEXT", default_value = "console=ttyS0")]
+    command_line: String,
+}
+
+impl BootArguments {
+    pub(super) fn open(&self, kernel: &Path) -> Result<BootSource> {
+        let source = BootSource::open(kernel, self.initrd.as_deref(), &self.command_line);
+        Ok(source?)
+    }
+}
+
+// What the host gives a machine.
+#[derive(Args)]
+pub(super) struct HostArguments {
     /// A disk, the first is /dev/vda: a raw file, and options behind commas: `readonly`, `serial=TEXT`, and limits, `iops=N` requests
     /// and `mbps=N` megabytes (10^6 bytes) a second. Or `vhost-user=SOCKET`, which a server such as the branch serves.
     #[arg(long, value_name = "FILE[,OPTION…]|vhost-user=SOCKET")]
@@ -76,6 +118,15 @@ Examples:
       --rfb-socket screen.sock    (then: splice-vmm screenshot screen.sock screen.png)
   splice-vmm run --kernel vmlinuz --disk vhost-user=disk.sock --sandbox full --uid 20017 --cgroup /sys/fs/cgroup/desktops \
       --memory-max 1280 --cpu-max 200";
+
+const RESUME_EXAMPLES: &str = "\
+Examples:
+  splice-vmm snapshot control.sock /var/lib/splice/alice.snap --quit
+  splice-vmm resume /var/lib/splice/alice.snap --disk desktop.raw --serial-socket console.sock
+  splice-vmm resume /var/lib/splice/golden.snap --clone --disk vhost-user=bob.sock --net tap7 --sandbox full --uid 20018
+
+Disks, network cards, ports and the display must be those that the machine had, in the same order; disks with the content that they
+had when it was saved. Sockets may be elsewhere.";
 
 /// Where a disk's bytes come from.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -10,7 +10,8 @@
 //! It returns in the machine's process only, which goes on to build machines from what is open: a reset makes new VMs, memory and threads
 //! inside. Invariant: from then on no name of the host can be opened, no process be started or seen, nothing be gained that is not there.
 //! [`Mode::Auto`] puts in force what the host allows and tells what it does not; [`Mode::Full`] refuses to run without any part.
-//! Refused: to run as another user when not started by root, and to enter with more than one thread.
+//! What only the machine's own process can make and only its starter's rights allow (userfaultfd) is made between the fork and the rest
+//! ([`Needs::faults`]). Refused: to run as another user when not started by root, and to enter with more than one thread.
 
 pub mod cgroup;
 pub mod door;
@@ -25,6 +26,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use crate::snapshot::Faults;
 use crate::threads::{self, ConfineError};
 use cgroup::{Group, GroupError, GroupSpec};
 use door::{Clerk, SERVERS_MAX};
@@ -149,11 +151,24 @@ impl Lacking {
     }
 }
 
+/// What a machine needs inside.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Needs<'a> {
+    /// Sockets of disks' servers, numbered from 0.
+    pub servers: &'a [PathBuf],
+    /// The longest file that the machine writes or makes, its memory included.
+    pub file_bytes: u64,
+    /// It goes on from a snapshot and wants to be told of missing pages.
+    pub faults: bool,
+}
+
 /// Inside.
 #[derive(Debug)]
 pub struct Entered {
     /// Opens disks' servers. None where this process can by itself.
     pub clerk: Option<Clerk>,
+    /// What missing pages are told of by, if that was wanted, or why it is not to be had.
+    pub faults: Option<io::Result<Faults>>,
     /// What is not in force, each with its reason.
     pub lacking: Vec<String>,
 }
@@ -172,12 +187,11 @@ impl Sandbox {
         privileges::close_input().map_err(step("close standard input"))
     }
 
-    /// Enters it: returns in a new process, inside. `servers` are the sockets of disks' servers, numbered from 0; `file_bytes` is the
-    /// longest file that the machine writes or makes, its memory included.
+    /// Enters it: returns in a new process, inside.
     ///
     /// # Errors
     /// See [`SandboxError`].
-    pub fn enter(&self, servers: &[PathBuf], file_bytes: u64) -> Result<Entered, SandboxError> {
+    pub fn enter(&self, needs: &Needs<'_>) -> Result<Entered, SandboxError> {
         let mut lacking = Lacking {
             mode: self.mode,
             parts: Vec::new(),
@@ -186,14 +200,15 @@ impl Sandbox {
             lacking.add("sandbox", "it was turned off")?;
             return Ok(Entered {
                 clerk: None,
+                faults: needs.faults.then(Faults::open),
                 lacking: lacking.parts,
             });
         }
-        if servers.len() > SERVERS_MAX {
-            return Err(SandboxError::Servers(servers.len()));
+        if needs.servers.len() > SERVERS_MAX {
+            return Err(SandboxError::Servers(needs.servers.len()));
         }
         check_threads()?;
-        let servers = outer::addresses(servers)?;
+        let servers = outer::addresses(needs.servers)?;
         let user = self.user(&mut lacking)?;
         let group = self.group(&mut lacking)?;
         let signals = outer::signals().map_err(step("watch signals"))?;
@@ -211,7 +226,7 @@ impl Sandbox {
             -1 => Err(step("start a process")(io::Error::last_os_error())),
             0 => {
                 drop((near, signals, group));
-                self.inside(far, user, has_namespaces, file_bytes, lacking)
+                self.inside(far, user, has_namespaces, needs, lacking)
             }
             machine => {
                 drop(far);
@@ -269,12 +284,14 @@ impl Sandbox {
         mut channel: UnixStream,
         user: Option<User>,
         has_namespaces: bool,
-        file_bytes: u64,
+        needs: &Needs<'_>,
         mut lacking: Lacking,
     ) -> Result<Entered, SandboxError> {
         let mut begin = [0];
         let begun = channel.read_exact(&mut begin);
         begun.map_err(|_| SandboxError::Orphan)?;
+        // Of this process, and with the rights that it still has; by name, where names are still there.
+        let faults = needs.faults.then(Faults::open);
         // A terminal's signals are for the outer process; and whoever has no terminal cannot type at it.
         // SAFETY: no arguments; a new process leads no group, so that it cannot fail.
         unsafe { libc::setsid() };
@@ -282,7 +299,7 @@ impl Sandbox {
             namespaces::own_rest()?;
             namespaces::empty_root()?;
         }
-        privileges::limit(file_bytes, self.user.is_some())?;
+        privileges::limit(needs.file_bytes, self.user.is_some())?;
         // While there is the right to: it goes with the user.
         privileges::bound();
         if let Some(Err(error)) = user.map(privileges::become_user) {
@@ -303,6 +320,7 @@ impl Sandbox {
         }
         Ok(Entered {
             clerk: Some(Clerk::new(channel)),
+            faults,
             lacking: lacking.parts,
         })
     }

@@ -8,7 +8,6 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
@@ -113,15 +112,13 @@ pub(super) fn for_each_run<E>(
     }
 }
 
-/// Writes the memory of a machine that does not run into a new file, which is synced. Pages that are zero, which are those that the
+/// Writes the memory of a machine that does not run into an empty file, which is synced. Pages that are zero, which are those that the
 /// guest never touched or gave back too, take no room.
 ///
 /// # Errors
 /// The disk fails.
-pub fn write(memory: &Memory, path: &Path) -> Result<Blocks, ImageError> {
+pub fn write(memory: &Memory, out: &File) -> Result<Blocks, ImageError> {
     let (source, bytes) = (file_of(memory), bytes_of(memory));
-    let out = File::options().write(true).create_new(true).open(path);
-    let out = out.map_err(io_error("create its file", 0))?;
     out.set_len(bytes)
         .map_err(io_error("set its size", bytes))?;
     let mut blocks = vec![None; (bytes / BLOCK_BYTES as u64) as usize];
@@ -153,16 +150,11 @@ pub struct Image {
 }
 
 impl Image {
-    /// Opens the file of a memory with these blocks.
+    /// The file of a memory with these blocks, which has `found` bytes.
     ///
     /// # Errors
-    /// It is not there, or not as long as they are.
-    pub fn open(path: &Path, blocks: Blocks) -> Result<Self, ImageError> {
-        let file = File::open(path).map_err(io_error("open its file", 0))?;
-        let found = file
-            .metadata()
-            .map_err(io_error("look at its file", 0))?
-            .len();
+    /// It is not as long as they are.
+    pub fn new(file: File, found: u64, blocks: Blocks) -> Result<Self, ImageError> {
         let expected = (blocks.0.len() * BLOCK_BYTES) as u64;
         if found != expected {
             return Err(ImageError::Size { found, expected });
@@ -241,6 +233,7 @@ impl Image {
 mod tests {
     use std::collections::BTreeMap;
     use std::os::unix::fs::MetadataExt;
+    use std::path::Path;
 
     use proptest::prelude::*;
     use vm_memory::{Bytes, GuestAddress};
@@ -250,11 +243,18 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
+    fn open(path: &Path, blocks: Blocks) -> Result<Image, ImageError> {
+        let file = File::open(path).expect("opened");
+        let bytes = file.metadata().expect("there").len();
+        Image::new(file, bytes, blocks)
+    }
+
     fn image(memory: &Memory) -> (tempfile::TempDir, Image) {
         let temp = tempfile::tempdir().expect("a folder");
         let path = temp.path().join("memory");
-        let blocks = write(memory, &path).expect("written");
-        let image = Image::open(&path, blocks).expect("opened");
+        let out = File::create_new(&path).expect("made");
+        let blocks = write(memory, &out).expect("written");
+        let image = open(&path, blocks).expect("opened");
         (temp, image)
     }
 
@@ -298,7 +298,7 @@ mod tests {
         let large = memory::create(65).expect("memory");
         assert!(matches!(image.load(&large), Err(ImageError::Size { .. })));
         file.set_len(63 * MIB).expect("cut");
-        let opened = Image::open(&path, image.blocks.clone());
+        let opened = open(&path, image.blocks.clone());
         assert!(matches!(opened, Err(ImageError::Size { .. })));
         // Cut after it was opened.
         file.set_len(4 * MIB).expect("cut");

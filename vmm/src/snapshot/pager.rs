@@ -16,7 +16,6 @@
 //! is not shared before [`Loading`] is over.
 
 use std::collections::VecDeque;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -24,8 +23,9 @@ use std::time::{Duration, Instant};
 
 use super::memory::{BLOCK_BYTES, Image, ImageError, PAGE_BYTES, for_each_run};
 use super::uffd::Uffd;
-use super::working_set;
+use super::working_set::WorkingSet;
 use crate::machine::bus::lock;
+use crate::threads::{self, Role};
 
 /// For how long only what is touched is loaded while a working set is recorded: a desktop that went on has settled by then.
 const RECORDING: Duration = Duration::from_secs(10);
@@ -108,18 +108,18 @@ pub struct Pager {
 }
 
 impl Pager {
-    /// Begins to give a memory, which nobody has touched yet, the image's content; `folder` is where the working set is.
+    /// Begins to give a memory, which nobody has touched yet, the image's content.
     ///
     /// # Errors
     /// No thread is to be had.
     pub(super) fn begin(
         uffd: Uffd,
         image: Image,
-        folder: &Path,
+        working_set: WorkingSet,
         loading: Loading,
         on_damage: OnDamage,
     ) -> std::io::Result<Self> {
-        let order = working_set::read(folder, image.len()).unwrap_or_else(|error| {
+        let order = working_set.read(image.len()).unwrap_or_else(|error| {
             let error = &error as &dyn std::error::Error;
             tracing::warn!(error, "the snapshot's working set is of no use");
             None
@@ -129,8 +129,8 @@ impl Pager {
             uffd,
             loaded: (0..image.len()).map(|block| image.is_zero(block)).collect(),
             image,
-            record: order.is_none().then(|| Record {
-                folder: folder.to_owned(),
+            record: (order.is_none() && working_set.is_writable()).then(|| Record {
+                working_set,
                 touched: Vec::new(),
                 until: Instant::now() + RECORDING,
             }),
@@ -140,8 +140,7 @@ impl Pager {
             loading: loading.clone(),
             stop: Arc::clone(&stop),
         };
-        let thread = std::thread::Builder::new().name("pager".into());
-        let thread = thread.spawn(move || work.run(on_damage))?;
+        let thread = threads::spawn(Role::Pager, "pager", move || work.run(on_damage))?;
         Ok(Self {
             loading,
             stop,
@@ -167,15 +166,15 @@ impl Drop for Pager {
 }
 
 struct Record {
-    folder: PathBuf,
+    working_set: WorkingSet,
     touched: Vec<u32>,
     until: Instant,
 }
 
 impl Record {
     fn keep(self) {
-        if let Err(error) = working_set::write(&self.folder, &self.touched) {
-            tracing::info!(%error, folder = %self.folder.display(), "working set not kept");
+        if let Err(error) = self.working_set.write(&self.touched) {
+            tracing::info!(%error, "the snapshot's working set is not kept");
         }
     }
 }
@@ -300,6 +299,7 @@ impl Work {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
     use std::os::unix::fs::FileExt;
     use std::sync::mpsc::sync_channel;
 
@@ -308,6 +308,8 @@ mod tests {
     use super::*;
     use crate::machine::memory::{self, Memory};
     use crate::snapshot::memory::{Blocks, write};
+    use crate::snapshot::uffd::Faults;
+    use crate::snapshot::working_set;
 
     const MIB: u64 = 1 << 20;
 
@@ -319,7 +321,8 @@ mod tests {
             let at = GuestAddress(block * BLOCK_BYTES as u64 + 100);
             memory.write_obj(block as u8 | 1, at).expect("memory");
         }
-        let blocks = write(&memory, &temp.path().join("memory")).expect("written");
+        let file = File::create_new(temp.path().join("memory")).expect("made");
+        let blocks = write(&memory, &file).expect("written");
         (temp, blocks)
     }
 
@@ -329,12 +332,15 @@ mod tests {
         on_damage: OnDamage,
     ) -> Option<(Memory, Pager, Loading)> {
         let memory = memory::create(64).expect("memory");
-        let image = Image::open(&temp.path().join("memory"), blocks.clone()).expect("opened");
-        let uffd = Uffd::register(&memory)
+        let file = File::open(temp.path().join("memory")).expect("opened");
+        let image = Image::new(file, 64 * MIB, blocks.clone()).expect("as long as it is");
+        let uffd = Faults::open()
+            .and_then(|faults| Uffd::register(faults, &memory))
             .inspect_err(|error| eprintln!("no userfaultfd here ({error}): nothing to test"))
             .ok()?;
         let loading = Loading::begun();
-        let pager = Pager::begin(uffd, image, temp.path(), loading.clone(), on_damage);
+        let working_set = WorkingSet::open(temp.path());
+        let pager = Pager::begin(uffd, image, working_set, loading.clone(), on_damage);
         Some((memory, pager.expect("a thread"), loading))
     }
 
@@ -377,7 +383,8 @@ mod tests {
     #[test]
     fn a_known_working_set_is_loaded_without_being_touched() {
         let (temp, blocks) = saved();
-        working_set::write(temp.path(), &[3, 999, 3]).expect("written");
+        let known = WorkingSet::open(temp.path()).write(&[3, 999, 3]);
+        known.expect("written");
         let Some((memory, _pager, loading)) = begin(&temp, &blocks, never()) else {
             return;
         };
@@ -390,9 +397,7 @@ mod tests {
     #[test]
     fn damage_is_told_and_given_to_nobody() {
         let (temp, blocks) = saved();
-        let file = std::fs::File::options()
-            .write(true)
-            .open(temp.path().join("memory"));
+        let file = File::options().write(true).open(temp.path().join("memory"));
         let file = file.expect("opened");
         file.write_all_at(&[99], 5 * BLOCK_BYTES as u64 + 100)
             .expect("damaged");
@@ -427,6 +432,7 @@ mod tests {
         memory.read_obj::<u8>(GuestAddress(0)).expect("memory");
         drop(pager);
         assert!(loading.is_over());
-        assert!(!temp.path().join(working_set::FILE).exists(), "cut short");
+        let kept = std::fs::metadata(temp.path().join(working_set::FILE));
+        assert_eq!(kept.expect("made").len(), 0, "cut short");
     }
 }

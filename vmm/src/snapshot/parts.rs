@@ -1,7 +1,7 @@
 //! The parts of a machine's state: each has a number and a version of its own, so that one can change without the others.
 //!
-//! A part that is missing or of a version that is not known is refused by name; parts that nobody asks for are passed over, so that a
-//! later program may add some. Within a part, fields have a fixed order (postcard): a change of them is a new version.
+//! A part that is missing, is there twice or has a version that is not known is refused; parts that nobody asks for are passed over, so
+//! that a later program may add some. Within a part, fields have a fixed order (postcard): a change of them is a new version.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -28,6 +28,9 @@ pub enum PartError {
     /// Too many.
     #[error("it has more than {PARTS_MAX} parts")]
     TooMany,
+    /// Which of them counts?
+    #[error("it has part {0} twice")]
+    Twice(u16),
     /// Not there.
     #[error("it has no {0}")]
     Missing(&'static str),
@@ -84,7 +87,12 @@ impl Parts {
         if parts.0.len() > PARTS_MAX {
             return Err(PartError::TooMany);
         }
-        Ok(parts)
+        let mut numbers: Vec<u16> = parts.0.iter().map(|raw| raw.number).collect();
+        numbers.sort_unstable();
+        match numbers.windows(2).find(|pair| pair[0] == pair[1]) {
+            Some(pair) => Err(PartError::Twice(pair[0])),
+            None => Ok(parts),
+        }
     }
 
     /// As it is kept.
@@ -202,5 +210,11 @@ mod tests {
         );
         let many = Parts::parse(&many.bytes().expect("bytes"));
         assert!(matches!(many, Err(PartError::TooMany)));
+        let mut twice = Parts::default();
+        for value in [5, 6] {
+            twice.put(&Old(value)).expect("put");
+        }
+        let twice = Parts::parse(&twice.bytes().expect("bytes"));
+        assert!(matches!(twice, Err(PartError::Twice(7))));
     }
 }

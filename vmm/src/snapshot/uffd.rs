@@ -3,6 +3,9 @@
 //! Whoever touches a page that is missing, a thread of ours or KVM for the guest, waits until the page is put there. Faults in the kernel
 //! must be served too, because KVM touches the guest's memory there; that needs CAP_SYS_PTRACE, the right to open /dev/userfaultfd, or
 //! the sysctl `vm.unprivileged_userfaultfd`. Closing the descriptor lets everybody go who waits.
+//!
+//! A descriptor is of the memory of the process that makes it: a sandboxed machine has it made in its own process ([`Faults`]), before its
+//! rights are given up. What is done with it later is on the lists of system calls by the numbers below.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -15,13 +18,19 @@ use crate::machine::memory::Memory;
 
 // From <linux/userfaultfd.h>. The numbers of ioctls are made of direction, size and name.
 const API: u64 = 0xaa;
-const NEW: libc::c_ulong = 0x0000_aa00;
-const HANDSHAKE: libc::c_ulong = 0xc018_aa3f;
-const REGISTER: libc::c_ulong = 0xc020_aa00;
-const UNREGISTER: libc::c_ulong = 0x8010_aa01;
-const WAKE: libc::c_ulong = 0x8010_aa02;
-const COPY: libc::c_ulong = 0xc028_aa03;
-const ZERO: libc::c_ulong = 0xc020_aa04;
+const NEW: u32 = 0x0000_aa00;
+/// UFFDIO_API.
+pub(crate) const HANDSHAKE: u32 = 0xc018_aa3f;
+/// UFFDIO_REGISTER.
+pub(crate) const REGISTER: u32 = 0xc020_aa00;
+/// UFFDIO_UNREGISTER.
+pub(crate) const UNREGISTER: u32 = 0x8010_aa01;
+/// UFFDIO_WAKE.
+pub(crate) const WAKE: u32 = 0x8010_aa02;
+/// UFFDIO_COPY.
+pub(crate) const COPY: u32 = 0xc028_aa03;
+/// UFFDIO_ZEROPAGE.
+pub(crate) const ZERO: u32 = 0xc020_aa04;
 /// Missing pages of shared memory are told of.
 const FEATURE_MISSING_SHMEM: u64 = 1 << 5;
 const MODE_MISSING: u64 = 1 << 0;
@@ -70,6 +79,20 @@ struct ZeroArguments {
     zeroed: i64,
 }
 
+/// A descriptor that no memory is registered with yet, of this process.
+#[derive(Debug)]
+pub struct Faults(OwnedFd);
+
+impl Faults {
+    /// Makes one.
+    ///
+    /// # Errors
+    /// The kernel does not have it, or this process may not.
+    pub fn open() -> io::Result<Self> {
+        open().map(Self)
+    }
+}
+
 /// A part of a memory's file and where this process has it.
 #[derive(Debug, Clone, Copy)]
 struct Place {
@@ -91,16 +114,16 @@ impl Uffd {
     /// Has missing pages of a machine's memory told of here. To be called before anybody touches it.
     ///
     /// # Errors
-    /// The kernel does not have it, or this process may not.
-    pub(super) fn register(memory: &Memory) -> io::Result<Self> {
-        let file = File::from(open()?);
+    /// The kernel does not have it for such memory.
+    pub(super) fn register(faults: Faults, memory: &Memory) -> io::Result<Self> {
+        let file = File::from(faults.0);
         let mut hands = Handshake {
             api: API,
             features: FEATURE_MISSING_SHMEM,
             ioctls: 0,
         };
         // SAFETY: the structure is the one of this ioctl, and outlives the call.
-        check(unsafe { libc::ioctl(file.as_raw_fd(), HANDSHAKE, &raw mut hands) })?;
+        check(unsafe { libc::ioctl(file.as_raw_fd(), HANDSHAKE.into(), &raw mut hands) })?;
         let mut places = Vec::new();
         for region in memory.iter() {
             let offset = region.file_offset().map_or(0, |place| place.start());
@@ -118,7 +141,7 @@ impl Uffd {
                 ioctls: 0,
             };
             // SAFETY: the structure is the one of this ioctl, and outlives the call; the range is a mapping that lives as long as `self`.
-            check(unsafe { libc::ioctl(file.as_raw_fd(), REGISTER, &raw mut register) })?;
+            check(unsafe { libc::ioctl(file.as_raw_fd(), REGISTER.into(), &raw mut register) })?;
             places.push(place);
         }
         Ok(Self {
@@ -176,7 +199,7 @@ impl Uffd {
                 copied: 0,
             };
             // SAFETY: the structure is the one of this ioctl; the source has so many bytes, and the target is a registered mapping.
-            let result = check(unsafe { libc::ioctl(self.fd(), COPY, &raw mut copy) });
+            let result = check(unsafe { libc::ioctl(self.fd(), COPY.into(), &raw mut copy) });
             match result {
                 Ok(()) => return Ok(()),
                 // As far as a page that is there, or that somebody else is just putting there.
@@ -207,7 +230,7 @@ impl Uffd {
                 zeroed: 0,
             };
             // SAFETY: the structure is the one of this ioctl, and the range is a registered mapping.
-            match check(unsafe { libc::ioctl(self.fd(), ZERO, &raw mut zero) }) {
+            match check(unsafe { libc::ioctl(self.fd(), ZERO.into(), &raw mut zero) }) {
                 Ok(()) => return Ok(()),
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EEXIST) => return self.wake(host),
@@ -225,7 +248,7 @@ impl Uffd {
             len: PAGE_BYTES as u64,
         };
         // SAFETY: the structure is the one of this ioctl, and outlives the call.
-        check(unsafe { libc::ioctl(self.fd(), WAKE, &raw mut range) })
+        check(unsafe { libc::ioctl(self.fd(), WAKE.into(), &raw mut range) })
     }
 
     /// From now on, missing pages are zeros as ever.
@@ -236,7 +259,7 @@ impl Uffd {
                 len: place.len,
             };
             // SAFETY: the structure is the one of this ioctl, and outlives the call.
-            check(unsafe { libc::ioctl(self.fd(), UNREGISTER, &raw mut range) })?;
+            check(unsafe { libc::ioctl(self.fd(), UNREGISTER.into(), &raw mut range) })?;
         }
         Ok(())
     }
@@ -263,7 +286,7 @@ fn open() -> io::Result<OwnedFd> {
             .open("/dev/userfaultfd");
         let device = device.map_err(|_| refused)?;
         // SAFETY: this ioctl takes flags and no pointer; the result is checked before it is used.
-        fd = unsafe { libc::ioctl(device.as_raw_fd(), NEW, flags) }.into();
+        fd = unsafe { libc::ioctl(device.as_raw_fd(), NEW.into(), flags) }.into();
     }
     if fd < 0 {
         return Err(io::Error::last_os_error());
@@ -282,7 +305,7 @@ mod tests {
     #[test]
     fn pages_come_when_they_are_touched() {
         let memory = memory::create(64).expect("memory");
-        let uffd = match Uffd::register(&memory) {
+        let uffd = match Faults::open().and_then(|faults| Uffd::register(faults, &memory)) {
             Ok(uffd) => uffd,
             Err(error) => {
                 eprintln!("no userfaultfd here ({error}): nothing to test");

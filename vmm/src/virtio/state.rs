@@ -9,6 +9,7 @@ use super::balloon::BalloonState;
 use super::console::ConsoleState;
 use super::gpu::GpuState;
 use super::input::InputState;
+use super::vhost_user::InflightState;
 use crate::snapshot::parts::Part;
 
 /// Why a device's state cannot be taken, or taken up.
@@ -26,6 +27,9 @@ pub enum DeviceStateError {
     /// What it holds is not safe.
     #[error("flush it")]
     Flush(#[source] vmm_block::BlockError),
+    /// Memory for them.
+    #[error("its requests in flight")]
+    Inflight(#[source] std::io::Error),
 }
 
 /// What a guest has made of a device beside its queues.
@@ -37,6 +41,8 @@ pub enum DeviceState {
     Disk {
         /// Bytes.
         bytes: u64,
+        /// Requests that its server had taken and could not answer: the next one goes on with them.
+        inflight: Option<InflightState>,
     },
     /// A network card.
     Net {

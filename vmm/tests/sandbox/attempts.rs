@@ -86,7 +86,10 @@ fn a_thread_may_do_what_it_is_for() {
     for role in ["vcpu", "device", "screen", "remote"] {
         assert_killed(role, "read-disk", "");
     }
-    for role in ["main", "vcpu", "disk", "device", "screen", "remote"] {
+    for (attempt, argument) in [("open", "/etc/passwd"), ("terminal", ""), ("socket", "")] {
+        assert_killed("pager", attempt, argument);
+    }
+    for role in ["main", "vcpu", "disk", "device", "screen", "remote", "pager"] {
         let output = run(mode(), "kill", role, "heap", "");
         assert_eq!(output.status.code(), Some(0), "{role}: {}", said(&output));
     }
@@ -243,6 +246,18 @@ fn devices_work_inside() {
     assert!(client.join().unwrap() > 0);
     assert_eq!(output.status.code(), Some(0), "{}", said(&output));
     assert!(said(&output).contains("done"), "{}", said(&output));
+}
+
+#[test]
+fn memory_of_a_snapshot_comes_inside() {
+    let output = run(mode(), "kill", "main", "page", "");
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    // Where the kernel has no userfaultfd for us, it comes before the machine goes on.
+    let told = said(&output);
+    assert!(
+        told.contains("done lazily") || told.contains("done at once"),
+        "{told}"
+    );
 }
 
 fn serve(socket: &Path, disk: &Arc<MemoryDevice>) -> VhostUserServer {

@@ -1,5 +1,8 @@
 //! A guest that counts, saved and gone on with on the host's KVM; devices that a guest has configured in any way.
 
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 use std::thread::JoinHandle;
@@ -106,6 +109,7 @@ fn spec(devices: Devices) -> ResumeSpec {
         serial: SerialLine::default(),
         balloon: None,
         loading: Loading::begun(),
+        faults: Faults::open().ok(),
         on_damage: Box::new(|error| panic!("{error}")),
     }
 }
@@ -127,9 +131,21 @@ impl Running {
     }
 
     fn ask(&self, command: Command) -> Answer {
+        self.ask_with(command, Vec::new())
+    }
+
+    fn ask_with(&self, command: Command, files: Vec<OwnedFd>) -> Answer {
         let (sender, answers) = sync_channel(1);
-        self.events.put(Event::Command(command, sender));
+        self.events.put(Event::Command(command, files, sender));
         answers.recv_timeout(PATIENCE).expect("an answer")
+    }
+
+    /// Has it saved into a folder that is made for it.
+    fn snapshot(&self, dir: &Path, then: Then) -> Answer {
+        std::fs::create_dir(dir).expect("made");
+        let make = |name: &str| OwnedFd::from(File::create(dir.join(name)).expect("made"));
+        let files = vec![make("state"), make("memory")];
+        self.ask_with(Command::Snapshot { then }, files)
     }
 
     fn count(&self) -> u64 {
@@ -160,11 +176,8 @@ fn count(memory: &Memory) -> u64 {
     memory.read_obj(GuestAddress(COUNT)).expect("memory")
 }
 
-fn snapshot(dir: &Path, then: Then) -> Command {
-    Command::Snapshot {
-        dir: dir.to_owned(),
-        then,
-    }
+fn read(dir: &Path) -> Result<Snapshot, SnapshotError> {
+    Snapshot::open(dir)?.read()
 }
 
 #[test]
@@ -174,12 +187,18 @@ fn a_guest_goes_on_counting_in_every_machine_of_its_snapshot() {
     let dir = temp.path().join("snap");
     let before = Running::start(build(&kvm));
     let reached = before.wait_beyond(1000);
-    assert_eq!(before.ask(snapshot(&dir, Then::GoOn)), Answer::Done);
+    assert_eq!(before.snapshot(&dir, Then::GoOn), Answer::Done);
     let generation = generation::read(&before.memory).expect("memory");
     let later = before.count();
     before.wait_beyond(later + 1000);
-    let again = before.ask(snapshot(&dir, Then::GoOn));
-    assert!(matches!(again, Answer::Refused(reason) if reason.contains("is there already")));
+    // Without files, and with one that is not empty.
+    let then = Then::GoOn;
+    let again = before.ask(Command::Snapshot { then });
+    assert!(matches!(again, Answer::Refused(reason) if reason.contains("`splice-vmm snapshot`")));
+    let open = |name: &str| OwnedFd::from(File::open(dir.join(name)).expect("opened"));
+    let full = vec![open("state"), open("memory")];
+    let again = before.ask_with(Command::Snapshot { then }, full);
+    assert!(matches!(again, Answer::Refused(reason) if reason.contains("is not empty")));
     before.wait_beyond(before.count());
     assert_eq!(before.ask(Command::Quit), Answer::Done);
     assert_eq!(before.end(), End::Off);
@@ -187,7 +206,7 @@ fn a_guest_goes_on_counting_in_every_machine_of_its_snapshot() {
     let mut generations = vec![generation];
     let mut saved = None;
     for _ in 0..2 {
-        let opened = Snapshot::open(&dir).expect("whole");
+        let opened = read(&dir).expect("whole");
         let machine = Machine::resume(&kvm, opened, spec(devices(1 << 20)));
         let machine = machine.expect("the same host and devices");
         let from = count(&machine.board.memory);
@@ -220,11 +239,11 @@ fn a_machine_that_ends_with_its_snapshot_can_be_saved_again_while_it_loads() {
         if round == 1 {
             assert_eq!(running.ask(Command::Pause), Answer::Done);
         }
-        assert_eq!(running.ask(snapshot(&dir, Then::Quit)), Answer::Done);
+        assert_eq!(running.snapshot(&dir, Then::Quit), Answer::Done);
         let last = running.count();
         assert!(last >= reached);
         assert_eq!(running.end(), End::Off);
-        let opened = Snapshot::open(&dir).expect("whole");
+        let opened = read(&dir).expect("whole");
         let machine = Machine::resume(&kvm, opened, spec(devices(1 << 20))).expect("a machine");
         assert_eq!(count(&machine.board.memory), last, "nothing ran in between");
         running = Running::start(machine);
@@ -241,9 +260,9 @@ fn other_machines_and_hosts_are_refused_with_what_differs() {
     let dir = temp.path().join("snap");
     let running = Running::start(build(&kvm));
     running.wait_beyond(1);
-    assert_eq!(running.ask(snapshot(&dir, Then::Quit)), Answer::Done);
+    assert_eq!(running.snapshot(&dir, Then::Quit), Answer::Done);
     running.end();
-    let open = || Snapshot::open(&dir).expect("whole");
+    let open = || read(&dir).expect("whole");
     let refused = |snapshot, devices| {
         let resumed = Machine::resume(&kvm, snapshot, spec(devices));
         super::super::chain(&resumed.err().expect("refused"))
@@ -279,7 +298,7 @@ fn a_damaged_snapshot_is_refused() {
     let dir = temp.path().join("snap");
     let running = Running::start(build(&kvm));
     running.wait_beyond(1);
-    assert_eq!(running.ask(snapshot(&dir, Then::Quit)), Answer::Done);
+    assert_eq!(running.snapshot(&dir, Then::Quit), Answer::Done);
     running.end();
     let path = dir.join("state");
     let whole = std::fs::read(&path).expect("there");
@@ -288,22 +307,15 @@ fn a_damaged_snapshot_is_refused() {
         let mut damaged = whole.clone();
         damaged[at] ^= 1 << (round % 8);
         std::fs::write(&path, damaged).expect("written");
-        assert!(
-            Snapshot::open(&dir).is_err(),
-            "bit {} of byte {at}",
-            round % 8
-        );
+        assert!(read(&dir).is_err(), "bit {} of byte {at}", round % 8);
         std::fs::write(&path, &whole[..at]).expect("written");
-        assert!(Snapshot::open(&dir).is_err(), "cut at {at}");
+        assert!(read(&dir).is_err(), "cut at {at}");
     }
     std::fs::write(&path, &whole).expect("written");
-    assert!(Snapshot::open(&dir).is_ok());
+    assert!(read(&dir).is_ok());
     std::fs::remove_file(dir.join("memory")).expect("removed");
-    assert!(Snapshot::open(&dir).is_err());
-    assert!(
-        Snapshot::open(temp.path()).is_err(),
-        "a folder that is none"
-    );
+    assert!(read(&dir).is_err());
+    assert!(read(temp.path()).is_err(), "a folder that is none");
 }
 
 /// A file that is whole and makes no sense, as somebody may have written it: it is refused, or a machine that is its own loss.
@@ -314,7 +326,7 @@ fn no_state_that_somebody_has_made_up_ends_the_process() {
     let dir = temp.path().join("snap");
     let running = Running::start(build(&kvm));
     running.wait_beyond(1);
-    assert_eq!(running.ask(snapshot(&dir, Then::Quit)), Answer::Done);
+    assert_eq!(running.snapshot(&dir, Then::Quit), Answer::Done);
     running.end();
     let path = dir.join("state");
     let whole = std::fs::read(&path).expect("there");
@@ -333,7 +345,7 @@ fn no_state_that_somebody_has_made_up_ends_the_process() {
         file.extend(blake3::hash(&body).as_bytes());
         file.extend(body);
         std::fs::write(&path, file).expect("written");
-        let Ok(opened) = Snapshot::open(&dir) else {
+        let Ok(opened) = read(&dir) else {
             continue;
         };
         let spec = ResumeSpec {

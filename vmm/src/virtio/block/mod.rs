@@ -210,13 +210,20 @@ impl Device for Block {
         self.disk.device.flush().map_err(DeviceStateError::Flush)?;
         Ok(DeviceState::Disk {
             bytes: self.geometry.size_bytes,
+            inflight: None,
         })
     }
 
     fn restore(&mut self, state: DeviceState, _: &Memory) -> Result<(), DeviceStateError> {
         match state {
-            DeviceState::Disk { bytes } if bytes == self.geometry.size_bytes => Ok(()),
-            DeviceState::Disk { bytes } => Err(DeviceStateError::Differs(format!(
+            DeviceState::Disk {
+                inflight: Some(_), ..
+            } => Err(DeviceStateError::Differs(
+                "it has requests in flight, with which only a server over vhost-user can go on"
+                    .into(),
+            )),
+            DeviceState::Disk { bytes, .. } if bytes == self.geometry.size_bytes => Ok(()),
+            DeviceState::Disk { bytes, .. } => Err(DeviceStateError::Differs(format!(
                 "it had {bytes} bytes, now {}",
                 self.geometry.size_bytes
             ))),

@@ -204,6 +204,8 @@ impl Handler for Ports {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct PortState {
     name: String,
+    /// The guest's driver has found it, and is told of clients.
+    guest_ready: bool,
     guest_open: bool,
     /// The guest has been told that somebody is on the host's side.
     host_open: bool,
@@ -295,16 +297,15 @@ impl Device for Console {
 
     fn reset(&mut self) {
         self.messages.clear();
-        for port in &mut self.ports {
-            port.set_guest_open(false);
-        }
+        self.ports.iter_mut().for_each(Port::forget_guest);
     }
 
     fn save(&self, _: &Memory) -> Result<DeviceState, DeviceStateError> {
         let ports = self.ports.iter().map(|port| PortState {
             name: port.name().to_owned(),
+            guest_ready: port.is_guest_ready(),
             guest_open: port.guest_open(),
-            host_open: port.has_client(),
+            host_open: port.is_guest_ready() && port.has_client(),
         });
         Ok(DeviceState::Console(ConsoleState {
             ports: ports.collect(),
@@ -324,10 +325,17 @@ impl Device for Console {
             let what = format!("its ports were {saved}, now they are {here}");
             return Err(DeviceStateError::Differs(what));
         }
-        self.messages = messages.into_iter().take(MESSAGES_MAX).collect();
+        // None is longer than the name of a port that there is.
+        let fits = |message: &Vec<u8>| message.len() <= control::BYTES + saved.len();
+        let messages = messages.into_iter().filter(fits).take(MESSAGES_MAX);
+        self.messages = messages.collect();
         for (index, (port, saved)) in self.ports.iter_mut().zip(&ports).enumerate() {
+            port.forget_guest();
+            if saved.guest_ready {
+                port.set_guest_ready();
+            }
             port.set_guest_open(saved.guest_open);
-            if saved.host_open {
+            if saved.guest_ready && saved.host_open {
                 // Whoever that was is not here; whoever comes is told of.
                 let gone = message(index, control::PORT_OPEN, 0, "");
                 self.messages.push_back(gone);
@@ -354,6 +362,7 @@ mod tests {
             Console::new(&ports).expect("sockets")
         };
         let mut before = console(&["agent", "clipboard"]);
+        before.ports[1].set_guest_ready();
         before.ports[1].set_guest_open(true);
         before
             .messages
@@ -371,6 +380,10 @@ mod tests {
             [false, true],
             [0, 1].map(|port: usize| after.ports[port].guest_open())
         );
+        assert_eq!(
+            [false, true],
+            [0, 1].map(|port: usize| after.ports[port].is_guest_ready())
+        );
         let told = [
             message(0, control::PORT_READY, 1, ""),
             message(1, control::PORT_OPEN, 0, ""),
@@ -378,6 +391,7 @@ mod tests {
         assert_eq!(after.messages, told);
         after.reset();
         assert!(after.messages.is_empty() && !after.ports[1].guest_open());
+        assert!(!after.ports[1].is_guest_ready());
         let mut other = console(&["agent", "sound"]);
         let refused = other.restore(parsed(), &memory).expect_err("another port");
         let text = "its ports were agent, clipboard, now they are agent, sound";

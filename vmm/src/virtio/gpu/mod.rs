@@ -41,6 +41,9 @@ const CURSOR: usize = 1;
 /// Token of a size that a viewer would like; queues have their numbers.
 const ASKED: u64 = 2;
 
+/// Bytes of all images that a guest may have here.
+pub const IMAGE_BYTES_MAX: usize = limits::BYTES_MAX;
+
 /// Guests may ask for the monitor's description.
 const F_EDID: u64 = 1 << 1;
 /// The event that something about the output has changed.

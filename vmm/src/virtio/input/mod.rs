@@ -379,7 +379,10 @@ mod tests {
         let keys: Vec<_> = events.iter().filter(|event| event.kind == EV_KEY).collect();
         assert_eq!(keys, [&key(30, 1), &key(30, 0), &key(42, 0)]);
         assert_eq!(events.last().map(|event| event.kind), Some(EV_SYN));
-        let disk = DeviceState::Disk { bytes: 1 };
+        let disk = DeviceState::Disk {
+            bytes: 1,
+            inflight: None,
+        };
         let wrong = other.restore(disk, &memory).expect_err("not a keyboard");
         assert_eq!(wrong.to_string(), "it was a disk");
     }

@@ -2,6 +2,7 @@
 
 mod tap;
 
+use std::io;
 use std::os::fd::AsRawFd;
 
 use virtio_queue::{Reader, Writer};
@@ -108,7 +109,7 @@ fn deliver(memory: &Memory, chain: Chain<'_>, packet: &[u8]) -> u32 {
     if writer.available_bytes() < packet.len() {
         return 0;
     }
-    match std::io::Write::write_all(&mut writer, packet) {
+    match io::Write::write_all(&mut writer, packet) {
         Ok(()) => packet.len() as u32,
         Err(_) => 0,
     }
@@ -119,8 +120,24 @@ fn collect(memory: &Memory, chain: Chain<'_>, packet: &mut [u8]) -> Option<usize
     let mut reader = Reader::new(memory, chain).ok()?;
     let len = reader.available_bytes();
     let packet = packet.get_mut(..len).filter(|_| len > HEADER_BYTES)?;
-    std::io::Read::read_exact(&mut reader, packet).ok()?;
+    io::Read::read_exact(&mut reader, packet).ok()?;
     Some(len)
+}
+
+/// A hardware address for a card that nobody has chosen one for, locally administered. Two machines of one network have the same once in
+/// millions of pairs.
+///
+/// # Errors
+/// There is no randomness.
+pub fn new_address() -> io::Result<[u8; 6]> {
+    let mut drawn = [0; 3];
+    // SAFETY: the buffer has so many bytes.
+    let got = unsafe { libc::getrandom(drawn.as_mut_ptr().cast(), drawn.len(), 0) };
+    if got != drawn.len() as isize {
+        return Err(io::Error::last_os_error());
+    }
+    let [a, b, c] = drawn;
+    Ok([0x52, 0x54, 0, a, b, c])
 }
 
 /// The tap's token; queues have their numbers.

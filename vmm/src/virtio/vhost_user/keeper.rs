@@ -11,7 +11,6 @@
 //! While no server is there, the guest's requests stay in its rings and the guest waits. Invariant: the memory for requests in flight is
 //! kept from start to stop and given to every server, so that a request that one has taken and not answered is answered by the next.
 
-use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -19,10 +18,11 @@ use std::time::{Duration, Instant};
 use virtio_queue::QueueT;
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_block::vhost_user::channel::ChannelError;
-use vmm_block::vhost_user::wire::{InflightPlace, Region, VringAddresses};
+use vmm_block::vhost_user::wire::{Region, VringAddresses};
 use vmm_block::virtio::CONFIG_BYTES;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::inflight::{Inflight, Left};
 use super::link::{Link, LinkError, event_fd};
 use super::{QUEUE_SIZE, told_config};
 use crate::machine::bus::lock;
@@ -41,14 +41,10 @@ const LAST_PATIENCE: Duration = Duration::from_secs(5);
 /// How often it is looked whether the memory is there.
 const LOADING_LOOK: Duration = Duration::from_millis(5);
 
-/// Memory for requests in flight, and where they are in it.
-pub(super) type Inflight = (InflightPlace, OwnedFd);
-
 /// What comes back when the queues are not served any more.
 pub(super) struct Back {
     pub(super) rings: Vec<Option<Ring>>,
-    /// Requests that no server has answered are in there: the next one must have it.
-    pub(super) left: Option<Inflight>,
+    pub(super) left: Option<Left>,
 }
 
 /// See the module.
@@ -62,6 +58,8 @@ pub(super) struct Keeper {
     pub(super) config: Arc<Mutex<[u8; CONFIG_BYTES]>>,
     pub(super) stop: EventFd,
     pub(super) inflight: Option<Inflight>,
+    /// No server does anything.
+    pub(super) is_at_rest: bool,
     pub(super) loading: Loading,
 }
 
@@ -125,6 +123,7 @@ impl Keeper {
         }
         self.show(told_config(info, self.rings.len()));
         link.set_features(self.features)?;
+        self.is_at_rest = false;
         self.share_memory(&link)?;
         if self.inflight.is_none() {
             let queues = self.rings.len() as u16;
@@ -189,7 +188,8 @@ impl Keeper {
         })
     }
 
-    /// Has the server finish what it has in work and takes the queues back.
+    /// Has the server finish what it has in work and takes the queues back. What it cannot finish for now, because the WAN does not bring
+    /// it, it leaves marked in the memory for requests in flight.
     fn take_back(mut self, link: Option<Link>) -> Back {
         let deadline = Instant::now() + LAST_PATIENCE;
         let mut link = link;
@@ -197,10 +197,12 @@ impl Keeper {
             if let Some(link) = link.take() {
                 match self.stop_queues(&link) {
                     Ok(()) => {
-                        return Back {
-                            rings: self.rings,
-                            left: None,
-                        };
+                        let is_left = self.rings.iter().flatten().any(|ring| {
+                            let queue = ring.queue();
+                            queue.next_avail() != queue.next_used()
+                        });
+                        self.is_at_rest = true;
+                        return self.back(is_left);
                     }
                     Err(error) => {
                         let error = &error as &dyn std::error::Error;
@@ -208,7 +210,9 @@ impl Keeper {
                     }
                 }
             }
-            if !self.is_waited_for() || self.inflight.is_none() || Instant::now() >= deadline {
+            let is_done = !self.is_waited_for() || self.inflight.is_none();
+            // Nor does a server get memory that is not all there yet.
+            if is_done || !self.loading.is_over() || Instant::now() >= deadline {
                 break;
             }
             // Requests may be in flight: the next server finishes them.
@@ -224,9 +228,17 @@ impl Keeper {
             let used = used.map_or(ring.queue().next_used(), |used| used.0);
             ring.set_places(used, used);
         }
+        self.back(is_waited_for)
+    }
+
+    fn back(self, is_left: bool) -> Back {
+        let left = self.inflight.filter(|_| is_left).map(|inflight| Left {
+            inflight,
+            is_at_rest: self.is_at_rest,
+        });
         Back {
             rings: self.rings,
-            left: self.inflight.filter(|_| is_waited_for),
+            left,
         }
     }
 

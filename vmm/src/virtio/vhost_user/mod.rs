@@ -2,9 +2,11 @@
 //! chunk and no key.
 //!
 //! The server reads and writes the guest's memory and its rings by itself; here is only who tells it where they are. It may go away at
-//! any time and come back (an upgrade of the branch): the guest waits meanwhile, nothing is lost. A snapshot is taken only when it has
-//! answered all that it took.
+//! any time and come back (an upgrade of the branch): the guest waits meanwhile, nothing is lost. For a snapshot its server answers what it
+//! can and gives the queues back; what it cannot answer, because the WAN does not bring it, is kept in the snapshot as being in flight
+//! (`inflight`), and the server of the machine that goes on does it. A server that is gone with requests in work is waited for first.
 
+mod inflight;
 mod keeper;
 mod link;
 
@@ -15,6 +17,7 @@ use std::time::{Duration, Instant};
 use vmm_block::virtio::{CONFIG_BYTES, CONFIG_QUEUES_AT, features};
 use vmm_sys_util::eventfd::EventFd;
 
+pub use inflight::InflightState;
 pub use link::{DiskInfo, LinkError};
 
 use super::ring::Ring;
@@ -25,7 +28,8 @@ use crate::machine::memory::Memory;
 use crate::sandbox::door::Door;
 use crate::snapshot::Loading;
 use crate::threads::{self, Role};
-use keeper::{Back, Inflight, Keeper};
+use inflight::Left;
+use keeper::{Back, Keeper};
 use link::Link;
 
 const QUEUE_SIZE: u16 = 256;
@@ -65,7 +69,7 @@ pub struct RemoteBlock {
     config: Arc<Mutex<[u8; CONFIG_BYTES]>>,
     kept: Option<Kept>,
     /// Requests that were left when it was stopped.
-    left: Option<Inflight>,
+    left: Option<Left>,
     loading: Loading,
 }
 
@@ -150,7 +154,9 @@ impl Device for RemoteBlock {
             interrupt: started.interrupt,
             config: Arc::clone(&self.config),
             stop: stop.try_clone().map_err(failed)?,
-            inflight: self.left.take(),
+            // Whatever was left before is as it was until a server has it.
+            is_at_rest: self.left.as_ref().is_none_or(|left| left.is_at_rest),
+            inflight: self.left.take().map(|left| left.inflight),
             loading: self.loading.clone(),
         };
         let thread = threads::spawn(Role::Remote, "disk-keeper", move || keeper.run());
@@ -180,20 +186,32 @@ impl Device for RemoteBlock {
     }
 
     fn save(&self, _: &Memory) -> Result<DeviceState, DeviceStateError> {
-        if self.left.is_some() {
-            return Err(DeviceStateError::Busy(
-                "its server is away and has requests in work; try again when it is back",
-            ));
-        }
+        let inflight = match &self.left {
+            None => None,
+            Some(left) if left.is_at_rest => Some(InflightState::of(&left.inflight)?),
+            Some(_) => {
+                return Err(DeviceStateError::Busy(
+                    "its server is away and has requests in work; try again when it is back",
+                ));
+            }
+        };
         Ok(DeviceState::Disk {
             bytes: self.bytes(),
+            inflight,
         })
     }
 
     fn restore(&mut self, state: DeviceState, _: &Memory) -> Result<(), DeviceStateError> {
         match state {
-            DeviceState::Disk { bytes } if bytes == self.bytes() => Ok(()),
-            DeviceState::Disk { bytes } => Err(DeviceStateError::Differs(format!(
+            DeviceState::Disk { bytes, inflight } if bytes == self.bytes() => {
+                let inflight = inflight.map(|inflight| inflight.inflight(self.queues));
+                self.left = inflight.transpose()?.map(|inflight| Left {
+                    inflight,
+                    is_at_rest: true,
+                });
+                Ok(())
+            }
+            DeviceState::Disk { bytes, .. } => Err(DeviceStateError::Differs(format!(
                 "it had {bytes} bytes, now {}",
                 self.bytes()
             ))),
