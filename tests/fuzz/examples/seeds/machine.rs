@@ -1,6 +1,13 @@
 //! Machines: scripts of drivers that keep to the rules, in the form of `vmm::virtio::hostile::run`, kernels, viewers and commands.
 
+use std::time::Duration;
+
 use splice_fuzz::script::piece;
+use vmm::snapshot::Shape;
+use vmm::snapshot::memory::Blocks;
+use vmm::snapshot::parts::Parts;
+use vmm::snapshot::sealed::{Kind, seal};
+use vmm::virtio::hostile::{KINDS, saved};
 
 use crate::Seeds;
 
@@ -206,7 +213,32 @@ fn registers() -> Vec<u8> {
     all.concat()
 }
 
+/// Parts of a state that need no machine.
+fn parts() -> Vec<u8> {
+    let mut parts = Parts::default();
+    let shape = Shape {
+        memory_mib: 64,
+        vcpus: 2,
+        taken_at: Duration::new(1_800_000_000, 5),
+    };
+    parts.put(&shape).unwrap();
+    parts.put(&Blocks(vec![None, Some([7; 32])])).unwrap();
+    parts.bytes().unwrap()
+}
+
+fn snapshot(seeds: &Seeds) {
+    let parts = parts();
+    let file = seal(Kind::State, &parts);
+    seeds.write("snapshot", "file", &[&[0][..], &file].concat());
+    seeds.write("snapshot", "parts", &[&[1][..], &parts].concat());
+    for (number, kind) in (0..).zip(KINDS) {
+        let state = [&[2, number][..], &saved(kind)].concat();
+        seeds.write("snapshot", &format!("device-{number}"), &state);
+    }
+}
+
 pub fn write(seeds: &Seeds) {
+    snapshot(seeds);
     let net = vec![
         chain(0, &[], &[2000]),
         host(&[5; 80]),
@@ -254,6 +286,7 @@ pub fn write(seeds: &Seeds) {
     for (name, line) in [
         ("status", &br#"{"do":"status"}"#[..]),
         ("balloon", br#"{"do":"balloon","mib":256}"#),
+        ("snapshot", br#"{"do":"snapshot","then":"quit"}"#),
         ("done", br#""done""#),
         ("refused", br#"{"refused":"no"}"#),
         (

@@ -31,6 +31,8 @@ pub struct Vm {
     console: UnixStream,
     control: PathBuf,
     log: PathBuf,
+    /// What splice-vmm itself says.
+    words: PathBuf,
     /// Bytes of the log that were read by an earlier wait.
     seen: usize,
     asked: u32,
@@ -113,7 +115,8 @@ impl Lab {
         if let Some(disk) = &options.disk {
             command.arg("--disk").arg(disk);
         }
-        let said = File::create(self.file(check, "vmm"))?;
+        let words = self.file(check, "vmm");
+        let said = File::create(&words)?;
         // A check's second desktop prints behind its first one.
         let seen = std::fs::metadata(&log).map_or(0, |log| log.len() as usize);
         let process = command
@@ -131,11 +134,27 @@ impl Lab {
             console,
             control,
             log,
+            words,
             seen,
             asked: 0,
         };
         vm.drain_console()?;
         Ok(vm)
+    }
+}
+
+impl Lab {
+    /// Has a desktop saved into a folder, after which it ends; what was said about it.
+    pub fn snapshot(&self, vm: &Vm, dir: &Path) -> Result<String> {
+        let saved = Command::new(self.programs.join("splice-vmm"))
+            .arg("snapshot")
+            .arg(&vm.control)
+            .arg(dir)
+            .arg("--quit")
+            .output()?;
+        let said = String::from_utf8_lossy(&saved.stderr).into_owned();
+        ensure!(saved.status.success(), "{}: {said}", saved.status);
+        Ok(said.trim().to_owned())
     }
 }
 
@@ -283,6 +302,12 @@ impl Vm {
             sum.1 += of("RssAnon:")? + of("RssFile:")?;
         }
         Ok(sum)
+    }
+
+    /// Lines that splice-vmm has said, such as that memory does not come while the machine runs.
+    pub fn said(&self) -> Result<Vec<String>> {
+        let words = std::fs::read_to_string(&self.words)?;
+        Ok(words.lines().map(str::to_owned).collect())
     }
 
     /// Where its output is.

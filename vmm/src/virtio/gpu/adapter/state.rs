@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use super::super::format::Format;
+use super::super::limits::CURSOR_SIDE_MAX;
 use super::super::protocol::{GuestRect, Refusal};
 use super::super::resource::Resource;
 use super::Adapter;
@@ -149,14 +150,15 @@ impl Adapter {
         }
         let cursor = state.cursor;
         let bytes = usize::from(cursor.width) * usize::from(cursor.height) * PIXEL_BYTES;
-        if cursor.pixels.len() != bytes {
+        let side = u32::from(cursor.width.max(cursor.height));
+        if cursor.pixels.len() != bytes || side > CURSOR_SIDE_MAX {
             return Err(Refusal::Parameter);
         }
         let cursor = Cursor {
             width: cursor.width,
             height: cursor.height,
-            hot_x: cursor.hot_x,
-            hot_y: cursor.hot_y,
+            hot_x: cursor.hot_x.min(cursor.width.saturating_sub(1)),
+            hot_y: cursor.hot_y.min(cursor.height.saturating_sub(1)),
             pixels: cursor.pixels.into_vec(),
         };
         self.screen.change(|canvas| {
