@@ -3,9 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use anyhow::Result;
 use clap::Args;
-use vmm::machine::boot::BootSource;
+use vmm::machine::boot::{BootError, BootSource};
 use vmm::screen::Size;
 use vmm::virtio::block::Limits;
 use vmm::virtio::console::PortSpec;
@@ -63,9 +62,8 @@ pub(super) struct BootArguments {
 }
 
 impl BootArguments {
-    pub(super) fn open(&self, kernel: &Path) -> Result<BootSource> {
-        let source = BootSource::open(kernel, self.initrd.as_deref(), &self.command_line);
-        Ok(source?)
+    pub(super) fn open(&self, kernel: &Path) -> Result<BootSource, BootError> {
+        BootSource::open(kernel, self.initrd.as_deref(), &self.command_line)
     }
 }
 

@@ -268,7 +268,7 @@ impl Device for Vsock {
     fn restore(&mut self, state: DeviceState, _: &Memory) -> Result<(), DeviceStateError> {
         match state {
             DeviceState::Nothing => {
-                self.is_elsewhere = true;
+                (self.connections, self.is_elsewhere) = (None, true);
                 Ok(())
             }
             other => Err(other.other()),
