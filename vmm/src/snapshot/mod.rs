@@ -15,6 +15,7 @@
 //! What is not in it: disks. A snapshot goes on only with its disks as they were when it was taken. It is as secret as the guest's
 //! memory, which is in it.
 
+mod error;
 mod folder;
 pub mod memory;
 mod pager;
@@ -32,6 +33,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use error::SnapshotError;
 pub use folder::FolderError;
 pub use memory::{Image, ImageError};
 pub use pager::{Loading, OnDamage, Pager, PagerError};
@@ -41,14 +43,11 @@ pub(crate) use take::send;
 pub use take::{TakeError, take};
 pub use uffd::Faults;
 
-use crate::legacy::generation::GenerationError;
 use crate::machine::LegacyState;
-use crate::machine::interrupts::InterruptError;
 use crate::machine::memory::Memory;
-use crate::machine::state::{Processors, StateError, VmState};
-use crate::machine::vcpu::VcpuError;
+use crate::machine::state::{Processors, VmState};
 use crate::virtio::gpu::IMAGE_BYTES_MAX;
-use crate::virtio::state::{DeviceStateError, DeviceStates};
+use crate::virtio::state::DeviceStates;
 use memory::{BLOCK_BYTES, Blocks};
 use parts::{Part, PartError, Parts};
 use sealed::Kind;
@@ -87,84 +86,6 @@ impl Part for Shape {
     const NUMBER: u16 = 1;
     const VERSION: u16 = 1;
     const NAME: &'static str = "machine";
-}
-
-/// Why there is no snapshot, or no machine from one.
-#[derive(Debug, thiserror::Error)]
-pub enum SnapshotError {
-    /// Its memory.
-    #[error(transparent)]
-    Image(#[from] ImageError),
-    /// The file of its state.
-    #[error("{}", .path.display())]
-    Seal {
-        /// Which file.
-        path: PathBuf,
-        /// What is wrong with it.
-        source: SealError,
-    },
-    /// A file of it cannot be opened.
-    #[error("open {}", .path.display())]
-    Open {
-        /// Which file.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// Not what a machine fills.
-    #[error("a snapshot needs two files and {0} came along: `splice-vmm snapshot` hands them in")]
-    Files(usize),
-    /// Something is in there.
-    #[error("the file for the snapshot's {0} is not empty")]
-    NotEmpty(&'static str),
-    /// A part of its state.
-    #[error("state of the machine")]
-    Part(#[from] PartError),
-    /// KVM's part of it.
-    #[error(transparent)]
-    State(#[from] StateError),
-    /// A processor.
-    #[error(transparent)]
-    Vcpu(#[from] VcpuError),
-    /// An interrupt.
-    #[error(transparent)]
-    Interrupt(#[from] InterruptError),
-    /// A device.
-    #[error("device {name}")]
-    Device {
-        /// Which.
-        name: String,
-        /// What is wrong with it.
-        source: DeviceStateError,
-    },
-    /// Other devices.
-    #[error(
-        "the snapshot's machine has the devices {saved}, this one has {here}; give it the same options"
-    )]
-    Devices {
-        /// In the snapshot.
-        saved: String,
-        /// Here.
-        here: String,
-    },
-    /// A host with less.
-    #[error("this host's processor is not enough for the snapshot, whose guest relies on: {0}")]
-    Host(String),
-    /// The guest has just ended.
-    #[error("the machine is about to end")]
-    Ending,
-    /// A processor that has failed.
-    #[error("processor {0} has failed")]
-    Processor(u8),
-    /// No randomness.
-    #[error(transparent)]
-    Generation(#[from] GenerationError),
-    /// No thread.
-    #[error("a thread for the guest's memory")]
-    Thread(#[source] io::Error),
-    /// The disk, or no file.
-    #[error("write the machine's {0}")]
-    Write(&'static str, #[source] io::Error),
 }
 
 /// A machine's state beside its memory.

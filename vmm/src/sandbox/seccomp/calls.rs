@@ -140,7 +140,7 @@ pub const CALLS: &[Call] = &[
     call(named!(SYS_write), ALL, ANY, "events, logs, packets, connections"),
     call(named!(SYS_close), ALL, ANY, "what is done with"),
     call(named!(SYS_fcntl), EVERY, &[(1, Is::Equal(libc::F_GETFD as u32))], "Rust's check, in builds with assertions, that what it closes is open"),
-    call(named!(SYS_fcntl), &[Main, Vcpu, Remote, Screen, Line, Control], &[(1, Is::Equal(libc::F_DUPFD_CLOEXEC as u32))], "copies of events and connections"),
+    call(named!(SYS_fcntl), &[Main, Vcpu, Remote, Screen, Line], &[(1, Is::Equal(libc::F_DUPFD_CLOEXEC as u32))], "copies of events and connections"),
     // Waiting for queues and connections.
     call(named!(SYS_epoll_wait), WORKERS, ANY, "a device's thread waits"),
     call(named!(SYS_epoll_ctl), &[Main, Vcpu, Ports], ANY, "what a device waits for; a client of a port"),
