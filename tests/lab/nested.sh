@@ -46,7 +46,8 @@ for check; do [ "$check" != demo ] || with_demo=yes; done
 
 # What changes from run to run goes in by a disk of its own: programs, guest and what to do. Disks and boot files are those of the demo.
 programs=(splice-vmm lab-guest)
-disk_mib=1500 memory_mib=2048
+# Room for the disk that a check works on, and for a copy of that.
+disk_mib=2000 memory_mib=2048
 if [ "$with_demo" ]; then
     programs+=(xtask splice splice-datacenter splice-branch sim-wan)
     # Two stores, two caches and two desktops.

@@ -89,7 +89,9 @@ fn a_thread_may_do_what_it_is_for() {
     for (attempt, argument) in [("open", "/etc/passwd"), ("terminal", ""), ("socket", "")] {
         assert_killed("pager", attempt, argument);
     }
-    for role in ["main", "vcpu", "disk", "device", "screen", "remote", "pager"] {
+    for role in [
+        "main", "vcpu", "disk", "device", "screen", "remote", "pager",
+    ] {
         let output = run(mode(), "kill", role, "heap", "");
         assert_eq!(output.status.code(), Some(0), "{role}: {}", said(&output));
     }

@@ -120,7 +120,12 @@ fn the_pager_puts_pages_there_and_reaches_nothing_else() {
     let expected = expected.map(|command| [(1u8, Is::Equal(command))]);
     assert_eq!(commands, expected.each_ref().map(|one| &one[..]));
     let calls = calls_of(Role::Pager);
-    for call in [libc::SYS_recvmsg, libc::SYS_sendto, libc::SYS_accept4, libc::SYS_lseek] {
+    for call in [
+        libc::SYS_recvmsg,
+        libc::SYS_sendto,
+        libc::SYS_accept4,
+        libc::SYS_lseek,
+    ] {
         assert!(!calls.contains(&call), "call {call}");
     }
 }
