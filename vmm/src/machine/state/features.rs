@@ -3,7 +3,7 @@
 //! A guest looks once, at its start, at what its processor can, and relies on it ever after. So a host may have more than the one where a
 //! machine was saved, but nothing less, and the maker must be the same.
 
-use kvm_bindings::kvm_cpuid_entry2 as Entry;
+use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX as BY_INDEX, kvm_cpuid_entry2 as Entry};
 
 /// Registers that an answer has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,9 +69,12 @@ const NAMES: [(u32, Register, u32, &str); 20] = [
     (0x8000_0007, Edx, 8, "invariant-tsc"),
 ];
 
+/// The answer that KVM gives a guest with this list: the first that fits, and one that is not told apart by its index fits all.
 fn find(entries: &[Entry], function: u32, index: u32) -> Option<&Entry> {
     let mut entries = entries.iter();
-    entries.find(|entry| entry.function == function && entry.index == index)
+    entries.find(|entry| {
+        entry.function == function && (entry.index == index || entry.flags & BY_INDEX == 0)
+    })
 }
 
 fn name(function: u32, index: u32, register: Register, bit: u32) -> String {
@@ -150,6 +153,22 @@ mod tests {
             missing(&new, &old),
             ["avx", "avx2", "cpuid 0x7.0 ebx bit 19"]
         );
+    }
+
+    #[test]
+    fn a_list_that_is_made_up_is_read_as_kvm_reads_it() {
+        let maker = entry(0, [7, 1, 2, 3]);
+        let plain = Entry {
+            flags: BY_INDEX,
+            ..entry(7, [0, 1 << 5, 0, 0])
+        };
+        // Before the real one, and for any index.
+        let forged = Entry {
+            index: 9,
+            ..entry(7, [0, 1 << 16, 0, 0])
+        };
+        let told = missing(&[maker, forged, plain], &[maker, plain]);
+        assert_eq!(told, ["avx512f"]);
     }
 
     #[test]
