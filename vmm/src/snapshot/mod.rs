@@ -28,6 +28,7 @@ pub mod working_set;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -265,9 +266,16 @@ impl Snapshot {
     pub fn open(folder: &Path) -> Result<SnapshotFiles, SnapshotError> {
         let open = |name: &str| {
             let path = folder.join(name);
-            let file = File::open(&path).and_then(|file| {
-                let bytes = file.metadata()?.len();
-                Ok((file, bytes))
+            // A pipe does not hold us up, here or later.
+            let mut options = File::options();
+            options.read(true).custom_flags(libc::O_NONBLOCK);
+            let file = options.open(&path).and_then(|file| {
+                let about = file.metadata()?;
+                if about.is_file() {
+                    Ok((file, about.len()))
+                } else {
+                    Err(io::Error::other("it is no file"))
+                }
             });
             file.map_err(|source| SnapshotError::Open { path, source })
         };

@@ -4,9 +4,12 @@
 //! It lies beside the snapshot and is advice: without it, or when it is damaged, a machine goes on as well, later, and records it anew. It
 //! is written in place, because a machine in its sandbox makes no file and names none; two machines that write at the same time may leave
 //! one that is of no use, which its checksum tells.
+//!
+//! Refused: to write through a name. A snapshot may come from anybody, and whoever goes on from it may be root: what is written is a file of
+//! its own in that folder, no link to another.
 
-use std::fs::File;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::fs::{File, Metadata};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use super::sealed::{self, HEAD_BYTES, Kind, SealError};
@@ -40,19 +43,21 @@ impl WorkingSet {
     /// Opens the one beside a snapshot, or makes an empty one. Who may not write there only reads.
     pub fn open(folder: &Path) -> Self {
         let path = folder.join(FILE);
-        let mut options = File::options();
-        options.read(true).write(true).create(true).truncate(false);
-        options.mode(0o600);
-        match options.open(&path) {
-            Ok(file) => Self {
+        let open = |is_writable: bool| {
+            let mut options = File::options();
+            options.read(true).write(is_writable).create(is_writable);
+            options.mode(0o600);
+            // Nor does a pipe hold up whoever opens it.
+            options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+            let file = options.truncate(false).open(&path).ok()?;
+            let is_own = |about: &Metadata| about.is_file() && about.nlink() == 1;
+            let is_own = file.metadata().is_ok_and(|about| is_own(&about));
+            is_own.then_some(Self {
                 file: Some(file),
-                is_writable: true,
-            },
-            Err(_) => Self {
-                file: File::open(&path).ok(),
-                is_writable: false,
-            },
-        }
+                is_writable,
+            })
+        };
+        open(true).or_else(|| open(false)).unwrap_or_default()
     }
 
     /// Whether an order can be kept.
@@ -126,5 +131,25 @@ mod tests {
         let none = WorkingSet::open(&temp.path().join("missing"));
         assert!(!none.is_writable() && none.read(9).expect("no file").is_none());
         assert!(none.write(&[1]).is_err());
+    }
+
+    #[test]
+    fn what_is_another_file_by_another_name_is_left_alone() {
+        let temp = tempfile::tempdir().expect("a folder");
+        let (other, own) = (temp.path().join("other"), temp.path().join(FILE));
+        fs::write(&other, "precious").expect("written");
+        let none = || {
+            let none = WorkingSet::open(temp.path());
+            assert!(!none.is_writable() && none.read(9).expect("no file").is_none());
+        };
+        std::os::unix::fs::symlink(&other, &own).expect("a link");
+        none();
+        fs::remove_file(&own).expect("removed");
+        fs::hard_link(&other, &own).expect("a link");
+        none();
+        fs::remove_file(&own).expect("removed");
+        fs::create_dir(&own).expect("made");
+        none();
+        assert_eq!(fs::read(&other).expect("there"), b"precious");
     }
 }
