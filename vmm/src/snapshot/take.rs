@@ -1,7 +1,8 @@
 //! Asking a running machine for a snapshot, from outside: the folder and its files are made here and handed in, because a machine in its
 //! sandbox opens nothing.
 //!
-//! The folder gets its name when the machine has said that all of it is on the disk. Refused: a place where something is already.
+//! The folder gets its name when the machine has said that all of it is on the disk, or when it is gone and all of it is there. Refused: a
+//! place where something is already.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, ErrorKind, IoSlice, Read, Write};
@@ -27,7 +28,7 @@ pub enum TakeError {
     #[error(transparent)]
     Folder(#[from] FolderError),
     /// Its files.
-    #[error("make {}", .path.display())]
+    #[error("make or sync {}", .path.display())]
     File {
         /// Which.
         path: PathBuf,
@@ -62,11 +63,19 @@ pub fn take(socket: &Path, dir: &Path, then: Then) -> Result<(), TakeError> {
         };
         let (state, memory) = (make(STATE)?, make(MEMORY)?);
         let files = [state.as_fd(), memory.as_fd()];
-        let failed = |source| TakeError::Socket {
-            path: socket.to_owned(),
-            source,
+        let answer = match ask(socket, &Command::Snapshot { then }, &files) {
+            Ok(answer) => answer,
+            // A machine that ends may be gone before it has told. What it has written tells as well.
+            Err(_) if is_whole(folder) => {
+                let synced = memory.sync_all().and_then(|()| state.sync_all());
+                let path = folder.to_owned();
+                return synced.map_err(|source| TakeError::File { path, source });
+            }
+            Err(source) => {
+                let path = socket.to_owned();
+                return Err(TakeError::Socket { path, source });
+            }
         };
-        let answer = ask(socket, &Command::Snapshot { then }, &files).map_err(failed)?;
         match serde_json::from_str(&answer) {
             Ok(Answer::Done) => Ok(()),
             Ok(Answer::Refused(reason)) => Err(TakeError::Refused(reason)),
@@ -165,6 +174,24 @@ mod tests {
         assert!(dir.join(STATE).exists() && dir.join(MEMORY).exists());
         let again = take(&socket, &dir, Then::Quit).expect_err("there already");
         assert!(matches!(again, TakeError::Folder(FolderError::Exists(_))));
+    }
+
+    #[test]
+    fn a_machine_that_was_saved_and_is_gone_before_it_has_told_is_saved() {
+        let temp = tempfile::tempdir().expect("a folder");
+        let (socket, dir) = (temp.path().join("control"), temp.path().join("snap"));
+        let listener = UnixListener::bind(&socket).expect("a socket");
+        let state = temp.path().join("snap.partial").join(STATE);
+        let machine = std::thread::spawn(move || {
+            let (client, _) = listener.accept().expect("a client");
+            let mut line = String::new();
+            let mut lines = BufReader::new(client);
+            lines.read_line(&mut line).expect("a line");
+            std::fs::write(state, sealed::seal(Kind::State, b"body")).expect("written");
+        });
+        take(&socket, &dir, Then::Quit).expect("all of it is there");
+        machine.join().expect("no panic");
+        assert!(is_whole(&dir));
     }
 
     #[test]
