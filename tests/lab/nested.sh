@@ -40,18 +40,29 @@ clean_up() {
 trap clean_up EXIT
 trap 'exit 130' INT TERM HUP
 
-# "demo" among the checks is the whole ./x demo, in there.
-with_demo=
-for check; do [ "$check" != demo ] || with_demo=yes; done
+# "demo" among the checks is the whole ./x demo, in there; the graphical desktop is made only for those who look at it.
+with_demo='' with_x=''
+[ $# -gt 0 ] || with_x=yes
+for check; do
+    case $check in demo) with_demo=yes ;; x) with_x=yes ;; esac
+done
 
 # What changes from run to run goes in by a disk of its own: programs, guest and what to do. Disks and boot files are those of the demo.
 programs=(splice-vmm lab-guest)
 # Room for the disk that a check works on, and for a copy of that.
 disk_mib=2000 memory_mib=2048
+if [ "$with_x" ]; then
+    bash "$here/../images/make-x.sh" "$images" >&2
+    disk_mib=$((disk_mib + 2000))
+    mkdir -p "$work/lab/x"
+    cp "$images/x.vmlinuz" "$work/lab/x/kernel"
+    cp "$images/x.initrd" "$work/lab/x/initrd"
+    cp --sparse=always "$images/x.raw" "$work/lab/x/disk"
+fi
 if [ "$with_demo" ]; then
     programs+=(xtask splice splice-datacenter splice-branch sim-wan)
     # Two stores, two caches and two desktops.
-    disk_mib=12000 memory_mib=6144
+    disk_mib=$((disk_mib + 10500)) memory_mib=6144
     bash "$here/../images/make-small.sh" "$images" >&2
 fi
 mkdir -p "$work/lab"

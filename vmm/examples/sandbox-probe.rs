@@ -34,10 +34,10 @@ use vmm::threads::{self, Role};
 use vmm::virtio::Device;
 use vmm::virtio::balloon::Balloon;
 use vmm::virtio::block::{Block, Disk, Limits};
-use vmm::virtio::console::{Console, PortSpec};
+use vmm::virtio::console::{Console, HostEnd, PortSpec};
 use vmm::virtio::gpu::Gpu;
 use vmm::virtio::input::{Input, Model};
-use vmm::virtio::net::{Net, Tap};
+use vmm::virtio::net::{self, Net, Tap};
 use vmm::virtio::rng::Rng;
 use vmm::virtio::vhost_user::RemoteBlock;
 use vmm_block::RawFile;
@@ -197,7 +197,7 @@ fn opened(folder: &Path) -> Vec<Box<dyn Device>> {
     };
     let port = PortSpec {
         name: "port".into(),
-        socket: folder.join("port"),
+        end: HostEnd::Socket(folder.join("port")),
     };
     let inputs = Inputs::default();
     let mut devices: Vec<Box<dyn Device>> = vec![
@@ -211,7 +211,11 @@ fn opened(folder: &Path) -> Vec<Box<dyn Device>> {
     ];
     // Where there are taps and we may have one.
     if let Ok(tap) = Tap::open(&format!("probe{}", std::process::id())) {
-        devices.push(Box::new(Net::new([0x52, 0x54, 0, 0, 0, 1], tap)));
+        let limits = net::Limits {
+            packets_per_s: Some(50),
+            bytes_per_s: None,
+        };
+        devices.push(Box::new(Net::new([0x52, 0x54, 0, 0, 0, 1], tap, limits)));
     }
     devices
 }

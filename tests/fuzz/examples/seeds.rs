@@ -12,6 +12,8 @@ mod link;
 mod machine;
 #[path = "seeds/nbd.rs"]
 mod nbd;
+#[path = "seeds/screen.rs"]
+mod screen;
 #[path = "seeds/stored.rs"]
 mod stored;
 #[path = "seeds/text.rs"]
@@ -45,6 +47,7 @@ fn write_all() {
     link::write(&seeds);
     machine::write(&seeds);
     nbd::write(&seeds);
+    screen::write(&seeds);
     stored::write(&seeds);
     text::write(&seeds);
     let scratch = seeds.directory.join("scratch");

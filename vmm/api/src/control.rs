@@ -33,6 +33,13 @@ pub enum Command {
         #[serde(default)]
         then: Then,
     },
+    /// Pull a network card's cable, or put it in again.
+    Link {
+        /// Which card, the first is 0.
+        card: u8,
+        /// In.
+        up: bool,
+    },
     /// End it now, as if the power went.
     Quit,
 }
@@ -111,6 +118,10 @@ mod tests {
         let last = Command::Snapshot { then: Then::Quit };
         assert_eq!(line(&last), r#"{"do":"snapshot","then":"quit"}"#);
         assert!(last.ends() && Command::Quit.ends());
+        assert_eq!(
+            line(&Command::Link { card: 0, up: false }),
+            r#"{"do":"link","card":0,"up":false}"#
+        );
         let answer = serde_json::to_string(&Answer::Refused("no".into())).expect("JSON");
         assert_eq!(answer, r#"{"refused":"no"}"#);
         let wrong: Result<Command, _> = serde_json::from_str(r#"{"do":"explode"}"#);

@@ -30,6 +30,7 @@ use crate::pci::DEVICES_MAX;
 use crate::snapshot::{Pager, SnapshotError, Target};
 use crate::virtio::Device;
 use crate::virtio::balloon::BalloonSize;
+use crate::virtio::net::Link;
 use board::Board;
 use boot::BootSource;
 use bus::lock;
@@ -55,6 +56,8 @@ pub struct MachineSpec<'a> {
     pub serial: SerialLine,
     /// Sizes its balloon, if it has one.
     pub balloon: Option<BalloonSize>,
+    /// Its network cards' cables, in order.
+    pub links: Vec<Link>,
 }
 
 /// Devices with the names that logs use.
@@ -127,6 +130,7 @@ pub enum End {
 pub struct Machine {
     vcpus: Vec<Vcpu>,
     balloon: Option<BalloonSize>,
+    links: Vec<Link>,
     memory_mib: u64,
     state: MachineState,
     /// What each of its processors was told of itself.
@@ -169,6 +173,7 @@ impl Machine {
         Ok(Self {
             vcpus,
             balloon: spec.balloon,
+            links: spec.links,
             memory_mib: spec.memory_mib,
             state: MachineState::Paused,
             features,
@@ -247,6 +252,15 @@ impl Machine {
                     return Answer::Refused(chain(&error));
                 }
             }
+            Command::Link { card, up } => match self.links.get(usize::from(*card)) {
+                None => {
+                    return Answer::Refused(format!(
+                        "no network card {card}: this machine has {}",
+                        self.links.len()
+                    ));
+                }
+                Some(link) => link.set(*up),
+            },
             Command::Quit => {}
         }
         Answer::Done

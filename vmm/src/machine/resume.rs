@@ -26,6 +26,7 @@ use crate::snapshot::{
     self, Faults, Loading, OnDamage, Saved, Shape, Snapshot, SnapshotError, Target,
 };
 use crate::virtio::balloon::BalloonSize;
+use crate::virtio::net::Link;
 use crate::virtio::state::DeviceStates;
 
 /// What a machine that goes on needs of its host.
@@ -36,6 +37,8 @@ pub struct ResumeSpec {
     pub serial: SerialLine,
     /// Sizes its balloon, if it has one.
     pub balloon: Option<BalloonSize>,
+    /// Its network cards' cables, in order.
+    pub links: Vec<Link>,
     /// Tells when its memory is there; made by [`Loading::begun`].
     pub loading: Loading,
     /// What missing pages are told of by. Without, all memory is loaded before the machine goes on.
@@ -170,6 +173,7 @@ impl Machine {
         let mut machine = Self {
             vcpus: Vec::new(),
             balloon: spec.balloon,
+            links: spec.links,
             memory_mib,
             state: MachineState::Paused,
             features,

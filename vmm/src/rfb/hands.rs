@@ -5,31 +5,39 @@
 use std::collections::BTreeSet;
 
 use super::keys;
+use crate::clipboard::Clipboard;
 use crate::screen::Size;
 use crate::virtio::input::InputSender;
 use crate::virtio::input::events::{
-    ABS_X, ABS_Y, AXIS_MAX, BUTTONS, EV_ABS, EV_KEY, EV_REL, Event, REL_WHEEL,
+    ABS_X, ABS_Y, AXIS_MAX, BUTTONS, EV_ABS, EV_KEY, EV_REL, Event, REL_HWHEEL, REL_WHEEL,
 };
 
-/// The guest's keyboard and tablet.
+/// The guest's keyboard and tablet, and its clipboard.
 #[derive(Clone, Default)]
 pub struct Inputs {
     /// Keys.
     pub keyboard: InputSender,
     /// Places and buttons.
     pub tablet: InputSender,
+    /// What is copied and pasted.
+    pub clipboard: Clipboard,
 }
 
-/// Which bit of a pointer's state is which of [`BUTTONS`]: left, middle and right, and the one that goes back.
-const BUTTON_BITS: [(u8, usize); 4] = [(0, 0), (1, 2), (2, 1), (7, 3)];
-/// Notches of the wheel are presses of these.
-const WHEEL_BITS: [(u8, i32); 2] = [(3, 1), (4, -1)];
+/// Which bit of a pointer's state is which of [`BUTTONS`]: left, middle and right, and those that go back and forward.
+const BUTTON_BITS: [(u8, usize); 5] = [(0, 0), (1, 2), (2, 1), (7, 3), (8, 4)];
+/// Notches of the wheel, and of its sideways movement, are presses of these.
+const WHEEL_BITS: [(u8, u16, i32); 4] = [
+    (3, REL_WHEEL, 1),
+    (4, REL_WHEEL, -1),
+    (5, REL_HWHEEL, -1),
+    (6, REL_HWHEEL, 1),
+];
 
 /// See the module.
 pub(super) struct Hands {
     inputs: Inputs,
     pressed: BTreeSet<u16>,
-    buttons: u8,
+    buttons: u16,
 }
 
 impl Hands {
@@ -70,7 +78,7 @@ impl Hands {
     }
 
     /// The pointer, on a screen of that size.
-    pub(super) fn point(&mut self, buttons: u8, x: u16, y: u16, size: Size) {
+    pub(super) fn point(&mut self, buttons: u16, x: u16, y: u16, size: Size) {
         let place = |at: u16, side: u16| {
             let last = u32::from(side - 1).max(1);
             u32::from(at).min(last) * AXIS_MAX / last
@@ -80,15 +88,15 @@ impl Hands {
             event(EV_ABS, ABS_Y, place(y, size.height)),
         ];
         let before = std::mem::replace(&mut self.buttons, buttons);
-        let is_set = |buttons: u8, bit: u8| buttons >> bit & 1 == 1;
+        let is_set = |buttons: u16, bit: u8| buttons >> bit & 1 == 1;
         for (bit, index) in BUTTON_BITS {
             if is_set(buttons ^ before, bit) {
                 events.push(event(EV_KEY, BUTTONS[index], is_set(buttons, bit).into()));
             }
         }
-        for (bit, notches) in WHEEL_BITS {
+        for (bit, wheel, notches) in WHEEL_BITS {
             if is_set(buttons & !before, bit) {
-                events.push(event(EV_REL, REL_WHEEL, notches as u32));
+                events.push(event(EV_REL, wheel, notches as u32));
             }
         }
         self.inputs.tablet.send(&events);
@@ -175,6 +183,12 @@ mod tests {
         assert_eq!(told(&inputs.tablet)[2..], released);
         hands.point(0b0001_0010, 0, 0, size);
         assert_eq!(told(&inputs.tablet)[2..], [(2, 8, u32::MAX)], "down");
+        hands.point(0b0010_0010, 0, 0, size);
+        assert_eq!(told(&inputs.tablet)[2..], [(2, 6, u32::MAX)], "left");
+        hands.point(0b1_0000_0010, 0, 0, size);
+        assert_eq!(told(&inputs.tablet)[2..], [(1, 0x114, 1)], "forward");
+        hands.point(2, 0, 0, size);
+        told(&inputs.tablet);
         hands.point(0, 0, 0, Size::shown(1, 1).expect("a size"));
         assert_eq!(told(&inputs.tablet)[2..], [(1, 0x112, 0)]);
     }

@@ -3,22 +3,26 @@
 //! Who may open the socket may see and type: there is no security inside (type None), and none is needed, because the socket lies where
 //! only the branch's portal comes, which knows who is who. It is never on a network.
 //!
-//! Served: Raw and ZRLE, any true-colour format; the pointer's image (Cursor), the screen's size (DesktopSize, ExtendedDesktopSize with
-//! wishes for another size, which are forwarded to the guest), fences and continuous updates, keys by scan code (QEMU's extension).
-//! LastRect and CopyRect need not be offered: the number of rectangles is known before, and the guest does not tell what it moved.
-//! Left out: Tight with JPEG (a lossy encoder is a large thing to have beside a guest; the portal may do it), colour maps, text of
-//! clipboards (it goes through the guest's agent; what a viewer sends here is passed over), wishes to be alone with the screen.
+//! Served: Raw, ZRLE and Tight with JPEG, any true-colour format; scrolls as moves (CopyRect), updates without a count (LastRect); the
+//! pointer's image, with opacity if the viewer has it, the screen's size (DesktopSize, ExtendedDesktopSize with wishes for another size,
+//! which are forwarded to the guest), fences and continuous updates, keys by scan code (QEMU's extension), more buttons, clipboards
+//! (plain, and the extension for all of Unicode). Left out: colour maps, wishes to be alone with the screen, and whatever else
+//! docs/display.md says.
 //!
 //! `parser` and `wishes` are the protocol without sockets: what a viewer says, and what it is sent when. `viewer` has the threads.
 //! Invariant: what a viewer says can end that viewer and nothing else, and what it makes us keep is bounded.
 
 pub mod client;
+mod clip;
+mod deflate;
 mod hands;
 mod keys;
+mod palette;
 mod parser;
 mod pixel;
 #[cfg(test)]
 mod tests;
+mod tight;
 mod update;
 mod viewer;
 mod wire;

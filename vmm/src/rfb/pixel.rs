@@ -187,6 +187,33 @@ impl Translator {
         }
     }
 
+    /// Whether a pixel of Tight is red, green and blue, a byte each (rfbproto, TPIXEL); otherwise it is as everywhere.
+    fn is_24_bit(&self) -> bool {
+        let PixelFormat {
+            bytes, depth, max, ..
+        } = self.format;
+        bytes == 4 && depth == 24 && max == [255; 3]
+    }
+
+    /// Bytes of a pixel of Tight.
+    pub(super) fn tight_bytes(&self) -> usize {
+        if self.is_24_bit() {
+            3
+        } else {
+            self.format.bytes.into()
+        }
+    }
+
+    /// A pixel as Tight has it.
+    pub(super) fn tight(&self, value: u32, out: &mut Vec<u8>) {
+        if self.is_24_bit() {
+            out.extend(self.format.shift.map(|shift| (value >> shift) as u8));
+        } else {
+            let bytes = usize::from(self.format.bytes);
+            out.extend_from_slice(&self.bytes(value)[..bytes]);
+        }
+    }
+
     /// Bytes of a pixel where unused ones are left out.
     pub(super) fn compact_bytes(&self) -> usize {
         self.compact.len()
@@ -265,6 +292,25 @@ mod tests {
         assert_eq!(raw(rgb565, PIXEL), 0xf800u16.to_be_bytes());
         let bgr233 = format(8, 8, false, [7, 7, 3], [0, 3, 6]);
         assert_eq!(raw(bgr233, PIXEL), [7]);
+    }
+
+    #[test]
+    fn tight_has_red_green_blue_if_there_are_24_bits() {
+        let tight = |format| {
+            let translator = Translator::new(format);
+            let (mut values, mut out) = (Vec::new(), Vec::new());
+            translator.values(&PIXEL, &mut values);
+            translator.tight(values[0], &mut out);
+            assert_eq!(out.len(), translator.tight_bytes());
+            out
+        };
+        assert_eq!(tight(PixelFormat::NATIVE), [255, 2, 1]);
+        let other = format(32, 24, true, [255; 3], [0, 8, 16]);
+        assert_eq!(tight(other), [255, 2, 1]);
+        let deep = format(32, 32, true, [255; 3], [16, 8, 0]);
+        assert_eq!(tight(deep), [0, 255, 2, 1]);
+        let rgb565 = format(16, 16, false, [31, 63, 31], [11, 5, 0]);
+        assert_eq!(tight(rgb565), 0xf800u16.to_le_bytes());
     }
 
     #[test]

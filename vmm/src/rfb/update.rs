@@ -1,15 +1,20 @@
 //! Updates in their wire form.
 
 use super::pixel::{PixelFormat, Translator};
+use super::tight::Tight;
 use super::wire::{encoding, to_client};
-use super::wishes::{Pseudo, Update};
+use super::wishes::{CursorForm, Form, Pseudo, Update};
 use super::zrle::Zrle;
 use crate::screen::{Cursor, PIXEL_BYTES, Rect};
+
+/// The count of an update that ends with a rectangle that says so (LastRect).
+const UNCOUNTED: u16 = u16::MAX;
 
 /// Encodes for one viewer.
 pub(super) struct Encoder {
     translator: Translator,
     zrle: Option<Zrle>,
+    tight: Option<Tight>,
 }
 
 impl Default for Encoder {
@@ -17,8 +22,14 @@ impl Default for Encoder {
         Self {
             translator: Translator::new(PixelFormat::NATIVE),
             zrle: None,
+            tight: None,
         }
     }
+}
+
+/// Whether an update's rectangles are cut into an unknown number of pieces.
+fn is_cut(update: &Update) -> bool {
+    update.last_rect && matches!(update.form, Form::Tight { .. }) && !update.rects.is_empty()
 }
 
 fn head(x: u16, y: u16, width: u16, height: u16, encoding: i32, out: &mut Vec<u8>) {
@@ -29,17 +40,43 @@ fn head(x: u16, y: u16, width: u16, height: u16, encoding: i32, out: &mut Vec<u8
 }
 
 impl Encoder {
-    /// The beginning of an update: all that is not pixels of the screen. Its rectangles must follow, all of them.
+    /// The beginning of an update: all that is not pixels of the screen. Its rectangles must follow, all of them, and its end.
     pub(super) fn begin(&mut self, update: &Update, out: &mut Vec<u8>) {
         if self.translator.format() != update.format {
             self.translator = Translator::new(update.format);
         }
+        if !update.sizes.is_empty() {
+            out.extend([to_client::UPDATE, 0]);
+            out.extend((update.sizes.len() as u16).to_be_bytes());
+            for size in &update.sizes {
+                self.pseudo(size, out);
+            }
+        }
         // A screen has 64 by 64 tiles at most, so this has 16 bits.
-        let count = update.pseudo.len() + update.rects.len();
+        let count = update.pseudo.len() + usize::from(update.change.is_some()) + update.rects.len();
+        if count == 0 {
+            return;
+        }
+        let count = if is_cut(update) {
+            UNCOUNTED
+        } else {
+            count as u16
+        };
         out.extend([to_client::UPDATE, 0]);
-        out.extend((count as u16).to_be_bytes());
+        out.extend(count.to_be_bytes());
         for pseudo in &update.pseudo {
             self.pseudo(pseudo, out);
+        }
+        if let Some(change) = update.change {
+            let Rect {
+                x,
+                y,
+                width,
+                height,
+            } = change.to;
+            head(x, y, width, height, encoding::COPY_RECT, out);
+            out.extend(change.x.to_be_bytes());
+            out.extend(change.y.to_be_bytes());
         }
     }
 
@@ -59,7 +96,9 @@ impl Encoder {
                 out.extend([0; 4]);
             }
             Pseudo::Keys => head(0, 0, 0, 0, encoding::QEMU_KEYS, out),
-            Pseudo::Cursor(cursor) => self.cursor(cursor, out),
+            Pseudo::MoreButtons => head(0, 0, 0, 0, encoding::MORE_BUTTONS, out),
+            Pseudo::Cursor(cursor, CursorForm::Mask) => self.cursor(cursor, out),
+            Pseudo::Cursor(cursor, CursorForm::Alpha) => alpha_cursor(cursor, out),
         }
     }
 
@@ -90,18 +129,68 @@ impl Encoder {
 
     /// A rectangle of an update that has begun, with its pixels.
     pub(super) fn rect(&mut self, update: &Update, rect: Rect, pixels: &[u8], out: &mut Vec<u8>) {
-        let kind = if update.zrle {
-            encoding::ZRLE
-        } else {
-            encoding::RAW
-        };
-        head(rect.x, rect.y, rect.width, rect.height, kind, out);
-        if update.zrle {
-            let zrle = self.zrle.get_or_insert_default();
-            zrle.encode(&self.translator, rect.width, pixels, out);
-        } else {
-            self.translator.raw(pixels, out);
+        let Rect {
+            x,
+            y,
+            width,
+            height,
+        } = rect;
+        match update.form {
+            Form::Raw => {
+                head(x, y, width, height, encoding::RAW, out);
+                self.translator.raw(pixels, out);
+            }
+            Form::Zrle => {
+                head(x, y, width, height, encoding::ZRLE, out);
+                let zrle = self.zrle.get_or_insert_with(|| Zrle::new(update.level));
+                zrle.encode(&self.translator, width, pixels, out);
+            }
+            Form::Tight { quality } => {
+                let tight = self.tight.get_or_insert_with(|| Tight::new(update.level));
+                tight.set_level(update.level);
+                let pieces = tight.cut(&self.translator, width, pixels, is_cut(update));
+                for (from, piece) in pieces {
+                    head(x + from, y, piece, height, encoding::TIGHT, out);
+                    let band = (width, pixels);
+                    tight.encode(&self.translator, quality, band, (from, piece), out);
+                }
+            }
         }
+    }
+
+    /// The end of an update, behind its last rectangle.
+    pub(super) fn end(&self, update: &Update, out: &mut Vec<u8>) {
+        if is_cut(update) {
+            head(0, 0, 0, 0, encoding::LAST_RECT, out);
+        }
+        out.extend_from_slice(&update.fence);
+    }
+}
+
+/// Red, green, blue and opacity. Guests' colours are those of what is drawn, darkened by their opacity; here they are not.
+fn alpha_cursor(cursor: &Cursor, out: &mut Vec<u8>) {
+    let Cursor {
+        width,
+        height,
+        hot_x,
+        hot_y,
+        pixels,
+    } = cursor;
+    head(*hot_x, *hot_y, *width, *height, encoding::ALPHA_CURSOR, out);
+    // An image with opacity, and a byte without meaning.
+    out.extend([1, 0]);
+    for pixel in pixels.chunks_exact(PIXEL_BYTES) {
+        let alpha = u16::from(pixel[3]);
+        let colour = |value: u8| match alpha {
+            0 => 0,
+            alpha => (u16::from(value) * 255 / alpha).min(255) as u8,
+        };
+        out.extend([
+            colour(pixel[2]),
+            colour(pixel[1]),
+            colour(pixel[0]),
+            pixel[3],
+        ]);
     }
 }
 
@@ -113,11 +202,15 @@ mod tests {
     use super::*;
     use crate::screen::Size;
 
-    fn begun(pseudo: Vec<Pseudo>) -> Vec<u8> {
+    fn begun(sizes: Vec<Pseudo>, pseudo: Vec<Pseudo>) -> Vec<u8> {
         let update = Update {
             format: PixelFormat::NATIVE,
-            zrle: false,
+            form: Form::Raw,
+            level: 2,
+            last_rect: false,
+            sizes,
             pseudo,
+            change: None,
             rects: vec![Rect::new(0, 0, 1, 1)],
             fence: Vec::new(),
         };
@@ -130,17 +223,18 @@ mod tests {
     fn sizes_and_keys_are_rectangles_without_pixels() {
         let size = Size::new(1024, 768).expect("a size");
         let answer = Some(SizeAnswer::Invalid);
-        let out = begun(vec![
-            Pseudo::Keys,
-            Pseudo::DesktopSize(size),
-            Pseudo::Layout { size, answer },
-        ]);
+        let out = begun(
+            vec![Pseudo::DesktopSize(size), Pseudo::Layout { size, answer }],
+            vec![Pseudo::Keys, Pseudo::MoreButtons],
+        );
         let expected = [
-            [0, 0, 0, 4].as_slice(),
-            &[0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xfe, 0xfe],
+            [0, 0, 0, 2].as_slice(),
             &[0, 0, 0, 0, 4, 0, 3, 0, 0xff, 0xff, 0xff, 0x21],
             &[0, 1, 0, 3, 4, 0, 3, 0, 0xff, 0xff, 0xfe, 0xcc],
             &[1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 0, 3, 0, 0, 0, 0, 0],
+            &[0, 0, 0, 3],
+            &[0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xfe, 0xfe],
+            &[0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xfe, 0xc4],
         ];
         assert_eq!(out, expected.concat());
     }
@@ -158,11 +252,19 @@ mod tests {
             hot_y: 1,
             pixels: pixels.clone(),
         };
-        let out = begun(vec![Pseudo::Cursor(Arc::new(cursor))]);
+        let cursor = Arc::new(cursor);
+        let out = begun(
+            Vec::new(),
+            vec![Pseudo::Cursor(Arc::clone(&cursor), CursorForm::Mask)],
+        );
         assert_eq!(out[4..16], [0, 3, 0, 1, 0, 9, 0, 2, 0xff, 0xff, 0xff, 0x11]);
         assert_eq!(out[16..16 + pixels.len()], pixels);
         assert_eq!(out[16 + pixels.len()..], [0, 0x80, 0, 0x80]);
-        let none = begun(vec![Pseudo::Cursor(Arc::default())]);
-        assert_eq!(none.len(), 16);
+        let none = Pseudo::Cursor(Arc::default(), CursorForm::Mask);
+        assert_eq!(begun(Vec::new(), vec![none]).len(), 16);
+        let alpha = begun(Vec::new(), vec![Pseudo::Cursor(cursor, CursorForm::Alpha)]);
+        assert_eq!(alpha[12..18], [0x57, 0x4d, 0x56, 0x64, 1, 0]);
+        assert_eq!(alpha[18..26], [0, 0, 0, 127, 0, 0, 2, 127]);
+        assert_eq!(alpha[18 + 8 * 4..18 + 9 * 4], [0, 0, 8, 255]);
     }
 }

@@ -13,8 +13,9 @@ use super::hands::{Hands, Inputs};
 use super::parser::{Message, ParseError, Parser, Said};
 use super::pixel::PixelFormat;
 use super::update::Encoder;
-use super::wire::{SECURITY_NONE, VERSION};
-use super::wishes::{Flood, SizeAnswer, Update, Wishes, Work};
+use super::wire::{SECURITY_NONE, VERSION, encoding};
+use super::wishes::{Flood, SizeAnswer, Wishes, Work};
+use crate::clipboard::Clipboard;
 use crate::machine::bus::lock;
 use crate::screen::{Screen, Size};
 use crate::threads::{self, Role};
@@ -57,7 +58,8 @@ pub(super) fn serve(
     stream.set_write_timeout(Some(PATIENCE))?;
     stream.set_read_timeout(Some(HELLO_PATIENCE))?;
     let mut parser = Parser::default();
-    let wishes = greet(&mut stream, &mut parser, screen, name)?;
+    let clipboard = inputs.clipboard.clone();
+    let wishes = greet(&mut stream, &mut parser, screen, clipboard, name)?;
     stream.set_read_timeout(None)?;
     let (wishes, sending) = (Arc::new(Mutex::new(wishes)), stream.try_clone()?);
     let (wanted, shown) = (Arc::clone(&wishes), screen.clone());
@@ -97,6 +99,7 @@ fn greet(
     stream: &mut UnixStream,
     parser: &mut Parser,
     screen: &Screen,
+    clipboard: Clipboard,
     name: &str,
 ) -> Result<Wishes, Gone> {
     stream.write_all(&VERSION)?;
@@ -125,7 +128,7 @@ fn greet(
             Said::Init | Said::Message(_) => break,
         }
     }
-    let wishes = Wishes::new(&screen.look());
+    let wishes = Wishes::new(&screen.look(), clipboard);
     let size = wishes.size();
     let mut init = size.width.to_be_bytes().to_vec();
     init.extend(size.height.to_be_bytes());
@@ -171,6 +174,12 @@ fn hear(
                 screen.wake();
             }
             message => {
+                if let Message::Encodings(encodings) = &message
+                    && encodings.contains(&encoding::MORE_BUTTONS)
+                {
+                    // It sends none before it is told that it may.
+                    parser.expect_more_buttons();
+                }
                 lock(wishes).hear(message)?;
                 screen.wake();
             }
@@ -192,31 +201,22 @@ fn send(mut stream: &UnixStream, screen: &Screen, wishes: &Mutex<Wishes>) -> io:
         out.clear();
         out.extend(owed);
         if let Some(update) = update {
-            send_update(stream, screen, &mut encoder, &update, &mut pixels, &mut out)?;
+            encoder.begin(&update, &mut out);
+            for rect in &update.rects {
+                {
+                    // Others draw while this is encoded and sent.
+                    let canvas = screen.look();
+                    canvas.copy(*rect, &mut pixels);
+                    lock(wishes).gave(&canvas, *rect);
+                }
+                encoder.rect(&update, *rect, &pixels, &mut out);
+                if out.len() >= SEND_BYTES {
+                    stream.write_all(&out)?;
+                    out.clear();
+                }
+            }
+            encoder.end(&update, &mut out);
         }
         stream.write_all(&out)?;
     }
-}
-
-/// Encodes an update behind what is in `out`, sending it when there is much of it; the rest stays there.
-fn send_update(
-    mut stream: &UnixStream,
-    screen: &Screen,
-    encoder: &mut Encoder,
-    update: &Update,
-    pixels: &mut Vec<u8>,
-    out: &mut Vec<u8>,
-) -> io::Result<()> {
-    encoder.begin(update, out);
-    for rect in &update.rects {
-        // Others draw while this is encoded and sent.
-        screen.look().copy(*rect, pixels);
-        encoder.rect(update, *rect, pixels, out);
-        if out.len() >= SEND_BYTES {
-            stream.write_all(out)?;
-            out.clear();
-        }
-    }
-    out.extend_from_slice(&update.fence);
-    Ok(())
 }

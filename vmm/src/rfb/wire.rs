@@ -9,12 +9,22 @@ pub(super) const SECURITY_NONE: u8 = 1;
 pub mod encoding {
     /// Pixels as they are.
     pub const RAW: i32 = 0;
+    /// What was elsewhere on the screen before.
+    pub const COPY_RECT: i32 = 1;
+    /// Palettes, JPEG or plain pixels, compressed by zlib.
+    pub const TIGHT: i32 = 7;
     /// Tiles with palettes and runs, compressed by zlib.
     pub const ZRLE: i32 = 16;
+    /// The worst of JPEG's ten qualities; the best is 9 more. Naming one allows what is lossy.
+    pub const QUALITY_0: i32 = -32;
     /// The screen has another size.
     pub const DESKTOP_SIZE: i32 = -223;
+    /// An update may end before its count of rectangles.
+    pub const LAST_RECT: i32 = -224;
     /// The pointer's image.
     pub const CURSOR: i32 = -239;
+    /// The least of zlib's ten levels; the most is 9 more.
+    pub const COMPRESSION_0: i32 = -256;
     /// Keys may be told by scan code.
     pub const QEMU_KEYS: i32 = -258;
     /// The screen has another size, or would get one if the client asked.
@@ -23,6 +33,12 @@ pub mod encoding {
     pub const FENCE: i32 = -312;
     /// Updates that are not asked for one by one.
     pub const CONTINUOUS_UPDATES: i32 = -313;
+    /// Pointers with more than seven buttons.
+    pub const MORE_BUTTONS: i32 = -316;
+    /// The pointer's image with its opacity.
+    pub const ALPHA_CURSOR: i32 = 0x574d_5664;
+    /// Clipboards with all of Unicode, told of before they are sent.
+    pub const CLIPBOARD: i32 = 0xc0a1_e5ce_u32 as i32;
 }
 
 /// Messages of clients.
@@ -44,6 +60,7 @@ pub(super) mod from_client {
 /// Messages to clients.
 pub(super) mod to_client {
     pub(crate) const UPDATE: u8 = 0;
+    pub(crate) const CUT_TEXT: u8 = 3;
     pub(crate) const END_OF_CONTINUOUS_UPDATES: u8 = 150;
     pub(crate) const FENCE: u8 = 248;
 }

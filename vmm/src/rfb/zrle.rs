@@ -1,42 +1,38 @@
 //! ZRLE (RFC 6143, section 7.7.6): tiles of 64 by 64 as palettes and runs, whichever is shortest, in one zlib stream that lasts as long
 //! as its viewer.
 
-use flate2::{Compress, Compression, FlushCompress};
-
+use super::deflate::Deflate;
+use super::palette::Palette;
 use super::pixel::Translator;
 use crate::screen::{PIXEL_BYTES, TILE};
 
-/// Palettes and runs have done most of it before; higher levels cost time for a few percent.
-const LEVEL: u32 = 2;
 /// Most colours of a palette with runs.
 const PALETTE_MAX: usize = 127;
 /// Most colours of a palette with packed pixels.
 const PACKED_MAX: usize = 16;
-/// Room for zlib's output at a time.
-const OUT_BYTES: usize = 16 << 10;
-
 const RAW: u8 = 0;
 const PLAIN_RUNS: u8 = 128;
 
 /// See the module.
 pub(super) struct Zrle {
-    zlib: Compress,
+    zlib: Deflate,
+    palette: Palette,
     /// Before compression.
     plain: Vec<u8>,
     values: Vec<u32>,
 }
 
-impl Default for Zrle {
-    fn default() -> Self {
+impl Zrle {
+    /// A new stream. Its level stays as it is: viewers cannot be told to begin it anew.
+    pub(super) fn new(level: u32) -> Self {
         Self {
-            zlib: Compress::new(Compression::new(LEVEL), true),
+            zlib: Deflate::new(level),
+            palette: Palette::new(PALETTE_MAX),
             plain: Vec::new(),
             values: Vec::new(),
         }
     }
-}
 
-impl Zrle {
     /// Encodes the pixels of a rectangle that is `width` wide: four bytes of length, and what zlib makes of its tiles.
     pub(super) fn encode(
         &mut self,
@@ -55,24 +51,13 @@ impl Zrle {
                     let row = &row[x * PIXEL_BYTES..(x + tile_width) * PIXEL_BYTES];
                     translator.values(row, &mut self.values);
                 }
-                encode_tile(translator, tile_width, &self.values, &mut self.plain);
+                let (palette, plain) = (&mut self.palette, &mut self.plain);
+                encode_tile(translator, palette, tile_width, &self.values, plain);
             }
         }
         let start = out.len();
         out.extend([0; 4]);
-        let mut input = self.plain.as_slice();
-        loop {
-            out.reserve(OUT_BYTES);
-            let before = self.zlib.total_in();
-            self.zlib
-                .compress_vec(input, out, FlushCompress::Sync)
-                .expect("a stream that was never ended takes everything");
-            input = &input[(self.zlib.total_in() - before) as usize..];
-            // All of it is out when there was room for more.
-            if input.is_empty() && out.len() < out.capacity() {
-                break;
-            }
-        }
+        self.zlib.put(&self.plain, out);
         let len = (out.len() - start - 4) as u32;
         out[start..start + 4].copy_from_slice(&len.to_be_bytes());
     }
@@ -104,34 +89,28 @@ fn packed_bits(colours: usize) -> usize {
     }
 }
 
-/// The colours, if a palette can hold them.
-fn palette(values: &[u32]) -> Option<Vec<u32>> {
-    let mut palette = Vec::new();
-    for (colour, _) in runs(values) {
-        if !palette.contains(&colour) {
-            if palette.len() == PALETTE_MAX {
-                return None;
-            }
-            palette.push(colour);
-        }
-    }
-    Some(palette)
-}
-
-fn encode_tile(translator: &Translator, width: usize, values: &[u32], out: &mut Vec<u8>) {
+fn encode_tile(
+    translator: &Translator,
+    palette: &mut Palette,
+    width: usize,
+    values: &[u32],
+    out: &mut Vec<u8>,
+) {
     let pixel = translator.compact_bytes();
-    let palette = palette(values);
-    let colours = palette.as_ref().map_or(usize::MAX, Vec::len);
+    let fits = palette.count(values.iter().copied());
+    let palette = &*palette;
+    let colours = if fits {
+        palette.colours().len()
+    } else {
+        usize::MAX
+    };
     let put_palette = |kind: usize, out: &mut Vec<u8>| {
         out.push(kind as u8);
-        for colour in palette.iter().flatten() {
+        for colour in palette.colours() {
             translator.compact(*colour, out);
         }
     };
-    let index = |colour: u32| {
-        let mut palette = palette.iter().flatten();
-        palette.position(|other| *other == colour).unwrap_or(0) as u8
-    };
+    let index = |colour: u32| palette.number(colour);
     if colours == 1 {
         put_palette(1, out);
         return;
@@ -194,7 +173,8 @@ mod tests {
     fn tile(width: usize, values: &[u32]) -> Vec<u8> {
         let mut out = Vec::new();
         let translator = Translator::new(PixelFormat::NATIVE);
-        encode_tile(&translator, width, values, &mut out);
+        let mut palette = Palette::new(PALETTE_MAX);
+        encode_tile(&translator, &mut palette, width, values, &mut out);
         out
     }
 

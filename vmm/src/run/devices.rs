@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use vmm::clipboard::{self, Clipboard};
 use vmm::machine::Devices;
 use vmm::rfb::{self, Inputs};
 use vmm::sandbox::door::{Clerk, Door};
@@ -14,10 +15,10 @@ use vmm::threads::Service;
 use vmm::virtio::Device;
 use vmm::virtio::balloon::{Balloon, BalloonSize};
 use vmm::virtio::block::{Block, Disk};
-use vmm::virtio::console::{Console, PORTS_MAX, PortSpec};
+use vmm::virtio::console::{Console, HostEnd, PORTS_MAX, PortSpec};
 use vmm::virtio::gpu::Gpu;
 use vmm::virtio::input::{Input, Model};
-use vmm::virtio::net::{self, Net, Tap};
+use vmm::virtio::net::{self, Link, Net, Tap};
 use vmm::virtio::rng::Rng;
 use vmm::virtio::vhost_user::RemoteBlock;
 use vmm::virtio::vsock::Vsock;
@@ -46,6 +47,7 @@ enum OpenedDisk {
 pub(super) struct Opened {
     disks: Vec<OpenedDisk>,
     others: Devices,
+    links: Vec<Link>,
 }
 
 impl DiskOption {
@@ -66,6 +68,11 @@ impl DiskOption {
 }
 
 impl Opened {
+    /// Cables of network cards.
+    pub(super) fn links(&self) -> &[Link] {
+        &self.links
+    }
+
     /// Sockets of disks' servers.
     pub(super) fn servers(&self) -> Vec<PathBuf> {
         let servers = self.disks.iter().filter_map(|disk| match disk {
@@ -125,7 +132,12 @@ impl HostArguments {
         let Some(size) = self.display else {
             return Ok(None);
         };
-        let (screen, inputs) = (Screen::new(size), Inputs::default());
+        let screen = Screen::new(size);
+        let viewers = screen.clone();
+        let inputs = Inputs {
+            clipboard: Clipboard::new(move || viewers.wake()),
+            ..Inputs::default()
+        };
         if let Some(path) = &self.rfb_socket {
             let listening = rfb::listen(path, screen.clone(), inputs.clone(), "Splice desktop");
             services.push(listening.with_context(|| format!("screen at {}", path.display()))?);
@@ -142,23 +154,24 @@ impl HostArguments {
     ) -> Result<Opened> {
         let disks = self.disk.iter().map(DiskOption::open);
         let disks = disks.collect::<Result<_>>()?;
-        let mut others = Devices::new();
-        for (index, card) in self.net.iter().enumerate() {
-            let tap = Tap::open(&card.tap)?;
-            let is_chosen = card.mac.is_some() || new;
-            let mac = match card.mac {
+        let (mut others, mut links) = (Devices::new(), Vec::new());
+        for (index, option) in self.net.iter().enumerate() {
+            let tap = Tap::open(&option.tap)?;
+            let is_chosen = option.mac.is_some() || new;
+            let mac = match option.mac {
                 Some(mac) => mac,
                 None => net::new_address().context("a hardware address")?,
             };
-            let card = Net::new(mac, tap);
+            let card = Net::new(mac, tap, option.limits);
             let card = if is_chosen {
                 card.with_chosen_address()
             } else {
                 card
             };
+            links.push(card.link());
             others.push((format!("net-{index}"), Box::new(card)));
         }
-        let ports: Vec<PortSpec> = self.port.iter().map(|port| port.0.clone()).collect();
+        let ports = self.ports(display);
         if ports.len() > PORTS_MAX {
             bail!("{} ports: {PORTS_MAX} are possible", ports.len());
         }
@@ -180,6 +193,23 @@ impl HostArguments {
             others.push(("keyboard".into(), Box::new(keyboard)));
             others.push(("tablet".into(), Box::new(tablet)));
         }
-        Ok(Opened { disks, others })
+        Ok(Opened {
+            disks,
+            others,
+            links,
+        })
+    }
+
+    /// Ports of the guest's agents: those that were asked for, and with a display the one of its clipboard, if that is not among them.
+    fn ports(&self, display: Option<&Display>) -> Vec<PortSpec> {
+        let mut ports: Vec<PortSpec> = self.port.iter().map(|port| port.0.clone()).collect();
+        let is_taken = ports.iter().any(|port| port.name == clipboard::PORT_NAME);
+        if let Some(display) = display.filter(|_| !is_taken) {
+            ports.push(PortSpec {
+                name: clipboard::PORT_NAME.into(),
+                end: HostEnd::Clipboard(display.inputs.clipboard.clone()),
+            });
+        }
+        ports
     }
 }

@@ -5,6 +5,7 @@
 
 mod confinement;
 mod devices;
+mod net_option;
 mod options;
 mod signals;
 
@@ -129,6 +130,7 @@ fn live(host: &HostArguments, open: impl FnOnce() -> Result<Source>) -> Result<E
         }
     };
     let mut faults = inside.faults.and_then(told);
+    let links = opened.links().to_vec();
     let mut devices = opened.connect(vcpus.into(), inside.clerk.as_ref(), &loading)?;
     for resets in 0.. {
         let (serial, balloon) = (serial.clone(), Some(balloon.clone()));
@@ -138,6 +140,7 @@ fn live(host: &HostArguments, open: impl FnOnce() -> Result<Source>) -> Result<E
                     devices,
                     serial,
                     balloon,
+                    links: links.clone(),
                     loading: loading.clone(),
                     faults: faults.take(),
                     on_damage: Box::new(end_damaged),
@@ -152,6 +155,7 @@ fn live(host: &HostArguments, open: impl FnOnce() -> Result<Source>) -> Result<E
                     devices,
                     serial,
                     balloon,
+                    links: links.clone(),
                 };
                 Machine::build(&kvm, spec)?
             }

@@ -7,10 +7,11 @@ use clap::Args;
 use vmm::machine::boot::{BootError, BootSource};
 use vmm::screen::Size;
 use vmm::virtio::block::Limits;
-use vmm::virtio::console::PortSpec;
+use vmm::virtio::console::{HostEnd, PortSpec};
 use vmm::virtio::vsock::{CIDS, VsockSpec};
 
 use super::confinement::Confinement;
+use super::net_option::{NetOption, positive};
 
 /// Options of a machine.
 #[derive(Args)]
@@ -83,8 +84,9 @@ pub(super) struct HostArguments {
     /// Show the serial port's output on standard output.
     #[arg(long)]
     pub(super) serial_stdout: bool,
-    /// A network card: the tap interface's name, and behind a comma `mac=ADDRESS`. The interface is made if it is not there.
-    #[arg(long, value_name = "TAP[,mac=ADDRESS]")]
+    /// A network card: the tap interface's name, and options behind commas: `mac=ADDRESS`, and limits for each direction, `mbps=N`
+    /// megabits (10^6 bits) and `pps=N` packets a second. The interface is made if it is not there.
+    #[arg(long, value_name = "TAP[,OPTION…]")]
     pub(super) net: Vec<NetOption>,
     /// A port of the guest's agents: its name in the guest, and the Unix socket where the host's side is.
     #[arg(long, value_name = "NAME=PATH")]
@@ -96,7 +98,8 @@ pub(super) struct HostArguments {
     /// Take commands at this Unix socket, one JSON object a line.
     #[arg(long, value_name = "PATH")]
     pub(super) control: Option<PathBuf>,
-    /// Have a screen, a keyboard and a tablet; the guest is asked for this size first.
+    /// Have a screen, a keyboard and a tablet; the guest is asked for this size first. Its clipboard is shared with viewers if the
+    /// guest's agent (spice-vdagent) runs.
     #[arg(long, value_name = "WIDTHxHEIGHT")]
     pub(super) display: Option<Size>,
     /// Have the screen at this Unix socket, for viewers that speak RFB (VNC). Whoever may open it may see and type.
@@ -162,11 +165,6 @@ impl FromStr for DiskOption {
             serial: String::new(),
             limits: Limits::default(),
         };
-        let positive = |number: &str| {
-            let number: u64 = number.parse().ok().filter(|number| *number > 0)?;
-            // Far beyond any disk, far below what cannot be counted.
-            Some(number.min(u64::from(u32::MAX)))
-        };
         for part in parts {
             if matches!(this.source, DiskSource::VhostUser(_)) {
                 return Err(format!(
@@ -197,51 +195,8 @@ impl FromStr for DiskOption {
     }
 }
 
-/// One `--net`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct NetOption {
-    pub(super) tap: String,
-    pub(super) mac: Option<[u8; 6]>,
-}
-
-impl FromStr for NetOption {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (tap, options) = text.split_once(',').unwrap_or((text, ""));
-        let mac = match options.strip_prefix("mac=") {
-            Some(address) => Some(mac(address)?),
-            None if options.is_empty() => None,
-            None => return Err(format!("unknown option {options:?}: mac=ADDRESS is known")),
-        };
-        Ok(Self {
-            tap: tap.into(),
-            mac,
-        })
-    }
-}
-
-fn mac(text: &str) -> Result<[u8; 6], String> {
-    let bytes: Option<Vec<u8>> = text
-        .split(':')
-        .map(|part| {
-            u8::from_str_radix(part, 16)
-                .ok()
-                .filter(|_| part.len() == 2)
-        })
-        .collect();
-    let bytes: Option<[u8; 6]> = bytes.and_then(|bytes| bytes.try_into().ok());
-    match bytes {
-        // The lowest bit of the first byte is of groups.
-        Some(bytes) if bytes[0] & 1 == 0 => Ok(bytes),
-        _ => Err(format!(
-            "{text:?} is no hardware address of a card, such as 52:54:00:12:34:56"
-        )),
-    }
-}
-
 /// One `--port`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub(super) struct PortOption(pub(super) PortSpec);
 
 impl FromStr for PortOption {
@@ -252,7 +207,7 @@ impl FromStr for PortOption {
             Some((name, socket)) if !name.is_empty() && name.len() <= 64 && !socket.is_empty() => {
                 Ok(Self(PortSpec {
                     name: name.into(),
-                    socket: socket.into(),
+                    end: HostEnd::Socket(socket.into()),
                 }))
             }
             _ => Err("NAME=PATH is needed, such as org.qemu.guest_agent.0=agent.sock".into()),

@@ -17,7 +17,7 @@ use std::time::Duration;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::machine::bus::lock;
-pub use canvas::{Canvas, Cursor, PIXEL_BYTES, View};
+pub use canvas::{Canvas, Cursor, Move, PIXEL_BYTES, RECT_WIDTH_MAX, View};
 pub use geometry::{Rect, SIDE_MAX, SIDE_MIN, Size, SizeError, TILE};
 
 #[derive(Default)]

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::machine::memory::Memory;
@@ -109,6 +110,8 @@ pub struct Ring {
     /// The driver has put something in.
     kick: EventFd,
     interrupt: Arc<Interrupt>,
+    /// Several chains were given back at once, which the queue does not count: the interrupt is raised whatever it says.
+    jumped: bool,
 }
 
 impl Ring {
@@ -119,6 +122,7 @@ impl Ring {
             queue,
             kick,
             interrupt,
+            jumped: false,
         }
     }
 
@@ -202,6 +206,28 @@ impl Ring {
         }
     }
 
+    /// Gives chains back that belong together, each with the bytes written into it: the driver sees all of them or none.
+    pub fn done_together(&mut self, memory: &Memory, chains: &[(u16, u32)]) {
+        let Some(((head, written), others)) = chains.split_last() else {
+            return;
+        };
+        const ENTRIES_AT: u64 = 4;
+        const ENTRY_BYTES: u64 = 8;
+        let first = self.queue.next_used();
+        for (place, (head, written)) in (0u16..).zip(others) {
+            let entry = first.wrapping_add(place) % self.queue.size();
+            let at = self.queue.used_ring() + ENTRIES_AT + u64::from(entry) * ENTRY_BYTES;
+            let mut bytes = u32::from(*head).to_le_bytes().to_vec();
+            bytes.extend(written.to_le_bytes());
+            // The ring was valid when the device was started, and lies in memory that stays.
+            let _ = memory.write_slice(&bytes, GuestAddress(at));
+        }
+        self.jumped |= !others.is_empty();
+        self.queue
+            .set_next_used(first.wrapping_add(others.len() as u16));
+        self.done(memory, *head, *written);
+    }
+
     /// Works for a turn on what is in the ring and on what comes meanwhile; each chain's answer is the bytes written into it. Raises the
     /// interrupt if the driver wants it.
     pub fn drain(&mut self, memory: &Memory, mut work: impl FnMut(Chain<'_>) -> u32) {
@@ -220,7 +246,8 @@ impl Ring {
 
     /// Raises the interrupt if the driver wants it.
     pub fn signal(&mut self, memory: &Memory) {
-        if self.queue.needs_notification(memory).unwrap_or(true) {
+        let is_needed = self.queue.needs_notification(memory).unwrap_or(true);
+        if std::mem::take(&mut self.jumped) || is_needed {
             self.interrupt.queue(self.index);
         }
     }

@@ -9,6 +9,7 @@ use super::balloon::BalloonState;
 use super::console::ConsoleState;
 use super::gpu::GpuState;
 use super::input::InputState;
+use super::net::NetState;
 use super::vhost_user::InflightState;
 use crate::snapshot::parts::Part;
 
@@ -45,10 +46,7 @@ pub enum DeviceState {
         inflight: Option<InflightState>,
     },
     /// A network card.
-    Net {
-        /// Its hardware address, as the guest knows it.
-        mac: [u8; 6],
-    },
+    Net(NetState),
     /// Ports.
     Console(ConsoleState),
     /// A balloon.
@@ -65,7 +63,7 @@ impl DeviceState {
         let kind = match self {
             Self::Nothing => "a device without state",
             Self::Disk { .. } => "a disk",
-            Self::Net { .. } => "a network card",
+            Self::Net(_) => "a network card",
             Self::Console(_) => "ports",
             Self::Balloon(_) => "a balloon",
             Self::Gpu(_) => "a graphics adapter",
@@ -165,7 +163,8 @@ pub struct DeviceStates(pub Vec<TransportState>);
 
 impl Part for DeviceStates {
     const NUMBER: u16 = 6;
-    const VERSION: u16 = 1;
+    /// 1 knew neither a card's filter and cable nor a clipboard.
+    const VERSION: u16 = 2;
     const NAME: &'static str = "devices";
 }
 

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
-use vmm::virtio::console::{Console, PortSpec};
+use vmm::virtio::console::{Console, HostEnd, PortSpec};
 use vmm::virtio::input::events::{EV_KEY, Event};
 use vmm::virtio::input::{Input, InputSender, Model};
 
@@ -19,7 +19,7 @@ fn an_agent_hears_its_host_and_answers() {
     let ports = [("splice.other", other), ("splice.test", socket.clone())];
     let ports = ports.map(|(name, socket)| PortSpec {
         name: name.into(),
-        socket,
+        end: HostEnd::Socket(socket),
     });
     lab.add("ports", Console::new(&ports).unwrap());
     let mut client = UnixStream::connect(&socket).unwrap();

@@ -86,6 +86,7 @@ impl Lab {
             devices: std::mem::take(&mut self.devices),
             serial: self.serial.clone(),
             balloon: None,
+            links: Vec::new(),
         };
         let machine = Machine::build(&self.kvm, spec).unwrap();
         let events = machine.events();

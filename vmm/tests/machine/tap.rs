@@ -128,7 +128,7 @@ fn frames_go_through_a_tap() {
             return;
         }
     };
-    lab.add("net", Net::new(MAC, tap));
+    lab.add("net", Net::new(MAC, tap, Default::default()));
     let (done, ended) = std::sync::mpsc::channel();
     let neighbour = std::thread::spawn(move || echo(&socket, &ended));
     let said = lab.run("net off");

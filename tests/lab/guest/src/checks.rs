@@ -10,8 +10,8 @@ use vmm_api::{Answer, Command, MachineState};
 use crate::vm::{Lab, Options, wait};
 
 /// Emulated twice, a boot to the login prompt takes a minute or more.
-const BOOT: Duration = Duration::from_secs(300);
-const SHELL: Duration = Duration::from_secs(60);
+pub const BOOT: Duration = Duration::from_secs(300);
+pub const SHELL: Duration = Duration::from_secs(60);
 
 type Check = fn(&Lab, &str) -> Result<Vec<String>>;
 
@@ -24,6 +24,8 @@ pub const ALL: &[(&str, Check)] = &[
     ("pause", pause),
     ("balloon", balloon),
     ("snapshot", snapshot),
+    ("net", crate::network::net),
+    ("x", crate::picture::x),
 ];
 
 /// An unmodified Debian boots to its login prompt, and what it finds is what was given.

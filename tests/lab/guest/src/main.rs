@@ -4,7 +4,10 @@
 //! It prints `CHECK name ok SECONDS` or `CHECK name FAILED reason` a line; what desktops printed is kept beside it.
 
 mod checks;
+mod network;
+mod picture;
 mod vm;
+mod window;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

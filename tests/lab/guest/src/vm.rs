@@ -176,6 +176,16 @@ pub fn wait<T>(
     }
 }
 
+/// Asks a machine over its control socket.
+fn ask(control: &Path, command: &Ask) -> Result<Answer> {
+    let mut socket = UnixStream::connect(control).context("control socket")?;
+    serde_json::to_writer(&mut socket, command)?;
+    socket.write_all(b"\n")?;
+    let mut line = String::new();
+    BufReader::new(socket).read_line(&mut line)?;
+    Ok(serde_json::from_str(&line)?)
+}
+
 impl Vm {
     /// What the console's socket carries is in the log as well: it is read so that the guest is never held up, and shown where
     /// `LAB_ECHO` says.
@@ -259,12 +269,7 @@ impl Vm {
 
     /// Asks the machine over its control socket.
     pub fn ask(&self, command: &Ask) -> Result<Answer> {
-        let mut socket = UnixStream::connect(&self.control).context("control socket")?;
-        serde_json::to_writer(&mut socket, command)?;
-        socket.write_all(b"\n")?;
-        let mut line = String::new();
-        BufReader::new(socket).read_line(&mut line)?;
-        Ok(serde_json::from_str(&line)?)
+        ask(&self.control, command)
     }
 
     /// How the machine is.

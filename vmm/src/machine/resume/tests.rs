@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
@@ -25,6 +26,7 @@ use crate::pci::Function;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::block::{Block, Disk, Limits};
 use crate::virtio::input::{Input, InputSender, Model};
+use crate::virtio::net::{self, Net, Tap};
 use crate::virtio::rng::Rng;
 use crate::virtio::state::TransportState;
 use crate::virtio::{F_RINGS, F_VERSION_1};
@@ -90,15 +92,20 @@ fn devices(disk_bytes: usize) -> Devices {
 }
 
 fn build(kvm: &Kvm) -> Machine {
+    build_with(kvm, devices(1 << 20), Vec::new())
+}
+
+fn build_with(kvm: &Kvm, devices: Devices, links: Vec<Link>) -> Machine {
     let kernel = elf(&GUEST);
     let boot = BootSource::open(kernel.path(), None, "").expect("a file");
     let spec = MachineSpec {
         memory_mib: 64,
         vcpus: 2,
         boot: &boot,
-        devices: devices(1 << 20),
+        devices,
         serial: SerialLine::default(),
         balloon: None,
+        links,
     };
     Machine::build(kvm, spec).expect("a machine")
 }
@@ -108,6 +115,7 @@ fn spec(devices: Devices) -> ResumeSpec {
         devices,
         serial: SerialLine::default(),
         balloon: None,
+        links: Vec::new(),
         loading: Loading::begun(),
         faults: Faults::open().ok(),
         on_damage: Box::new(|error| panic!("{error}")),
@@ -249,6 +257,50 @@ fn a_machine_that_ends_with_its_snapshot_can_be_saved_again_while_it_loads() {
         running = Running::start(machine);
         reached = running.wait_beyond(last + 500);
     }
+    assert_eq!(running.ask(Command::Quit), Answer::Done);
+    assert_eq!(running.end(), End::Off);
+}
+
+/// Devices with a network card, and its cable.
+fn with_card() -> (Devices, Link) {
+    let (ours, _) = UnixDatagram::pair().expect("sockets");
+    ours.set_nonblocking(true).expect("a socket");
+    let card = Net::new(
+        [2, 0, 0, 0, 0, 1],
+        Tap::wire(ours.into()),
+        net::Limits::default(),
+    );
+    let link = card.link();
+    let mut devices = devices(1 << 20);
+    devices.push(("net-0".into(), Box::new(card)));
+    (devices, link)
+}
+
+#[test]
+fn a_cable_that_was_pulled_is_out_in_the_machine_that_goes_on_until_it_is_put_in() {
+    let Some(kvm) = kvm() else { return };
+    let temp = tempfile::tempdir().expect("a folder");
+    let dir = temp.path().join("snap");
+    let (devices, link) = with_card();
+    let running = Running::start(build_with(&kvm, devices, vec![link.clone()]));
+    running.wait_beyond(1);
+    let cable = |up| Command::Link { card: 0, up };
+    assert_eq!(running.ask(cable(false)), Answer::Done);
+    assert!(!link.is_up());
+    assert_eq!(running.snapshot(&dir, Then::Quit), Answer::Done);
+    running.end();
+    let (devices, link) = with_card();
+    let spec = ResumeSpec {
+        links: vec![link.clone()],
+        ..spec(devices)
+    };
+    let machine = Machine::resume(&kvm, read(&dir).expect("whole"), spec);
+    let running = Running::start(machine.expect("the same host and devices"));
+    assert!(!link.is_up());
+    assert_eq!(running.ask(cable(true)), Answer::Done);
+    assert!(link.is_up());
+    let other = running.ask(Command::Link { card: 1, up: true });
+    assert!(matches!(other, Answer::Refused(_)), "{other:?}");
     assert_eq!(running.ask(Command::Quit), Answer::Done);
     assert_eq!(running.end(), End::Off);
 }

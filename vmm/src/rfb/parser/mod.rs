@@ -5,125 +5,31 @@
 //! ```
 //!
 //! Invariant: a message is told when all of its bytes are there, and never more than [`MESSAGE_BYTES_MAX`] bytes wait for the rest of
-//! one. Text of clipboards is passed over without being kept, however long. After an error nothing more is told.
+//! one. Text of clipboards that is longer than [`CUT_BYTES_MAX`] is passed over without being kept. After an error nothing more is told.
 
+mod said;
 #[cfg(test)]
 mod tests;
 
-use super::pixel::{FORMAT_BYTES, FormatError, PixelFormat};
+use super::pixel::{FORMAT_BYTES, PixelFormat};
 use super::wire::{fence, from_client};
+use crate::clipboard::TEXT_BYTES_MAX;
 use crate::screen::Rect;
+pub use said::{Message, ParseError, Said};
 
 /// Encodings that a client may name: known ones have about thirty.
 const ENCODINGS_MAX: usize = 1024;
 /// Screens that a layout may have. Ours is of one; a client that would like more gets one.
 const LAYOUT_SCREENS_MAX: usize = 16;
 const LAYOUT_SCREEN_BYTES: usize = 16;
+/// Bytes of a clipboard's text that are taken, also when it is packed: what zlib adds to what cannot be compressed is less than 4 KiB.
+const CUT_BYTES_MAX: usize = TEXT_BYTES_MAX + (4 << 10);
+const CUT_HEAD_BYTES: usize = 8;
 /// Bytes of the longest message.
-pub const MESSAGE_BYTES_MAX: usize = 4 + 4 * ENCODINGS_MAX;
+pub const MESSAGE_BYTES_MAX: usize = CUT_HEAD_BYTES + CUT_BYTES_MAX;
 const VERSION_BYTES: usize = 12;
-
-/// Something that a client said.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Said {
-    /// It speaks 3.7, which does not confirm "no security", or what came after it.
-    Version {
-        /// 3.8 or later.
-        confirms: bool,
-    },
-    /// Security type that it chose.
-    Security(u8),
-    /// It is ready. Whether it wants to be alone is not asked: viewers share.
-    Init,
-    /// See [`Message`].
-    Message(Message),
-}
-
-/// A message.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Message {
-    /// How it wants pixels from now on.
-    Format(PixelFormat),
-    /// What it understands, best first.
-    Encodings(Vec<i32>),
-    /// It wants an update.
-    Request {
-        /// What has changed will do.
-        incremental: bool,
-        /// Of this.
-        rect: Rect,
-    },
-    /// A key, by its symbol.
-    Key {
-        /// Pressed.
-        down: bool,
-        /// X11's number of the symbol.
-        symbol: u32,
-    },
-    /// A key, by its place.
-    Scancode {
-        /// Pressed.
-        down: bool,
-        /// X11's number of the symbol.
-        symbol: u32,
-        /// Its scan code (PC/XT, extended ones with bit 7).
-        code: u32,
-    },
-    /// The pointer.
-    Pointer {
-        /// Which are pressed.
-        buttons: u8,
-        /// From the left.
-        x: u16,
-        /// From the top.
-        y: u16,
-    },
-    /// It wants updates without asking, or no longer.
-    Continuous {
-        /// From now on.
-        on: bool,
-        /// Of this.
-        rect: Rect,
-    },
-    /// A fence, or the answer to one.
-    Fence {
-        /// What it holds up.
-        flags: u32,
-        /// To be sent back.
-        payload: Vec<u8>,
-    },
-    /// It would like another size.
-    Size {
-        /// Pixels of a row.
-        width: u16,
-        /// Rows.
-        height: u16,
-    },
-}
-
-/// Why a client is hung up on.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ParseError {
-    /// Not this protocol, or one before 3.7.
-    #[error("not RFB 3.7 or later")]
-    Version,
-    /// Not known, and so of unknown length.
-    #[error("message {0} is not known")]
-    Unknown(u8),
-    /// A message that says it is longer than any that makes sense.
-    #[error("message {kind} with {count} parts: {max} are possible")]
-    TooLong {
-        /// Its number.
-        kind: u8,
-        /// What it says.
-        count: usize,
-        /// The limit.
-        max: usize,
-    },
-    /// Pixels that nobody can make.
-    #[error(transparent)]
-    Format(#[from] FormatError),
-}
+/// In a pointer's buttons: there is a byte with more of them (ExtendedMouseButtons).
+const MORE_BUTTONS: u16 = 1 << 7;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -141,6 +47,8 @@ pub struct Parser {
     taken: usize,
     /// Bytes to be passed over.
     skip: u64,
+    /// Pointers may come with a byte more.
+    more_buttons: bool,
 }
 
 impl Default for Parser {
@@ -150,6 +58,7 @@ impl Default for Parser {
             bytes: Vec::new(),
             taken: 0,
             skip: 0,
+            more_buttons: false,
         }
     }
 }
@@ -200,7 +109,8 @@ impl Parser {
     pub fn next(&mut self) -> Result<Option<Said>, ParseError> {
         loop {
             let bytes = &self.bytes[self.taken..];
-            let Some(len) = needed(self.phase, bytes)?.filter(|len| *len <= bytes.len()) else {
+            let needed = needed(self.phase, self.more_buttons, bytes)?;
+            let Some(len) = needed.filter(|len| *len <= bytes.len()) else {
                 return Ok(None);
             };
             let message = &bytes[..len];
@@ -219,18 +129,24 @@ impl Parser {
                     Said::Init
                 }
                 Phase::Messages if message[0] == from_client::CUT_TEXT => {
-                    let mut fields = Fields(&message[4..]);
-                    // Negative lengths are those of a form of clipboard that was not offered; their amount is the length all the same.
-                    let len = u64::from((fields.u32() as i32).unsigned_abs());
-                    let here = (self.bytes.len() - self.taken) as u64;
-                    self.taken += here.min(len) as usize;
-                    self.skip = len - here.min(len);
-                    continue;
+                    let len = cut_len(message);
+                    if len > CUT_BYTES_MAX as u64 {
+                        let here = (self.bytes.len() - self.taken) as u64;
+                        self.taken += here.min(len) as usize;
+                        self.skip = len - here.min(len);
+                        continue;
+                    }
+                    Said::Message(parse(message)?)
                 }
                 Phase::Messages => Said::Message(parse(message)?),
             };
             return Ok(Some(said));
         }
+    }
+
+    /// The client has been told that its pointers may have more buttons than seven.
+    pub fn expect_more_buttons(&mut self) {
+        self.more_buttons = true;
     }
 
     /// Bytes that wait for the rest of their message.
@@ -240,7 +156,7 @@ impl Parser {
 }
 
 /// Bytes of what begins here, as far as that can be told.
-fn needed(phase: Phase, bytes: &[u8]) -> Result<Option<usize>, ParseError> {
+fn needed(phase: Phase, more_buttons: bool, bytes: &[u8]) -> Result<Option<usize>, ParseError> {
     match phase {
         Phase::Version => return Ok(Some(VERSION_BYTES)),
         Phase::Security | Phase::Init => return Ok(Some(1)),
@@ -262,8 +178,17 @@ fn needed(phase: Phase, bytes: &[u8]) -> Result<Option<usize>, ParseError> {
             counted(4, count, 4, ENCODINGS_MAX)?
         }
         from_client::UPDATE_REQUEST | from_client::CONTINUOUS_UPDATES => Some(10),
-        from_client::KEY | from_client::CUT_TEXT => Some(8),
-        from_client::POINTER => Some(6),
+        from_client::KEY => Some(8),
+        from_client::CUT_TEXT => bytes.get(..CUT_HEAD_BYTES).map(|head| {
+            let len = cut_len(head);
+            // What is too long is passed over behind its head.
+            let kept = if len > CUT_BYTES_MAX as u64 { 0 } else { len };
+            CUT_HEAD_BYTES + kept as usize
+        }),
+        from_client::POINTER => byte(1).map(|buttons| {
+            let has_more = more_buttons && buttons & usize::from(MORE_BUTTONS) != 0;
+            if has_more { 7 } else { 6 }
+        }),
         from_client::FENCE => counted(9, byte(8), 1, fence::PAYLOAD_BYTES_MAX)?,
         from_client::SET_DESKTOP_SIZE => {
             counted(8, byte(6), LAYOUT_SCREEN_BYTES, LAYOUT_SCREENS_MAX)?
@@ -275,6 +200,11 @@ fn needed(phase: Phase, bytes: &[u8]) -> Result<Option<usize>, ParseError> {
         },
         _ => return Err(ParseError::Unknown(kind)),
     })
+}
+
+/// Bytes behind the head of a clipboard's message. Negative lengths are those of the extension.
+fn cut_len(head: &[u8]) -> u64 {
+    u64::from((Fields(&head[4..]).u32() as i32).unsigned_abs())
 }
 
 /// `RFB 003.008` and a line feed.
@@ -322,11 +252,25 @@ fn parse(message: &[u8]) -> Result<Message, ParseError> {
                 symbol: fields.u32(),
             }
         }
-        from_client::POINTER => Message::Pointer {
-            buttons: fields.u8(),
-            x: fields.u16(),
-            y: fields.u16(),
-        },
+        from_client::POINTER => {
+            let low = u16::from(fields.u8());
+            let (x, y) = (fields.u16(), fields.u16());
+            let buttons = match fields.0.first() {
+                Some(high) => low & !MORE_BUTTONS | u16::from(*high) << 7,
+                None => low,
+            };
+            Message::Pointer { buttons, x, y }
+        }
+        from_client::CUT_TEXT => {
+            fields.take::<3>();
+            let is_extended = (fields.u32() as i32) < 0;
+            let content = fields.0.to_vec();
+            if is_extended {
+                Message::Clipboard(content)
+            } else {
+                Message::CutText(content)
+            }
+        }
         from_client::CONTINUOUS_UPDATES => Message::Continuous {
             on: fields.u8() != 0,
             rect: fields.rect(),

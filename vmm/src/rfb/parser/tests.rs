@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::super::pixel::FormatError;
 use super::*;
 
 const HELLO: &[u8] = b"RFB 003.008\n\x01\x01";
@@ -36,9 +37,9 @@ fn script() -> (Vec<u8>, Vec<Message>) {
     bytes.extend([3, 1, 0, 1, 0, 2, 0, 3, 1, 4]);
     bytes.extend([4, 1, 0, 0, 0, 0, 0xff, 0x0d]);
     bytes.extend([5, 3, 1, 0, 0, 7]);
-    // Text is passed over.
     bytes.extend([6, 0, 0, 0, 0, 0, 0, 5]);
     bytes.extend(b"hello");
+    bytes.extend([6, 0, 0, 0, 0xff, 0xff, 0xff, 0xfc, 8, 0, 0, 1]);
     bytes.extend([150, 1, 0, 0, 0, 0, 2, 0, 1, 0]);
     bytes.extend([248, 0, 0, 0, 0x80, 0, 0, 1, 2, 7, 8]);
     bytes.extend([251, 0, 4, 0, 3, 0, 1, 0]);
@@ -60,6 +61,8 @@ fn script() -> (Vec<u8>, Vec<Message>) {
             x: 256,
             y: 7,
         },
+        Message::CutText(b"hello".to_vec()),
+        Message::Clipboard(vec![8, 0, 0, 1]),
         Message::Continuous {
             on: true,
             rect: Rect::new(0, 0, 512, 256),
@@ -148,6 +151,25 @@ fn four_gigabytes_of_text_are_not_kept() {
     }
 }
 
+#[test]
+fn more_buttons_come_when_they_were_announced() {
+    let pointer = |parser: &mut Parser, bytes: &[u8]| {
+        parser.feed(bytes);
+        match parser.next().expect("a pointer") {
+            Some(Said::Message(Message::Pointer { buttons, x, y })) => (buttons, x, y),
+            other => panic!("{other:?} is no pointer"),
+        }
+    };
+    let mut parser = Parser::default();
+    parser.feed(HELLO);
+    while parser.next().expect("a hello").is_some() {}
+    assert_eq!(pointer(&mut parser, &[5, 0x81, 0, 1, 0, 2]), (0x81, 1, 2));
+    parser.expect_more_buttons();
+    assert_eq!(pointer(&mut parser, &[5, 0x01, 0, 1, 0, 2]), (0x01, 1, 2));
+    let more = pointer(&mut parser, &[5, 0x81, 0, 1, 0, 2, 0x02]);
+    assert_eq!(more, (0x101, 1, 2));
+}
+
 proptest! {
     #[test]
     fn garbage_is_an_error_or_waits_within_its_bound(
@@ -166,7 +188,7 @@ proptest! {
                     Err(_) => return Ok(()),
                 }
             }
-            prop_assert!(parser.waiting() < MESSAGE_BYTES_MAX);
+            prop_assert!(parser.waiting() <= MESSAGE_BYTES_MAX);
         }
     }
 }

@@ -3,21 +3,29 @@
 //! An update is due when the viewer has asked for one (or has continuous updates), and something that it shows is not what the screen
 //! shows. Whatever happens in between is one change: nothing piles up behind a slow viewer. With continuous updates the next one waits
 //! until the viewer has answered the fence behind the last: one is on its way at most, however much the line holds.
+//!
+//! A viewer chooses its encoding by the order in which it names them, its quality and its compression by their levels.
 
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
 
+use super::clip::Clip;
 use super::parser::Message;
 use super::pixel::PixelFormat;
 use super::wire::{encoding, fence, fence_message, to_client};
-use crate::screen::{Canvas, Cursor, Rect, Size, View};
+use crate::clipboard::Clipboard;
+use crate::screen::{Canvas, Cursor, Move, Rect, Size, View};
 
 /// Bytes of answers that wait to be sent: fences of a viewer that takes nothing. One that sends more is hung up on.
 const OWED_BYTES_MAX: usize = 4096;
 /// What our fences carry, so that answers to the one that announces fences are told apart.
 const FENCE_PAYLOAD: &[u8] = b"update";
+/// zlib's level when a viewer wishes none. Palettes and runs have done most of it before.
+const LEVEL: u32 = 2;
+/// And its highest, whatever a viewer wishes: above it twice the time is spent for a few percent.
+const LEVEL_MAX: u32 = 6;
 
 /// What became of a wish for another size (ExtendedDesktopSize).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,31 +36,82 @@ pub(super) enum SizeAnswer {
     Forwarded = 4,
 }
 
+/// How pixels are encoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Form {
+    #[default]
+    Raw,
+    Zrle,
+    Tight {
+        /// JPEG is allowed, of this level, 0 to 9.
+        quality: Option<u8>,
+    },
+}
+
+/// How a pointer's image is encoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum CursorForm {
+    /// With a mask.
+    Mask,
+    /// With its opacity.
+    Alpha,
+}
+
 /// What a viewer understands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Known {
-    zrle: bool,
-    cursor: bool,
+    form: Form,
+    /// zlib's level.
+    level: Option<u8>,
+    moves: bool,
+    last_rect: bool,
+    cursor: Option<CursorForm>,
     desktop_size: bool,
     extended_desktop_size: bool,
     keys: bool,
+    more_buttons: bool,
     fences: bool,
     continuous: bool,
+    clipboard: bool,
 }
 
 impl Known {
     fn of(encodings: &[i32]) -> Self {
-        let place = |wanted| encodings.iter().position(|encoding| *encoding == wanted);
-        let has = |wanted| place(wanted).is_some();
-        let zrle = place(encoding::ZRLE);
+        let has = |wanted| encodings.contains(&wanted);
+        // Ten levels; the last one that is named counts.
+        let level = |least: i32| {
+            let levels = encodings
+                .iter()
+                .rev()
+                .map(|encoding| encoding.checked_sub(least));
+            let mut levels = levels.flatten().filter(|level| (0..10).contains(level));
+            levels.next().map(|level| level as u8)
+        };
+        let form = encodings.iter().find_map(|encoding| match *encoding {
+            encoding::RAW => Some(Form::Raw),
+            encoding::ZRLE => Some(Form::Zrle),
+            encoding::TIGHT => Some(Form::Tight {
+                quality: level(encoding::QUALITY_0),
+            }),
+            _ => None,
+        });
         Self {
-            zrle: zrle.is_some_and(|zrle| place(encoding::RAW).is_none_or(|raw| zrle < raw)),
-            cursor: has(encoding::CURSOR),
+            form: form.unwrap_or_default(),
+            level: level(encoding::COMPRESSION_0),
+            moves: has(encoding::COPY_RECT),
+            last_rect: has(encoding::LAST_RECT),
+            cursor: if has(encoding::ALPHA_CURSOR) {
+                Some(CursorForm::Alpha)
+            } else {
+                has(encoding::CURSOR).then_some(CursorForm::Mask)
+            },
             desktop_size: has(encoding::DESKTOP_SIZE),
             extended_desktop_size: has(encoding::EXTENDED_DESKTOP_SIZE),
             keys: has(encoding::QEMU_KEYS),
+            more_buttons: has(encoding::MORE_BUTTONS),
             fences: has(encoding::FENCE),
             continuous: has(encoding::CONTINUOUS_UPDATES),
+            clipboard: has(encoding::CLIPBOARD),
         }
     }
 }
@@ -66,16 +125,24 @@ pub(super) enum Pseudo {
         size: Size,
         answer: Option<SizeAnswer>,
     },
-    Cursor(Arc<Cursor>),
+    Cursor(Arc<Cursor>, CursorForm),
     Keys,
+    MoreButtons,
 }
 
 /// An update.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Update {
     pub format: PixelFormat,
-    pub zrle: bool,
+    pub form: Form,
+    pub level: u32,
+    /// It may end before its count of rectangles.
+    pub last_rect: bool,
+    /// Sizes; they are an update of their own before the rest, in which nothing is drawn.
+    pub sizes: Vec<Pseudo>,
     pub pseudo: Vec<Pseudo>,
+    /// What is to be moved before anything is drawn.
+    pub change: Option<Move>,
     pub rects: Vec<Rect>,
     /// A fence behind it.
     pub fence: Vec<u8>,
@@ -113,6 +180,8 @@ pub(super) struct Wishes {
     owed: Vec<u8>,
     owes_layout: bool,
     owes_keys: bool,
+    owes_buttons: bool,
+    clip: Clip,
     size_answer: Option<SizeAnswer>,
     /// A fence of ours is not answered.
     is_fenced: bool,
@@ -121,7 +190,7 @@ pub(super) struct Wishes {
 
 impl Wishes {
     /// Those of a viewer that has been told the canvas' size and nothing else.
-    pub(super) fn new(canvas: &Canvas) -> Self {
+    pub(super) fn new(canvas: &Canvas, clipboard: Clipboard) -> Self {
         let mut view = View::default();
         view.take_size(canvas);
         Self {
@@ -135,6 +204,8 @@ impl Wishes {
             owed: Vec::new(),
             owes_layout: false,
             owes_keys: false,
+            owes_buttons: false,
+            clip: Clip::new(clipboard),
             size_answer: None,
             is_fenced: false,
             is_gone: false,
@@ -144,6 +215,11 @@ impl Wishes {
     /// The size that the viewer knows of.
     pub(super) fn size(&self) -> Size {
         self.size
+    }
+
+    /// The pixels of a rectangle of an update have been copied as they are now.
+    pub(super) fn gave(&mut self, canvas: &Canvas, rect: Rect) {
+        self.view.gave(canvas, rect);
     }
 
     /// Nothing is to be sent any more.
@@ -170,6 +246,8 @@ impl Wishes {
                     self.owe(&[to_client::END_OF_CONTINUOUS_UPDATES])?;
                 }
                 self.owes_keys |= known.keys && !before.keys;
+                self.owes_buttons |= known.more_buttons && !before.more_buttons;
+                self.clip.set_extended(known.clipboard);
                 self.owes_layout |= known.extended_desktop_size && !before.extended_desktop_size;
             }
             Message::Request { incremental, rect } => {
@@ -191,6 +269,8 @@ impl Wishes {
                 self.owe(&fence_message(flags, &payload))?;
             }
             Message::Fence { payload, .. } => self.is_fenced &= payload != FENCE_PAYLOAD,
+            Message::CutText(text) => self.clip.hear_text(&text),
+            Message::Clipboard(content) => self.clip.hear(&content),
             Message::Key { .. }
             | Message::Scancode { .. }
             | Message::Pointer { .. }
@@ -213,10 +293,11 @@ impl Wishes {
             return Some(Work::End);
         }
         let update = self.take_update(canvas);
-        if self.owed.is_empty() && update.is_none() {
+        let mut owed = std::mem::take(&mut self.owed);
+        owed.extend(self.clip.take());
+        if owed.is_empty() && update.is_none() {
             return None;
         }
-        let owed = std::mem::take(&mut self.owed);
         Some(Work::Send { owed, update })
     }
 
@@ -225,33 +306,36 @@ impl Wishes {
         if self.request.is_none() && continuous.is_none() {
             return None;
         }
-        let mut pseudo = Vec::new();
-        let mut rects = Vec::new();
+        let (mut sizes, mut pseudo) = (Vec::new(), Vec::new());
+        let (mut change, mut rects) = (None, Vec::new());
         if self.view.take_size(canvas) && self.size != canvas.size() && self.can_follow() {
             // Pixels come with the next update, which the viewer asks for at its new size.
             self.size = canvas.size();
             self.owes_layout = false;
-            pseudo.push(if self.known.extended_desktop_size {
+            sizes.push(if self.known.extended_desktop_size {
                 let size = self.size;
                 Pseudo::Layout { size, answer: None }
             } else {
                 Pseudo::DesktopSize(self.size)
             });
         } else {
+            self.take_sizes(&mut sizes);
             self.take_pseudo(canvas, &mut pseudo);
             let region = self.request.unwrap_or_default();
             let region = region.unite(continuous.unwrap_or_default());
+            let region = region.intersect(self.size.rect());
             self.view.forget(canvas, self.whole);
-            rects = self
-                .view
-                .take_pixels(canvas, region.intersect(self.size.rect()));
+            if self.known.moves {
+                change = self.view.take_move(canvas, region);
+            }
+            rects = self.view.take_pixels(canvas, region);
             // A viewer that cannot follow sees of a larger screen what fits.
             rects.iter_mut().for_each(|rect| {
                 *rect = rect.intersect(self.size.rect());
             });
             self.whole = Rect::default();
         }
-        if pseudo.is_empty() && rects.is_empty() {
+        if sizes.is_empty() && pseudo.is_empty() && change.is_none() && rects.is_empty() {
             return None;
         }
         self.request = None;
@@ -259,8 +343,15 @@ impl Wishes {
         self.is_fenced |= fences;
         Some(Update {
             format: self.format,
-            zrle: self.known.zrle,
+            form: self.known.form,
+            level: self
+                .known
+                .level
+                .map_or(LEVEL, |level| u32::from(level).clamp(1, LEVEL_MAX)),
+            last_rect: self.known.last_rect,
+            sizes,
             pseudo,
+            change,
             rects,
             fence: if fences {
                 fence_message(fence::REQUEST | fence::BLOCK_BEFORE, FENCE_PAYLOAD)
@@ -274,22 +365,28 @@ impl Wishes {
         self.known.desktop_size || self.known.extended_desktop_size
     }
 
-    fn take_pseudo(&mut self, canvas: &Canvas, pseudo: &mut Vec<Pseudo>) {
+    fn take_sizes(&mut self, sizes: &mut Vec<Pseudo>) {
         let size = self.size;
+        if let Some(answer) = self.size_answer.take() {
+            let answer = Some(answer);
+            sizes.push(Pseudo::Layout { size, answer });
+        }
+        if std::mem::take(&mut self.owes_layout) {
+            sizes.push(Pseudo::Layout { size, answer: None });
+        }
+    }
+
+    fn take_pseudo(&mut self, canvas: &Canvas, pseudo: &mut Vec<Pseudo>) {
         if std::mem::take(&mut self.owes_keys) {
             pseudo.push(Pseudo::Keys);
         }
-        if let Some(answer) = self.size_answer.take() {
-            let answer = Some(answer);
-            pseudo.push(Pseudo::Layout { size, answer });
+        if std::mem::take(&mut self.owes_buttons) {
+            pseudo.push(Pseudo::MoreButtons);
         }
-        if std::mem::take(&mut self.owes_layout) {
-            pseudo.push(Pseudo::Layout { size, answer: None });
-        }
-        if self.known.cursor
+        if let Some(form) = self.known.cursor
             && let Some(cursor) = self.view.take_cursor(canvas)
         {
-            pseudo.push(Pseudo::Cursor(cursor));
+            pseudo.push(Pseudo::Cursor(cursor, form));
         }
     }
 }

@@ -3,12 +3,15 @@
 //! Every change takes the next number of one sequence. A tile has the number of the last change that altered one of its pixels; drawing
 //! what is there already changes nothing, so that a guest which redraws its whole screen costs viewers only what differs.
 
+mod scroll;
 #[cfg(test)]
 mod tests;
+mod view;
 
 use std::sync::Arc;
 
 use super::geometry::{Rect, Size, TILE};
+pub use view::{RECT_WIDTH_MAX, View};
 
 /// Bytes of a pixel: blue, green, red, and one without meaning.
 pub const PIXEL_BYTES: usize = 4;
@@ -41,16 +44,37 @@ pub struct Canvas {
     cursor: Arc<Cursor>,
     cursor_changed: u64,
     pointer: (u16, u16),
+    moved: Option<Moved>,
 }
 
-/// What one viewer has been given.
-#[derive(Debug, Default)]
-pub struct View {
-    /// When the canvas took the size that the tiles are of.
-    resized: u64,
-    /// By tile: the number of the change that it was given.
-    tiles: Vec<u64>,
-    cursor: u64,
+/// Pixels of one place that were at another one before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Move {
+    /// Where they are now.
+    pub to: Rect,
+    /// Their left edge before.
+    pub x: u16,
+    /// Their upper edge before.
+    pub y: u16,
+}
+
+/// A move with the tiles that it touches.
+struct Moved {
+    change: Move,
+    tiles: Vec<MovedTile>,
+}
+
+struct MovedTile {
+    index: usize,
+    /// Its numbers before and after the move.
+    before: u64,
+    after: u64,
+}
+
+impl Move {
+    fn from(self) -> Rect {
+        Rect::new(self.x, self.y, self.to.width, self.to.height)
+    }
 }
 
 impl Default for Canvas {
@@ -72,6 +96,7 @@ impl Canvas {
             cursor: Arc::default(),
             cursor_changed: 0,
             pointer: (0, 0),
+            moved: None,
         };
         canvas.set_size(size);
         canvas
@@ -88,6 +113,7 @@ impl Canvas {
         self.pixels = vec![0; size.pixels() * PIXEL_BYTES];
         self.tiles = vec![now; size.columns() * size.rows()];
         self.resized = now;
+        self.moved = None;
     }
 
     /// Its size.
@@ -129,6 +155,11 @@ impl Canvas {
         if inside.is_empty() {
             return;
         }
+        let change = self.find_move(inside, |y| {
+            let from = usize::from(inside.x - rect.x) * PIXEL_BYTES;
+            row(y - rect.y)?.get(from..from + usize::from(inside.width) * PIXEL_BYTES)
+        });
+        let mut moved = change.map(|change| self.before(change));
         let now = self.next();
         let columns = self.size.columns();
         for y in inside.y..inside.bottom() {
@@ -152,6 +183,78 @@ impl Canvas {
                 x = end;
             }
         }
+        if let Some(moved) = &mut moved {
+            for tile in &mut moved.tiles {
+                tile.after = self.tiles[tile.index];
+            }
+        }
+        self.moved = moved.or(self.moved.take());
+    }
+
+    /// Whether rows that are about to be drawn into `area` are there already, higher or lower. `after` gives its rows.
+    fn find_move<'a>(&self, area: Rect, after: impl Fn(u16) -> Option<&'a [u8]>) -> Option<Move> {
+        if area.height < scroll::ROWS_MIN {
+            return None;
+        }
+        let before = |area: Rect, y: u16| {
+            let at = self.offset(area.x, y);
+            &self.pixels[at..at + usize::from(area.width) * PIXEL_BYTES]
+        };
+        // The part that changes, in steps of a tile.
+        const STEP: usize = TILE as usize * PIXEL_BYTES;
+        let mut changed: Option<Rect> = None;
+        for y in area.y..area.bottom() {
+            let (old, new) = (before(area, y), after(y)?);
+            if old == new {
+                continue;
+            }
+            let differs = |(old, new): (&[u8], &[u8])| old != new;
+            let steps = || old.chunks(STEP).zip(new.chunks(STEP));
+            let first = steps().position(differs).unwrap_or(0) as u16 * TILE;
+            let behind = steps().rposition(differs).map_or(0, |last| last + 1) as u16 * TILE;
+            let row = Rect::new(area.x + first, y, behind.min(area.width) - first, 1);
+            changed = Some(changed.map_or(row, |changed| changed.unite(row)));
+        }
+        let changed = changed?;
+        let from = usize::from(changed.x - area.x) * PIXEL_BYTES;
+        let bytes = usize::from(changed.width) * PIXEL_BYTES;
+        let after = |y| &after(y).unwrap_or_default()[from..from + bytes];
+        let before = |y| before(changed, y);
+        let rows = changed.y..changed.bottom();
+        let mut scroll = scroll::find(rows, before, after)?;
+        // Rows that do not change, such as blank ones, may have moved as well.
+        while scroll.to.max(scroll.from) + scroll.rows < area.bottom()
+            && after(scroll.to + scroll.rows) == before(scroll.from + scroll.rows)
+        {
+            scroll.rows += 1;
+        }
+        let to = Rect::new(changed.x, scroll.to, changed.width, scroll.rows);
+        let (x, y) = (changed.x, scroll.from);
+        Some(Move { to, x, y })
+    }
+
+    /// A move that is about to be drawn.
+    fn before(&self, change: Move) -> Moved {
+        let touched = tiles(self.size, change.to.unite(change.from()));
+        let tiles = touched.map(|index| {
+            let before = self.tiles[index];
+            let after = before;
+            MovedTile {
+                index,
+                before,
+                after,
+            }
+        });
+        Moved {
+            tiles: tiles.collect(),
+            change,
+        }
+    }
+
+    fn tile(&self, index: usize) -> Rect {
+        let columns = self.size.columns();
+        let (column, row) = ((index % columns) as u16, (index / columns) as u16);
+        Rect::new(column * TILE, row * TILE, TILE, TILE).intersect(self.size.rect())
     }
 
     /// Copies the pixels of `rect` into `out`, row after row; what lies outside is black.
@@ -193,79 +296,6 @@ impl Canvas {
     /// Where the guest says that the pointer is.
     pub fn pointer(&self) -> (u16, u16) {
         self.pointer
-    }
-}
-
-impl View {
-    /// Whether the canvas has taken a size since the view was last told of one; the view is told now, and has been given nothing of the
-    /// new canvas.
-    pub fn take_size(&mut self, canvas: &Canvas) -> bool {
-        let is_new = self.resized != canvas.resized;
-        if is_new {
-            self.resized = canvas.resized;
-            self.tiles = vec![0; canvas.tiles.len()];
-        }
-        is_new
-    }
-
-    /// The pointer's image, if the view has another one.
-    pub fn take_cursor(&mut self, canvas: &Canvas) -> Option<Arc<Cursor>> {
-        let is_new = self.cursor != canvas.cursor_changed;
-        self.cursor = canvas.cursor_changed;
-        is_new.then(|| Arc::clone(&canvas.cursor))
-    }
-
-    /// Whether [`View::take_cursor`] would have something.
-    pub fn has_cursor(&self, canvas: &Canvas) -> bool {
-        self.cursor != canvas.cursor_changed
-    }
-
-    /// Whether [`View::take_size`] would say so.
-    pub fn has_size(&self, canvas: &Canvas) -> bool {
-        self.resized != canvas.resized
-    }
-
-    /// Forgets what was given of `region`.
-    pub fn forget(&mut self, canvas: &Canvas, region: Rect) {
-        for index in tiles(canvas.size, region) {
-            if let Some(tile) = self.tiles.get_mut(index) {
-                *tile = 0;
-            }
-        }
-    }
-
-    /// Whether a tile that touches `region` has changed.
-    pub fn has_pixels(&self, canvas: &Canvas, region: Rect) -> bool {
-        tiles(canvas.size, region).any(|index| self.is_stale(canvas, index))
-    }
-
-    fn is_stale(&self, canvas: &Canvas, index: usize) -> bool {
-        let given = self.tiles.get(index).copied().unwrap_or(0);
-        canvas.tiles.get(index).is_some_and(|tile| *tile > given)
-    }
-
-    /// What has changed, as whole tiles that touch `region`; they count as given, and their pixels are to be copied after this. Tiles
-    /// beside each other come as one rectangle.
-    pub fn take_pixels(&mut self, canvas: &Canvas, region: Rect) -> Vec<Rect> {
-        let all = canvas.size.rect();
-        let columns = canvas.size.columns();
-        self.tiles.resize(canvas.tiles.len(), 0);
-        let mut rects: Vec<Rect> = Vec::new();
-        for index in tiles(canvas.size, region) {
-            if !self.is_stale(canvas, index) {
-                continue;
-            }
-            self.tiles[index] = canvas.tiles[index];
-            let (column, row) = ((index % columns) as u16, (index / columns) as u16);
-            let tile = Rect::new(column * TILE, row * TILE, TILE, TILE).intersect(all);
-            match rects.last_mut() {
-                Some(last) if last.y == tile.y && last.right() == tile.x => {
-                    last.width += tile.width;
-                }
-                _ => rects.push(tile),
-            }
-        }
-        rects
     }
 }
 

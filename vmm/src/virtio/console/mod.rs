@@ -1,26 +1,28 @@
 //! Ports between guest and host (virtio 1.2, section 5.3): each has a name by which a guest's agent finds it, and is a Unix socket on
-//! the host.
+//! the host, or the machine's clipboard.
 //!
-//! One client a port at a time. A guest that reads nothing holds its client up, a client that reads nothing holds the guest's port up;
+//! One client a socket at a time. A guest that reads nothing holds its client up, a client that reads nothing holds the guest's port up;
 //! neither holds up anything else.
 
 mod port;
+mod state;
 
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
 use virtio_queue::{Reader, Writer};
 
 use super::ring::Ring;
 use super::state::{DeviceState, DeviceStateError};
 use super::worker::{Handler, Worker};
 use super::{Device, Kind, StartError, Started, read_from};
+use crate::clipboard::Clipboard;
 use crate::machine::memory::Memory;
 use crate::threads::Role;
 use port::Port;
+pub use state::ConsoleState;
 
 const QUEUE_SIZE: u16 = 64;
 /// Most ports.
@@ -48,12 +50,21 @@ mod control {
 const MESSAGES_MAX: usize = PORTS_MAX * 8;
 
 /// A port to be had.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct PortSpec {
     /// What the guest knows it by, such as `org.qemu.guest_agent.0`.
     pub name: String,
-    /// Where the host's side is.
-    pub socket: PathBuf,
+    /// What is at the host's end.
+    pub end: HostEnd,
+}
+
+/// The host's end of a port.
+#[derive(Clone)]
+pub enum HostEnd {
+    /// A Unix socket, made anew.
+    Socket(PathBuf),
+    /// The clipboard that viewers share.
+    Clipboard(Clipboard),
 }
 
 /// Number of a port's first queue (to the guest); the second (from the guest) follows.
@@ -145,13 +156,15 @@ impl Ports {
                 self.ports[port].set_guest_ready();
                 let name = self.ports[port].name().to_owned();
                 self.tell(port, control::PORT_NAME, 1, &name);
-                if self.ports[port].has_client() {
+                if self.ports[port].is_connected() {
                     self.tell(port, control::PORT_OPEN, 1, "");
                 }
             }
             control::PORT_OPEN => {
-                if let Some(port) = self.ports.get_mut(port) {
-                    port.set_guest_open(value == 1);
+                if let Some(it) = self.ports.get_mut(port) {
+                    it.set_guest_open(value == 1);
+                    // Something may be there for it already.
+                    self.move_bytes(port);
                 }
             }
             _ => {}
@@ -164,17 +177,17 @@ impl Ports {
         let queue = queue_of(index);
         let (to_guest, from_guest) = (queue, queue + 1);
         let port = &mut self.ports[index];
-        let had_client = port.has_client();
-        port.accept();
+        let was_connected = port.is_connected();
+        port.attend();
         if let Some(Some(ring)) = self.rings.get_mut(from_guest) {
             port.take_from_guest(ring, &memory);
         }
         if let Some(Some(ring)) = self.rings.get_mut(to_guest) {
             port.give_to_guest(ring, &memory);
         }
-        let has_client = port.has_client();
-        if had_client != has_client && port.is_guest_ready() {
-            self.tell(index, control::PORT_OPEN, has_client.into(), "");
+        let is_connected = port.is_connected();
+        if was_connected != is_connected && port.is_guest_ready() {
+            self.tell(index, control::PORT_OPEN, is_connected.into(), "");
         }
     }
 }
@@ -200,25 +213,6 @@ impl Handler for Ports {
     }
 }
 
-/// What a snapshot keeps of a port.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct PortState {
-    name: String,
-    /// The guest's driver has found it, and is told of clients.
-    guest_ready: bool,
-    guest_open: bool,
-    /// The guest has been told that somebody is on the host's side.
-    host_open: bool,
-}
-
-/// What a snapshot keeps.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ConsoleState {
-    ports: Vec<PortState>,
-    /// Messages that wait for room.
-    messages: Vec<Vec<u8>>,
-}
-
 /// See the module.
 pub struct Console {
     ports: Vec<Port>,
@@ -234,7 +228,7 @@ impl Console {
     /// A socket cannot be made.
     pub fn new(ports: &[PortSpec]) -> io::Result<Self> {
         assert!((1..=PORTS_MAX).contains(&ports.len()));
-        let ports = ports.iter().map(Port::listen).collect::<Result<_, _>>()?;
+        let ports = ports.iter().map(Port::new).collect::<Result<_, _>>()?;
         Ok(Self {
             ports,
             messages: VecDeque::new(),
@@ -301,100 +295,13 @@ impl Device for Console {
     }
 
     fn save(&self, _: &Memory) -> Result<DeviceState, DeviceStateError> {
-        let ports = self.ports.iter().map(|port| PortState {
-            name: port.name().to_owned(),
-            guest_ready: port.is_guest_ready(),
-            guest_open: port.guest_open(),
-            host_open: port.is_guest_ready() && port.has_client(),
-        });
-        Ok(DeviceState::Console(ConsoleState {
-            ports: ports.collect(),
-            messages: self.messages.iter().cloned().collect(),
-        }))
+        Ok(DeviceState::Console(self.state()))
     }
 
     fn restore(&mut self, state: DeviceState, _: &Memory) -> Result<(), DeviceStateError> {
-        let ConsoleState { ports, messages } = match state {
-            DeviceState::Console(state) => state,
-            other => return Err(other.other()),
-        };
-        let names = |ports: &mut dyn Iterator<Item = &str>| ports.collect::<Vec<_>>().join(", ");
-        let saved = names(&mut ports.iter().map(|port| port.name.as_str()));
-        let here = names(&mut self.ports.iter().map(Port::name));
-        if saved != here {
-            let what = format!("its ports were {saved}, now they are {here}");
-            return Err(DeviceStateError::Differs(what));
+        match state {
+            DeviceState::Console(state) => self.take_up(state),
+            other => Err(other.other()),
         }
-        // None is longer than the name of a port that there is.
-        let fits = |message: &Vec<u8>| message.len() <= control::BYTES + saved.len();
-        let messages = messages.into_iter().filter(fits).take(MESSAGES_MAX);
-        self.messages = messages.collect();
-        for (index, (port, saved)) in self.ports.iter_mut().zip(&ports).enumerate() {
-            port.forget_guest();
-            if saved.guest_ready {
-                port.set_guest_ready();
-            }
-            port.set_guest_open(saved.guest_open);
-            if saved.guest_ready && saved.host_open {
-                // Whoever that was is not here; whoever comes is told of.
-                let gone = message(index, control::PORT_OPEN, 0, "");
-                self.messages.push_back(gone);
-            }
-        }
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ports_that_go_on_tell_the_guest_that_the_other_side_is_gone() {
-        let temp = tempfile::tempdir().expect("a folder");
-        let memory = crate::machine::memory::create(64).expect("memory");
-        let console = |names: &[&str]| {
-            let spec = |name: &&str| PortSpec {
-                name: (*name).to_owned(),
-                socket: temp.path().join(name),
-            };
-            let ports: Vec<_> = names.iter().map(spec).collect();
-            Console::new(&ports).expect("sockets")
-        };
-        let mut before = console(&["agent", "clipboard"]);
-        before.ports[1].set_guest_ready();
-        before.ports[1].set_guest_open(true);
-        before
-            .messages
-            .push_back(message(0, control::PORT_READY, 1, ""));
-        let mut state = match before.save(&memory).expect("saved") {
-            DeviceState::Console(state) => state,
-            other => panic!("{other:?} is no console"),
-        };
-        state.ports[1].host_open = true;
-        let bytes = postcard::to_stdvec(&DeviceState::Console(state)).expect("bytes");
-        let parsed = || postcard::from_bytes::<DeviceState>(&bytes).expect("the same");
-        let mut after = console(&["agent", "clipboard"]);
-        after.restore(parsed(), &memory).expect("taken up");
-        assert_eq!(
-            [false, true],
-            [0, 1].map(|port: usize| after.ports[port].guest_open())
-        );
-        assert_eq!(
-            [false, true],
-            [0, 1].map(|port: usize| after.ports[port].is_guest_ready())
-        );
-        let told = [
-            message(0, control::PORT_READY, 1, ""),
-            message(1, control::PORT_OPEN, 0, ""),
-        ];
-        assert_eq!(after.messages, told);
-        after.reset();
-        assert!(after.messages.is_empty() && !after.ports[1].guest_open());
-        assert!(!after.ports[1].is_guest_ready());
-        let mut other = console(&["agent", "sound"]);
-        let refused = other.restore(parsed(), &memory).expect_err("another port");
-        let text = "its ports were agent, clipboard, now they are agent, sound";
-        assert_eq!(refused.to_string(), text);
     }
 }

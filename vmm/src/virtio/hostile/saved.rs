@@ -5,14 +5,18 @@ use super::subject::{KINDS, Kind, make};
 use crate::machine::memory;
 use crate::virtio::state::DeviceState;
 
-/// What a snapshot has of a device that nobody has used.
+/// What a snapshot has of a device whose driver was ready, and has said nothing yet.
 ///
 /// # Panics
 /// The host has no room.
 pub fn saved(kind: Kind) -> Vec<u8> {
-    let memory = memory::small(MEMORY_BYTES).expect("the host has memory");
     let (device, _host) = make(kind);
-    let state = device.save(&memory).expect("a device at rest is saved");
+    let mut driver = Driver::new(device);
+    driver.start(0, u32::MAX).expect("all its queues are there");
+    driver.stop();
+    let memory = driver.memory().clone();
+    let state = driver.device().save(&memory);
+    let state = state.expect("a device at rest is saved");
     postcard::to_stdvec(&state).expect("a state is bytes")
 }
 

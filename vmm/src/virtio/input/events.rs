@@ -15,6 +15,8 @@ pub const EV_ABS: u16 = 3;
 pub const KEY_LAST: u16 = 248;
 /// Left, right, middle, side, extra.
 pub const BUTTONS: [u16; 5] = [0x110, 0x111, 0x112, 0x113, 0x114];
+/// Notches of the wheel sideways, right is positive.
+pub const REL_HWHEEL: u16 = 6;
 /// Notches of the wheel, up is positive.
 pub const REL_WHEEL: u16 = 8;
 /// Place from the left.

@@ -19,7 +19,8 @@ use super::{Device, Kind, StartError, Started, read_from};
 use crate::machine::bus::lock;
 use crate::machine::memory::Memory;
 use events::{
-    ABS_X, ABS_Y, AXIS_MAX, BUTTONS, EV_ABS, EV_KEY, EV_REL, EV_SYN, Event, KEY_LAST, REL_WHEEL,
+    ABS_X, ABS_Y, AXIS_MAX, BUTTONS, EV_ABS, EV_KEY, EV_REL, EV_SYN, Event, KEY_LAST, REL_HWHEEL,
+    REL_WHEEL,
 };
 
 const QUEUE_SIZE: u16 = 64;
@@ -70,7 +71,7 @@ impl Model {
             (Self::Keyboard, EV_KEY) => (1..=KEY_LAST).collect(),
             (Self::Tablet, EV_KEY) => BUTTONS.to_vec(),
             (Self::Tablet, EV_ABS) => vec![ABS_X, ABS_Y],
-            (Self::Tablet, EV_REL) => vec![REL_WHEEL],
+            (Self::Tablet, EV_REL) => vec![REL_HWHEEL, REL_WHEEL],
             _ => return Vec::new(),
         };
         let mut bits = Vec::new();

@@ -1,33 +1,43 @@
-//! A network card on a tap interface. The kernel's offloads are passed through: a packet may be 64 KiB with its checksum still to be made.
+//! A network card on a tap interface (virtio 1.2, section 5.1).
+//!
+//! The kernel's offloads are passed through: a packet may be 64 KiB with its checksum still to be made, which saves both kernels the work
+//! for each piece. Such packets come in several of the guest's buffers (MRG_RXBUF): without that a guest has to have 64 KiB ready for
+//! each that may come. One pair of queues: one thread moves more than a branch's line carries.
+//!
+//! A snapshot keeps what the driver has said, and whether the cable is in. Packets that are on their way are lost with it, as on any wire.
 
+mod card;
+mod filter;
 mod tap;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
-use virtio_queue::{Reader, Writer};
+use serde::{Deserialize, Serialize};
 
+pub use card::HEADER_BYTES;
+pub use filter::Mac;
 pub use tap::{Tap, TapError};
 
-use super::ring::{Chain, Ring};
+use super::ring::{Interrupt, Ring};
 use super::state::{DeviceState, DeviceStateError};
-use super::worker::{Handler, Worker};
+use super::worker::Worker;
 use super::{Device, Kind, StartError, Started, read_from};
+use crate::machine::bus::lock;
 use crate::machine::memory::Memory;
-use crate::threads::Role;
+use crate::machine::rate::Toll;
+use card::{CONTROL, Card, Gate, PACKET_BYTES_MAX, RX, TAP, TX};
+use filter::Filter;
 
 const QUEUE_SIZE: u16 = 256;
-const RX: usize = 0;
-const TX: usize = 1;
+const CONTROL_QUEUE_SIZE: u16 = 64;
 
-/// Bytes of the header before each packet (virtio 1.2, section 5.1.6).
-pub const HEADER_BYTES: usize = 12;
-/// The largest packet with its header: 64 KiB that the kernel will cut.
-const PACKET_BYTES_MAX: usize = (64 << 10) + 14 + HEADER_BYTES;
-/// Where the header says how many buffers a packet takes: always one.
-const BUFFERS_AT: usize = 10;
-
-/// Features: checksums and segmentation by either side, a hardware address, and whether the cable is in.
+/// Features: checksums and segmentation by either side, a hardware address, buffers that are merged, whether the cable is in, and commands
+/// about what is received and which address the card has.
 mod features {
     pub(super) const CSUM: u64 = 1 << 0;
     pub(super) const GUEST_CSUM: u64 = 1 << 1;
@@ -36,92 +46,81 @@ mod features {
     pub(super) const GUEST_TSO6: u64 = 1 << 8;
     pub(super) const HOST_TSO4: u64 = 1 << 11;
     pub(super) const HOST_TSO6: u64 = 1 << 12;
+    pub(super) const MRG_RXBUF: u64 = 1 << 15;
     pub(super) const STATUS: u64 = 1 << 16;
+    pub(super) const CTRL_VQ: u64 = 1 << 17;
+    pub(super) const CTRL_RX: u64 = 1 << 18;
+    pub(super) const CTRL_MAC_ADDR: u64 = 1 << 23;
+
+    pub(super) const ALL: u64 = CSUM
+        | GUEST_CSUM
+        | MAC
+        | GUEST_TSO4
+        | GUEST_TSO6
+        | HOST_TSO4
+        | HOST_TSO6
+        | MRG_RXBUF
+        | STATUS
+        | CTRL_VQ
+        | CTRL_RX
+        | CTRL_MAC_ADDR;
 }
 
 /// In the configuration's status: the cable is in.
 const LINK_UP: u16 = 1;
 
-struct Card {
-    rx: Ring,
-    tx: Ring,
-    memory: Memory,
-    tap: Tap,
-    packet: Vec<u8>,
-    /// A packet that came when the guest had no room for it: so many bytes of `packet`.
-    waiting: Option<usize>,
+/// How much a card may do a second, in each direction by itself; none is no limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Packets, those that are cut later by their pieces.
+    pub packets_per_s: Option<u64>,
+    /// Bytes, headers of the wire with them.
+    pub bytes_per_s: Option<u64>,
 }
 
-impl Card {
-    /// Takes packets from the tap until it has none, or the guest has no room.
-    fn receive(&mut self) {
-        let mut any = false;
-        let mut turn = self.rx.turn();
-        loop {
-            let len = match self.waiting {
-                Some(len) => len,
-                None => match self.tap.read(&mut self.packet) {
-                    Some(len) => len,
-                    None => break,
-                },
-            };
-            let memory = &self.memory;
-            let Some(chain) = self.rx.next_of(&mut turn, memory) else {
-                self.waiting = Some(len);
-                break;
-            };
-            self.waiting = None;
-            let head = chain.head_index();
-            self.packet[BUFFERS_AT..HEADER_BYTES].copy_from_slice(&1u16.to_le_bytes());
-            let written = deliver(memory, chain, &self.packet[..len]);
-            self.rx.done(memory, head, written);
-            any = true;
-        }
-        if any {
-            self.rx.signal(&self.memory);
+#[derive(Default)]
+struct Cable {
+    is_out: AtomicBool,
+    /// Of the card, while it works.
+    interrupt: Mutex<Option<Arc<Interrupt>>>,
+}
+
+/// A card's cable, which can be pulled. What is sent while it is out is lost.
+#[derive(Clone, Default)]
+pub struct Link(Arc<Cable>);
+
+impl Link {
+    /// Whether it is in.
+    pub fn is_up(&self) -> bool {
+        !self.0.is_out.load(Ordering::Acquire)
+    }
+
+    /// Puts it in or pulls it; the guest is told.
+    pub fn set(&self, up: bool) {
+        let was_out = self.0.is_out.swap(!up, Ordering::AcqRel);
+        if was_out == up
+            && let Some(interrupt) = &*lock(&self.0.interrupt)
+        {
+            interrupt.config_changed();
         }
     }
-
-    fn send(&mut self) {
-        let (memory, tap, packet) = (&self.memory, &self.tap, &mut self.packet);
-        // The buffer may hold a packet that waits for room.
-        let mut own = Vec::new();
-        let packet = if self.waiting.is_some() {
-            own.resize(PACKET_BYTES_MAX, 0);
-            &mut own
-        } else {
-            packet
-        };
-        self.tx.drain(memory, |chain| {
-            if let Some(len) = collect(memory, chain, packet) {
-                tap.write(&packet[..len]);
-            }
-            0
-        });
-    }
 }
 
-/// Writes a packet into a guest's buffer; one that is too small gets nothing.
-fn deliver(memory: &Memory, chain: Chain<'_>, packet: &[u8]) -> u32 {
-    let Ok(mut writer) = Writer::new(memory, chain) else {
-        return 0;
-    };
-    if writer.available_bytes() < packet.len() {
-        return 0;
-    }
-    match io::Write::write_all(&mut writer, packet) {
-        Ok(()) => packet.len() as u32,
-        Err(_) => 0,
-    }
-}
+/// The card's address, which its driver may change.
+#[derive(Clone, Default)]
+struct Addresses(Arc<AtomicU64>);
 
-/// Reads a packet that the guest sends. `None`: it is none.
-fn collect(memory: &Memory, chain: Chain<'_>, packet: &mut [u8]) -> Option<usize> {
-    let mut reader = Reader::new(memory, chain).ok()?;
-    let len = reader.available_bytes();
-    let packet = packet.get_mut(..len).filter(|_| len > HEADER_BYTES)?;
-    io::Read::read_exact(&mut reader, packet).ok()?;
-    Some(len)
+impl Addresses {
+    fn set(&self, mac: Mac) {
+        let [a, b, c, d, e, f] = mac;
+        let bytes = [a, b, c, d, e, f, 0, 0];
+        self.0.store(u64::from_le_bytes(bytes), Ordering::Release);
+    }
+
+    fn mac(&self) -> Mac {
+        let [a, b, c, d, e, f, ..] = self.0.load(Ordering::Acquire).to_le_bytes();
+        [a, b, c, d, e, f]
+    }
 }
 
 /// A hardware address for a card that nobody has chosen one for, locally administered. Two machines of one network have the same once in
@@ -129,7 +128,7 @@ fn collect(memory: &Memory, chain: Chain<'_>, packet: &mut [u8]) -> Option<usize
 ///
 /// # Errors
 /// There is no randomness.
-pub fn new_address() -> io::Result<[u8; 6]> {
+pub fn new_address() -> io::Result<Mac> {
     let mut drawn = [0; 3];
     // SAFETY: the buffer has so many bytes.
     let got = unsafe { libc::getrandom(drawn.as_mut_ptr().cast(), drawn.len(), 0) };
@@ -140,36 +139,42 @@ pub fn new_address() -> io::Result<[u8; 6]> {
     Ok([0x52, 0x54, 0, a, b, c])
 }
 
-/// The tap's token; queues have their numbers.
-const TAP: u64 = 2;
-
-impl Handler for Card {
-    const ROLE: Role = Role::Net;
-
-    fn ready(&mut self, token: u64) {
-        match token as usize {
-            TX => self.send(),
-            // The guest has made room, or the tap has packets.
-            _ => self.receive(),
-        }
-    }
+/// What a snapshot keeps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetState {
+    mac: Mac,
+    is_up: bool,
+    filter: Option<Filter>,
 }
 
 /// See the module.
 pub struct Net {
-    mac: [u8; 6],
+    /// The address that it has for a driver that binds to it.
+    mac: Mac,
     /// The address was chosen for this machine: one of a snapshot does not replace it.
     is_chosen: bool,
+    /// The address that it has now.
+    addresses: Addresses,
+    link: Link,
+    limits: Limits,
+    /// What its driver has said, while it is not at work. `None`: it has no driver.
+    filter: Option<Filter>,
     tap: Option<Tap>,
     worker: Option<Worker<Card>>,
 }
 
 impl Net {
     /// A card with this hardware address, connected to `tap`.
-    pub fn new(mac: [u8; 6], tap: Tap) -> Self {
+    pub fn new(mac: Mac, tap: Tap, limits: Limits) -> Self {
+        let addresses = Addresses::default();
+        addresses.set(mac);
         Self {
             mac,
             is_chosen: false,
+            addresses,
+            link: Link::default(),
+            limits,
+            filter: None,
             tap: Some(tap),
             worker: None,
         }
@@ -181,6 +186,19 @@ impl Net {
         self.is_chosen = true;
         self
     }
+
+    /// Its cable.
+    pub fn link(&self) -> Link {
+        self.link.clone()
+    }
+
+    fn gates(&self) -> Result<[Option<Gate>; 2], StartError> {
+        let gate = || {
+            let toll = Toll::new(self.limits.packets_per_s, self.limits.bytes_per_s);
+            Gate::new(toll).map_err(|error| StartError::Host("a card's timer", error))
+        };
+        Ok([gate()?, gate()?])
+    }
 }
 
 impl Device for Net {
@@ -189,26 +207,26 @@ impl Device for Net {
     }
 
     fn features(&self) -> u64 {
-        use features::{
-            CSUM, GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, HOST_TSO4, HOST_TSO6, MAC, STATUS,
-        };
-        CSUM | GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6 | HOST_TSO4 | HOST_TSO6 | MAC | STATUS
+        features::ALL
     }
 
     fn queue_sizes(&self) -> Vec<u16> {
-        vec![QUEUE_SIZE; 2]
+        vec![QUEUE_SIZE, QUEUE_SIZE, CONTROL_QUEUE_SIZE]
     }
 
     fn read_config(&self, offset: usize, data: &mut [u8]) {
-        let mut config = self.mac.to_vec();
-        config.extend(LINK_UP.to_le_bytes());
+        let mut config = self.addresses.mac().to_vec();
+        let status = if self.link.is_up() { LINK_UP } else { 0 };
+        config.extend(status.to_le_bytes());
         read_from(&config, offset, data);
     }
 
     fn start(&mut self, started: Started) -> Result<(), StartError> {
+        let gates = self.gates()?;
         let mut rings = started.rings.into_iter();
         let rx = rings.next().flatten().ok_or(StartError::Queue(RX))?;
         let tx = rings.next().flatten().ok_or(StartError::Queue(TX))?;
+        let control = rings.next().flatten();
         let tap = self.tap.take().ok_or(StartError::Queue(RX))?;
         let on = |feature| started.features & feature != 0;
         let offloads = tap.set_offloads(
@@ -220,21 +238,38 @@ impl Device for Net {
             self.tap = Some(tap);
             return Err(StartError::Host("the tap's offloads", error));
         }
-        let waits = [
+        let mut waits = vec![
             (rx.kick().as_raw_fd(), RX as u64),
             (tx.kick().as_raw_fd(), TX as u64),
             (tap.as_raw_fd(), TAP),
         ];
+        if let Some(control) = &control {
+            waits.push((control.kick().as_raw_fd(), CONTROL as u64));
+        }
+        let goes_on = self.filter.is_some();
         let card = Card {
             rx,
             tx,
+            control,
             memory: started.memory,
             tap,
-            packet: vec![0; PACKET_BYTES_MAX],
+            filter: self.filter.take().unwrap_or_else(|| Filter::new(self.mac)),
+            addresses: self.addresses.clone(),
+            link: self.link.clone(),
+            is_merged: on(features::MRG_RXBUF),
+            gates,
+            received: vec![0; PACKET_BYTES_MAX],
+            sent: vec![0; PACKET_BYTES_MAX],
             waiting: None,
         };
+        waits.extend(card.timers());
         let worker = Worker::spawn("net", card, &waits);
         self.worker = Some(worker.map_err(|error| StartError::Host("the card's thread", error))?);
+        if goes_on {
+            // That the cable was moved may have been told to a processor that was just being saved.
+            started.interrupt.config_changed();
+        }
+        *lock(&self.link.0.interrupt) = Some(started.interrupt);
         Ok(())
     }
 
@@ -242,24 +277,45 @@ impl Device for Net {
         let Some(worker) = self.worker.take() else {
             return Vec::new();
         };
+        *lock(&self.link.0.interrupt) = None;
         let card = worker.stop();
         self.tap = Some(card.tap);
-        vec![Some(card.rx), Some(card.tx)]
+        self.filter = Some(card.filter);
+        vec![Some(card.rx), Some(card.tx), card.control]
+    }
+
+    fn reset(&mut self) {
+        self.filter = None;
+        self.addresses.set(self.mac);
     }
 
     fn save(&self, _: &Memory) -> Result<DeviceState, DeviceStateError> {
-        Ok(DeviceState::Net { mac: self.mac })
+        Ok(DeviceState::Net(NetState {
+            mac: self.mac,
+            is_up: self.link.is_up(),
+            filter: self.filter.clone(),
+        }))
     }
 
     fn restore(&mut self, state: DeviceState, _: &Memory) -> Result<(), DeviceStateError> {
-        match state {
-            DeviceState::Net { mac } => {
-                if !self.is_chosen {
-                    self.mac = mac;
-                }
-                Ok(())
-            }
-            other => Err(other.other()),
+        let NetState { mac, is_up, filter } = match state {
+            DeviceState::Net(state) => state,
+            other => return Err(other.other()),
+        };
+        if !filter::is_own(&mac) {
+            return Err(DeviceStateError::Wrong("hardware address"));
         }
+        if filter.as_ref().is_some_and(|filter| !filter.is_sound()) {
+            return Err(DeviceStateError::Wrong("filter"));
+        }
+        if !self.is_chosen {
+            self.mac = mac;
+        }
+        // The driver goes on with the address that it knows.
+        self.addresses
+            .set(filter.as_ref().map_or(self.mac, Filter::own));
+        self.filter = filter;
+        self.link.0.is_out.store(!is_up, Ordering::Release);
+        Ok(())
     }
 }

@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
-use super::HEADER_BYTES;
+use super::card::HEADER_BYTES;
 
 /// Longest interface name, without its final zero.
 const NAME_BYTES_MAX: usize = libc::IFNAMSIZ - 1;
