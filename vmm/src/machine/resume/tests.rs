@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
@@ -263,13 +262,8 @@ fn a_machine_that_ends_with_its_snapshot_can_be_saved_again_while_it_loads() {
 
 /// Devices with a network card, and its cable.
 fn with_card() -> (Devices, Link) {
-    let (ours, _) = UnixDatagram::pair().expect("sockets");
-    ours.set_nonblocking(true).expect("a socket");
-    let card = Net::new(
-        [2, 0, 0, 0, 0, 1],
-        Tap::wire(ours.into()),
-        net::Limits::default(),
-    );
+    let (tap, _wire) = Tap::wire().expect("sockets");
+    let card = Net::new([2, 0, 0, 0, 0, 1], tap, net::Limits::default());
     let link = card.link();
     let mut devices = devices(1 << 20);
     devices.push(("net-0".into(), Box::new(card)));

@@ -1,8 +1,7 @@
 //! Devices to be tried, each with a host that does what a script says.
 
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -180,14 +179,8 @@ pub fn make(kind: Kind) -> (Box<dyn Device>, Host) {
             (disk(limits), nobody())
         }
         Kind::Net => {
-            let (wire, ours) = UnixDatagram::pair().expect("sockets");
-            ours.set_nonblocking(true).expect("a socket's mode");
-            wire.set_nonblocking(true).expect("a socket's mode");
-            let net = Net::new(
-                [2, 0, 0, 0, 0, 1],
-                Tap::wire(OwnedFd::from(wire)),
-                net::Limits::default(),
-            );
+            let (tap, ours) = Tap::wire().expect("sockets");
+            let net = Net::new([2, 0, 0, 0, 0, 1], tap, net::Limits::default());
             let host = move |bytes: &[u8]| {
                 let _ = ours.send(bytes);
                 let _ = ours.recv(&mut [0; 2048]);

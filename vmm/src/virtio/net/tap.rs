@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixDatagram;
 
 use super::card::HEADER_BYTES;
 
@@ -93,13 +94,17 @@ impl Tap {
         Ok(tap)
     }
 
-    /// Any socket that keeps packets apart and does not block, in place of a tap: tests are at the other end.
-    pub(crate) fn wire(fd: OwnedFd) -> Self {
-        let file = fd.into();
-        Self {
-            file,
-            is_tap: false,
+    /// One end of a wire in place of a tap, and the other one, where tests are: sockets that keep packets apart and do not block.
+    pub(crate) fn wire() -> io::Result<(Self, UnixDatagram)> {
+        let (ours, other) = UnixDatagram::pair()?;
+        for socket in [&ours, &other] {
+            socket.set_nonblocking(true)?;
         }
+        let tap = Self {
+            file: OwnedFd::from(ours).into(),
+            is_tap: false,
+        };
+        Ok((tap, other))
     }
 
     fn set_header(&self) -> io::Result<()> {

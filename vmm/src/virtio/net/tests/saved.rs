@@ -17,11 +17,8 @@ const OTHER: Mac = [0x52, 0x54, 0, 0, 0, 9];
 
 /// A card, the other end of its wire, and its cable.
 fn card(mac: Mac) -> (Net, UnixDatagram, Link) {
-    let (wire, other) = UnixDatagram::pair().expect("sockets");
-    for socket in [&wire, &other] {
-        socket.set_nonblocking(true).expect("a socket");
-    }
-    let net = Net::new(mac, Tap::wire(other.into()), Limits::default());
+    let (tap, wire) = Tap::wire().expect("sockets");
+    let net = Net::new(mac, tap, Limits::default());
     let link = net.link();
     (net, wire, link)
 }
