@@ -12,7 +12,7 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::*;
-use crate::machine::memory::{self, Memory};
+use crate::machine::memory;
 use crate::virtio::worker::Handler;
 
 const NEXT: u16 = 1;
