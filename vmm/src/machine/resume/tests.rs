@@ -1,4 +1,6 @@
-//! A guest that counts, saved and gone on with on the host's KVM; devices that a guest has configured in any way.
+//! A guest that counts, saved and gone on with on the host's KVM.
+
+mod transports;
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -16,19 +18,17 @@ use vmm_api::{Answer, Command, Then};
 use vmm_block::MemoryDevice;
 
 use super::*;
+use crate::clipboard::{self, Clipboard};
 use crate::legacy::generation;
 use crate::machine::boot::BootSource;
-use crate::machine::bus::Registers;
 use crate::machine::memory::Memory;
 use crate::machine::{End, MachineSpec, open_kvm};
-use crate::pci::Function;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::block::{Block, Disk, Limits};
+use crate::virtio::console::{Console, HostEnd, PortSpec};
 use crate::virtio::input::{Input, InputSender, Model};
 use crate::virtio::net::{self, Net, Tap};
 use crate::virtio::rng::Rng;
-use crate::virtio::state::TransportState;
-use crate::virtio::{F_RINGS, F_VERSION_1};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Where the guest counts to.
@@ -75,19 +75,35 @@ fn kvm() -> Option<Kvm> {
 }
 
 fn devices(disk_bytes: usize) -> Devices {
+    devices_and_cable(disk_bytes).0
+}
+
+/// With the cable of the network card.
+fn devices_and_cable(disk_bytes: usize) -> (Devices, Link) {
     let disk = Disk {
         device: Arc::new(MemoryDevice::new(disk_bytes)),
         serial: "one".into(),
         queues: 2,
         limits: Limits::default(),
     };
+    let (tap, _wire) = Tap::wire().expect("sockets");
+    let card = Net::new([2, 0, 0, 0, 0, 1], tap, net::Limits::default());
+    let link = card.link();
+    let port = PortSpec {
+        name: clipboard::PORT_NAME.into(),
+        end: HostEnd::Clipboard(Clipboard::default()),
+    };
+    let ports = Console::new(&[port]).expect("an event");
     let keyboard = Input::new(Model::Keyboard, InputSender::default());
-    vec![
+    let devices: Devices = vec![
         ("disk-0".into(), Box::new(Block::new(disk))),
+        ("net-0".into(), Box::new(card)),
+        ("ports".into(), Box::new(ports)),
         ("balloon".into(), Box::new(Balloon::default())),
         ("rng".into(), Box::<Rng>::default()),
         ("keyboard".into(), Box::new(keyboard)),
-    ]
+    ];
+    (devices, link)
 }
 
 fn build(kvm: &Kvm) -> Machine {
@@ -260,22 +276,12 @@ fn a_machine_that_ends_with_its_snapshot_can_be_saved_again_while_it_loads() {
     assert_eq!(running.end(), End::Off);
 }
 
-/// Devices with a network card, and its cable.
-fn with_card() -> (Devices, Link) {
-    let (tap, _wire) = Tap::wire().expect("sockets");
-    let card = Net::new([2, 0, 0, 0, 0, 1], tap, net::Limits::default());
-    let link = card.link();
-    let mut devices = devices(1 << 20);
-    devices.push(("net-0".into(), Box::new(card)));
-    (devices, link)
-}
-
 #[test]
 fn a_cable_that_was_pulled_is_out_in_the_machine_that_goes_on_until_it_is_put_in() {
     let Some(kvm) = kvm() else { return };
     let temp = tempfile::tempdir().expect("a folder");
     let dir = temp.path().join("snap");
-    let (devices, link) = with_card();
+    let (devices, link) = devices_and_cable(1 << 20);
     let running = Running::start(build_with(&kvm, devices, vec![link.clone()]));
     running.wait_beyond(1);
     let cable = |up| Command::Link { card: 0, up };
@@ -283,7 +289,7 @@ fn a_cable_that_was_pulled_is_out_in_the_machine_that_goes_on_until_it_is_put_in
     assert!(!link.is_up());
     assert_eq!(running.snapshot(&dir, Then::Quit), Answer::Done);
     running.end();
-    let (devices, link) = with_card();
+    let (devices, link) = devices_and_cable(1 << 20);
     let spec = ResumeSpec {
         links: vec![link.clone()],
         ..spec(devices)
@@ -318,7 +324,7 @@ fn other_machines_and_hosts_are_refused_with_what_differs() {
     let told = refused(open(), fewer);
     assert!(
         told.contains(
-            "has the devices disk-0, balloon, rng, keyboard, this one has disk-0, balloon, rng"
+            "has the devices disk-0, net-0, ports, balloon, rng, keyboard, this one has disk-0, net-0, ports, balloon, rng"
         ),
         "{told}"
     );
@@ -400,82 +406,6 @@ fn no_state_that_somebody_has_made_up_ends_the_process() {
         };
         if let Ok(machine) = Machine::resume(&kvm, opened, spec) {
             machine.end();
-        }
-    }
-}
-
-fn board(kvm: &Kvm) -> Board {
-    let memory = memory::create(64).expect("memory");
-    let (events, _) = Events::new();
-    Board::new(
-        kvm,
-        memory,
-        devices(1 << 20),
-        SerialLine::default(),
-        &events,
-    )
-    .expect("a board")
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
-    /// Whatever a guest has written into a device's registers, the device that takes up its state is like it.
-    #[test]
-    fn transports_come_back_as_they_were(
-        index in 0usize..4,
-        configured in prop::collection::vec((0usize..0x100, any::<[u8; 4]>()), 0..8),
-        written in prop::collection::vec(
-            (prop_oneof![0u64..0x38, 0x2000u64..0x2010, 0x4000u64..0x4030], any::<u32>(), prop_oneof![Just(1usize), Just(2), Just(4)]), 0..40),
-    ) {
-        let Some(kvm) = kvm() else { return Ok(()) };
-        let (before, after) = (board(&kvm), board(&kvm));
-        let mut device = lock(&before.devices[index]);
-        for (offset, data) in configured {
-            device.write_config(offset & !3, &data);
-        }
-        for (offset, value, len) in written {
-            // The driver is not ready: devices at work are another test.
-            let value = if offset == 0x14 { value & 0b1011 } else { value };
-            Registers::write(&mut *device, offset, &value.to_le_bytes()[..len]);
-        }
-        let saved = device.save().expect("at rest");
-        let bytes = postcard::to_stdvec(&saved).expect("bytes");
-        let parsed: TransportState = postcard::from_bytes(&bytes).expect("the same");
-        prop_assert_eq!(&parsed, &saved);
-        let mut other = lock(&after.devices[index]);
-        other.lift().expect("lifted");
-        other.restore(parsed).expect("a device like it");
-        prop_assert_eq!(other.save().expect("at rest"), saved);
-    }
-
-    /// No state that a file may hold makes a device panic; one that is taken up is the one that is saved next.
-    #[test]
-    fn hostile_states_are_refused_or_taken_up(
-        index in 0usize..4,
-        status: u8, features: u64, started: bool,
-        vectors in prop::collection::vec(any::<u16>(), 0..6),
-        rings in prop::collection::vec(any::<[u64; 3]>(), 4),
-        places in prop::collection::vec(any::<[u16; 2]>(), 4),
-    ) {
-        let Some(kvm) = kvm() else { return Ok(()) };
-        let board = board(&kvm);
-        let mut device = lock(&board.devices[index]);
-        let mut state = device.save().expect("at rest");
-        state.status = status;
-        // Those of rings, which every device has.
-        state.driver_features = features & F_RINGS | F_VERSION_1;
-        state.is_started = started;
-        state.vectors = vectors;
-        for (at, queue) in state.queues.iter_mut().enumerate() {
-            queue.ready = true;
-            queue.rings = [rings[at % 4][0] & !15, rings[at % 4][1] & !1, rings[at % 4][2] & !3];
-            [queue.next_available, queue.next_used] = places[at % 4];
-        }
-        device.lift().expect("lifted");
-        if device.restore(state).is_ok() {
-            device.go_on();
-            device.suspend();
-            let _ = device.save();
         }
     }
 }
