@@ -9,6 +9,8 @@ use anyhow::{Context, Result, bail};
 use branch::cache::{Cache, CacheIdentity, CacheOptions};
 use branch::catalog::Catalog;
 use branch::clock::{Clock, HostClock};
+use branch::desktop::machine::confine::{Confinement, Level};
+use branch::desktop::machine::uids::{self, UidRange};
 use branch::desktop::machine::{DiskFront, MachineHost};
 use branch::desktop::{Desktops, Volumes};
 use branch::exports::Exports;
@@ -97,6 +99,17 @@ struct Run {
     /// Use KVM or TCG without asking `splice-vmm check`.
     #[arg(long, value_parser = ["kvm", "tcg"])]
     accelerator: Option<String>,
+    /// How much of its sandbox splice-vmm must have: auto (what the host allows; what it does not is told), full (all, or desktops do not
+    /// start) or off.
+    #[arg(long, default_value_t = Level::default())]
+    sandbox: Level,
+    /// Users for desktops' machines, one each, that nobody else on this host has. Only where the branch server runs as root.
+    #[arg(long, value_name = "FIRST-LAST", default_value_t = uids::DEFAULT)]
+    uids: UidRange,
+    /// Control group (version 2) below which each machine on splice-vmm gets one with limits of its pool's sizes. Delegated to the branch
+    /// server, and without processes of its own.
+    #[arg(long, value_name = "FOLDER")]
+    cgroup: Option<PathBuf>,
 }
 
 fn parse_size(text: &str) -> Result<u64, String> {
@@ -279,12 +292,15 @@ fn open(options: &Run, data: &Path, identity: Identity) -> Result<(Arc<Branch>, 
     let pinning = Arc::clone(&versions);
     fetcher.set_pins(Box::new(move || pinning.pinned_chunks()));
     let vmm = find_vmm(options);
+    let cgroup = options.cgroup.clone();
+    let confinement = Confinement::settle(options.sandbox, options.uids, cgroup, vmm.as_deref())?;
     let host = MachineHost {
         virt: host_virt(options, vmm.as_deref()),
         vmm,
         qemu: options.qemu.clone(),
         qemu_disk: options.qemu_disk,
         nbd_socket: data.join("nbd.sock"),
+        confinement,
     };
     let nbd_socket = host.nbd_socket.clone();
     let desktops = Arc::new(Desktops::new(

@@ -36,6 +36,10 @@ enum Command {
     /// A guest's reset starts the machine anew. Exit status: 0 the guest powered off, or the machine was ended by SIGTERM or SIGINT; 1 it
     /// could not be made or could not go on; 2 wrong usage; 128 + N the machine was killed by signal N (31: a forbidden system call).
     Run(Box<run::Arguments>),
+    /// Enter a sandbox as `run` does, tell what of it this host does not allow, and end.
+    ///
+    /// Prints JSON: {"lacking":[...]}, empty when all of it is in force. Exit status: 0 told; 1 it cannot be entered; 2 wrong usage.
+    Sandbox(run::Confinement),
     /// Save a picture of a machine's screen.
     ///
     /// Exit status: 0 saved; 1 not; 2 wrong usage.
@@ -52,6 +56,7 @@ fn main() -> Result<ExitCode> {
     log::to_stderr();
     match command {
         Command::Run(arguments) => run::run(&arguments),
+        Command::Sandbox(confinement) => run::sandbox(&confinement),
         Command::Screenshot { socket, file } => {
             screenshot::save(&socket, &file)?;
             Ok(ExitCode::SUCCESS)

@@ -13,6 +13,7 @@
 
 mod error;
 pub mod machine;
+mod outfit;
 pub mod record;
 mod starting;
 mod volumes;
@@ -55,6 +56,8 @@ pub struct Desktops {
     /// Names of desktops that a call is working on.
     busy: Mutex<HashSet<String>>,
     turn_over: Condvar,
+    /// Held while a desktop is given what no other has.
+    giving: Mutex<()>,
 }
 
 /// Keeps a desktop's name busy until dropped.
@@ -90,6 +93,7 @@ impl Desktops {
             clock,
             busy: Mutex::default(),
             turn_over: Condvar::new(),
+            giving: Mutex::default(),
         }
     }
 
@@ -230,7 +234,7 @@ impl Desktops {
         })?;
         let base = Arc::new(CachedBase::new(tree, Arc::clone(&self.fetcher)));
         let files = self.files(&desktop.name);
-        std::fs::create_dir_all(files.dir()).map_err(|source| MachineError::Io {
+        machine::private_folder(files.dir()).map_err(|source| MachineError::Io {
             name: desktop.name.clone(),
             what: "make its directory".into(),
             source,
@@ -413,6 +417,7 @@ impl Desktops {
             tpm: desktop.tpm,
             machine: alive.map(|m| m.kind.name().to_owned()),
             machine_reason: alive.map(|m| m.reason.clone()),
+            sandbox: alive.and_then(|m| m.sandbox.clone()),
             disk: alive.map(|m| m.disk.name().to_owned()),
             pid: alive.map(|m| m.pid),
             serial_log: path_text(&files.serial_log()),

@@ -40,6 +40,7 @@ impl From<DesktopError> for ApiError {
             | DesktopError::Busy { .. }
             | DesktopError::Machine(
                 MachineError::NoSplice { .. }
+                | MachineError::NoUser { .. }
                 | MachineError::NoProgram { .. }
                 | MachineError::NoUefi { .. },
             ) => StatusCode::CONFLICT,

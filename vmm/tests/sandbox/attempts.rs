@@ -156,6 +156,29 @@ fn what_is_not_in_force_is_told_or_refused() {
     assert!(said(&output).contains("done"), "{}", said(&output));
 }
 
+/// What the branch asks before it starts desktops.
+#[test]
+fn what_a_host_lacks_is_told_without_a_machine() {
+    let lacking = |words: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_splice-vmm"));
+        let output = command.arg("sandbox").args(words).output().unwrap();
+        assert!(output.status.success(), "{}", said(&output));
+        let report: vmm_api::SandboxReport = serde_json::from_slice(&output.stdout).unwrap();
+        report.lacking
+    };
+    let parts = lacking(&["--seccomp", "off"]);
+    let lists = parts.iter().find(|part| part.contains("system calls"));
+    assert!(lists.unwrap().contains("--seccomp off"), "{parts:?}");
+    let folder = tempfile::tempdir().unwrap();
+    let group = folder.path().to_str().unwrap();
+    let parts = lacking(&["--cgroup", group]);
+    let named = parts.iter().find(|part| part.starts_with("control group"));
+    assert!(named.unwrap().contains(group), "{parts:?}");
+    if is_root() {
+        assert_eq!(lacking(&["--uid", UID]), [String::new(); 0]);
+    }
+}
+
 #[test]
 fn only_root_gives_a_machine_another_user() {
     let words = ["auto", "kill", "20017", "main", "nothing", ""];

@@ -9,6 +9,7 @@
 //! [`splice`] and [`qemu`]; nothing else knows which one runs.
 
 pub mod choose;
+pub mod confine;
 pub(super) mod files;
 pub(super) mod firmware;
 pub(super) mod libvirt;
@@ -16,25 +17,31 @@ mod qemu;
 mod qmp;
 mod splice;
 mod tpm;
+pub mod uids;
 
 use std::fs::{File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 pub use choose::{Choice, DiskFront, MachineHost, MachineKind, Needs, NoSplice, choose};
+pub use confine::Confinement;
 pub use files::Files;
 pub use firmware::Firmware;
 pub use qemu::disk_serial;
+use rustix::fs::Mode;
 
 use super::record::MachineRecord;
+use uids::UidError;
 
 /// How long a machine may take until it answers; on a busy host it takes seconds.
 const START: Duration = Duration::from_secs(60);
 /// How long one that was told to end may take. It waits for its disk's server, which gives requests in work five seconds.
 const END: Duration = Duration::from_secs(10);
+/// Of a folder's mode: those who are neither its owner nor of its group.
+const OTHERS: u32 = 0o007;
 /// How long the kernel may take to end one that is killed.
 const KILLED: Duration = Duration::from_secs(5);
 
@@ -77,6 +84,8 @@ pub struct MachineSpec {
     pub boot: Boot,
     /// Whether it has a TPM; QEMU only.
     pub tpm: bool,
+    /// Whom its process becomes; splice-vmm only.
+    pub uid: Option<u32>,
     /// What it is made with.
     pub host: MachineHost,
 }
@@ -91,6 +100,14 @@ pub enum MachineError {
         name: String,
         /// Why.
         source: NoSplice,
+    },
+    /// There is no user for it.
+    #[error("desktop {name} gets no user for its machine")]
+    NoUser {
+        /// The desktop.
+        name: String,
+        /// Why.
+        source: UidError,
     },
     /// A program is not there.
     #[error("{program} is not installed; {way_out}")]
@@ -218,6 +235,7 @@ impl MachineSpec {
                     started_unix_ms: now_unix_ms,
                     reason: self.choice.reason.clone(),
                     disk: self.disk_front(),
+                    sandbox: self.sandbox(),
                 });
             }
             std::thread::sleep(Duration::from_millis(50));
@@ -236,6 +254,14 @@ impl MachineSpec {
         }
     }
 
+    /// What of a sandbox is in force around it; none around QEMU.
+    fn sandbox(&self) -> Option<String> {
+        match self.choice.kind {
+            MachineKind::Splice => Some(self.host.confinement.describe()),
+            MachineKind::QemuKvm | MachineKind::QemuTcg => None,
+        }
+    }
+
     /// Queues of its disk over vhost-user: one for each processor.
     pub fn disk_queues(&self) -> u16 {
         disk_queues(self.vcpus)
@@ -249,10 +275,12 @@ impl MachineSpec {
             .stdin(Stdio::null())
             .stdout(log.try_clone().map_err(&failed)?)
             .stderr(log);
-        // SAFETY: setsid is async-signal-safe and touches no memory of ours; nothing else runs between fork and exec.
+        // SAFETY: both calls are async-signal-safe and touch no memory of ours; nothing else runs between fork and exec.
         unsafe {
             command.pre_exec(|| {
                 rustix::process::setsid()?;
+                // Sockets and logs that it makes are its starter's alone.
+                rustix::process::umask(Mode::RWXG | Mode::RWXO);
                 Ok(())
             });
         }
@@ -277,6 +305,19 @@ impl MachineSpec {
 pub fn disk_queues(vcpus: u32) -> u16 {
     let most = vmm_block::vhost_user::QUEUES_MAX;
     u16::try_from(vcpus).unwrap_or(most).clamp(1, most)
+}
+
+/// Makes a folder that only the branch server's user may enter, or closes one that others may. What an access list lets in (libvirt's QEMU,
+/// say) keeps its way: its mask is in the group's place, which stays.
+pub(super) fn private_folder(path: &Path) -> std::io::Result<()> {
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700).create(path)?;
+    let mut permissions = std::fs::metadata(path)?.permissions();
+    if permissions.mode() & OTHERS != 0 {
+        permissions.set_mode(permissions.mode() & !OTHERS);
+        std::fs::set_permissions(path, permissions)?;
+    }
+    Ok(())
 }
 
 fn open_log(path: &Path) -> std::io::Result<File> {
@@ -378,6 +419,7 @@ mod tests {
             },
             boot: Boot::Bios,
             tpm: false,
+            uid: Some(70_000),
             host: MachineHost {
                 virt: HostVirt {
                     kind: KvmKind::Hardware,
@@ -391,6 +433,7 @@ mod tests {
                 qemu: "/opt/qemu".into(),
                 qemu_disk: DiskFront::default(),
                 nbd_socket: "/d/nbd.sock".into(),
+                confinement: Confinement::default(),
             },
         }
     }
@@ -427,6 +470,35 @@ mod tests {
         spec.host.vmm = Some(program);
         let error = spec.start(0).unwrap_err().to_string();
         assert!(error.contains("one; no memory"), "{error}");
+    }
+
+    #[test]
+    fn a_desktop_s_folder_is_nobody_else_s() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("desktops/alice");
+        let mode = || std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+        private_folder(&path).unwrap();
+        assert_eq!(mode(), 0o700);
+        // As former versions made it, and with the mask of an access list.
+        for (before, after) in [(0o755, 0o750), (0o710, 0o710), (0o777, 0o770)] {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(before)).unwrap();
+            private_folder(&path).unwrap();
+            assert_eq!(mode(), after);
+        }
+    }
+
+    /// Whatever the branch server's own mask: what a machine makes is for its starter only.
+    #[test]
+    fn what_a_machine_makes_is_for_its_starter_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut spec = spec(MachineKind::Splice);
+        spec.files = Files::new(folder.path().into());
+        let made = folder.path().join("made");
+        let mut command = Command::new("touch");
+        command.arg(&made);
+        assert!(spec.spawn(command, "").unwrap().wait().unwrap().success());
+        let mode = std::fs::metadata(&made).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
     }
 
     #[test]

@@ -41,6 +41,8 @@ pub(super) fn command(spec: &MachineSpec) -> Command {
         .arg(spec.files.control_socket(false));
     command.args(["--display", SCREEN]);
     command.arg("--rfb-socket").arg(spec.files.screen_socket());
+    let confinement = &spec.host.confinement;
+    command.args(confinement.arguments(spec.memory_mib, spec.vcpus, spec.uid));
     command
 }
 
@@ -98,7 +100,7 @@ mod tests {
             "run|--kernel|/boot/k|--initrd|/boot/i|--command-line|root=UUID=1 ro|--memory|1024|--vcpus|2\
              |--disk|vhost-user=/d/alice/disk.sock|--serial-log|/d/alice/serial.log\
              |--serial-socket|/d/alice/serial.sock|--control|/d/alice/control.sock\
-             |--display|1280x800|--rfb-socket|/d/alice/screen.sock"
+             |--display|1280x800|--rfb-socket|/d/alice/screen.sock|--sandbox|auto|--uid|70000"
         );
     }
 
