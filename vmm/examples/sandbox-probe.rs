@@ -48,7 +48,7 @@ fn main() {
         user: uid.map(|uid| User { uid, gid: uid }),
         group: None,
     };
-    sandbox.close_inherited().unwrap();
+    sandbox.close_inherited(&[]).unwrap();
     let (mut servers, mut devices) = (Vec::new(), Vec::new());
     match attempt.as_str() {
         "remote" => servers.push(PathBuf::from(&argument)),

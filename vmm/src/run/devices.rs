@@ -16,7 +16,7 @@ use vmm::virtio::block::{Block, Disk};
 use vmm::virtio::console::{Console, PORTS_MAX, PortSpec};
 use vmm::virtio::gpu::Gpu;
 use vmm::virtio::input::{Input, Model};
-use vmm::virtio::net::{Net, Tap};
+use vmm::virtio::net::{Net, Tap, inherited};
 use vmm::virtio::rng::Rng;
 use vmm::virtio::vhost_user::RemoteBlock;
 use vmm::virtio::vsock::Vsock;
@@ -139,7 +139,10 @@ impl Arguments {
             .collect::<Result<_>>()?;
         let mut others = Devices::new();
         for (index, net) in self.net.iter().enumerate() {
-            let tap = Tap::open(&net.tap)?;
+            let tap = match inherited(&net.tap) {
+                Some(number) => Tap::take_over(number)?,
+                None => Tap::open(&net.tap)?,
+            };
             // Locally administered, and another one for each card of a process.
             let [a, b] = (std::process::id() as u16).to_be_bytes();
             let mac = net.mac.unwrap_or([0x52, 0x54, 0, a, b, index as u8]);

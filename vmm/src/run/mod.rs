@@ -16,6 +16,7 @@ use vmm::machine::boot::BootSource;
 use vmm::machine::{self, End, Machine, MachineSpec};
 use vmm::threads::Service;
 use vmm::virtio::balloon::BalloonSize;
+use vmm::virtio::net::inherited;
 use vmm_api::SandboxReport;
 
 pub use confinement::Confinement;
@@ -28,7 +29,16 @@ const TOLD_BYTES_MAX: u64 = 1 << 20;
 /// Runs a machine; resets start it anew.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let sandbox = arguments.confinement.sandbox(arguments.memory)?;
-    sandbox.close_inherited()?;
+    let mut handed_in: Vec<_> = arguments
+        .net
+        .iter()
+        .filter_map(|net| inherited(&net.tap))
+        .collect();
+    handed_in.sort_unstable();
+    if let Some(twice) = handed_in.windows(2).find(|pair| pair[0] == pair[1]) {
+        bail!("fd={}: a tap has one network card", twice[0]);
+    }
+    sandbox.close_inherited(&handed_in)?;
     let signals = Signals::hold();
     let mut services = vec![signals.service()];
     let serial = serial(arguments, &mut services)?;
@@ -83,7 +93,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 pub fn sandbox(confinement: &Confinement) -> Result<ExitCode> {
     // Limits that are too small for a guest are somebody else's mistake.
     let sandbox = confinement.sandbox(0)?;
-    sandbox.close_inherited()?;
+    sandbox.close_inherited(&[])?;
     let inside = sandbox.enter(&[], TOLD_BYTES_MAX)?;
     let lacking = inside.lacking;
     println!("{}", serde_json::to_string(&SandboxReport { lacking })?);

@@ -43,8 +43,9 @@ pub struct Arguments {
     /// Show the serial port's output on standard output.
     #[arg(long)]
     pub(super) serial_stdout: bool,
-    /// A network card: the tap interface's name, and behind a comma `mac=ADDRESS`. The interface is made if it is not there.
-    #[arg(long, value_name = "TAP[,mac=ADDRESS]")]
+    /// A network card: the tap interface's name, and behind a comma `mac=ADDRESS`. The interface is made if it is not there. Or a tap that
+    /// was opened before and is handed in as descriptor N, such as the branch does.
+    #[arg(long, value_name = "TAP|fd=N[,mac=ADDRESS]")]
     pub(super) net: Vec<NetOption>,
     /// A port of the guest's agents: its name in the guest, and the Unix socket where the host's side is.
     #[arg(long, value_name = "NAME=PATH")]

@@ -21,6 +21,7 @@ pub mod seccomp;
 
 use std::fmt::Display;
 use std::io::{self, Read};
+use std::os::fd::RawFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -159,15 +160,18 @@ pub struct Entered {
 }
 
 impl Sandbox {
-    /// Closes what was inherited. To be called before anything is opened.
+    /// Closes what was inherited but `keep`, which is in order. To be called before anything is opened.
     ///
     /// # Errors
-    /// The kernel is too old for it (Linux 5.9).
-    pub fn close_inherited(&self) -> Result<(), SandboxError> {
+    /// One of `keep` is not open, or the kernel is too old for it (Linux 5.9).
+    pub fn close_inherited(&self, keep: &[RawFd]) -> Result<(), SandboxError> {
+        for fd in keep {
+            privileges::check_open(*fd).map_err(step("use a descriptor that was handed in"))?;
+        }
         if self.mode == Mode::Off {
             return Ok(());
         }
-        let closed = privileges::close_range(libc::STDERR_FILENO + 1, libc::c_int::MAX);
+        let closed = outer::close_others(keep.to_vec());
         closed.map_err(step("close inherited files"))?;
         privileges::close_input().map_err(step("close standard input"))
     }

@@ -209,7 +209,7 @@ fn open(address: &SocketAddrUnix) -> rustix::io::Result<OwnedFd> {
 }
 
 /// Closes all but standard ones and these.
-fn close_others(mut keep: Vec<RawFd>) -> io::Result<()> {
+pub(super) fn close_others(mut keep: Vec<RawFd>) -> io::Result<()> {
     keep.sort_unstable();
     let mut from = libc::STDERR_FILENO + 1;
     for fd in keep {

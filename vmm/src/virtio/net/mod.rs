@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 
 use virtio_queue::{Reader, Writer};
 
-pub use tap::{Tap, TapError};
+pub use tap::{Tap, TapError, inherited};
 
 use super::ring::{Chain, Ring};
 use super::worker::{Handler, Worker};
