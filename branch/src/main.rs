@@ -17,6 +17,9 @@ use branch::exports::Exports;
 use branch::fetch::Fetcher;
 use branch::identity::{self, Identity};
 use branch::link::LinkState;
+use branch::network::choice::{InterfaceName, PoolChoice};
+use branch::network::subnet::{self, Subnet};
+use branch::network::{self, Network};
 use branch::server::Branch;
 use branch::versions::Versions;
 use clap::{Parser, Subcommand};
@@ -35,6 +38,9 @@ const TEND_EVERY: Duration = Duration::from_secs(1);
 /// How often fetched chunks are made durable, so that a version that was complete is still complete after a crash while the line is
 /// down. A fill at line speed writes less than this many seconds' worth between two syncs, whatever the cache's own byte limit says.
 const SYNC_EVERY: Duration = Duration::from_secs(5);
+
+/// Where what serves desktops' networks has its files until the host starts anew.
+const NETWORK_RUN: &str = "/run/splice";
 
 #[derive(Parser)]
 #[command(
@@ -110,6 +116,32 @@ struct Run {
     /// server, and without processes of its own.
     #[arg(long, value_name = "FOLDER")]
     cgroup: Option<PathBuf>,
+    /// Desktops' network: none, nat (a bridge of this server's own), or bridge=NAME, which is there.
+    #[arg(long, value_name = "none|nat|bridge=NAME", default_value_t = network::Choice::None)]
+    network: network::Choice,
+    /// The same for one pool, where it differs.
+    #[arg(long, value_name = "POOL=none|nat|bridge=NAME")]
+    pool_network: Vec<PoolChoice>,
+    /// Name of the NAT's bridge.
+    #[arg(long, value_name = "NAME", default_value = "splice0")]
+    nat_bridge: InterfaceName,
+    /// The NAT's addresses: a private network of 22 to 29 bits that this host does not reach otherwise.
+    #[arg(long, value_name = "NETWORK/BITS", default_value_t = subnet::DEFAULT)]
+    nat_subnet: Subnet,
+}
+
+impl Run {
+    fn networks(&self) -> network::Settings {
+        let pools = self.pool_network.iter();
+        network::Settings {
+            default: self.network.clone(),
+            pools: pools
+                .map(|one| (one.pool.clone(), one.choice.clone()))
+                .collect(),
+            nat_bridge: self.nat_bridge.0.clone(),
+            nat_subnet: self.nat_subnet,
+        }
+    }
 }
 
 fn parse_size(text: &str) -> Result<u64, String> {
@@ -303,15 +335,18 @@ fn open(options: &Run, data: &Path, identity: Identity) -> Result<(Arc<Branch>, 
         confinement,
     };
     let nbd_socket = host.nbd_socket.clone();
+    let network = Network::new(options.networks(), data, Path::new(NETWORK_RUN));
     let desktops = Arc::new(Desktops::new(
         data.join("desktops"),
         Arc::clone(&versions),
         Arc::clone(&fetcher),
         Volumes::new(disk),
         host,
+        Arc::new(network),
         Arc::clone(&clock),
     ));
     desktops.recover()?;
+    desktops.prepare_network();
     let exports = Exports::new(
         Arc::clone(&versions),
         Arc::clone(&fetcher),

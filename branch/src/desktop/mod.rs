@@ -31,6 +31,7 @@ use dedup_protocol::records::{MachineType, Tree, VersionRecord};
 use crate::clock::Clock;
 use crate::fetch::Fetcher;
 use crate::fetch::base::CachedBase;
+use crate::network::Network;
 use crate::profile::{BOOT_MS_MAX, Boots};
 use crate::versions::Versions;
 pub use error::{DesktopError, error_line};
@@ -52,6 +53,7 @@ pub struct Desktops {
     volumes: Volumes,
     boots: Boots,
     host: MachineHost,
+    network: Arc<Network>,
     clock: Arc<dyn Clock>,
     /// Names of desktops that a call is working on.
     busy: Mutex<HashSet<String>>,
@@ -81,6 +83,7 @@ impl Desktops {
         fetcher: Arc<Fetcher>,
         volumes: Volumes,
         host: MachineHost,
+        network: Arc<Network>,
         clock: Arc<dyn Clock>,
     ) -> Self {
         Self {
@@ -90,6 +93,7 @@ impl Desktops {
             fetcher,
             volumes,
             host,
+            network,
             clock,
             busy: Mutex::default(),
             turn_over: Condvar::new(),
@@ -304,6 +308,7 @@ impl Desktops {
     /// every second; `connected` says whether the link is up.
     pub fn tend(&self, connected: bool) {
         self.tend_boots();
+        self.network.tend();
         let desktops = match self.versions.catalog().desktops() {
             Ok(desktops) => desktops,
             Err(error) => {
@@ -418,6 +423,7 @@ impl Desktops {
             machine: alive.map(|m| m.kind.name().to_owned()),
             machine_reason: alive.map(|m| m.reason.clone()),
             sandbox: alive.and_then(|m| m.sandbox.clone()),
+            network: alive.and_then(|m| m.network.clone()),
             disk: alive.map(|m| m.disk.name().to_owned()),
             pid: alive.map(|m| m.pid),
             serial_log: path_text(&files.serial_log()),

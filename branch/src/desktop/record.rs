@@ -1,5 +1,7 @@
 //! What is remembered of a desktop across restarts of the branch server.
 
+use std::net::Ipv4Addr;
+
 use datacenter_api::BootReport;
 use dedup_protocol::profile::BootScore;
 use dedup_protocol::records::MachineType;
@@ -31,6 +33,9 @@ pub struct DesktopRecord {
     /// The user that its machine becomes, once it was given one.
     #[serde(default)]
     pub uid: Option<u32>,
+    /// Its address behind the branch's NAT, once it was given one.
+    #[serde(default)]
+    pub address: Option<Ipv4Addr>,
     /// Created, unix milliseconds.
     pub created_unix_ms: u64,
     /// Its volume is open for a machine that somebody else runs.
@@ -90,6 +95,9 @@ pub struct MachineRecord {
     /// What of a sandbox is in force around it; none around QEMU.
     #[serde(default)]
     pub sandbox: Option<String>,
+    /// Its network, as it is told; none without a card.
+    #[serde(default)]
+    pub network: Option<String>,
 }
 
 /// Longest desktop name. It becomes part of Unix socket paths, which end at 107 bytes.
@@ -122,14 +130,14 @@ mod tests {
             "created_unix_ms":1,"machine":{"pid":7,"start_ticks":8,"accelerator":"kvm","started_unix_ms":9},"error":null}"#;
         let desktop: DesktopRecord = serde_json::from_str(row).unwrap();
         assert_eq!((desktop.wanted, desktop.tpm), (MachineType::Auto, false));
-        assert_eq!(desktop.uid, None);
+        assert_eq!((desktop.uid, desktop.address), (None, None));
         let machine = desktop.machine.clone().unwrap();
         assert_eq!(machine.kind, MachineKind::QemuKvm);
         assert_eq!(
             (machine.reason.as_str(), machine.disk),
             ("", DiskFront::Nbd)
         );
-        assert_eq!(machine.sandbox, None);
+        assert_eq!((machine.sandbox, machine.network), (None, None));
         let again = serde_json::to_string(&desktop).unwrap();
         assert!(again.contains(r#""kind":"qemu-kvm""#), "{again}");
         assert_eq!(

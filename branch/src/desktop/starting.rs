@@ -108,6 +108,7 @@ impl Desktops {
         if choice.kind == MachineKind::Splice {
             self.give_user(desktop)?;
         }
+        let card = self.plug(desktop)?;
         self.versions.catalog().put_desktop(desktop)?;
         self.open_volume(desktop)?;
         if let Some(volume) = self.volumes.find(&name) {
@@ -115,7 +116,10 @@ impl Desktops {
         }
         desktop.error = None;
         let spec = self.spec(desktop, version, kernel, choice);
-        let started = spec.and_then(|spec| Ok(spec.start(self.clock.now_unix_ms())?));
+        let started = spec.and_then(|spec| {
+            let spec = MachineSpec { card, ..spec };
+            Ok(spec.start(self.clock.now_unix_ms())?)
+        });
         match started {
             Ok(machine) => desktop.machine = Some(machine),
             Err(error) => {
@@ -175,6 +179,7 @@ impl Desktops {
             boot,
             tpm: desktop.tpm,
             uid: desktop.uid,
+            card: None,
             host: self.host.clone(),
         })
     }
@@ -224,6 +229,7 @@ impl Desktops {
             wanted: assigned.machine,
             tpm: assigned.tpm,
             uid: None,
+            address: None,
             created_unix_ms: self.clock.now_unix_ms(),
             served: false,
             machine: None,

@@ -41,6 +41,7 @@ impl From<DesktopError> for ApiError {
             | DesktopError::Machine(
                 MachineError::NoSplice { .. }
                 | MachineError::NoUser { .. }
+                | MachineError::Network { .. }
                 | MachineError::NoProgram { .. }
                 | MachineError::NoUefi { .. },
             ) => StatusCode::CONFLICT,

@@ -24,6 +24,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use choose::{Choice, DiskFront, MachineHost, MachineKind, Needs, NoSplice, choose};
@@ -32,8 +33,10 @@ pub use files::Files;
 pub use firmware::Firmware;
 pub use qemu::disk_serial;
 use rustix::fs::Mode;
+use rustix::io::FdFlags;
 
 use super::record::MachineRecord;
+use crate::network::{Card, NetworkError};
 use uids::UidError;
 
 /// How long a machine may take until it answers; on a busy host it takes seconds.
@@ -86,6 +89,8 @@ pub struct MachineSpec {
     pub tpm: bool,
     /// Whom its process becomes; splice-vmm only.
     pub uid: Option<u32>,
+    /// Its network card.
+    pub card: Option<Card>,
     /// What it is made with.
     pub host: MachineHost,
 }
@@ -108,6 +113,14 @@ pub enum MachineError {
         name: String,
         /// Why.
         source: UidError,
+    },
+    /// Its network is not to be had.
+    #[error("desktop {name} gets no network")]
+    Network {
+        /// The desktop.
+        name: String,
+        /// Why.
+        source: NetworkError,
     },
     /// A program is not there.
     #[error("{program} is not installed; {way_out}")]
@@ -213,7 +226,7 @@ impl MachineSpec {
         now_unix_ms: u64,
     ) -> Result<MachineRecord, MachineError> {
         let kind = self.choice.kind;
-        let mut child = self.spawn(command, way_out)?;
+        let mut child = self.spawn(command, way_out, self.card.as_ref())?;
         let pid = child.id();
         let begun = Instant::now();
         while begun.elapsed() < START {
@@ -236,6 +249,7 @@ impl MachineSpec {
                     reason: self.choice.reason.clone(),
                     disk: self.disk_front(),
                     sandbox: self.sandbox(),
+                    network: self.card.as_ref().map(|card| card.told.clone()),
                 });
             }
             std::thread::sleep(Duration::from_millis(50));
@@ -267,18 +281,28 @@ impl MachineSpec {
         disk_queues(self.vcpus)
     }
 
-    /// Runs a program in a session of its own, its output in the machine's log.
-    fn spawn(&self, mut command: Command, way_out: &'static str) -> Result<Child, MachineError> {
+    /// Runs a program in a session of its own, its output in the machine's log. It inherits the tap of `card`.
+    fn spawn(
+        &self,
+        mut command: Command,
+        way_out: &'static str,
+        card: Option<&Card>,
+    ) -> Result<Child, MachineError> {
+        let tap = card.map(|card| Arc::clone(&card.tap));
         let failed = self.io("machine log");
         let log = open_log(&self.files.machine_log()).map_err(&failed)?;
         command
             .stdin(Stdio::null())
             .stdout(log.try_clone().map_err(&failed)?)
             .stderr(log);
-        // SAFETY: both calls are async-signal-safe and touch no memory of ours; nothing else runs between fork and exec.
+        // SAFETY: the calls are async-signal-safe and touch no memory of ours; nothing else runs between fork and exec.
         unsafe {
-            command.pre_exec(|| {
+            command.pre_exec(move || {
                 rustix::process::setsid()?;
+                // In the new process only: no other that is started meanwhile gets it.
+                if let Some(tap) = &tap {
+                    rustix::io::fcntl_setfd(tap, FdFlags::empty())?;
+                }
                 // Sockets and logs that it makes are its starter's alone.
                 rustix::process::umask(Mode::RWXG | Mode::RWXO);
                 Ok(())
@@ -420,6 +444,7 @@ mod tests {
             boot: Boot::Bios,
             tpm: false,
             uid: Some(70_000),
+            card: None,
             host: MachineHost {
                 virt: HostVirt {
                     kind: KvmKind::Hardware,
@@ -487,6 +512,31 @@ mod tests {
         }
     }
 
+    /// A card on a file in the place of a tap: its descriptor is open in the machine's process, under the number that it is told.
+    pub(super) fn card() -> Card {
+        let file = File::open("/dev/null").unwrap();
+        Card {
+            tap: Arc::new(file.into()),
+            mac: [0x52, 0x53, 10, 213, 0, 2],
+            told: "nat, 10.213.0.2".into(),
+        }
+    }
+
+    #[test]
+    fn a_machine_inherits_its_tap_and_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut spec = spec(MachineKind::Splice);
+        spec.files = Files::new(folder.path().into());
+        let (own, other) = (card(), card());
+        for (card, inherits) in [(&own, true), (&other, false)] {
+            let mut command = Command::new("test");
+            let number = std::os::fd::AsRawFd::as_raw_fd(&card.tap);
+            command.arg("-e").arg(format!("/proc/self/fd/{number}"));
+            let mut child = spec.spawn(command, "", Some(&own)).unwrap();
+            assert_eq!(child.wait().unwrap().success(), inherits);
+        }
+    }
+
     /// Whatever the branch server's own mask: what a machine makes is for its starter only.
     #[test]
     fn what_a_machine_makes_is_for_its_starter_only() {
@@ -496,7 +546,8 @@ mod tests {
         let made = folder.path().join("made");
         let mut command = Command::new("touch");
         command.arg(&made);
-        assert!(spec.spawn(command, "").unwrap().wait().unwrap().success());
+        let mut touch = spec.spawn(command, "", None).unwrap();
+        assert!(touch.wait().unwrap().success());
         let mode = std::fs::metadata(&made).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }
