@@ -10,7 +10,7 @@ mod guest;
 #[allow(dead_code, reason = "a test uses the rest")]
 mod machine;
 
-use std::io::{self, Error};
+use std::io::{self, Error, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -21,7 +21,7 @@ use guest::{DISCARD, Data, FLUSH, IN, OUT, SECTOR, WRITE_ZEROES, pattern};
 use machine::Machine;
 use vmm::rfb::Inputs;
 use vmm::sandbox::door::{Clerk, Door};
-use vmm::sandbox::{Sandbox, User};
+use vmm::sandbox::{Reachable, Sandbox, User};
 use vmm::screen::{Screen, Size};
 use vmm::threads::{self, Role};
 use vmm::virtio::Device;
@@ -33,6 +33,7 @@ use vmm::virtio::input::{Input, Model};
 use vmm::virtio::net::{Net, Tap};
 use vmm::virtio::rng::Rng;
 use vmm::virtio::vhost_user::RemoteBlock;
+use vmm::virtio::vsock::{Vsock, VsockSpec};
 use vmm_block::RawFile;
 
 fn main() {
@@ -49,19 +50,21 @@ fn main() {
         group: None,
     };
     sandbox.close_inherited(&[]).unwrap();
-    let (mut servers, mut devices) = (Vec::new(), Vec::new());
+    let (mut reachable, mut devices) = (Reachable::default(), Vec::new());
     match attempt.as_str() {
-        "remote" => servers.push(PathBuf::from(&argument)),
+        "remote" => reachable.servers.push(PathBuf::from(&argument)),
+        "services" => reachable.services = Some(PathBuf::from(&argument)),
         "devices" => devices = opened(Path::new(&argument)),
         _ => {}
     }
-    let inside = sandbox.enter(&servers, 1 << 30).unwrap();
+    let inside = sandbox.enter(&reachable, 1 << 30).unwrap();
     for part in &inside.lacking {
         println!("lacking {part}");
     }
     let result = match attempt.as_str() {
         "remote" => remote(&argument, inside.clerk.as_ref().unwrap()),
         "stranger" => stranger(inside.clerk.unwrap()),
+        "services" => in_role(Role::Ports, inside.clerk.unwrap(), services),
         "devices" => in_role(
             Role::Vcpu,
             devices.into_iter().map(Machine::new).collect(),
@@ -185,6 +188,10 @@ fn opened(folder: &Path) -> Vec<Box<dyn Device>> {
         name: "port".into(),
         socket: folder.join("port"),
     };
+    let vsock = VsockSpec {
+        cid: 3,
+        socket: folder.join("vsock"),
+    };
     let inputs = Inputs::default();
     let mut devices: Vec<Box<dyn Device>> = vec![
         Box::new(disk(Limits::default())),
@@ -192,6 +199,7 @@ fn opened(folder: &Path) -> Vec<Box<dyn Device>> {
         Box::<Rng>::default(),
         Box::new(Balloon::new(Default::default())),
         Box::new(Console::new(&[port]).unwrap()),
+        Box::new(Vsock::new(&vsock).unwrap()),
         Box::new(Gpu::new(Screen::new(Size::default()))),
         Box::new(Input::new(Model::Keyboard, inputs.keyboard)),
     ];
@@ -252,6 +260,18 @@ fn remote(socket: &str, clerk: &Clerk) -> io::Result<String> {
         machine.stop();
         Ok(String::new())
     })
+}
+
+/// Calls programs of the host as the guest's socket device does: one that is there, one that is not, and more than may be called.
+fn services(clerk: Clerk) -> io::Result<String> {
+    let mut stream = clerk.call(5)?;
+    stream.set_nonblocking(true)?;
+    stream.write_all(b"from inside")?;
+    drop(stream);
+    let nobody = clerk.call(6).unwrap_err();
+    let mut calls = (0..100_000).map(|_| clerk.call(7));
+    let refused = calls.find_map(|call| call.err().filter(|error| error.kind() != nobody.kind()));
+    Ok(format!("{nobody}; {}", refused.unwrap()))
 }
 
 /// Asks for a connection that is none of ours.

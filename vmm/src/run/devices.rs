@@ -7,7 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use vmm::machine::Devices;
 use vmm::rfb::{self, Inputs};
-use vmm::sandbox::door::{Clerk, Door};
+use vmm::sandbox::Reachable;
+use vmm::sandbox::door::{Clerk, Desk, Door};
 use vmm::screen::Screen;
 use vmm::threads::Service;
 use vmm::virtio::Device;
@@ -44,6 +45,9 @@ enum OpenedDisk {
 /// A machine's devices before the sandbox is entered.
 pub(super) struct Opened {
     disks: Vec<OpenedDisk>,
+    /// What the guest may call, and where whoever connects it is to be left.
+    services: Option<PathBuf>,
+    desk: Desk,
     others: Devices,
 }
 
@@ -68,13 +72,16 @@ impl DiskOption {
 }
 
 impl Opened {
-    /// Sockets of disks' servers.
-    pub(super) fn servers(&self) -> Vec<PathBuf> {
+    /// Sockets that are to be opened from inside.
+    pub(super) fn reachable(&self) -> Reachable {
         let servers = self.disks.iter().filter_map(|disk| match disk {
             OpenedDisk::Server(path) => Some(path.clone()),
             OpenedDisk::File { .. } => None,
         });
-        servers.collect()
+        Reachable {
+            servers: servers.collect(),
+            services: self.services.clone(),
+        }
     }
 
     /// Bytes of the longest file that guests write to.
@@ -86,8 +93,11 @@ impl Opened {
         files.max().unwrap_or(0)
     }
 
-    /// All devices, in the order of the options. Servers are met by `clerk`, who has them in the order of [`Self::servers`].
+    /// All devices, in the order of the options. Servers are met by `clerk`, who has them in the order of [`Self::reachable`].
     pub(super) fn connect(self, queues: usize, clerk: Option<&Clerk>) -> Result<Devices> {
+        if let Some(clerk) = clerk {
+            self.desk.leave(clerk);
+        }
         let mut devices = Devices::new();
         let mut number = 0;
         for (index, disk) in self.disks.into_iter().enumerate() {
@@ -156,10 +166,12 @@ impl Arguments {
             let console = Console::new(&ports).context("a port's socket")?;
             others.push(("ports".into(), Box::new(console)));
         }
+        let (mut services, desk) = (None, Desk::default());
         if let Some(VsockOption(spec)) = &self.vsock {
             let vsock = Vsock::new(spec);
             let vsock = vsock.with_context(|| format!("sockets at {}", spec.socket.display()))?;
-            others.push(("vsock".into(), Box::new(vsock)));
+            others.push(("vsock".into(), Box::new(vsock.with_desk(desk.clone()))));
+            services = Some(spec.socket.clone());
         }
         others.push(("balloon".into(), Box::new(Balloon::new(balloon.clone()))));
         others.push(("rng".into(), Box::<Rng>::default()));
@@ -170,6 +182,11 @@ impl Arguments {
             others.push(("keyboard".into(), Box::new(keyboard)));
             others.push(("tablet".into(), Box::new(tablet)));
         }
-        Ok(Opened { disks, others })
+        Ok(Opened {
+            disks,
+            services,
+            desk,
+            others,
+        })
     }
 }

@@ -14,6 +14,7 @@ use vmm::control::Control;
 use vmm::legacy::serial::SerialLine;
 use vmm::machine::boot::BootSource;
 use vmm::machine::{self, End, Machine, MachineSpec};
+use vmm::sandbox::Reachable;
 use vmm::threads::Service;
 use vmm::virtio::balloon::BalloonSize;
 use vmm::virtio::net::inherited;
@@ -59,7 +60,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let opened = arguments.devices(&balloon, display.as_ref())?;
 
     let file_bytes = opened.file_bytes_max().max(arguments.memory << 20);
-    let inside = sandbox.enter(&opened.servers(), file_bytes)?;
+    let inside = sandbox.enter(&opened.reachable(), file_bytes)?;
     for part in &inside.lacking {
         tracing::warn!("not in force: {part}");
     }
@@ -94,7 +95,7 @@ pub fn sandbox(confinement: &Confinement) -> Result<ExitCode> {
     // Limits that are too small for a guest are somebody else's mistake.
     let sandbox = confinement.sandbox(0)?;
     sandbox.close_inherited(&[])?;
-    let inside = sandbox.enter(&[], TOLD_BYTES_MAX)?;
+    let inside = sandbox.enter(&Reachable::default(), TOLD_BYTES_MAX)?;
     let lacking = inside.lacking;
     println!("{}", serde_json::to_string(&SandboxReport { lacking })?);
     Ok(ExitCode::SUCCESS)

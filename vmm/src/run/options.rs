@@ -51,7 +51,7 @@ pub struct Arguments {
     #[arg(long, value_name = "NAME=PATH")]
     pub(super) port: Vec<PortOption>,
     /// Sockets between guest and host: the guest's address, 3 or more, and the Unix socket where programs call the guest by saying
-    /// `CONNECT PORT`. The guest's calls go to PATH_PORT, but not from inside of a sandbox: there, the host calls.
+    /// `CONNECT PORT`. The guest's calls go to PATH_PORT.
     #[arg(long, value_name = "cid=N,socket=PATH")]
     pub(super) vsock: Option<VsockOption>,
     /// Take commands at this Unix socket, one JSON object a line.

@@ -3,7 +3,7 @@
 //! Everything that has a name on the host (KVM, disks, taps, kernel, sockets to listen at) is opened first. Then [`Sandbox::enter`] forks:
 //!
 //! ```text
-//! started ── opens everything ── fork ──┬── outer: passes signals on, opens disks' servers by number, waits for the end
+//! started ── opens everything ── fork ──┬── outer: passes signals on, opens sockets by number, waits for the end
 //!                                       └── machine: namespaces, empty root, user, no capabilities, limits, lists of system calls
 //! ```
 //!
@@ -18,6 +18,7 @@ mod namespaces;
 mod outer;
 mod privileges;
 pub mod seccomp;
+mod services;
 
 use std::fmt::Display;
 use std::io::{self, Read};
@@ -30,10 +31,11 @@ use crate::threads::{self, ConfineError};
 use cgroup::{Group, GroupError, GroupSpec};
 use door::{Clerk, SERVERS_MAX};
 use namespaces::NoNamespaces;
-use outer::Outer;
+use outer::{Outer, Requests};
 pub use privileges::User;
 use privileges::{Keep, NOBODY};
 use seccomp::{Filters, SeccompError, Violation};
+use services::Services;
 
 /// Pools of free memory that threads take theirs from. One: a machine's threads need little, more of them keep more, and before the C
 /// library makes a second one smaller it reads a file of /proc.
@@ -150,6 +152,15 @@ impl Lacking {
     }
 }
 
+/// Sockets that the outer process opens for the machine, by number.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reachable {
+    /// Those of disks' servers, numbered from 0.
+    pub servers: Vec<PathBuf>,
+    /// Those of programs that the guest calls: this name, `_` and the port's number.
+    pub services: Option<PathBuf>,
+}
+
 /// Inside.
 #[derive(Debug)]
 pub struct Entered {
@@ -176,12 +187,11 @@ impl Sandbox {
         privileges::close_input().map_err(step("close standard input"))
     }
 
-    /// Enters it: returns in a new process, inside. `servers` are the sockets of disks' servers, numbered from 0; `file_bytes` is the
-    /// longest file that the machine writes or makes, its memory included.
+    /// Enters it: returns in a new process, inside. `file_bytes` is the longest file that the machine writes or makes, its memory included.
     ///
     /// # Errors
     /// See [`SandboxError`].
-    pub fn enter(&self, servers: &[PathBuf], file_bytes: u64) -> Result<Entered, SandboxError> {
+    pub fn enter(&self, reachable: &Reachable, file_bytes: u64) -> Result<Entered, SandboxError> {
         let mut lacking = Lacking {
             mode: self.mode,
             parts: Vec::new(),
@@ -193,11 +203,13 @@ impl Sandbox {
                 lacking: lacking.parts,
             });
         }
-        if servers.len() > SERVERS_MAX {
-            return Err(SandboxError::Servers(servers.len()));
+        if reachable.servers.len() > SERVERS_MAX {
+            return Err(SandboxError::Servers(reachable.servers.len()));
         }
         check_threads()?;
-        let servers = outer::addresses(servers)?;
+        let servers = outer::addresses(&reachable.servers)?;
+        let services = reachable.services.as_deref().map(Services::new);
+        let services = services.transpose()?;
         let user = self.user(&mut lacking)?;
         let group = self.group(&mut lacking)?;
         let signals = outer::signals().map_err(step("watch signals"))?;
@@ -223,7 +235,7 @@ impl Sandbox {
                     machine,
                     channel: near,
                     signals,
-                    servers,
+                    requests: Requests::new(servers, services),
                     group,
                     violation: self.violation,
                 };

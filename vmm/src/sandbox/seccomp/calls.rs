@@ -158,7 +158,7 @@ pub const CALLS: &[Call] = &[
     call(named!(SYS_setsockopt), &[Screen, Line, Control], &[SOL_SOCKET, (2, Is::Equal(libc::SO_SNDTIMEO as u32))], "patience"),
     call(named!(SYS_shutdown), &[Ports, Screen, Line], ANY, "hanging up"),
     call(named!(SYS_ioctl), &[Ports], &[ioctl(libc::FIONBIO as u32)], "a client of a port is never waited for"),
-    call(named!(SYS_recvmsg), &[Main, Remote], ANY, "a disk's server, and connections to it from the outer process"),
+    call(named!(SYS_recvmsg), &[Main, Remote, Ports], ANY, "a disk's server, and connections from the outer process"),
     call(named!(SYS_sendmsg), &[Main, Remote], ANY, "a disk's server"),
     call(named!(SYS_sendto), &[Main, Remote], ANY, "asks the outer process for a connection"),
     // Files that are open.
@@ -183,10 +183,10 @@ pub const CALLS: &[Call] = &[
     // The outer process.
     call(named!(SYS_kill), &[Outer], &[(0, Is::Process)], "passes SIGTERM and SIGINT on"),
     call(named!(SYS_wait4), &[Outer], ANY, "the machine has ended"),
-    call(named!(SYS_socket), &[Outer], &[(0, Is::Equal(libc::AF_UNIX as u32))], "a connection to a disk's server"),
+    call(named!(SYS_socket), &[Outer], &[(0, Is::Equal(libc::AF_UNIX as u32))], "a connection to a disk's server or to whom the guest calls"),
     call(named!(SYS_connect), &[Outer], ANY, "as above"),
     call(named!(SYS_sendmsg), &[Outer], ANY, "hands it in"),
-    call(named!(SYS_recvfrom), &[Outer], ANY, "which server is wanted"),
+    call(named!(SYS_recvfrom), &[Outer], ANY, "who is wanted"),
     call(named!(SYS_sendto), &[Outer], ANY, "why there is no connection"),
     call(named!(SYS_ioctl), &[Outer], &[ioctl(libc::FIONBIO as u32)], "connecting waits for nobody"),
     call(named!(SYS_fcntl), &[Outer], &[(1, Is::Equal(libc::F_GETFD as u32))], "as for others"),

@@ -23,6 +23,7 @@ use super::ring::{Chain, Ring};
 use super::worker::{Handler, Worker};
 use super::{Device, Kind, StartError, Started, read_from};
 use crate::machine::memory::Memory;
+use crate::sandbox::door::Desk;
 use crate::threads::Role;
 use packet::{HEADER_BYTES, Header, PACKET_BYTES_MAX};
 use sockets::Sockets;
@@ -190,6 +191,15 @@ impl Vsock {
             sockets: Some(Sockets::listen(&spec.socket)?),
             worker: None,
         })
+    }
+
+    /// Has the guest's calls made by whoever is left at `desk`, once somebody is.
+    #[must_use]
+    pub fn with_desk(mut self, desk: Desk) -> Self {
+        if let Some(sockets) = &mut self.sockets {
+            sockets.desk = desk;
+        }
+        self
     }
 }
 
