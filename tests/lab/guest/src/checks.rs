@@ -8,8 +8,8 @@ use vmm_api::{Answer, Command, MachineState};
 use crate::vm::{Lab, Options, wait};
 
 /// Emulated twice, a boot to the login prompt takes a minute or more.
-const BOOT: Duration = Duration::from_secs(300);
-const SHELL: Duration = Duration::from_secs(60);
+pub const BOOT: Duration = Duration::from_secs(300);
+pub const SHELL: Duration = Duration::from_secs(60);
 
 type Check = fn(&Lab, &str) -> Result<Vec<String>>;
 
@@ -21,7 +21,13 @@ pub const ALL: &[(&str, Check)] = &[
     ("power-button", power_button),
     ("pause", pause),
     ("balloon", balloon),
+    ("differential", crate::differential::differential),
+    ("figures", crate::figures::figures),
+    ("xfce", crate::xfce::xfce),
 ];
+
+/// Those that take an hour or a disk of their own, and run only when they are named.
+pub const BY_NAME: &[&str] = &["xfce"];
 
 /// An unmodified Debian boots to its login prompt, and what it finds is what was given.
 fn boot(lab: &Lab, name: &str) -> Result<Vec<String>> {
