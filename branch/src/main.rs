@@ -70,7 +70,7 @@ enum Command {
         address: Option<String>,
     },
     /// Serve until SIGTERM or SIGINT. Machines of desktops go on running and find the server again when it is back.
-    Run(Run),
+    Run(Box<Run>),
 }
 
 #[derive(clap::Args)]
@@ -212,7 +212,7 @@ fn run(arguments: Arguments) -> Result<()> {
             Ok(())
         }
         Command::Run(options) => {
-            let result = runtime.block_on(serve(options));
+            let result = runtime.block_on(serve(*options));
             // A guest's read may still sit in the blocking pool, waiting for the link.
             runtime.shutdown_timeout(Duration::from_secs(2));
             result

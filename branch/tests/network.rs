@@ -343,8 +343,15 @@ fn whatever_is_left_or_gone_is_mended_and_taken_away_by_name() {
             nat_bridge: "swnat1".into(),
             ..settings(Choice::Nat)
         };
-        let refused = host.network(other).prepare(true).unwrap_err();
+        let other = host.network(other);
+        let refused = other.prepare(true).unwrap_err();
         assert!(refused.to_string().contains(BRIDGE), "{refused}");
+        let owner = Owner {
+            id: [0; 16],
+            address: Some(place(4)),
+        };
+        let refused = other.plug(&Choice::Nat, owner);
+        assert!(matches!(refused, Err(NetworkError::InUse(_))));
         new(Choice::None).prepare(true).unwrap();
         bob.meets_gateway();
         drop(bob);

@@ -253,7 +253,13 @@ impl Network {
         for program in ["ip", "nft", "dnsmasq"] {
             host::program(program)?;
         }
-        let is_ours = self.made()?.as_ref() == Some(bridge);
+        let made = self.made()?;
+        let is_ours = made.as_ref() == Some(bridge);
+        if let Some(before) = made
+            && !is_ours
+        {
+            return Err(NetworkError::InUse(before));
+        }
         let found = host::interface(bridge);
         match &found {
             Some(found) if !found.is_bridge || !is_ours => {

@@ -31,7 +31,7 @@ pub(super) fn make(name: &str) -> io::Result<OwnedFd> {
     let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_TUN_EXCL;
     request.ifr_ifru.ifru_flags = flags as libc::c_short;
     // SAFETY: the request is of the type that this call reads and writes, and outlives it.
-    let made = unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF as _, &raw mut request) };
+    let made = unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, &raw mut request) };
     if made < 0 {
         return Err(io::Error::last_os_error());
     }
