@@ -325,9 +325,12 @@ fn open(options: &Run, data: &Path, identity: Identity) -> Result<(Arc<Branch>, 
     fetcher.set_pins(Box::new(move || pinning.pinned_chunks()));
     let vmm = find_vmm(options);
     let cgroup = options.cgroup.clone();
-    let confinement = Confinement::settle(options.sandbox, options.uids, cgroup, vmm.as_deref())?;
+    let virt = host_virt(options, vmm.as_deref());
+    // Where it never runs, nothing is to be said about it.
+    let confined = vmm.as_deref().filter(|_| virt.kind.runs_desktops());
+    let confinement = Confinement::settle(options.sandbox, options.uids, cgroup, confined)?;
     let host = MachineHost {
-        virt: host_virt(options, vmm.as_deref()),
+        virt,
         vmm,
         qemu: options.qemu.clone(),
         qemu_disk: options.qemu_disk,

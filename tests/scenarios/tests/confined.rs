@@ -167,7 +167,16 @@ fn a_range_that_is_somebody_s_is_refused_with_the_way_out() {
     let data = lab.path("a");
     scenarios::branch::join(&token, &data, &address).ok();
     let range = format!("{number}-{}", number + 10);
-    let words = ["run", "--data", data.to_str().unwrap(), "--uids", &range];
+    let data = data.to_str().unwrap();
+    let words = [
+        "run",
+        "--data",
+        data,
+        "--accelerator",
+        "kvm",
+        "--uids",
+        &range,
+    ];
     let ran = scenarios::run::run_path(&scenarios::run::program("splice-branch"), &words, GUEST);
     ran.refused(&[&range, "/etc/passwd", "name a range"]);
 }

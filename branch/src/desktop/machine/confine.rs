@@ -71,7 +71,7 @@ pub struct Confinement {
 }
 
 impl Confinement {
-    /// Finds out what this host allows. Without a `vmm` nobody will be confined.
+    /// Finds out what this host allows to the program `vmm`. Without it nobody will be confined, and nothing is looked at.
     ///
     /// # Errors
     /// The range of users is somebody else's.
@@ -86,10 +86,9 @@ impl Confinement {
             cgroup,
             ..Self::default()
         };
-        if wanted == Level::Off {
-            this.lacking.push("--sandbox off".into());
+        let Some(vmm) = vmm.filter(|_| wanted != Level::Off) else {
             return Ok(this);
-        }
+        };
         if rustix::process::geteuid().is_root() {
             uids.check_host()?;
             this.uids = Some(uids);
@@ -101,9 +100,7 @@ impl Confinement {
             Some(folder) => drop(std::fs::create_dir(folder)),
             None => this.lack("limits of memory and processors: no --cgroup is named"),
         }
-        if let Some(vmm) = vmm {
-            this.probe(vmm);
-        }
+        this.probe(vmm);
         for part in &this.lacking {
             tracing::warn!(part, "desktops on splice-vmm run without");
         }
@@ -171,7 +168,7 @@ impl Confinement {
     /// As it is told of a desktop that runs.
     pub fn describe(&self) -> String {
         let name = self.level.name();
-        if self.lacking.is_empty() || self.level == Level::Off {
+        if self.lacking.is_empty() {
             return name.into();
         }
         format!("{name}, without {}", self.lacking.join("; "))
