@@ -1,12 +1,14 @@
 //! A machine in its sandbox: on the KVM at hand, as the host and its user see it.
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use vmm::virtio::net::Tap;
 use vmm_api::{Answer, Command as Ask};
 
 use crate::attempts::is_root;
@@ -34,6 +36,10 @@ fn wait<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 impl Machine {
     /// None: there is no KVM here.
     fn start() -> Option<Self> {
+        Self::start_with(&[])
+    }
+
+    fn start_with(more: &[&str]) -> Option<Self> {
         if let Err(error) = vmm::machine::open_kvm() {
             eprintln!("no KVM here ({error}): nothing to run a guest on");
             return None;
@@ -70,6 +76,7 @@ impl Machine {
             command.args(["--sandbox", "full", "--uid", "20019"]);
         }
         let said = std::fs::File::create(at("said")).unwrap();
+        let command = command.args(more);
         let process = command.stdin(Stdio::null()).stderr(said).spawn().unwrap();
         let console = wait("the console", || UnixStream::connect(at("console")).ok());
         console.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -252,6 +259,45 @@ fn the_host_sees_a_process_that_has_nothing() {
         let lists = if of("Name:") == "starter" { "2" } else { "3" };
         assert_eq!(of("Seccomp_filters:"), lists, "{}", of("Name:"));
     }
+}
+
+/// As the branch hands it in: opened before, in a network that the machine is not in.
+#[test]
+fn a_tap_that_is_handed_in_is_the_machine_s() {
+    let said = |words: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_splice-vmm"));
+        let output = command.args(["run", "--kernel", "none"]).args(words);
+        let output = output.output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    assert!(said(&["--net", "fd=999"]).contains("handed in"));
+    assert!(said(&["--net", "fd=9", "--net", "fd=9"]).contains("one network card"));
+    let made = std::thread::spawn(|| {
+        // SAFETY: plain numbers; only this thread is moved.
+        let moved = unsafe { libc::unshare(libc::CLONE_NEWNET) } == 0;
+        moved.then(|| Tap::open("handed0").ok()).flatten()
+    });
+    let Some(tap) = made.join().unwrap() else {
+        eprintln!("no tap in a network namespace: none was handed in");
+        return;
+    };
+    let number = tap.as_raw_fd();
+    // SAFETY: plain numbers; the descriptor is open.
+    assert_eq!(unsafe { libc::fcntl(number, libc::F_SETFD, 0) }, 0);
+    let card = format!("fd={number},mac=52:53:0a:d5:00:02");
+    let Some(mut machine) = Machine::start_with(&["--net", &card]) else {
+        return;
+    };
+    drop(tap);
+    machine.wait_started(1);
+    machine.is_answered();
+    // The outer process has let go of it.
+    let files = std::fs::read_dir(format!("/proc/{}/fd", machine.process.id())).unwrap();
+    assert_eq!(files.count(), 5);
+    machine.type_letter(OFF);
+    let end = machine.end();
+    assert_eq!(end.code(), Some(0), "{end}: {}", machine.said());
 }
 
 #[test]
