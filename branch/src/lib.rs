@@ -1,7 +1,7 @@
 //! The branch server: cache, link, volumes and desktops.
 //!
 //! Bytes come in one way: [`link`] fetches what [`fetch`] queues, the [`cache`] keeps it verified, a [`volume`] lays a desktop's
-//! writes over it, [`exports`] shows it to guests. [`catalog`] is what the branch knows by heart while the link is down.
+//! writes over it, [`exports`] shows it to guests; [`network`] is what guests reach. [`catalog`] is what the branch knows by heart while the link is down.
 
 pub mod cache;
 pub mod catalog;
@@ -13,6 +13,7 @@ pub mod fetch;
 pub mod http;
 pub mod identity;
 pub mod link;
+pub mod network;
 pub mod profile;
 pub mod server;
 pub mod tally;

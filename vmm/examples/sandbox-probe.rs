@@ -11,7 +11,7 @@ mod guest;
 mod machine;
 
 use std::fs::File;
-use std::io::{self, Error};
+use std::io::{self, Error, Write};
 use std::os::fd::FromRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -40,6 +40,7 @@ use vmm::virtio::input::{Input, Model};
 use vmm::virtio::net::{self, Net, Tap};
 use vmm::virtio::rng::Rng;
 use vmm::virtio::vhost_user::RemoteBlock;
+use vmm::virtio::vsock::{Vsock, VsockSpec};
 use vmm_block::RawFile;
 
 fn main() {
@@ -55,18 +56,19 @@ fn main() {
         user: uid.map(|uid| User { uid, gid: uid }),
         group: None,
     };
-    sandbox.close_inherited().unwrap();
-    let (mut servers, mut devices) = (Vec::new(), Vec::new());
+    sandbox.close_inherited(&[]).unwrap();
+    let mut needs = Needs {
+        file_bytes: 1 << 30,
+        faults: attempt == "page",
+        ..Needs::default()
+    };
+    let mut devices = Vec::new();
     match attempt.as_str() {
-        "remote" => servers.push(PathBuf::from(&argument)),
+        "remote" => needs.servers.push(PathBuf::from(&argument)),
+        "services" => needs.services = Some(PathBuf::from(&argument)),
         "devices" => devices = opened(Path::new(&argument)),
         _ => {}
     }
-    let needs = Needs {
-        servers: &servers,
-        file_bytes: 1 << 30,
-        faults: attempt == "page",
-    };
     let mut inside = sandbox.enter(&needs).unwrap();
     for part in &inside.lacking {
         println!("lacking {part}");
@@ -75,6 +77,7 @@ fn main() {
         "remote" => remote(&argument, inside.clerk.as_ref().unwrap()),
         "stranger" => stranger(inside.clerk.unwrap()),
         "page" => page(inside.faults.take().unwrap()),
+        "services" => in_role(Role::Ports, inside.clerk.unwrap(), services),
         "devices" => in_role(
             Role::Vcpu,
             devices.into_iter().map(Machine::new).collect(),
@@ -199,6 +202,10 @@ fn opened(folder: &Path) -> Vec<Box<dyn Device>> {
         name: "port".into(),
         end: HostEnd::Socket(folder.join("port")),
     };
+    let vsock = VsockSpec {
+        cid: 3,
+        socket: folder.join("vsock"),
+    };
     let inputs = Inputs::default();
     let mut devices: Vec<Box<dyn Device>> = vec![
         Box::new(disk(Limits::default())),
@@ -206,6 +213,7 @@ fn opened(folder: &Path) -> Vec<Box<dyn Device>> {
         Box::<Rng>::default(),
         Box::new(Balloon::new(Default::default())),
         Box::new(Console::new(&[port]).unwrap()),
+        Box::new(Vsock::new(&vsock).unwrap()),
         Box::new(Gpu::new(Screen::new(Size::default()))),
         Box::new(Input::new(Model::Keyboard, inputs.keyboard)),
     ];
@@ -301,6 +309,18 @@ fn page(faults: io::Result<Faults>) -> io::Result<String> {
         pager.finish();
     }
     Ok(if is_lazy { "lazily" } else { "at once" }.to_owned())
+}
+
+/// Calls programs of the host as the guest's socket device does: one that is there, one that is not, and more than may be called.
+fn services(clerk: Clerk) -> io::Result<String> {
+    let mut stream = clerk.call(5)?;
+    stream.set_nonblocking(true)?;
+    stream.write_all(b"from inside")?;
+    drop(stream);
+    let nobody = clerk.call(6).unwrap_err();
+    let mut calls = (0..100_000).map(|_| clerk.call(7));
+    let refused = calls.find_map(|call| call.err().filter(|error| error.kind() != nobody.kind()));
+    Ok(format!("{nobody}; {}", refused.unwrap()))
 }
 
 /// Asks for a connection that is none of ours.

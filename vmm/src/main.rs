@@ -55,6 +55,10 @@ enum Command {
         #[arg(long)]
         quit: bool,
     },
+    /// Enter a sandbox as `run` does, tell what of it this host does not allow, and end.
+    ///
+    /// Prints JSON: {"lacking":[...]}, empty when all of it is in force. Exit status: 0 told; 1 it cannot be entered; 2 wrong usage.
+    Sandbox(run::Confinement),
     /// Save a picture of a machine's screen.
     ///
     /// Exit status: 0 saved; 1 not; 2 wrong usage.
@@ -77,6 +81,7 @@ fn main() -> Result<ExitCode> {
             vmm::snapshot::take(&socket, &dir, then)?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::Sandbox(confinement) => run::sandbox(&confinement),
         Command::Screenshot { socket, file } => {
             screenshot::save(&socket, &file)?;
             Ok(ExitCode::SUCCESS)

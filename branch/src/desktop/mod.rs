@@ -13,6 +13,7 @@
 
 mod error;
 pub mod machine;
+mod outfit;
 pub mod record;
 mod starting;
 mod volumes;
@@ -30,6 +31,7 @@ use dedup_protocol::records::{MachineType, Tree, VersionRecord};
 use crate::clock::Clock;
 use crate::fetch::Fetcher;
 use crate::fetch::base::CachedBase;
+use crate::network::Network;
 use crate::profile::{BOOT_MS_MAX, Boots};
 use crate::versions::Versions;
 pub use error::{DesktopError, error_line};
@@ -51,10 +53,13 @@ pub struct Desktops {
     volumes: Volumes,
     boots: Boots,
     host: MachineHost,
+    network: Arc<Network>,
     clock: Arc<dyn Clock>,
     /// Names of desktops that a call is working on.
     busy: Mutex<HashSet<String>>,
     turn_over: Condvar,
+    /// Held while a desktop is given what no other has.
+    giving: Mutex<()>,
 }
 
 /// Keeps a desktop's name busy until dropped.
@@ -78,6 +83,7 @@ impl Desktops {
         fetcher: Arc<Fetcher>,
         volumes: Volumes,
         host: MachineHost,
+        network: Arc<Network>,
         clock: Arc<dyn Clock>,
     ) -> Self {
         Self {
@@ -87,9 +93,11 @@ impl Desktops {
             fetcher,
             volumes,
             host,
+            network,
             clock,
             busy: Mutex::default(),
             turn_over: Condvar::new(),
+            giving: Mutex::default(),
         }
     }
 
@@ -230,7 +238,7 @@ impl Desktops {
         })?;
         let base = Arc::new(CachedBase::new(tree, Arc::clone(&self.fetcher)));
         let files = self.files(&desktop.name);
-        std::fs::create_dir_all(files.dir()).map_err(|source| MachineError::Io {
+        machine::private_folder(files.dir()).map_err(|source| MachineError::Io {
             name: desktop.name.clone(),
             what: "make its directory".into(),
             source,
@@ -300,6 +308,7 @@ impl Desktops {
     /// every second; `connected` says whether the link is up.
     pub fn tend(&self, connected: bool) {
         self.tend_boots();
+        self.network.tend();
         let desktops = match self.versions.catalog().desktops() {
             Ok(desktops) => desktops,
             Err(error) => {
@@ -413,6 +422,8 @@ impl Desktops {
             tpm: desktop.tpm,
             machine: alive.map(|m| m.kind.name().to_owned()),
             machine_reason: alive.map(|m| m.reason.clone()),
+            sandbox: alive.and_then(|m| m.sandbox.clone()),
+            network: alive.and_then(|m| m.network.clone()),
             disk: alive.map(|m| m.disk.name().to_owned()),
             pid: alive.map(|m| m.pid),
             serial_log: path_text(&files.serial_log()),

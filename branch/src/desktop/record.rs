@@ -1,5 +1,7 @@
 //! What is remembered of a desktop across restarts of the branch server.
 
+use std::net::Ipv4Addr;
+
 use datacenter_api::BootReport;
 use dedup_protocol::profile::BootScore;
 use dedup_protocol::records::MachineType;
@@ -28,6 +30,12 @@ pub struct DesktopRecord {
     /// Whether it has a TPM, as its pool asked for when it was started last.
     #[serde(default)]
     pub tpm: bool,
+    /// The user that its machine becomes, once it was given one.
+    #[serde(default)]
+    pub uid: Option<u32>,
+    /// Its address behind the branch's NAT, once it was given one.
+    #[serde(default)]
+    pub address: Option<Ipv4Addr>,
     /// Created, unix milliseconds.
     pub created_unix_ms: u64,
     /// Its volume is open for a machine that somebody else runs.
@@ -84,6 +92,12 @@ pub struct MachineRecord {
     /// How it reaches its disk.
     #[serde(default)]
     pub disk: DiskFront,
+    /// What of a sandbox is in force around it; none around QEMU.
+    #[serde(default)]
+    pub sandbox: Option<String>,
+    /// Its network, as it is told; none without a card.
+    #[serde(default)]
+    pub network: Option<String>,
 }
 
 /// Longest desktop name. It becomes part of Unix socket paths, which end at 107 bytes.
@@ -116,12 +130,14 @@ mod tests {
             "created_unix_ms":1,"machine":{"pid":7,"start_ticks":8,"accelerator":"kvm","started_unix_ms":9},"error":null}"#;
         let desktop: DesktopRecord = serde_json::from_str(row).unwrap();
         assert_eq!((desktop.wanted, desktop.tpm), (MachineType::Auto, false));
+        assert_eq!((desktop.uid, desktop.address), (None, None));
         let machine = desktop.machine.clone().unwrap();
         assert_eq!(machine.kind, MachineKind::QemuKvm);
         assert_eq!(
             (machine.reason.as_str(), machine.disk),
             ("", DiskFront::Nbd)
         );
+        assert_eq!((machine.sandbox, machine.network), (None, None));
         let again = serde_json::to_string(&desktop).unwrap();
         assert!(again.contains(r#""kind":"qemu-kvm""#), "{again}");
         assert_eq!(

@@ -40,6 +40,8 @@ impl From<DesktopError> for ApiError {
             | DesktopError::Busy { .. }
             | DesktopError::Machine(
                 MachineError::NoSplice { .. }
+                | MachineError::NoUser { .. }
+                | MachineError::Network { .. }
                 | MachineError::NoProgram { .. }
                 | MachineError::NoUefi { .. },
             ) => StatusCode::CONFLICT,

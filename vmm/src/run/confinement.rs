@@ -11,7 +11,7 @@ use vmm::sandbox::{Mode, Sandbox, User};
 /// What the machine's process may do.
 #[derive(Args)]
 #[command(next_help_heading = "Sandbox")]
-pub(super) struct Confinement {
+pub struct Confinement {
     /// How much of the sandbox must be in force. `auto`: what the host allows, and what it does not is told. `full`: all of it, or the
     /// machine does not start. `off`: nothing.
     #[arg(long, value_name = "auto|full|off", default_value = "auto")]

@@ -1,5 +1,7 @@
-//! Devices from options. Files, sockets and interfaces are opened here, before the sandbox is entered; servers of disks are met inside.
+//! Devices from options. Files, sockets and interfaces are opened here, or taken over, before the sandbox is entered; servers of disks are
+//! met inside.
 
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use vmm::clipboard::{self, Clipboard};
 use vmm::machine::Devices;
 use vmm::rfb::{self, Inputs};
-use vmm::sandbox::door::{Clerk, Door};
+use vmm::sandbox::door::{Clerk, Desk, Door};
 use vmm::screen::Screen;
 use vmm::snapshot::Loading;
 use vmm::threads::Service;
@@ -18,7 +20,7 @@ use vmm::virtio::block::{Block, Disk};
 use vmm::virtio::console::{Console, HostEnd, PORTS_MAX, PortSpec};
 use vmm::virtio::gpu::Gpu;
 use vmm::virtio::input::{Input, Model};
-use vmm::virtio::net::{self, Link, Net, Tap};
+use vmm::virtio::net::{self, Link, Net, Tap, inherited};
 use vmm::virtio::rng::Rng;
 use vmm::virtio::vhost_user::RemoteBlock;
 use vmm::virtio::vsock::Vsock;
@@ -46,6 +48,9 @@ enum OpenedDisk {
 /// A machine's devices before the sandbox is entered.
 pub(super) struct Opened {
     disks: Vec<OpenedDisk>,
+    /// What the guest may call, and where whoever connects it is to be left.
+    services: Option<PathBuf>,
+    desk: Desk,
     others: Devices,
     links: Vec<Link>,
 }
@@ -71,6 +76,11 @@ impl Opened {
     /// Cables of network cards.
     pub(super) fn links(&self) -> &[Link] {
         &self.links
+    }
+
+    /// What the guest may call: see [`vmm::sandbox::Needs`].
+    pub(super) fn services(&self) -> Option<PathBuf> {
+        self.services.clone()
     }
 
     /// Sockets of disks' servers.
@@ -99,6 +109,9 @@ impl Opened {
         clerk: Option<&Clerk>,
         loading: &Loading,
     ) -> Result<Devices> {
+        if let Some(clerk) = clerk {
+            self.desk.leave(clerk);
+        }
         let mut devices = Devices::new();
         let mut number = 0;
         for (index, disk) in self.disks.into_iter().enumerate() {
@@ -127,6 +140,17 @@ fn meet(path: &Path, queues: usize, clerk: Option<&Clerk>, number: u8) -> Result
 }
 
 impl HostArguments {
+    /// Descriptors of taps that were handed in, in order.
+    pub(super) fn handed_in(&self) -> Result<Vec<RawFd>> {
+        let taps = self.net.iter().filter_map(|net| inherited(&net.tap));
+        let mut taps: Vec<RawFd> = taps.collect();
+        taps.sort_unstable();
+        if let Some(twice) = taps.windows(2).find(|pair| pair[0] == pair[1]) {
+            bail!("fd={}: a tap has one network card", twice[0]);
+        }
+        Ok(taps)
+    }
+
     /// A display, if there shall be one; who serves its socket is added to `services`.
     pub(super) fn display(&self, services: &mut Vec<Service>) -> Result<Option<Display>> {
         let Some(size) = self.display else {
@@ -156,7 +180,10 @@ impl HostArguments {
         let disks = disks.collect::<Result<_>>()?;
         let (mut others, mut links) = (Devices::new(), Vec::new());
         for (index, option) in self.net.iter().enumerate() {
-            let tap = Tap::open(&option.tap)?;
+            let tap = match inherited(&option.tap) {
+                Some(number) => Tap::take_over(number)?,
+                None => Tap::open(&option.tap)?,
+            };
             let is_chosen = option.mac.is_some() || new;
             let mac = match option.mac {
                 Some(mac) => mac,
@@ -179,10 +206,12 @@ impl HostArguments {
             let console = Console::new(&ports).context("a port's socket")?;
             others.push(("ports".into(), Box::new(console)));
         }
+        let (mut services, desk) = (None, Desk::default());
         if let Some(VsockOption(spec)) = &self.vsock {
             let vsock = Vsock::new(spec);
             let vsock = vsock.with_context(|| format!("sockets at {}", spec.socket.display()))?;
-            others.push(("vsock".into(), Box::new(vsock)));
+            others.push(("vsock".into(), Box::new(vsock.with_desk(desk.clone()))));
+            services = Some(spec.socket.clone());
         }
         others.push(("balloon".into(), Box::new(Balloon::new(balloon.clone()))));
         others.push(("rng".into(), Box::<Rng>::default()));
@@ -195,6 +224,8 @@ impl HostArguments {
         }
         Ok(Opened {
             disks,
+            services,
+            desk,
             others,
             links,
         })

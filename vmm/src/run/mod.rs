@@ -20,10 +20,15 @@ use vmm::sandbox::Needs;
 use vmm::snapshot::{self, Faults, Loading, PagerError, Snapshot, SnapshotFiles};
 use vmm::threads::Service;
 use vmm::virtio::balloon::BalloonSize;
+use vmm_api::SandboxReport;
 
+pub use confinement::Confinement;
 use options::HostArguments;
 pub use options::{Arguments, ResumeArguments};
 use signals::Signals;
+
+/// Longest file that `splice-vmm sandbox` may write: its report, where its output is a file.
+const TOLD_BYTES_MAX: u64 = 1 << 20;
 
 /// Exit status when a guest that has no kernel to boot resets itself.
 const RESET: u8 = 3;
@@ -83,10 +88,23 @@ pub fn resume(arguments: &ResumeArguments) -> Result<ExitCode> {
     })
 }
 
+/// Enters a sandbox and tells what of it is not in force.
+pub fn sandbox(confinement: &Confinement) -> Result<ExitCode> {
+    let sandbox = confinement.sandbox();
+    sandbox.close_inherited(&[])?;
+    let inside = sandbox.enter(&Needs {
+        file_bytes: TOLD_BYTES_MAX,
+        ..Needs::default()
+    })?;
+    let lacking = inside.lacking;
+    println!("{}", serde_json::to_string(&SandboxReport { lacking })?);
+    Ok(ExitCode::SUCCESS)
+}
+
 /// The machines of this process, one after another.
 fn live(host: &HostArguments, open: impl FnOnce() -> Result<Source>) -> Result<ExitCode> {
     let sandbox = host.confinement.sandbox();
-    sandbox.close_inherited()?;
+    sandbox.close_inherited(&host.handed_in()?)?;
     let Source {
         first,
         boot,
@@ -110,7 +128,8 @@ fn live(host: &HostArguments, open: impl FnOnce() -> Result<Source>) -> Result<E
     // Beside what it writes already, a machine may be asked for a snapshot at any time.
     let file_bytes = snapshot::file_bytes_max(first.memory_mib() << 20);
     let needs = Needs {
-        servers: &opened.servers(),
+        servers: opened.servers(),
+        services: opened.services(),
         file_bytes: opened.file_bytes_max().max(file_bytes),
         faults: matches!(first, First::Snapshot(_)),
     };

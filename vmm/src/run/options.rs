@@ -85,14 +85,15 @@ pub(super) struct HostArguments {
     #[arg(long)]
     pub(super) serial_stdout: bool,
     /// A network card: the tap interface's name, and options behind commas: `mac=ADDRESS`, and limits for each direction, `mbps=N`
-    /// megabits (10^6 bits) and `pps=N` packets a second. The interface is made if it is not there.
-    #[arg(long, value_name = "TAP[,OPTION…]")]
+    /// megabits (10^6 bits) and `pps=N` packets a second. The interface is made if it is not there. Or, as `fd=N` in the name's place, a
+    /// tap that was opened before and is handed in as descriptor N, such as the branch does.
+    #[arg(long, value_name = "TAP|fd=N[,OPTION…]")]
     pub(super) net: Vec<NetOption>,
     /// A port of the guest's agents: its name in the guest, and the Unix socket where the host's side is.
     #[arg(long, value_name = "NAME=PATH")]
     pub(super) port: Vec<PortOption>,
     /// Sockets between guest and host: the guest's address, 3 or more, and the Unix socket where programs call the guest by saying
-    /// `CONNECT PORT`. The guest's calls go to PATH_PORT, but not from inside of a sandbox: there, the host calls.
+    /// `CONNECT PORT`. The guest's calls go to PATH_PORT.
     #[arg(long, value_name = "cid=N,socket=PATH")]
     pub(super) vsock: Option<VsockOption>,
     /// Take commands at this Unix socket, one JSON object a line.

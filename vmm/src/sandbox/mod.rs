@@ -3,7 +3,7 @@
 //! Everything that has a name on the host (KVM, disks, taps, kernel, sockets to listen at) is opened first. Then [`Sandbox::enter`] forks:
 //!
 //! ```text
-//! started ── opens everything ── fork ──┬── outer: passes signals on, opens disks' servers by number, waits for the end
+//! started ── opens everything ── fork ──┬── outer: passes signals on, opens sockets by number, waits for the end
 //!                                       └── machine: namespaces, empty root, user, no capabilities, limits, lists of system calls
 //! ```
 //!
@@ -19,9 +19,11 @@ mod namespaces;
 mod outer;
 mod privileges;
 pub mod seccomp;
+mod services;
 
 use std::fmt::Display;
 use std::io::{self, Read};
+use std::os::fd::RawFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -31,10 +33,11 @@ use crate::threads::{self, ConfineError};
 use cgroup::{Group, GroupError, GroupSpec};
 use door::{Clerk, SERVERS_MAX};
 use namespaces::NoNamespaces;
-use outer::Outer;
+use outer::{Outer, Requests};
 pub use privileges::User;
 use privileges::{Keep, NOBODY};
 use seccomp::{Filters, SeccompError, Violation};
+use services::Services;
 
 /// Pools of free memory that threads take theirs from. One: a machine's threads need little, more of them keep more, and before the C
 /// library makes a second one smaller it reads a file of /proc.
@@ -152,10 +155,12 @@ impl Lacking {
 }
 
 /// What a machine needs inside.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Needs<'a> {
-    /// Sockets of disks' servers, numbered from 0.
-    pub servers: &'a [PathBuf],
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// Sockets of disks' servers, numbered from 0, which the outer process opens.
+    pub servers: Vec<PathBuf>,
+    /// Sockets of programs that the guest calls, which it opens too: this name, `_` and the port's number.
+    pub services: Option<PathBuf>,
     /// The longest file that the machine writes or makes, its memory included.
     pub file_bytes: u64,
     /// It goes on from a snapshot and wants to be told of missing pages.
@@ -165,7 +170,7 @@ pub struct Needs<'a> {
 /// Inside.
 #[derive(Debug)]
 pub struct Entered {
-    /// Opens disks' servers. None where this process can by itself.
+    /// Opens disks' servers and calls programs. None where this process can by itself.
     pub clerk: Option<Clerk>,
     /// What missing pages are told of by, if that was wanted, or why it is not to be had.
     pub faults: Option<io::Result<Faults>>,
@@ -174,15 +179,18 @@ pub struct Entered {
 }
 
 impl Sandbox {
-    /// Closes what was inherited. To be called before anything is opened.
+    /// Closes what was inherited but `keep`, which is in order. To be called before anything is opened.
     ///
     /// # Errors
-    /// The kernel is too old for it (Linux 5.9).
-    pub fn close_inherited(&self) -> Result<(), SandboxError> {
+    /// One of `keep` is not open, or the kernel is too old for it (Linux 5.9).
+    pub fn close_inherited(&self, keep: &[RawFd]) -> Result<(), SandboxError> {
+        for fd in keep {
+            privileges::check_open(*fd).map_err(step("use a descriptor that was handed in"))?;
+        }
         if self.mode == Mode::Off {
             return Ok(());
         }
-        let closed = privileges::close_range(libc::STDERR_FILENO + 1, libc::c_int::MAX);
+        let closed = outer::close_others(keep.to_vec());
         closed.map_err(step("close inherited files"))?;
         privileges::close_input().map_err(step("close standard input"))
     }
@@ -191,7 +199,7 @@ impl Sandbox {
     ///
     /// # Errors
     /// See [`SandboxError`].
-    pub fn enter(&self, needs: &Needs<'_>) -> Result<Entered, SandboxError> {
+    pub fn enter(&self, needs: &Needs) -> Result<Entered, SandboxError> {
         let mut lacking = Lacking {
             mode: self.mode,
             parts: Vec::new(),
@@ -208,7 +216,9 @@ impl Sandbox {
             return Err(SandboxError::Servers(needs.servers.len()));
         }
         check_threads()?;
-        let servers = outer::addresses(needs.servers)?;
+        let servers = outer::addresses(&needs.servers)?;
+        let services = needs.services.as_deref().map(Services::new);
+        let services = services.transpose()?;
         let user = self.user(&mut lacking)?;
         let group = self.group(&mut lacking)?;
         let signals = outer::signals().map_err(step("watch signals"))?;
@@ -234,7 +244,7 @@ impl Sandbox {
                     machine,
                     channel: near,
                     signals,
-                    servers,
+                    requests: Requests::new(servers, services),
                     group,
                     violation: self.violation,
                 };
@@ -284,7 +294,7 @@ impl Sandbox {
         mut channel: UnixStream,
         user: Option<User>,
         has_namespaces: bool,
-        needs: &Needs<'_>,
+        needs: &Needs,
         mut lacking: Lacking,
     ) -> Result<Entered, SandboxError> {
         let mut begin = [0];

@@ -26,7 +26,13 @@ pub const ALL: &[(&str, Check)] = &[
     ("snapshot", snapshot),
     ("net", crate::network::net),
     ("x", crate::picture::x),
+    ("differential", crate::differential::differential),
+    ("figures", crate::figures::figures),
+    ("xfce", crate::xfce::xfce),
 ];
+
+/// Those that take an hour or a disk of their own, and run only when they are named.
+pub const BY_NAME: &[&str] = &["xfce"];
 
 /// An unmodified Debian boots to its login prompt, and what it finds is what was given.
 fn boot(lab: &Lab, name: &str) -> Result<Vec<String>> {

@@ -1,4 +1,5 @@
-//! A desktop on splice-vmm: started with what a check needs, used by its console and its control socket, and gone when dropped.
+//! A desktop on splice-vmm, or on QEMU to compare with: started with what a check needs, used by its console and its control socket, and
+//! gone when dropped.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
@@ -10,10 +11,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use vmm_api::{Answer, Command as Ask, MachineStatus};
 
+use crate::qemu;
+
 /// How often something that is waited for is looked at.
 const TICK: Duration = Duration::from_millis(50);
 /// The user that a desktop's process becomes.
 const MACHINE_USER: &str = "20017";
+/// What its kernel is told.
+pub const COMMAND_LINE: &str = "root=/dev/vda1 ro console=ttyS0";
 
 /// Where things are.
 pub struct Lab {
@@ -38,13 +43,34 @@ pub struct Vm {
     asked: u32,
 }
 
+/// Which program is the machine.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Engine {
+    #[default]
+    Splice,
+    Qemu,
+}
+
+impl Engine {
+    /// Its program's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Splice => "splice-vmm",
+            Self::Qemu => "QEMU",
+        }
+    }
+}
+
 /// Options of a desktop, by default one processor and 512 MiB with the small Debian's disk.
 pub struct Options {
     /// The folder with its `kernel` and `initrd`, below the guest's; empty is that itself.
     pub system: &'static str,
+    pub engine: Engine,
     pub memory_mib: u32,
     pub vcpus: u32,
     pub disk: Option<PathBuf>,
+    /// A second disk, which it only reads.
+    pub data: Option<PathBuf>,
     /// The snapshot that it goes on from, instead of booting.
     pub resume: Option<PathBuf>,
     pub more: Vec<String>,
@@ -54,9 +80,11 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             system: "",
+            engine: Engine::default(),
             memory_mib: 512,
             vcpus: 1,
             disk: None,
+            data: None,
             resume: None,
             more: Vec::new(),
         }
@@ -81,15 +109,12 @@ impl Lab {
         Ok(disk)
     }
 
-    /// Starts a desktop.
-    pub fn launch(&self, check: &str, options: &Options) -> Result<Vm> {
-        let log = self.file(check, "serial");
-        let temp = std::env::temp_dir();
-        let (console, control) = (
-            temp.join(format!("{check}.console")),
-            temp.join(format!("{check}.control")),
-        );
-        let system = self.guest.join(options.system);
+    fn splice(
+        &self,
+        options: &Options,
+        system: &Path,
+        [console, control, log]: [&Path; 3],
+    ) -> Command {
         let mut command = Command::new(self.programs.join("splice-vmm"));
         match &options.resume {
             Some(snapshot) => command.arg("resume").arg(snapshot),
@@ -103,18 +128,37 @@ impl Lab {
             .arg(system.join("kernel"))
             .arg("--initrd")
             .arg(system.join("initrd"))
-            .args(["--command-line", "root=/dev/vda1 ro console=ttyS0"])
+            .args(["--command-line", COMMAND_LINE])
             .arg("--serial-log")
-            .arg(&log)
+            .arg(log)
             .arg("--serial-socket")
-            .arg(&console)
+            .arg(console)
             .arg("--control")
-            .arg(&control)
+            .arg(control)
             // As the branch starts it: all of it, or nothing.
             .args(["--sandbox", "full", "--uid", MACHINE_USER]);
         if let Some(disk) = &options.disk {
             command.arg("--disk").arg(disk);
         }
+        if let Some(data) = &options.data {
+            command.args(["--disk", &format!("{},readonly", data.display())]);
+        }
+        command
+    }
+
+    /// Starts a desktop.
+    pub fn launch(&self, check: &str, options: &Options) -> Result<Vm> {
+        let log = self.file(check, "serial");
+        let temp = std::env::temp_dir();
+        let (console, control) = (
+            temp.join(format!("{check}.console")),
+            temp.join(format!("{check}.control")),
+        );
+        let system = self.guest.join(options.system);
+        let mut command = match options.engine {
+            Engine::Splice => self.splice(options, &system, [&console, &control, &log]),
+            Engine::Qemu => qemu::command(options, &system, &console, &log),
+        };
         let words = self.file(check, "vmm");
         let said = File::create(&words)?;
         // A check's second desktop prints behind its first one.
@@ -125,7 +169,7 @@ impl Lab {
             .stdout(said.try_clone()?)
             .stderr(said)
             .spawn()
-            .context("splice-vmm")?;
+            .context(options.engine.name())?;
         let console = wait("the console's socket", Duration::from_secs(10), || {
             Ok(UnixStream::connect(&console).ok())
         })?;
@@ -213,7 +257,7 @@ impl Vm {
             if at.is_none()
                 && let Some(status) = process.try_wait()?
             {
-                bail!("splice-vmm ended ({status}) while {text:?} was waited for");
+                bail!("the machine ended ({status}) while {text:?} was waited for");
             }
             Ok(at.map(|at| (String::from_utf8_lossy(&unread[..at]).into_owned(), at)))
         })?;
@@ -280,10 +324,10 @@ impl Vm {
         }
     }
 
-    /// Waits until splice-vmm has ended.
+    /// Waits until the machine has ended.
     pub fn wait_end(&mut self, limit: Duration) -> Result<ExitStatus> {
         let process = &mut self.process;
-        wait("the end of splice-vmm", limit, || Ok(process.try_wait()?))
+        wait("the end of the machine", limit, || Ok(process.try_wait()?))
     }
 
     /// Resident memory of splice-vmm's processes and of its guest, KiB: all of it, and what is not the guest's.

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 pub use card::HEADER_BYTES;
 pub use filter::Mac;
-pub use tap::{Tap, TapError};
+pub use tap::{Tap, TapError, inherited};
 
 use super::ring::{Interrupt, Ring};
 use super::state::{DeviceState, DeviceStateError};

@@ -25,6 +25,7 @@ use super::state::{DeviceState, DeviceStateError};
 use super::worker::{Handler, Worker};
 use super::{Device, Kind, StartError, Started, read_from};
 use crate::machine::memory::Memory;
+use crate::sandbox::door::Desk;
 use crate::threads::Role;
 use packet::{HEADER_BYTES, Header, PACKET_BYTES_MAX};
 use sockets::Sockets;
@@ -198,6 +199,15 @@ impl Vsock {
             is_elsewhere: false,
             worker: None,
         })
+    }
+
+    /// Has the guest's calls made by whoever is left at `desk`, once somebody is.
+    #[must_use]
+    pub fn with_desk(mut self, desk: Desk) -> Self {
+        if let Some(sockets) = &mut self.sockets {
+            sockets.desk = desk;
+        }
+        self
     }
 }
 
