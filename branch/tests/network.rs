@@ -42,8 +42,9 @@ fn settings(default: Choice) -> Settings {
 
 fn run(line: &str) -> Option<String> {
     let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
-    let output = Command::new("sh").args(["-c", line]).env("PATH", path);
-    let output = output.output().unwrap();
+    let mut command = Command::new("sh");
+    let output = command.args(["-c", line]).env("PATH", path).output();
+    let output = output.unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     output.status.success().then_some(text)
 }

@@ -1,7 +1,6 @@
 //! A machine in its sandbox: on the KVM at hand, as the host and its user see it.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -9,7 +8,6 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use vmm::virtio::net::Tap;
 use vmm_api::{Answer, Command as Ask};
 
 use crate::attempts::is_root;
@@ -17,9 +15,9 @@ use crate::guest::{self, ECHO, FALL, HELLO, OFF, RESET};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-struct Machine {
+pub struct Machine {
     folder: Rc<tempfile::TempDir>,
-    process: Child,
+    pub process: Child,
     console: UnixStream,
 }
 
@@ -46,7 +44,7 @@ impl Machine {
         Self::start_with(&[])
     }
 
-    fn start_with(more: &[&str]) -> Option<Self> {
+    pub fn start_with(more: &[&str]) -> Option<Self> {
         if let Err(error) = vmm::machine::open_kvm() {
             eprintln!("no KVM here ({error}): nothing to run a guest on");
             return None;
@@ -62,7 +60,7 @@ impl Machine {
     }
 
     /// The next machine, which goes on from a snapshot of this one, with these options.
-    fn resume(&self, name: &str, options: &[&str]) -> Self {
+    pub fn resume(&self, name: &str, options: &[&str]) -> Self {
         let mut command = splice_vmm("resume");
         command.arg(self.path(name)).args(options);
         Self::launch(Rc::clone(&self.folder), command)
@@ -98,7 +96,7 @@ impl Machine {
     }
 
     /// Has it saved.
-    fn save(&self, name: &str, options: &[&str]) -> bool {
+    pub fn save(&self, name: &str, options: &[&str]) -> bool {
         let mut command = splice_vmm("snapshot");
         command.args([self.path("control"), self.path(name)]);
         command.args(options).status().unwrap().success()
@@ -108,12 +106,12 @@ impl Machine {
         self.folder.path().join(name)
     }
 
-    fn said(&self) -> String {
+    pub fn said(&self) -> String {
         std::fs::read_to_string(self.path("said")).unwrap()
     }
 
     /// Waits until the guest has started so often, by the log: a console may come too late to see it.
-    fn wait_started(&mut self, times: usize) {
+    pub fn wait_started(&mut self, times: usize) {
         let (log, said) = (self.path("log"), self.path("said"));
         wait("the guest's start", || {
             let ended = self.process.try_wait().unwrap();
@@ -128,12 +126,12 @@ impl Machine {
         });
     }
 
-    fn type_letter(&mut self, letter: u8) {
+    pub fn type_letter(&mut self, letter: u8) {
         self.console.write_all(&[letter]).unwrap();
     }
 
     /// Types a letter that the guest answers.
-    fn is_answered(&mut self) {
+    pub fn is_answered(&mut self) {
         self.type_letter(b'?');
         let mut seen = [0];
         while seen != [ECHO] {
@@ -151,7 +149,7 @@ impl Machine {
         serde_json::from_str(&line).unwrap()
     }
 
-    fn end(&mut self) -> ExitStatus {
+    pub fn end(&mut self) -> ExitStatus {
         wait("the end", || self.process.try_wait().unwrap())
     }
 
@@ -322,63 +320,6 @@ fn the_host_sees_a_process_that_has_nothing() {
         let lists = if of("Name:") == "starter" { "2" } else { "3" };
         assert_eq!(of("Seccomp_filters:"), lists, "{}", of("Name:"));
     }
-}
-
-/// As the branch makes it: opened in a network that the machine is not in, for programs that are started while it is there.
-fn tap(name: &'static str) -> Option<Tap> {
-    let made = std::thread::spawn(move || {
-        // SAFETY: plain numbers; only this thread is moved.
-        let moved = unsafe { libc::unshare(libc::CLONE_NEWNET) } == 0;
-        moved.then(|| Tap::open(name).ok()).flatten()
-    });
-    let Some(tap) = made.join().unwrap() else {
-        eprintln!("no tap in a network namespace: none was handed in");
-        return None;
-    };
-    // SAFETY: plain numbers; the descriptor is open.
-    let kept = unsafe { libc::fcntl(tap.as_raw_fd(), libc::F_SETFD, 0) };
-    assert_eq!(kept, 0);
-    Some(tap)
-}
-
-/// Of a machine that starts, and of one that goes on.
-#[test]
-fn a_tap_that_is_handed_in_is_the_machine_s() {
-    let said = |words: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_splice-vmm"));
-        let output = command.args(["run", "--kernel", "none"]).args(words);
-        let output = output.output().unwrap();
-        assert_eq!(output.status.code(), Some(1));
-        String::from_utf8_lossy(&output.stderr).into_owned()
-    };
-    assert!(said(&["--net", "fd=999"]).contains("handed in"));
-    assert!(said(&["--net", "fd=9", "--net", "fd=9"]).contains("one network card"));
-    let Some(first) = tap("handed0") else {
-        return;
-    };
-    let card = format!("fd={},mac=52:53:0a:d5:00:02", first.as_raw_fd());
-    let Some(mut machine) = Machine::start_with(&["--net", &card]) else {
-        return;
-    };
-    drop(first);
-    machine.wait_started(1);
-    machine.is_answered();
-    // The outer process has let go of it.
-    let files = std::fs::read_dir(format!("/proc/{}/fd", machine.process.id())).unwrap();
-    assert_eq!(files.count(), 5);
-    assert!(machine.save("saved", &["--quit"]), "{}", machine.said());
-    assert_eq!(machine.end().code(), Some(0), "{}", machine.said());
-
-    let Some(second) = tap("handed1") else {
-        return;
-    };
-    let card = format!("fd={},mbps=100", second.as_raw_fd());
-    let mut next = machine.resume("saved", &["--net", &card]);
-    drop(second);
-    next.is_answered();
-    next.type_letter(OFF);
-    let end = next.end();
-    assert_eq!(end.code(), Some(0), "{end}: {}", next.said());
 }
 
 #[test]
