@@ -63,7 +63,7 @@ impl Wanted {
 pub struct Clerk(Arc<Mutex<UnixStream>>);
 
 impl Clerk {
-    pub(super) fn new(outer: UnixStream) -> Self {
+    pub(crate) fn new(outer: UnixStream) -> Self {
         Self(Arc::new(Mutex::new(outer)))
     }
 

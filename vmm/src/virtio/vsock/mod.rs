@@ -8,6 +8,8 @@
 
 mod connection;
 mod packet;
+#[cfg(test)]
+mod restored;
 mod sockets;
 mod table;
 #[cfg(test)]
