@@ -16,6 +16,7 @@ mod error;
 mod growth;
 mod guest;
 pub mod machine;
+mod outfit;
 pub mod record;
 mod room;
 mod starting;
@@ -38,6 +39,7 @@ use crate::clock::Clock;
 use crate::fetch::Fetcher;
 use crate::fetch::base::CachedBase;
 use crate::guest::Guests;
+use crate::network::Network;
 use crate::profile::{BOOT_MS_MAX, Boots};
 use crate::ready::writes::Writes;
 use crate::versions::Versions;
@@ -63,12 +65,15 @@ pub struct Desktops {
     writes: Writes,
     guests: Arc<Guests>,
     host: MachineHost,
+    network: Arc<Network>,
     clock: Arc<dyn Clock>,
     /// Names of desktops that a call is working on.
     busy: Mutex<HashSet<String>>,
     turn_over: Condvar,
     /// Whether the cache gave room up since the disk was last full.
     made_room: AtomicBool,
+    /// Held while a desktop is given what no other has.
+    giving: Mutex<()>,
 }
 
 /// Keeps a desktop's name busy until dropped.
@@ -92,6 +97,7 @@ impl Desktops {
         fetcher: Arc<Fetcher>,
         volumes: Volumes,
         host: MachineHost,
+        network: Arc<Network>,
         clock: Arc<dyn Clock>,
     ) -> Self {
         Self {
@@ -103,10 +109,12 @@ impl Desktops {
             volumes,
             guests: Arc::default(),
             host,
+            network,
             clock,
             busy: Mutex::default(),
             turn_over: Condvar::new(),
             made_room: AtomicBool::new(false),
+            giving: Mutex::default(),
         }
     }
 
@@ -249,7 +257,7 @@ impl Desktops {
         })?;
         let base = Arc::new(CachedBase::new(tree, Arc::clone(&self.fetcher)));
         let files = self.files(&desktop.name);
-        std::fs::create_dir_all(files.dir()).map_err(|source| MachineError::Io {
+        machine::private_folder(files.dir()).map_err(|source| MachineError::Io {
             name: desktop.name.clone(),
             what: "make its directory".into(),
             source,
@@ -323,6 +331,7 @@ impl Desktops {
     pub fn tend(&self, connected: bool) {
         self.tend_boots();
         self.make_room();
+        self.network.tend();
         let desktops = match self.versions.catalog().desktops() {
             Ok(desktops) => desktops,
             Err(error) => {
@@ -463,6 +472,8 @@ impl Desktops {
             tpm: desktop.tpm,
             machine: alive.map(|m| m.kind.name().to_owned()),
             machine_reason: alive.map(|m| m.reason.clone()),
+            sandbox: alive.and_then(|m| m.sandbox.clone()),
+            network: alive.and_then(|m| m.network.clone()),
             disk: alive.map(|m| m.disk.name().to_owned()),
             pid: alive.map(|m| m.pid),
             serial_log: path_text(&files.serial_log()),

@@ -45,6 +45,8 @@ impl From<DesktopError> for ApiError {
             | DesktopError::Volume(VolumeError::Key { .. } | VolumeError::UserVolumeGone { .. })
             | DesktopError::Machine(
                 MachineError::NoSplice { .. }
+                | MachineError::NoUser { .. }
+                | MachineError::Network { .. }
                 | MachineError::NoProgram { .. }
                 | MachineError::NoUefi { .. },
             ) => StatusCode::CONFLICT,

@@ -70,9 +70,12 @@ fn make(tree: Tree, parts: &[Option<u32>]) -> Made {
     }
 }
 
+/// An extent: its place, its length, and the chunk that it shows.
+type Shown = (Place, u64, Option<(ChunkId, u32)>);
+
 impl Made {
-    /// Each extent of each leaf in turn: its place, its length, and the chunk that it shows.
-    fn extents(&self) -> Vec<(Place, u64, Option<(ChunkId, u32)>)> {
+    /// Each extent of each leaf in turn.
+    fn extents(&self) -> Vec<Shown> {
         let mut all = Vec::new();
         for leaf in 0..self.manifest.leaves.len() {
             let read = self.manifest.leaf(&self.leaves, leaf).unwrap();
