@@ -116,6 +116,8 @@ impl World {
             machine: None,
             error: None,
             boot: None,
+            uid: None,
+            address: None,
         };
         self.catalog.put_desktop(&desktop).unwrap();
     }
