@@ -467,7 +467,10 @@ impl Volumes {
             source,
         })?;
         let remove = || {
-            for file in self.disk.list(dir)? {
+            let mut files = self.disk.list(dir)?;
+            // The header file last: as long as it is there, the key that is not tells what happened and what can be done.
+            files.sort_by_key(|file| file.ends_with(".meta"));
+            for file in files {
                 self.disk.remove(&format!("{dir}/{file}"))?;
             }
             self.disk.sync_dir(dir)
