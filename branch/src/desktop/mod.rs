@@ -27,7 +27,6 @@ mod volumes;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -70,8 +69,8 @@ pub struct Desktops {
     /// Names of desktops that a call is working on.
     busy: Mutex<HashSet<String>>,
     turn_over: Condvar,
-    /// Whether the cache gave room up since the disk was last full.
-    made_room: AtomicBool,
+    /// Whether the cache gave room up since the disk ran full, and if so, whether the link was up then.
+    made_room: Mutex<Option<bool>>,
     /// Held while a desktop is given what no other has.
     giving: Mutex<()>,
 }
@@ -113,7 +112,7 @@ impl Desktops {
             clock,
             busy: Mutex::default(),
             turn_over: Condvar::new(),
-            made_room: AtomicBool::new(false),
+            made_room: Mutex::default(),
             giving: Mutex::default(),
         }
     }

@@ -124,9 +124,13 @@ pub struct OpenVolume {
 }
 
 impl OpenVolume {
-    /// Why its guest's writes wait, if they do.
+    /// Why its guest's writes wait, if they do: what the host's disk lacks most of all, because others can do something about that.
     pub fn shortage(&self) -> Option<Shortage> {
-        let shortage = self.overlays().find_map(Overlay::shortage);
+        let shortages = self.overlays().filter_map(Overlay::shortage);
+        let shortage = shortages.max_by_key(|shortage| match shortage {
+            Shortage::DiskBytes(bytes) => *bytes,
+            Shortage::IndexFull => 0,
+        });
         if shortage.is_some() {
             self.was_short.store(true, Ordering::Relaxed);
         }
@@ -467,7 +471,10 @@ impl Volumes {
             source,
         })?;
         let remove = || {
-            for file in self.disk.list(dir)? {
+            let mut files = self.disk.list(dir)?;
+            // The header file last: as long as it is there, the key that is not tells what happened and what can be done.
+            files.sort_by_key(|file| file.ends_with(".meta"));
+            for file in files {
                 self.disk.remove(&format!("{dir}/{file}"))?;
             }
             self.disk.sync_dir(dir)

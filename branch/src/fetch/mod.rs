@@ -339,6 +339,11 @@ impl Fetcher {
         self.work.notify_one();
     }
 
+    /// Whether the link is up.
+    pub fn is_connected(&self) -> bool {
+        self.state().connected
+    }
+
     /// The next request, if one may be sent now.
     pub fn next_request(&self, fill_flight_bytes: u64) -> Option<Request> {
         let now_ms = self.now_ms();
@@ -439,7 +444,7 @@ impl Fetcher {
     /// One pass over the cache for `bytes` of room; how many it made.
     fn evict(&self, bytes: u64, urgency: Urgency) -> Result<u64, CacheError> {
         let ranks = self.needs.get().map(|needs| needs()).unwrap_or_default();
-        let connected = self.state().connected;
+        let connected = self.is_connected();
         self.cache.evict_ranked(bytes, &|id| {
             let rank = ranks.of(&id);
             rank.gives_way(urgency, connected).then_some(rank as u8)

@@ -126,3 +126,22 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_host_without_room_gets_what_a_fill_may_push_out() {
+    for (connected, gone) in [(true, 8), (false, 2)] {
+        let root = tempfile::tempdir().unwrap();
+        let fetcher = fetcher(root.path());
+        fetcher.set_connected(connected);
+        // Loose, spare, and whole.
+        let numbers = (0..2).chain(EACH..EACH + 6).chain(2 * EACH..2 * EACH + 6);
+        let chunks: Vec<Chunk> = numbers.map(chunk).collect();
+        fetcher.deliver(Urgency::Demand, &chunks).unwrap();
+        // One pass would end with the loose ones: they are a quarter of this.
+        fetcher.give_room(8 * CHUNK_BYTES as u64).unwrap();
+        let held = chunks.iter().map(|c| fetcher.cache().contains(&c.id()));
+        let held: Vec<bool> = held.collect();
+        let expected = [vec![false; gone], vec![true; chunks.len() - gone]].concat();
+        assert_eq!(held, expected, "link up: {connected}");
+    }
+}
