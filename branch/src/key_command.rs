@@ -120,7 +120,7 @@ fn status(data: &Path, json: bool) -> Result<()> {
             "mode": status.mode.name(),
             "protects": status.mode.protects(),
             "branch_key": key,
-            "desktops": status.desktops,
+            "desktop_keys": status.desktops,
             "cache": status.cache,
             "changing": status.is_changing,
         });

@@ -12,6 +12,8 @@ use anyhow::{Context, Result, bail};
 use branch::cache::{Cache, CacheIdentity, CacheKey, CacheOptions};
 use branch::catalog::Catalog;
 use branch::clock::{Clock, HostClock};
+use branch::desktop::machine::confine::{Confinement, Level};
+use branch::desktop::machine::uids::{self, UidRange};
 use branch::desktop::machine::{DiskFront, MachineHost};
 use branch::desktop::{Desktops, Volumes};
 use branch::exports::Exports;
@@ -20,6 +22,9 @@ use branch::guest::Directory;
 use branch::identity::{self, Identity};
 use branch::keys::Mode;
 use branch::link::LinkState;
+use branch::network::choice::{InterfaceName, PoolChoice};
+use branch::network::subnet::{self, Subnet};
+use branch::network::{self, Network};
 use branch::ready::proof::Proof;
 use branch::server::Branch;
 use branch::versions::Versions;
@@ -43,6 +48,9 @@ const UPKEEP_EVERY: Duration = Duration::from_millis(250);
 /// How often fetched chunks are made durable, so that a version that was complete is still complete after a crash while the line is
 /// down. A fill at line speed writes less than this many seconds' worth between two syncs, whatever the cache's own byte limit says.
 const SYNC_EVERY: Duration = Duration::from_secs(5);
+
+/// Where what serves desktops' networks has its files until the host starts anew.
+const NETWORK_RUN: &str = "/run/splice";
 
 #[derive(Parser)]
 #[command(
@@ -72,7 +80,7 @@ enum Command {
         address: Option<String>,
     },
     /// Serve until SIGTERM or SIGINT. Machines of desktops go on running and find the server again when it is back.
-    Run(Run),
+    Run(Box<Run>),
     /// What protects this branch's keys, and changing that.
     #[command(subcommand)]
     Key(key_command::KeyCommand),
@@ -113,6 +121,43 @@ struct Run {
     /// Use KVM or TCG without asking `splice-vmm check`.
     #[arg(long, value_parser = ["kvm", "tcg"])]
     accelerator: Option<String>,
+    /// How much of its sandbox splice-vmm must have: auto (what the host allows; what it does not is told), full (all, or desktops do not
+    /// start) or off.
+    #[arg(long, default_value_t = Level::default())]
+    sandbox: Level,
+    /// Users for desktops' machines, one each, that nobody else on this host has. Only where the branch server runs as root.
+    #[arg(long, value_name = "FIRST-LAST", default_value_t = uids::DEFAULT)]
+    uids: UidRange,
+    /// Control group (version 2) below which each machine on splice-vmm gets one with limits of its pool's sizes. Delegated to the branch
+    /// server, and without processes of its own.
+    #[arg(long, value_name = "FOLDER")]
+    cgroup: Option<PathBuf>,
+    /// Desktops' network: none, nat (a bridge of this server's own), or bridge=NAME, which is there.
+    #[arg(long, value_name = "none|nat|bridge=NAME", default_value_t = network::Choice::None)]
+    network: network::Choice,
+    /// The same for one pool, where it differs.
+    #[arg(long, value_name = "POOL=none|nat|bridge=NAME")]
+    pool_network: Vec<PoolChoice>,
+    /// Name of the NAT's bridge.
+    #[arg(long, value_name = "NAME", default_value = "splice0")]
+    nat_bridge: InterfaceName,
+    /// The NAT's addresses: a private network of 22 to 29 bits that this host does not reach otherwise.
+    #[arg(long, value_name = "NETWORK/BITS", default_value_t = subnet::DEFAULT)]
+    nat_subnet: Subnet,
+}
+
+impl Run {
+    fn networks(&self) -> network::Settings {
+        let pools = self.pool_network.iter();
+        network::Settings {
+            default: self.network.clone(),
+            pools: pools
+                .map(|one| (one.pool.clone(), one.choice.clone()))
+                .collect(),
+            nat_bridge: self.nat_bridge.0.clone(),
+            nat_subnet: self.nat_subnet,
+        }
+    }
 }
 
 fn parse_size(text: &str) -> Result<u64, String> {
@@ -185,7 +230,7 @@ fn run(arguments: Arguments) -> Result<()> {
         }
         Command::Key(command) => key_command::run(command, lock),
         Command::Run(options) => {
-            let result = runtime.block_on(serve(options));
+            let result = runtime.block_on(serve(*options));
             // A guest's read may still sit in the blocking pool, waiting for the link.
             runtime.shutdown_timeout(Duration::from_secs(2));
             result
@@ -313,12 +358,18 @@ fn open(options: &Run, data: &Path, identity: Identity) -> Result<(Arc<Branch>, 
     let needing = Arc::clone(&versions);
     fetcher.set_needs(Box::new(move || needing.ranks()));
     let vmm = find_vmm(options);
+    let cgroup = options.cgroup.clone();
+    let virt = host_virt(options, vmm.as_deref());
+    // Where it never runs, nothing is to be said about it.
+    let confined = vmm.as_deref().filter(|_| virt.kind.runs_desktops());
+    let confinement = Confinement::settle(options.sandbox, options.uids, cgroup, confined)?;
     let host = MachineHost {
-        virt: host_virt(options, vmm.as_deref()),
+        virt,
         vmm,
         qemu: options.qemu.clone(),
         qemu_disk: options.qemu_disk,
         nbd_socket: data.join("nbd.sock"),
+        confinement,
     };
     let nbd_socket = host.nbd_socket.clone();
     let lines = Arc::new(Lines::new(
@@ -327,15 +378,18 @@ fn open(options: &Run, data: &Path, identity: Identity) -> Result<(Arc<Branch>, 
         identity.id_key.clone(),
         Arc::clone(&clock),
     ));
+    let network = Network::new(options.networks(), data, Path::new(NETWORK_RUN));
     let desktops = Arc::new(Desktops::new(
         data.join("desktops"),
         Arc::clone(&versions),
         Arc::clone(&fetcher),
         Volumes::new(disk, keys, lines),
         host,
+        Arc::new(network),
         Arc::clone(&clock),
     ));
     desktops.recover()?;
+    desktops.prepare_network();
     let exports = Exports::new(
         Arc::clone(&versions),
         Arc::clone(&fetcher),

@@ -117,6 +117,8 @@ impl World {
             machine: None,
             error: None,
             boot: None,
+            uid: None,
+            address: None,
         };
         self.catalog.put_desktop(&desktop).unwrap();
     }
@@ -133,6 +135,7 @@ fn pool(name: &str, version: VersionId, pinned: &[VersionId], prestage: bool) ->
         prestage,
         machine: MachineType::Auto,
         tpm: false,
+        user_volume_mib: 0,
     }
 }
 

@@ -102,6 +102,7 @@ impl Branch {
                     .saturating_sub(counters.update_bytes.load(Ordering::Relaxed)),
             },
             readiness: Some(self.readiness()?),
+            assignment_counter: Some(self.versions.assignment().map_or(0, |a| a.counter)),
             reported_unix_s: self.clock.now_unix_s(),
             software: env!("CARGO_PKG_VERSION").into(),
             introduction: None,

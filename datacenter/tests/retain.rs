@@ -87,6 +87,15 @@ fn assign(bench: &Bench, branch: &str, version: &str, pinned: &[&str]) {
     bench.dc.assign_pool(branch, "office", &request).unwrap();
 }
 
+/// A report of a branch server that follows this assignment, or does not tell.
+fn report(bench: &Bench, branch: BranchId, assignment_counter: Option<u64>) {
+    let status = BranchStatus {
+        assignment_counter,
+        ..BranchStatus::default()
+    };
+    bench.dc.record_branch_status(branch, status).unwrap();
+}
+
 fn is_intact(bench: &Bench, version: &str) -> bool {
     let verified = bench.dc.verify_version(version, &Meter::default());
     verified.unwrap().damaged_count == 0
@@ -189,6 +198,38 @@ fn a_deleted_version_can_be_had_back_until_it_is_given_up() {
         ..request("deb", &path)
     };
     assert_eq!(bench.publish_as(&again).unwrap().number, 4);
+}
+
+#[test]
+fn a_branch_keeps_what_it_was_assigned_before_until_it_follows_the_present_assignment() {
+    let bench = Bench::new();
+    three(&bench);
+    let ny = join(&bench, "ny");
+    let counter = || bench.dc.branch("ny").unwrap().assignment_counter;
+    assign(&bench, "ny", "deb@1", &[]);
+    report(&bench, ny, Some(counter()));
+    let request = AssignRequest {
+        version: "deb@3".into(),
+        user_volume_mib: Some(8192),
+        ..AssignRequest::default()
+    };
+    bench.dc.assign_pool("ny", "office", &request).unwrap();
+    later(&bench, 60);
+    // Its report was on its way when the pool moved on.
+    report(&bench, ny, Some(counter() - 1));
+    let refused = |why: &str| {
+        let refusal = refusal(bench.dc.delete_version("deb@1"));
+        assert!(
+            refusal.contains("branch ny once ran it"),
+            "{why}: {refusal}"
+        );
+    };
+    refused("it follows the one before");
+    // One that is too old to read of user volumes is not sent this assignment, however often it reports.
+    report(&bench, ny, None);
+    refused("it cannot read it");
+    report(&bench, ny, Some(counter()));
+    bench.dc.delete_version("deb@1").unwrap();
 }
 
 /// A branch that was cut off may have started one from what it was assigned before.

@@ -39,7 +39,7 @@ longest() {
     case $1 in
     partition_table | inspect) echo 140000 ;;
     qcow2) echo 300000 ;;
-    nbd_* | responder | wire | control | guest_lines) echo 32768 ;;
+    nbd_* | responder | wire | control | guest_lines | snapshot) echo 32768 ;;
     sim_wan | api_json | names | join_token | virtio_* | pci_config | vmm_control | rfb_client) echo 4096 ;;
     *) echo 8192 ;;
     esac

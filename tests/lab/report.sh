@@ -14,6 +14,12 @@ done
 echo '</table><ul>'
 { grep -aE '^NOTE ' l1.serial || true; } | tr -d '\r' | cut -d' ' -f2- | escaped | sed 's/.*/<li>&<\/li>/'
 echo '</ul>'
+for figures in *.json; do
+    [ -f "$figures" ] || continue
+    printf '<h2>%s</h2><pre>' "$figures"
+    escaped <"$figures"
+    echo '</pre>'
+done
 for shot in *.png; do
     [ ! -f "$shot" ] || printf '<h2>%s</h2><img src="%s" style="max-width:100%%">\n' "$shot" "$shot"
 done

@@ -10,7 +10,9 @@ mod guest;
 #[allow(dead_code, reason = "a test uses the rest")]
 mod machine;
 
-use std::io::{self, Error};
+use std::fs::File;
+use std::io::{self, Error, Write};
+use std::os::fd::FromRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -19,10 +21,15 @@ use std::time::Duration;
 
 use guest::{DISCARD, Data, FLUSH, IN, OUT, SECTOR, WRITE_ZEROES, pattern};
 use machine::Machine;
+use vm_memory::{Bytes, GuestAddress};
+use vmm::machine::memory;
 use vmm::rfb::Inputs;
 use vmm::sandbox::door::{Clerk, Door};
-use vmm::sandbox::{Sandbox, User};
+use vmm::sandbox::{Needs, Sandbox, User};
 use vmm::screen::{Screen, Size};
+use vmm::snapshot::memory::{self as image, BLOCK_BYTES, Image};
+use vmm::snapshot::working_set::WorkingSet;
+use vmm::snapshot::{self, Faults, Loading, OnDamage};
 use vmm::threads::{self, Role};
 use vmm::virtio::Device;
 use vmm::virtio::balloon::Balloon;
@@ -33,6 +40,7 @@ use vmm::virtio::input::{Input, Model};
 use vmm::virtio::net::{self, Net, Tap};
 use vmm::virtio::rng::Rng;
 use vmm::virtio::vhost_user::RemoteBlock;
+use vmm::virtio::vsock::{Vsock, VsockSpec};
 use vmm_block::RawFile;
 
 fn main() {
@@ -48,20 +56,28 @@ fn main() {
         user: uid.map(|uid| User { uid, gid: uid }),
         group: None,
     };
-    sandbox.close_inherited().unwrap();
-    let (mut servers, mut devices) = (Vec::new(), Vec::new());
+    sandbox.close_inherited(&[]).unwrap();
+    let mut needs = Needs {
+        file_bytes: 1 << 30,
+        faults: attempt == "page",
+        ..Needs::default()
+    };
+    let mut devices = Vec::new();
     match attempt.as_str() {
-        "remote" => servers.push(PathBuf::from(&argument)),
+        "remote" => needs.servers.push(PathBuf::from(&argument)),
+        "services" => needs.services = Some(PathBuf::from(&argument)),
         "devices" => devices = opened(Path::new(&argument)),
         _ => {}
     }
-    let inside = sandbox.enter(&servers, 1 << 30).unwrap();
+    let mut inside = sandbox.enter(&needs).unwrap();
     for part in &inside.lacking {
         println!("lacking {part}");
     }
     let result = match attempt.as_str() {
         "remote" => remote(&argument, inside.clerk.as_ref().unwrap()),
         "stranger" => stranger(inside.clerk.unwrap()),
+        "page" => page(inside.faults.take().unwrap()),
+        "services" => in_role(Role::Ports, inside.clerk.unwrap(), services),
         "devices" => in_role(
             Role::Vcpu,
             devices.into_iter().map(Machine::new).collect(),
@@ -74,6 +90,7 @@ fn main() {
                 "vcpu" => Some(Role::Vcpu),
                 "disk" => Some(Role::Disk),
                 "remote" => Some(Role::Remote),
+                "pager" => Some(Role::Pager),
                 "device" => Some(Role::Device),
                 "screen" => Some(Role::Screen),
                 other => panic!("role {other}"),
@@ -185,6 +202,10 @@ fn opened(folder: &Path) -> Vec<Box<dyn Device>> {
         name: "port".into(),
         end: HostEnd::Socket(folder.join("port")),
     };
+    let vsock = VsockSpec {
+        cid: 3,
+        socket: folder.join("vsock"),
+    };
     let inputs = Inputs::default();
     let mut devices: Vec<Box<dyn Device>> = vec![
         Box::new(disk(Limits::default())),
@@ -192,6 +213,7 @@ fn opened(folder: &Path) -> Vec<Box<dyn Device>> {
         Box::<Rng>::default(),
         Box::new(Balloon::new(Default::default())),
         Box::new(Console::new(&[port]).unwrap()),
+        Box::new(Vsock::new(&vsock).unwrap()),
         Box::new(Gpu::new(Screen::new(Size::default()))),
         Box::new(Input::new(Model::Keyboard, inputs.keyboard)),
     ];
@@ -256,6 +278,49 @@ fn remote(socket: &str, clerk: &Clerk) -> io::Result<String> {
         machine.stop();
         Ok(String::new())
     })
+}
+
+/// Saves a memory into files that are open only here, and has it come page by page into another one.
+fn page(faults: io::Result<Faults>) -> io::Result<String> {
+    let memory = memory::create(64).unwrap();
+    let at = |block: u64| GuestAddress(block * BLOCK_BYTES as u64 + 9);
+    for block in [3, 700] {
+        memory.write_obj(block as u8, at(block)).unwrap();
+    }
+    let file = || {
+        // SAFETY: the name is a C string; the result is checked before it is used.
+        let fd = unsafe { libc::memfd_create(c"probe".as_ptr(), libc::MFD_CLOEXEC) };
+        assert!(fd >= 0);
+        // SAFETY: the descriptor was made just now and belongs to nobody else.
+        unsafe { File::from_raw_fd(fd) }
+    };
+    let saved = file();
+    let blocks = image::write(&memory, &saved).unwrap();
+    let image = Image::new(saved, 64 << 20, blocks).unwrap();
+    let fresh = memory::create(64).unwrap();
+    let loading = Loading::begun();
+    let (is_lazy, faults) = (faults.is_ok(), faults.ok());
+    let on_damage: OnDamage = Box::new(|error| panic!("{error}"));
+    let working_set = WorkingSet::default();
+    let pager = snapshot::give(image, &fresh, working_set, faults, loading, on_damage).unwrap();
+    let read = |block| fresh.read_obj::<u8>(at(block)).unwrap();
+    assert_eq!([read(700), read(3), read(5)], [700u64 as u8, 3, 0]);
+    if let Some(pager) = &pager {
+        pager.finish();
+    }
+    Ok(if is_lazy { "lazily" } else { "at once" }.to_owned())
+}
+
+/// Calls programs of the host as the guest's socket device does: one that is there, one that is not, and more than may be called.
+fn services(clerk: Clerk) -> io::Result<String> {
+    let mut stream = clerk.call(5)?;
+    stream.set_nonblocking(true)?;
+    stream.write_all(b"from inside")?;
+    drop(stream);
+    let nobody = clerk.call(6).unwrap_err();
+    let mut calls = (0..100_000).map(|_| clerk.call(7));
+    let refused = calls.find_map(|call| call.err().filter(|error| error.kind() != nobody.kind()));
+    Ok(format!("{nobody}; {}", refused.unwrap()))
 }
 
 /// Asks for a connection that is none of ours.

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use vmm_api::{HostVirt, KvmKind, ProbeOutcome};
+use vmm_api::{HostVirt, KvmKind, ProbeOutcome, Then};
 
 /// Runs one desktop on KVM.
 #[derive(Parser)]
@@ -36,6 +36,29 @@ enum Command {
     /// A guest's reset starts the machine anew. Exit status: 0 the guest powered off, or the machine was ended by SIGTERM or SIGINT; 1 it
     /// could not be made or could not go on; 2 wrong usage; 128 + N the machine was killed by signal N (31: a forbidden system call).
     Run(Box<run::Arguments>),
+    /// Go on with a machine that was saved by `splice-vmm snapshot`.
+    ///
+    /// Memory comes while it runs, what the machine needed first the last time before all else. The guest finds its clocks set forward and
+    /// draws new randomness; one snapshot may be gone on from many times. Exit status: as of `run`; 3 the guest reset itself, and there was
+    /// no --kernel.
+    Resume(Box<run::ResumeArguments>),
+    /// Save a machine into a folder, from which it or others go on.
+    ///
+    /// It is paused while it is saved. Its disks are not in there: a machine that goes on needs them as they are at that moment. Exit status:
+    /// 0 saved; 1 not; 2 wrong usage.
+    Snapshot {
+        /// The machine's `--control` socket.
+        socket: PathBuf,
+        /// The folder, which is not there yet.
+        dir: PathBuf,
+        /// End it when it was saved, without having run again: its disks stay as the snapshot needs them.
+        #[arg(long)]
+        quit: bool,
+    },
+    /// Enter a sandbox as `run` does, tell what of it this host does not allow, and end.
+    ///
+    /// Prints JSON: {"lacking":[...]}, empty when all of it is in force. Exit status: 0 told; 1 it cannot be entered; 2 wrong usage.
+    Sandbox(run::Confinement),
     /// Save a picture of a machine's screen.
     ///
     /// Exit status: 0 saved; 1 not; 2 wrong usage.
@@ -52,6 +75,13 @@ fn main() -> Result<ExitCode> {
     log::to_stderr();
     match command {
         Command::Run(arguments) => run::run(&arguments),
+        Command::Resume(arguments) => run::resume(&arguments),
+        Command::Snapshot { socket, dir, quit } => {
+            let then = if quit { Then::Quit } else { Then::GoOn };
+            vmm::snapshot::take(&socket, &dir, then)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Sandbox(confinement) => run::sandbox(&confinement),
         Command::Screenshot { socket, file } => {
             screenshot::save(&socket, &file)?;
             Ok(ExitCode::SUCCESS)

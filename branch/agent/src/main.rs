@@ -1,6 +1,8 @@
 //! `splice-agent`: runs inside a desktop, as a service that starts before people log on. See the library for what it does.
 #![forbid(unsafe_code)]
 
+use std::fmt::Display;
+use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -59,13 +61,21 @@ fn is_place(place: &str) -> bool {
         && first != ".."
 }
 
+/// Says something on standard error. That it cannot be written, because a disk is full or nobody reads, must not end what goes on.
+fn say(line: impl Display) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
 fn main() -> ExitCode {
     if std::env::args().any(|argument| argument == "--version") {
-        println!("splice-agent {}", env!("CARGO_PKG_VERSION"));
-        return ExitCode::SUCCESS;
+        let told = writeln!(io::stdout(), "splice-agent {}", env!("CARGO_PKG_VERSION"));
+        return match told {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        };
     }
     let Some((verb, place)) = parse(std::env::args()) else {
-        eprintln!("{USAGE}");
+        say(USAGE);
         return ExitCode::from(2);
     };
     match verb {
@@ -77,14 +87,14 @@ fn main() -> ExitCode {
         Verb::Run => match serve(place) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                eprintln!("splice-agent: port {PORT_NAME}: {error}");
+                say(format_args!("splice-agent: port {PORT_NAME}: {error}"));
                 ExitCode::FAILURE
             }
         },
     }
 }
 
-fn serve(place: String) -> std::io::Result<()> {
+fn serve(place: String) -> io::Result<()> {
     let root = Root::new("/");
     let begun = Instant::now();
     let found = loop {
@@ -92,7 +102,9 @@ fn serve(place: String) -> std::io::Result<()> {
             break found;
         }
         if !may_come(&root) || begun.elapsed() >= PORT_PATIENCE {
-            eprintln!("splice-agent: there is no port {PORT_NAME}: this is no desktop of a branch");
+            say(format_args!(
+                "splice-agent: there is no port {PORT_NAME}: this is no desktop of a branch"
+            ));
             return notify::ready();
         }
         std::thread::sleep(STEP);
@@ -105,7 +117,7 @@ fn serve(place: String) -> std::io::Result<()> {
 }
 
 /// Goes on until the port is gone.
-fn run(path: &Path, mut agent: Agent<HostTools>) -> std::io::Result<()> {
+fn run(path: &Path, mut agent: Agent<HostTools>) -> io::Result<()> {
     let mut port = Port::open(path)?;
     let mut lines = Lines::default();
     let mut buf = vec![0; 4096];
@@ -121,7 +133,9 @@ fn run(path: &Path, mut agent: Agent<HostTools>) -> std::io::Result<()> {
         if !told_ready && agent.is_settled(now_ms()) {
             told_ready = true;
             if let Err(error) = notify::ready() {
-                eprintln!("splice-agent: systemd is not told that we are ready: {error}");
+                say(format_args!(
+                    "splice-agent: systemd is not told that we are ready: {error}"
+                ));
             }
         }
         // Not asleep for longer than people wait.

@@ -89,6 +89,12 @@ pub struct Desktop {
     /// Why it is that machine.
     #[serde(default)]
     pub machine_reason: Option<String>,
+    /// What of splice-vmm's sandbox is in force around its machine, while that runs: `full`, or what is lacking.
+    #[serde(default)]
+    pub sandbox: Option<String>,
+    /// Its network, while its machine runs and has a card: `nat`, with its address, or `bridge=NAME`.
+    #[serde(default)]
+    pub network: Option<String>,
     /// How the machine reaches its disk: `vhost-user` or `nbd`.
     #[serde(default)]
     pub disk: Option<String>,

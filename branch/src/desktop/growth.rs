@@ -1,4 +1,4 @@
-//! How the overlays of desktops grow, and how many desktops of each pool are up.
+//! How much desktops write and keep, to their systems and user volumes, and how many desktops of each pool are up.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -41,7 +41,7 @@ impl Desktops {
         Ok(up)
     }
 
-    /// Looks at what the open overlays grew by, if it is time.
+    /// Looks at how much more the open overlays hold, if it is time.
     pub(super) fn tend_writes(&self, desktops: &[DesktopRecord], now: Instant) {
         if !self.writes.is_due(now) {
             return;
@@ -51,7 +51,7 @@ impl Desktops {
             Some(OpenOverlay {
                 desktop: &desktop.name,
                 pool: &desktop.pool,
-                bytes: volume.overlay_bytes(),
+                bytes: volume.held_bytes(),
             })
         });
         let changed: Vec<(String, WriteHistory)> = self.writes.sample(now, open);

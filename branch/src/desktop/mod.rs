@@ -16,6 +16,7 @@ mod error;
 mod growth;
 mod guest;
 pub mod machine;
+mod outfit;
 pub mod record;
 mod rights;
 mod room;
@@ -27,7 +28,6 @@ mod volumes;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -40,6 +40,7 @@ use crate::clock::Clock;
 use crate::fetch::Fetcher;
 use crate::fetch::base::CachedBase;
 use crate::guest::Guests;
+use crate::network::Network;
 use crate::profile::{BOOT_MS_MAX, Boots};
 use crate::ready::writes::Writes;
 use crate::versions::Versions;
@@ -65,16 +66,19 @@ pub struct Desktops {
     writes: Writes,
     guests: Arc<Guests>,
     host: MachineHost,
+    network: Arc<Network>,
     clock: Arc<dyn Clock>,
     /// Names of desktops that a call is working on.
     busy: Mutex<HashSet<String>>,
     turn_over: Condvar,
-    /// Whether the cache gave room up since the disk was last full.
-    made_room: AtomicBool,
     /// Volumes here, and what was seen of their desktops.
     watch: Mutex<rights::Watch>,
     /// Held while an overlay is opened only to be sent.
     lending: Mutex<()>,
+    /// Whether the cache gave room up since the disk ran full, and if so, whether the link was up then.
+    made_room: Mutex<Option<bool>>,
+    /// Held while a desktop is given what no other has.
+    giving: Mutex<()>,
 }
 
 /// Keeps a desktop's name busy until dropped.
@@ -98,6 +102,7 @@ impl Desktops {
         fetcher: Arc<Fetcher>,
         volumes: Volumes,
         host: MachineHost,
+        network: Arc<Network>,
         clock: Arc<dyn Clock>,
     ) -> Self {
         Self {
@@ -109,12 +114,14 @@ impl Desktops {
             volumes,
             guests: Arc::default(),
             host,
+            network,
             clock,
             busy: Mutex::default(),
             turn_over: Condvar::new(),
-            made_room: AtomicBool::new(false),
             watch: Mutex::default(),
             lending: Mutex::default(),
+            made_room: Mutex::default(),
+            giving: Mutex::default(),
         }
     }
 
@@ -257,7 +264,7 @@ impl Desktops {
         })?;
         let base = Arc::new(CachedBase::new(tree, Arc::clone(&self.fetcher)));
         let files = self.files(&desktop.name);
-        std::fs::create_dir_all(files.dir()).map_err(|source| MachineError::Io {
+        machine::private_folder(files.dir()).map_err(|source| MachineError::Io {
             name: desktop.name.clone(),
             what: "make its directory".into(),
             source,
@@ -335,6 +342,7 @@ impl Desktops {
     pub fn tend(&self, connected: bool) {
         self.tend_boots();
         self.make_room();
+        self.network.tend();
         let desktops = match self.versions.catalog().desktops() {
             Ok(desktops) => desktops,
             Err(error) => {
@@ -476,6 +484,8 @@ impl Desktops {
             tpm: desktop.tpm,
             machine: alive.map(|m| m.kind.name().to_owned()),
             machine_reason: alive.map(|m| m.reason.clone()),
+            sandbox: alive.and_then(|m| m.sandbox.clone()),
+            network: alive.and_then(|m| m.network.clone()),
             disk: alive.map(|m| m.disk.name().to_owned()),
             pid: alive.map(|m| m.pid),
             serial_log: path_text(&files.serial_log()),

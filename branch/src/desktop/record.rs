@@ -1,5 +1,7 @@
 //! What is remembered of a desktop across restarts of the branch server.
 
+use std::net::Ipv4Addr;
+
 use datacenter_api::BootReport;
 use dedup::DesktopId;
 use dedup_protocol::profile::BootScore;
@@ -35,6 +37,12 @@ pub struct DesktopRecord {
     /// Its user volume, if it has one. It stays with the desktop until that is deleted, whatever its pool asks for later.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user_volume: Option<UserVolumeRecord>,
+    /// The user that its machine becomes, once it was given one.
+    #[serde(default)]
+    pub uid: Option<u32>,
+    /// Its address behind the branch's NAT, once it was given one.
+    #[serde(default)]
+    pub address: Option<Ipv4Addr>,
     /// Created, unix milliseconds.
     pub created_unix_ms: u64,
     /// Its volume is open for a machine that somebody else runs.
@@ -121,6 +129,12 @@ pub struct MachineRecord {
     /// How it reaches its disk.
     #[serde(default)]
     pub disk: DiskFront,
+    /// What of a sandbox is in force around it; none around QEMU.
+    #[serde(default)]
+    pub sandbox: Option<String>,
+    /// Its network, as it is told; none without a card.
+    #[serde(default)]
+    pub network: Option<String>,
 }
 
 /// Longest desktop name. It becomes part of Unix socket paths, which end at 107 bytes.
@@ -154,12 +168,14 @@ mod tests {
         let desktop: DesktopRecord = serde_json::from_str(row).unwrap();
         assert_eq!((desktop.wanted, desktop.tpm), (MachineType::Auto, false));
         assert_eq!(desktop.user_volume, None);
+        assert_eq!((desktop.uid, desktop.address), (None, None));
         let machine = desktop.machine.clone().unwrap();
         assert_eq!(machine.kind, MachineKind::QemuKvm);
         assert_eq!(
             (machine.reason.as_str(), machine.disk),
             ("", DiskFront::Nbd)
         );
+        assert_eq!((machine.sandbox, machine.network), (None, None));
         let again = serde_json::to_string(&desktop).unwrap();
         assert!(again.contains(r#""kind":"qemu-kvm""#), "{again}");
         assert_eq!(

@@ -1,8 +1,7 @@
 //! Desktops whose writes find no room: what is told of it, and who makes room.
 //!
-//! Waiting itself is the overlay's. Here the cache gives up what it can spare, once for each time that the disk runs full.
-
-use std::sync::atomic::Ordering;
+//! Waiting itself is the overlay's. Here the cache gives up what it can spare, once for each time that the disk runs full, and once more when the
+//! link comes back, because more can be fetched again then.
 
 use super::{Desktops, error_line};
 use crate::volume::Shortage;
@@ -11,22 +10,27 @@ use crate::volume::Shortage;
 const SPARE_BYTES: u64 = 256 << 20;
 
 impl Desktops {
-    /// Gives what the cache can spare of the host's disk to desktops that have no room to write, once for each time that it runs out: a
-    /// cache on another disk would be emptied in vain.
+    /// Gives what the cache can spare of the host's disk to desktops that have no room to write, and not again and again while they have
+    /// none: a cache on another disk would be emptied in vain.
     pub(super) fn make_room(&self) {
         let missing = self.volumes.missing_bytes();
-        if missing == 0 {
-            self.made_room.store(false, Ordering::Relaxed);
-            return;
-        }
-        if self.made_room.swap(true, Ordering::Relaxed) {
-            return;
+        let is_up = self.fetcher.is_connected();
+        {
+            let mut made = self.made_room.lock().expect("no panic under this lock");
+            if missing == 0 {
+                *made = None;
+                return;
+            }
+            if made.is_some_and(|was_up| was_up || !is_up) {
+                return;
+            }
+            *made = Some(is_up);
         }
         match self.fetcher.give_room(missing.saturating_add(SPARE_BYTES)) {
             Ok(freed) => tracing::warn!(
                 missing,
                 freed,
-                "the disk is full: desktops wait for room, and the cache gave up what no assignment wants"
+                "the disk is full: desktops wait for room, and the cache gave up what it can spare"
             ),
             Err(error) => tracing::error!(
                 error = error_line(&error),

@@ -8,8 +8,8 @@ use dedup::VersionId;
 use dedup_protocol::records::{PoolAssignment, Tree, VersionRecord};
 
 use super::machine::{
-    self, Boot, Choice, DirectBoot, DiskFront, Files, MachineError, MachineSpec, Needs, choose,
-    firmware, libvirt,
+    self, Boot, Choice, DirectBoot, DiskFront, Files, MachineError, MachineKind, MachineSpec,
+    Needs, choose, firmware, libvirt,
 };
 use super::record::{self, DesktopRecord, UserVolumeRecord};
 use super::{DesktopError, Desktops, error_line, refuse_if_up, tree_file};
@@ -110,6 +110,10 @@ impl Desktops {
         let name = desktop.name.clone();
         let kernel = self.boot_files(version, record)?;
         desktop.boot = None;
+        if choice.kind == MachineKind::Splice {
+            self.give_user(desktop)?;
+        }
+        let card = self.plug(desktop)?;
         self.versions.catalog().put_desktop(desktop)?;
         self.open_volume(desktop)?;
         self.note_user_volume(desktop)?;
@@ -118,7 +122,10 @@ impl Desktops {
         }
         desktop.error = None;
         let spec = self.spec(desktop, version, kernel, choice);
-        let started = spec.and_then(|spec| Ok(spec.start(self.clock.now_unix_ms())?));
+        let started = spec.and_then(|spec| {
+            let spec = MachineSpec { card, ..spec };
+            Ok(spec.start(self.clock.now_unix_ms())?)
+        });
         match started {
             Ok(machine) => desktop.machine = Some(machine),
             Err(error) => {
@@ -232,6 +239,8 @@ impl Desktops {
             boot,
             tpm: desktop.tpm,
             user_serial: desktop.user_volume.as_ref().map(UserVolumeRecord::serial),
+            uid: desktop.uid,
+            card: None,
             host: self.host.clone(),
         })
     }
@@ -285,6 +294,8 @@ impl Desktops {
             tpm: assigned.tpm,
             system: None,
             user_volume: None,
+            uid: None,
+            address: None,
             created_unix_ms: self.clock.now_unix_ms(),
             served: false,
             machine: None,

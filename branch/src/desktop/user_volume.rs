@@ -16,9 +16,7 @@ use super::machine::{Files, disk_queues};
 use super::record::{DesktopRecord, UserVolumeRecord};
 use super::volumes::{SOCKET_MODE, VolumeError};
 use crate::keys::KeyStore;
-use crate::volume::{
-    NoBase, Overlay, OverlayError, OverlayIdentity, OverlayOptions, OverlayState, Volume,
-};
+use crate::volume::{NoBase, Overlay, OverlayIdentity, OverlayOptions, OverlayState, Volume};
 
 /// What stands for the version under an overlay that has none.
 const NO_VERSION: VersionId = VersionId([0; 32]);
@@ -171,7 +169,10 @@ pub(super) fn open_overlay(
     let dir = overlay_dir(desktop);
     let state = Overlay::state(&**disk, &dir).map_err(overlay_error)?;
     if record.made && state == OverlayState::Absent {
-        return Err(overlay_error(OverlayError::Absent { dir }));
+        return Err(VolumeError::UserVolumeGone {
+            name: desktop.to_owned(),
+            dir,
+        });
     }
     let key_name = key_name(desktop);
     let key = keys
@@ -259,13 +260,7 @@ mod tests {
         let mut record = UserVolumeRecord::new(64);
         record.made = true;
         let lost = open_overlay(&disk, &keys, "alice", &record);
-        assert!(matches!(
-            lost,
-            Err(VolumeError::Overlay {
-                source: OverlayError::Absent { .. },
-                ..
-            })
-        ));
+        assert!(matches!(lost, Err(VolumeError::UserVolumeGone { .. })));
         record.made = false;
         open_overlay(&disk, &keys, "alice", &record).unwrap();
         let other = UserVolumeRecord::new(64);

@@ -96,6 +96,17 @@ pub enum VolumeError {
         /// Why.
         source: ListenError,
     },
+    /// A user volume that was there once is not.
+    #[error(
+        "the user volume of desktop {name} (disks/{dir}) is gone; put it back from a copy, with its key, or give it up: `splice desktop delete {name}` \
+         removes it and the desktop"
+    )]
+    UserVolumeGone {
+        /// The desktop.
+        name: String,
+        /// Where it would be.
+        dir: String,
+    },
     /// The overlay's files could not be removed.
     #[error("remove the overlay of desktop {name}")]
     Remove {
@@ -126,9 +137,13 @@ pub struct OpenVolume {
 }
 
 impl OpenVolume {
-    /// Why its guest's writes wait, if they do.
+    /// Why its guest's writes wait, if they do: what the host's disk lacks most of all, because others can do something about that.
     pub fn shortage(&self) -> Option<Shortage> {
-        let shortage = self.overlays().find_map(Overlay::shortage);
+        let shortages = self.overlays().filter_map(Overlay::shortage);
+        let shortage = shortages.max_by_key(|shortage| match shortage {
+            Shortage::DiskBytes(bytes) => *bytes,
+            Shortage::IndexFull => 0,
+        });
         if shortage.is_some() {
             self.was_short.store(true, Ordering::Relaxed);
         }
@@ -158,6 +173,12 @@ impl OpenVolume {
     /// Bytes in its overlay's log.
     pub fn overlay_bytes(&self) -> u64 {
         self.overlay.stats().log_bytes
+    }
+
+    /// Bytes that were written to its overlays and can still be read. Compaction changes how long their logs are, and nothing of this.
+    pub fn held_bytes(&self) -> u64 {
+        let held = self.overlays().map(|overlay| overlay.stats().live_bytes);
+        held.sum()
     }
 
     fn vhost_user(&self) -> MutexGuard<'_, Option<VhostUserServer>> {
@@ -593,7 +614,10 @@ impl Volumes {
             source,
         })?;
         let remove = || {
-            for file in self.disk.list(dir)? {
+            let mut files = self.disk.list(dir)?;
+            // The header file last: as long as it is there, the key that is not tells what happened and what can be done.
+            files.sort_by_key(|file| file.ends_with(".meta"));
+            for file in files {
                 self.disk.remove(&format!("{dir}/{file}"))?;
             }
             self.disk.sync_dir(dir)

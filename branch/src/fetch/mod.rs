@@ -339,6 +339,11 @@ impl Fetcher {
         self.work.notify_one();
     }
 
+    /// Whether the link is up.
+    pub fn is_connected(&self) -> bool {
+        self.state().connected
+    }
+
     /// The next request, if one may be sent now.
     pub fn next_request(&self, fill_flight_bytes: u64) -> Option<Request> {
         let now_ms = self.now_ms();
@@ -430,27 +435,36 @@ impl Fetcher {
         // A percent at a time: an eviction looks at the whole residency map.
         let capacity = self.cache.stats().capacity_bytes;
         let room = (capacity / 100).max(EVICT_BYTES_MIN.min(capacity / 8));
-        let ranks = self.needs.get().map(|needs| needs()).unwrap_or_default();
-        let connected = self.state().connected;
-        let freed = self.cache.evict_ranked(room, &|id| {
-            let rank = ranks.of(&id);
-            rank.gives_way(urgency, connected).then_some(rank as u8)
-        })?;
-        if freed == 0 {
+        if self.evict(room, urgency)? == 0 {
             return Err(full);
         }
-        tracing::debug!(freed, "evicted");
         self.cache.insert(chunk).map(|_| ())
     }
 
-    /// Gives `bytes` of the host's disk back, of chunks that no assignment wants: for desktops that have no room to write. Returns what
+    /// One pass over the cache for `bytes` of room; how many it made.
+    fn evict(&self, bytes: u64, urgency: Urgency) -> Result<u64, CacheError> {
+        let ranks = self.needs.get().map(|needs| needs()).unwrap_or_default();
+        let connected = self.is_connected();
+        self.cache.evict_ranked(bytes, &|id| {
+            let rank = ranks.of(&id);
+            rank.gives_way(urgency, connected).then_some(rank as u8)
+        })
+    }
+
+    /// Gives `bytes` of the host's disk back, of chunks that a fill may push out: for desktops that have no room to write. Returns what
     /// the cache's free slots add up to then.
     ///
     /// # Errors
     /// As [`crate::cache::Cache::evict`] and [`crate::cache::Cache::give_back_space`].
     pub fn give_room(&self, bytes: u64) -> Result<u64, CacheError> {
-        let pins = self.pins.get().map(|pins| pins()).unwrap_or_default();
-        self.cache.evict(bytes, &|id| pins.contains(&id))?;
+        let mut left = bytes;
+        while left > 0 {
+            // A pass may end with the lowest rank though that was not enough.
+            match self.evict(left, Urgency::Fill)? {
+                0 => break,
+                freed => left = left.saturating_sub(freed),
+            }
+        }
         self.cache.give_back_space()
     }
 

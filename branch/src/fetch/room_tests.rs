@@ -11,7 +11,7 @@ use dedup_store::kv::MemKv;
 use proptest::prelude::*;
 
 use super::*;
-use crate::cache::{CacheIdentity, CacheOptions};
+use crate::cache::{CacheIdentity, CacheKey, CacheOptions};
 use crate::content_map::ContentMap;
 use crate::keep::{Need, Rank};
 
@@ -80,7 +80,8 @@ fn fetcher(root: &std::path::Path) -> Fetcher {
     };
     let disk = Arc::new(HostDisk::new(root).unwrap());
     let kv = Arc::new(MemKv::new());
-    let cache = Cache::open(disk, "c", kv, identity, [9; 16], options).unwrap();
+    let sealed = CacheKey::new([4; 32]);
+    let cache = Cache::open(disk, "c", kv, identity, [9; 16], sealed, options).unwrap();
     let fetcher = Fetcher::new(Arc::new(cache), Duration::from_secs(1));
     // What is loose is what no need names.
     let needs: Vec<Need> = Rank::ALL[1..].iter().map(|rank| need(*rank)).collect();
@@ -123,5 +124,24 @@ proptest! {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn a_host_without_room_gets_what_a_fill_may_push_out() {
+    for (connected, gone) in [(true, 8), (false, 2)] {
+        let root = tempfile::tempdir().unwrap();
+        let fetcher = fetcher(root.path());
+        fetcher.set_connected(connected);
+        // Loose, spare, and whole.
+        let numbers = (0..2).chain(EACH..EACH + 6).chain(2 * EACH..2 * EACH + 6);
+        let chunks: Vec<Chunk> = numbers.map(chunk).collect();
+        fetcher.deliver(Urgency::Demand, &chunks).unwrap();
+        // One pass would end with the loose ones: they are a quarter of this.
+        fetcher.give_room(8 * CHUNK_BYTES as u64).unwrap();
+        let held = chunks.iter().map(|c| fetcher.cache().contains(&c.id()));
+        let held: Vec<bool> = held.collect();
+        let expected = [vec![false; gone], vec![true; chunks.len() - gone]].concat();
+        assert_eq!(held, expected, "link up: {connected}");
     }
 }

@@ -42,9 +42,11 @@ impl From<DesktopError> for ApiError {
             DesktopError::NotFound(_) | DesktopError::NoPool { .. } => StatusCode::NOT_FOUND,
             DesktopError::OtherPool { .. }
             | DesktopError::Busy { .. }
-            | DesktopError::Volume(VolumeError::Key { .. })
+            | DesktopError::Volume(VolumeError::Key { .. } | VolumeError::UserVolumeGone { .. })
             | DesktopError::Machine(
                 MachineError::NoSplice { .. }
+                | MachineError::NoUser { .. }
+                | MachineError::Network { .. }
                 | MachineError::NoProgram { .. }
                 | MachineError::NoUefi { .. },
             ) => StatusCode::CONFLICT,

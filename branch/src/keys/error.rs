@@ -46,23 +46,27 @@ pub enum KeyError {
     },
     /// An encrypted overlay without its key.
     #[error(
-        "the key of desktop {name} (keys/{file}) is not there: its data was destroyed with it, or the file must be put back from a copy; `splice desktop delete {name}` removes what is left"
+        "the key of desktop {name} (keys/{file}) is not there: its data was destroyed with it, or the file must be put back from a copy; {way_out}"
     )]
     Destroyed {
         /// The desktop.
         name: String,
         /// Where its key would be.
         file: String,
+        /// What else can be done.
+        way_out: String,
     },
     /// An overlay in the clear without a key, after the first start.
     #[error(
-        "the overlay of desktop {name} is in the clear, as releases before encryption wrote it, and this branch encrypts: either its key (keys/{file}) was removed and its overlay replaced, then put both back from a copy; or it came from elsewhere, then `splice desktop delete {name}` removes it"
+        "the overlay of desktop {name} is in the clear, as releases before encryption wrote it, and this branch encrypts: either its key (keys/{file}) was removed and its overlay replaced, then put both back from a copy; or it came from elsewhere, then {way_out}"
     )]
     InTheClear {
         /// The desktop.
         name: String,
         /// Where its key would be.
         file: String,
+        /// What else can be done.
+        way_out: String,
     },
     /// The key there is another desktop's.
     #[error(

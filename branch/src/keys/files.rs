@@ -18,7 +18,7 @@ const FILE_BYTES_MAX: u64 = BRANCH_KEY_BYTES_MAX as u64;
 const _: () = assert!((DATA_KEY_BYTES as u64) < FILE_BYTES_MAX);
 
 /// Names file and step in an error of the operating system.
-pub fn io_error(file: &str, what: &'static str) -> impl Fn(io::Error) -> KeyError + '_ {
+pub fn io_error<'a>(file: &'a str, what: &'static str) -> impl Fn(io::Error) -> KeyError + 'a {
     move |source| KeyError::Io {
         file: file.to_owned(),
         what,

@@ -38,7 +38,7 @@ pub struct KeyStatus {
     pub mode: Mode,
     /// Public name of the branch key.
     pub key_id: [u8; 8],
-    /// Desktops with a key.
+    /// Keys of desktops: one for the system of each, one for each user volume.
     pub desktops: u64,
     /// Whether the cache has a key.
     pub cache: bool,
@@ -160,7 +160,8 @@ impl KeyStore {
         }))
     }
 
-    /// The key of a desktop's overlay; made, and durable, if its overlay is absent, or in the clear and to be taken.
+    /// The key of a desktop's overlay (`NAME`; of its user volume: `NAME.user`); made, and durable, if that overlay is absent, or in the clear and to
+    /// be taken.
     ///
     /// # Errors
     /// [`KeyError::Destroyed`], [`KeyError::InTheClear`], [`KeyError::OtherDesktop`], [`KeyError::Data`], [`KeyError::Io`].
@@ -184,20 +185,22 @@ impl KeyStore {
             Some(_) if overlay == OverlayState::Absent => None,
             Some(_) => {
                 return Err(KeyError::OtherDesktop {
-                    name: name.to_owned(),
+                    name: owner(name).to_owned(),
                     file,
                 });
             }
             None if overlay == OverlayState::Sealed => {
                 return Err(KeyError::Destroyed {
-                    name: name.to_owned(),
+                    name: owner(name).to_owned(),
                     file,
+                    way_out: way_out(name),
                 });
             }
             None if !may_make => {
                 return Err(KeyError::InTheClear {
-                    name: name.to_owned(),
+                    name: owner(name).to_owned(),
                     file,
+                    way_out: way_out(name),
                 });
             }
             None => None,
@@ -452,6 +455,21 @@ fn join(dir: &str, name: &str) -> String {
 
 fn desktop_file(name: &str) -> String {
     format!("{DESKTOPS}/{name}.key")
+}
+
+/// The desktop that a key's name belongs to. No desktop's name has a dot; what follows one says which of its keys it is.
+fn owner(name: &str) -> &str {
+    name.split_once('.').map_or(name, |(desktop, _)| desktop)
+}
+
+/// How to go on without what a key opened. A system can begin anew; nothing else of a desktop is given up with it.
+fn way_out(name: &str) -> String {
+    let desktop = owner(name);
+    if desktop == name {
+        format!("`splice desktop reset {desktop}` has its system begin anew")
+    } else {
+        format!("`splice desktop delete {desktop}` gives it up, and the desktop with it")
+    }
 }
 
 fn data_error(file: &str) -> impl Fn(WrapError) -> KeyError + '_ {

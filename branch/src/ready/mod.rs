@@ -212,12 +212,12 @@ pub fn judge(evidence: Evidence, lacks: &Lacks) -> Verdict {
     }
 }
 
-/// What a pool's desktops write: how many are up, and how fast one writes.
+/// What a pool's desktops take of the disk: how many are up, and how fast one takes it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PoolWrites {
     /// Desktops that are up.
     pub desktops: u32,
-    /// Bytes that one writes in an hour, if that was measured.
+    /// Bytes that one takes in an hour, if that was measured.
     pub bytes_per_hour: Option<u64>,
 }
 

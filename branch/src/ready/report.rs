@@ -23,6 +23,11 @@ fn firmware_bytes(record: &VersionRecord) -> u64 {
     }
 }
 
+/// What overlays take of the disk at most that hold so many bytes, by what compaction leaves in their logs.
+fn on_disk(held_bytes: u64) -> u64 {
+    held_bytes.saturating_mul(2)
+}
+
 impl Branch {
     /// What the branch can do without its line.
     ///
@@ -57,9 +62,10 @@ impl Branch {
         free_bytes: Option<u64>,
     ) -> Result<(), DesktopError> {
         let mut up = self.desktops.up_by_pool()?;
+        let kept = |pool: &str| self.desktops.writes().of(pool).bytes_per_hour();
         let writes_of = |pool: &str, desktops| PoolWrites {
             desktops,
-            bytes_per_hour: self.desktops.writes().of(pool).bytes_per_hour(),
+            bytes_per_hour: kept(pool).map(on_disk),
         };
         let mut writes: Vec<PoolWrites> = pools
             .iter()
@@ -68,7 +74,7 @@ impl Branch {
         writes.extend(up.iter().map(|(pool, desktops)| writes_of(pool, *desktops)));
         for (number, pool) in pools.iter_mut().enumerate() {
             pool.desktops = writes[number].desktops;
-            pool.written_bytes_per_hour = writes[number].bytes_per_hour;
+            pool.written_bytes_per_hour = kept(&pool.pool);
             pool.overlay_hours = free_bytes.and_then(|free| overlay_hours(free, &writes, number));
         }
         Ok(())

@@ -17,7 +17,7 @@ use proptest::prelude::*;
 
 use super::proof::{Lacking, Proof, Weighed};
 use super::*;
-use crate::cache::{Cache, CacheIdentity, CacheOptions};
+use crate::cache::{Cache, CacheIdentity, CacheKey, CacheOptions};
 
 struct Leaves(HashMap<NodeId, Vec<u8>>);
 
@@ -70,9 +70,12 @@ fn make(tree: Tree, parts: &[Option<u32>]) -> Made {
     }
 }
 
+/// An extent: its place, its length, and the chunk that it shows.
+type Shown = (Place, u64, Option<(ChunkId, u32)>);
+
 impl Made {
-    /// Each extent of each leaf in turn: its place, its length, and the chunk that it shows.
-    fn extents(&self) -> Vec<(Place, u64, Option<(ChunkId, u32)>)> {
+    /// Each extent of each leaf in turn.
+    fn extents(&self) -> Vec<Shown> {
         let mut all = Vec::new();
         for leaf in 0..self.manifest.leaves.len() {
             let read = self.manifest.leaf(&self.leaves, leaf).unwrap();
@@ -284,6 +287,7 @@ fn cache(root: &std::path::Path) -> Cache {
         Arc::new(kv),
         identity,
         [9; 16],
+        CacheKey::new([4; 32]),
         options,
     )
     .unwrap()

@@ -1,6 +1,7 @@
-//! How fast the overlays of a pool's desktops grow, as seen here.
+//! How fast what a pool's desktops keep of what they write grows, as seen here.
 //!
-//! Each open overlay's log is looked at once a minute; what it grew by counts for its pool, and so does the time that the desktop was up. Older
+//! Each open desktop is looked at once a minute; how much more its overlays hold counts for its pool, and so does the time that it was up. How long
+//! their logs are says nothing of that: compaction moves what is held and drops what is not. Older
 //! hours count less: beyond [`WINDOW_MS`] both are halved. What it is worth survives a restart as one row a pool; a lost row is measured
 //! anew. Time is an argument.
 
@@ -25,12 +26,12 @@ const WINDOW_MS: u64 = 40 * 3_600_000;
 pub struct WriteHistory {
     /// Time that its desktops were up, added up, in milliseconds.
     pub desktop_ms: u64,
-    /// Bytes that their overlays grew by.
+    /// Bytes that their overlays held more.
     pub bytes: u64,
 }
 
 impl WriteHistory {
-    /// One desktop was up for `ms` and its overlay grew by `bytes`.
+    /// One desktop was up for `ms` and its overlays held `bytes` more after it.
     pub fn note(&mut self, ms: u64, bytes: u64) {
         self.desktop_ms = self.desktop_ms.saturating_add(ms);
         self.bytes = self.bytes.saturating_add(bytes);
@@ -41,7 +42,7 @@ impl WriteHistory {
         }
     }
 
-    /// Bytes that one desktop writes in an hour; none before ten minutes were seen.
+    /// Bytes that one desktop writes and keeps in an hour; none before ten minutes were seen.
     pub fn bytes_per_hour(&self) -> Option<u64> {
         if self.desktop_ms < MEASURED_MS_MIN {
             return None;
@@ -51,14 +52,14 @@ impl WriteHistory {
     }
 }
 
-/// An open overlay, at one look.
+/// An open desktop's overlays, at one look.
 #[derive(Debug, Clone, Copy)]
 pub struct OpenOverlay<'a> {
     /// Its desktop.
     pub desktop: &'a str,
     /// The desktop's pool.
     pub pool: &'a str,
-    /// Bytes of its log.
+    /// Bytes that they hold.
     pub bytes: u64,
 }
 
@@ -105,7 +106,7 @@ impl Writes {
         let before = std::mem::take(&mut sampled.by_desktop);
         let mut changed: BTreeMap<String, WriteHistory> = BTreeMap::new();
         for overlay in open {
-            // What came up since the last look is measured from now on. A log that shrank was cleared, or its dead parts dropped.
+            // What came up since the last look is measured from now on. One that holds less was cleared, or its guest gave something back.
             if let Some(bytes) = before.get(overlay.desktop)
                 && ms > 0
             {

@@ -234,6 +234,8 @@ pub struct BranchStatus {
     pub counters: TransferCounters,
     /// What it can do with the WAN cut; branch servers that are older do not tell.
     pub readiness: Option<Readiness>,
+    /// Counter of the assignment that it follows, 0 before the first; branch servers that are older do not tell.
+    pub assignment_counter: Option<u64>,
     /// When this was written, unix seconds, by the branch's clock.
     pub reported_unix_s: u64,
     /// The branch server's software version.

@@ -75,7 +75,7 @@ pub struct PoolReadiness {
     pub profile: u64,
     /// Desktops of the pool that are up.
     pub desktops: u32,
-    /// Bytes that one desktop of the pool writes in an hour, as measured here; none before that was seen for a while.
+    /// Bytes by which what one desktop of the pool has written and keeps grows in an hour, as measured here; none before that was seen for a while.
     pub written_bytes_per_hour: Option<u64>,
     /// Hours until what the branch's desktops write has filled the disk, with one desktop of this pool at least; none if not known.
     pub overlay_hours: Option<u64>,

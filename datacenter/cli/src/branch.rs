@@ -326,6 +326,16 @@ fn link(branch: &Branch) -> &'static str {
     }
 }
 
+/// Its assignment, and the one that it follows if that is another.
+fn assignment(branch: &Branch) -> String {
+    let counter = branch.assignment_counter;
+    let followed = branch.status.as_ref().and_then(|s| s.assignment_counter);
+    match followed.filter(|followed| *followed != counter) {
+        Some(followed) => format!("{counter}; it follows {followed}"),
+        None => counter.to_string(),
+    }
+}
+
 fn row(branch: &Branch) -> Vec<String> {
     let status = branch.status.as_ref();
     vec![
@@ -380,8 +390,8 @@ fn show(branch: &Branch) -> Result<(), Failure> {
             }),
         ),
         ("round trip", rtt.map(|ms| format!("{ms:.1} ms"))),
-        ("assignment", Some(branch.assignment_counter.to_string())),
         ("ahead", branch.ahead.as_ref().map(ahead)),
+        ("assignment", Some(assignment(branch))),
         (
             "cache",
             status.map(|s| {

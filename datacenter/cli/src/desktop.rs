@@ -247,6 +247,8 @@ fn show(context: &Context, desktop: &Desktop) -> Result<(), Failure> {
             "why that one",
             desktop.machine_reason.clone().filter(|why| !why.is_empty()),
         ),
+        ("sandbox", desktop.sandbox.clone()),
+        ("network", desktop.network.clone()),
         ("machine type", Some(desktop.machine_type.name().into())),
         ("process", desktop.pid.map(|pid| pid.to_string())),
         (

@@ -76,11 +76,11 @@ pub async fn run(context: &Context, arguments: ReadyArguments) -> Result<(), Fai
             (true, false) => "in the branch's hours of fill",
             (true, true) => "now",
         };
-        eprintln!(
+        output::aside(format_args!(
             "{} chunks, {} are fetched {when}",
             output::count(chunks),
             format_size(bytes)
-        );
+        ));
     }
     Ok(())
 }

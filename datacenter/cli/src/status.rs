@@ -62,11 +62,11 @@ pub async fn run(context: &Context, _arguments: Arguments) -> Result<(), Failure
         ),
     ])?;
     for line in status.not_ready.iter().take(NOT_READY_SHOWN) {
-        eprintln!("not ready for a cut WAN: {line}");
+        output::aside(format_args!("not ready for a cut WAN: {line}"));
     }
     let more = status.not_ready.len().saturating_sub(NOT_READY_SHOWN);
     if more > 0 {
-        eprintln!("and {more} branches more; --json names them");
+        output::aside(format_args!("and {more} branches more; --json names them"));
     }
     for warning in &status.warnings {
         output::aside(format_args!("warning: {warning}"));

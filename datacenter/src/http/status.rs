@@ -173,6 +173,7 @@ mod tests {
             prestage: true,
             machine: MachineType::Auto,
             tpm: false,
+            user_volume_mib: 0,
         };
         let told = |(pool, version, boots): &(&str, &str, OfflineBoot)| PoolReadiness {
             pool: (*pool).into(),

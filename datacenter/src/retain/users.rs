@@ -3,6 +3,9 @@
 use std::collections::HashMap;
 
 use dedup::{BranchId, VersionId};
+use dedup_protocol::records::Assignment;
+use dedup_protocol::trust::Signed;
+use serde::Deserialize;
 
 use super::ALL;
 use crate::catalog::rows::{
@@ -43,10 +46,19 @@ impl Users {
                 self.add(*pinned, format!("{name} pins it"));
             }
         }
+        let mut behind: HashMap<BranchId, Option<String>> = HashMap::new();
         for (key, _) in tx.list::<GrantRow>(&[], None, ALL)? {
-            if let Some(name) = may_not_know(tx, key.branch)? {
+            let name = match behind.get(&key.branch) {
+                Some(name) => name.clone(),
+                None => {
+                    let name = is_behind(tx, key.branch)?;
+                    behind.insert(key.branch, name.clone());
+                    name
+                }
+            };
+            if let Some(name) = name {
                 let user = format!(
-                    "branch {name} once ran it and has not reported since its pools were last assigned"
+                    "branch {name} once ran it and has not reported that it follows what its pools were assigned last"
                 );
                 self.add(key.version, user);
             }
@@ -73,16 +85,38 @@ impl Users {
     }
 }
 
-/// The name of a branch that may not know its present assignment, and so may start desktops of what it was assigned before.
-fn may_not_know(tx: &mut Tx<'_>, branch: BranchId) -> Result<Option<String>, CatalogError> {
+/// The name of a branch that may not follow its present assignment, and so may start desktops of what it was assigned before.
+fn is_behind(tx: &mut Tx<'_>, branch: BranchId) -> Result<Option<String>, CatalogError> {
     let row: Option<BranchRow> = tx.get(&branch)?;
     let joined = row.filter(|row| row.joined_unix_s.is_some() && row.revoked_unix_s.is_none());
     let Some(row) = joined else { return Ok(None) };
-    let told: Option<AssignmentRow> = tx.get(&branch)?;
+    let Some(told) = tx.get::<AssignmentRow>(&branch)? else {
+        return Ok(None);
+    };
     let reported: Option<BranchStatusRow> = tx.get(&branch)?;
-    let told = told.map_or(0, |row| row.issued_unix_s);
-    let reported = reported.map_or(0, |row| row.received_unix_s);
-    Ok((reported <= told).then_some(row.name))
+    let follows = reported.is_some_and(|reported| follows(&told, &reported));
+    Ok((!follows).then_some(row.name))
+}
+
+/// What a report says of the assignment that its branch follows.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Following {
+    assignment_counter: Option<u64>,
+}
+
+fn follows(told: &AssignmentRow, reported: &BranchStatusRow) -> bool {
+    let following: Following = serde_json::from_str(&reported.json).unwrap_or_default();
+    match following.assignment_counter {
+        Some(counter) => counter >= told.counter,
+        // An older branch. What it could not read it was not sent, and goes on with what it had.
+        None => {
+            let assignment = Signed::<Assignment>::from_bytes(&told.signed);
+            let assignment = assignment.and_then(|signed| signed.open_own());
+            let any_reads_it = assignment.is_ok_and(|assignment| assignment.minor() <= 1);
+            any_reads_it && reported.received_unix_s > told.issued_unix_s
+        }
+    }
 }
 
 impl Datacenter {

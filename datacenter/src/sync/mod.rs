@@ -288,6 +288,13 @@ fn asked_versions(request: &Message) -> [Option<VersionId>; 2] {
     }
 }
 
+/// Ends an answer with a refusal.
+async fn end(send: &mut FrameSend, code: RefuseCode, reason: &str) -> Result<(), LinkError> {
+    send.send(&refuse(code, reason).encode()).await?;
+    send.finish()
+}
+
+/// The same, for a request that could not be answered.
 async fn end_with(
     branch: BranchId,
     send: &mut FrameSend,

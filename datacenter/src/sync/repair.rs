@@ -16,7 +16,7 @@ use dedup_store::{RecordName, StoreError};
 use dedup_transport::link::{Class, FrameRecv, FrameSend, LinkError};
 
 use super::content::SharedContent;
-use super::{GREETING_MAX, Shared, end_with, error_line, refuse};
+use super::{GREETING_MAX, Shared, end, end_with, error_line};
 use crate::Datacenter;
 
 /// Asks a branch for damaged chunks that it was not asked for on this connection. `told` is what it was asked for last.
@@ -166,9 +166,4 @@ fn take(dc: &Datacenter, mut intake: Intake, batch: &Batch) -> Result<u32, NotTa
     }
     dc.store().commit().map_err(NotTaken::Store)?;
     Ok(taken)
-}
-
-async fn end(send: &mut FrameSend, code: RefuseCode, reason: &str) -> Result<(), LinkError> {
-    send.send(&refuse(code, reason).encode()).await?;
-    send.finish()
 }

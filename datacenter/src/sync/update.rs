@@ -12,7 +12,7 @@ use dedup_protocol::update::{Next, UpdateResponder, check_update};
 use dedup_protocol::wire::{FRAME_BYTES_MAX, GetUpdate, RefuseCode};
 use dedup_transport::link::{Class, FrameSend, LinkError};
 
-use super::{Shared, end_with, error_line, refuse};
+use super::{Shared, end, end_with, error_line};
 use crate::update::{NoUpdate, Pair, Stage, Update};
 
 /// How long an answer waits for the next batch, or for the plan. A branch that asks again costs one small frame.
@@ -131,9 +131,4 @@ fn begin(shared: &Shared, branch: BranchId, request: &GetUpdate) -> Begun {
         Ok(update) => Begun::Update(update),
         Err(error) => Begun::None(error),
     }
-}
-
-async fn end(send: &mut FrameSend, code: RefuseCode, reason: &str) -> Result<(), LinkError> {
-    send.send(&refuse(code, reason).encode()).await?;
-    send.finish()
 }

@@ -107,6 +107,7 @@ impl Server {
         {
             let (_, branch) = ours.as_ref().context("there is no branch")?;
             branch.stop_desktop(desktop)?;
+            branch.delete_desktop(desktop)?;
             *desktop = fresh("w");
             *export = branch.start_desktop(desktop)?;
         }

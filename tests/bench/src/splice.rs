@@ -405,4 +405,12 @@ impl Branch {
         self.splice(&["desktop", "stop", name, "--force"], QUICK)
             .map(drop)
     }
+
+    /// Deletes a desktop that is stopped, and what it wrote.
+    ///
+    /// # Errors
+    /// The branch cannot.
+    pub(crate) fn delete_desktop(&self, name: &str) -> Result<()> {
+        self.splice(&["desktop", "delete", name], QUICK).map(drop)
+    }
 }

@@ -33,7 +33,7 @@ impl Branch {
         Self::join_with(lab, datacenter, name, address, &[])
     }
 
-    /// The same, with more options of `splice-branch run`.
+    /// The same, with more options of `splice-branch run`. Its desktops run under TCG if they say nothing else.
     pub fn join_with(
         lab: &Lab,
         datacenter: &Datacenter,
@@ -44,8 +44,14 @@ impl Branch {
         let data = lab.path(name);
         let token = datacenter.token(name);
         join(&token, &data, address).ok();
-        let words = ["run", "--data", text(&data), "--accelerator", "tcg"];
-        let arguments = words.iter().chain(more).map(|word| (*word).to_owned());
+        let words = ["run", "--data", text(&data)];
+        let emulated: &[&str] = if more.contains(&"--accelerator") {
+            &[]
+        } else {
+            &["--accelerator", "tcg"]
+        };
+        let arguments = words.iter().chain(emulated).chain(more);
+        let arguments = arguments.map(|word| (*word).to_owned());
         let log = lab.path(&format!("{name}.log"));
         let mut branch = Self {
             daemon: Daemon::new(program("splice-branch"), arguments.collect(), log),

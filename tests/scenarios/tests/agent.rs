@@ -62,6 +62,10 @@ fn a_user_volume_is_kept_when_the_system_begins_anew_and_goes_with_the_desktop()
         .splice("desktop reset alice")
         .refused(&["alice", "stop it first"]);
     branch.splice("desktop stop alice").ok();
+    let keys = branch.data.join("keys/desktops");
+    let key = |name: &str| std::fs::read(keys.join(format!("{name}.key"))).ok();
+    let (system_key, user_key) = (key("alice"), key("alice.user"));
+    assert!(system_key.is_some() && user_key.is_some());
 
     // A version that came meanwhile is what the system begins anew on.
     let second = Disk::make(lab.path("second.raw"), MIB, 82);
@@ -72,9 +76,11 @@ fn a_user_volume_is_kept_when_the_system_begins_anew_and_goes_with_the_desktop()
     let reset: Value = serde_json::from_str(&reset).unwrap();
     assert_eq!(reset["version_number"], 2, "{reset}");
     assert_eq!(reset["user_volume"]["serial"], serial.as_str(), "{reset}");
+    assert_eq!((key("alice"), key("alice.user")), (None, user_key));
     branch.daemon().kill();
     branch.restart();
     serve(&branch, "alice");
+    assert!(key("alice").is_some_and(|new| Some(new) != system_key));
     branch.export("desktop/alice").assert_same(&second.path);
     assert!(is_read(&branch, "user/alice", "read -P 0x61 1M 4k"));
     branch.splice("desktop stop alice").ok();
@@ -86,6 +92,7 @@ fn a_user_volume_is_kept_when_the_system_begins_anew_and_goes_with_the_desktop()
     branch.splice("desktop delete alice").ok();
     let left = std::fs::read_dir(branch.data.join("disks/users/alice"));
     assert_eq!(left.map_or(0, Iterator::count), 0);
+    assert_eq!((key("alice"), key("alice.user")), (None, None));
 }
 
 /// A loss is told, never papered over with an empty disk.

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::fs::File;
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -217,6 +217,10 @@ fn a_pool_s_machine_type_decides_and_the_reason_is_told() {
     assert!(reason.contains("--accelerator tcg"), "{reason}");
     let shown = branch.splice("desktop show alice").ok();
     assert!(shown.contains("qemu-tcg") && shown.contains("no kernel was found"));
+    // Only splice-vmm has a sandbox to tell of; the folder is the branch server's alone.
+    assert_eq!(desktop["sandbox"], Value::Null, "{desktop}");
+    let folder = std::fs::metadata(branch.data.join("desktops/alice")).unwrap();
+    assert_eq!(folder.permissions().mode() & 0o077, 0);
     branch.splice("desktop stop alice --force").ok();
 
     // The pool insists on what cannot be, and so does a desktop that ran before.

@@ -25,6 +25,14 @@ pub enum Command {
         /// How much in all; 0 gives it all back.
         mib: u32,
     },
+    /// Save it; it is paused meanwhile. The files are handed in with this line as descriptors (SCM_RIGHTS), empty and open for writing:
+    /// first the one for its state, then the one for its memory. Its disks are not in there: a machine that goes on from it needs them as
+    /// they are at this moment.
+    Snapshot {
+        /// What it does when it was saved.
+        #[serde(default)]
+        then: Then,
+    },
     /// Pull a network card's cable, or put it in again.
     Link {
         /// Which card, the first is 0.
@@ -34,6 +42,25 @@ pub enum Command {
     },
     /// End it now, as if the power went.
     Quit,
+}
+
+/// What a machine does when it was saved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Then {
+    /// What it did before.
+    #[default]
+    GoOn,
+    /// It ends, without having run again: its disks stay as the snapshot needs them.
+    Quit,
+}
+
+impl Command {
+    /// Whether the machine ends when it was done.
+    #[must_use]
+    pub fn ends(&self) -> bool {
+        matches!(self, Self::Quit | Self::Snapshot { then: Then::Quit })
+    }
 }
 
 /// What a machine is doing.
@@ -85,6 +112,12 @@ mod tests {
             line(&Command::Balloon { mib: 256 }),
             r#"{"do":"balloon","mib":256}"#
         );
+        let snapshot: Command = serde_json::from_str(r#"{"do":"snapshot"}"#).expect("JSON");
+        assert_eq!(snapshot, Command::Snapshot { then: Then::GoOn });
+        assert!(!snapshot.ends());
+        let last = Command::Snapshot { then: Then::Quit };
+        assert_eq!(line(&last), r#"{"do":"snapshot","then":"quit"}"#);
+        assert!(last.ends() && Command::Quit.ends());
         assert_eq!(
             line(&Command::Link { card: 0, up: false }),
             r#"{"do":"link","card":0,"up":false}"#

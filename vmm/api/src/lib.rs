@@ -4,6 +4,8 @@
 
 mod control;
 mod host;
+mod sandbox;
 
-pub use control::{Answer, Command, LINE_BYTES_MAX, MachineState, MachineStatus, VCPUS_MAX};
+pub use control::{Answer, Command, LINE_BYTES_MAX, MachineState, MachineStatus, Then, VCPUS_MAX};
 pub use host::{CpuVirt, HostVirt, KvmKind, Probe, ProbeOutcome};
+pub use sandbox::SandboxReport;

@@ -9,7 +9,8 @@
 //! X has three clipboards; the one of Ctrl+C is told of, the one of marked text is not.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
 
 use super::TEXT_BYTES_MAX;
 use super::chunks::{Message, Unpacker, pack};
@@ -35,8 +36,8 @@ const SELECTION_CLIPBOARD: u8 = 0;
 /// Bytes that wait for the guest: two texts, one of which it is reading. One that asks for more without reading gets no answer.
 const OUT_BYTES_MAX: usize = 2 * (TEXT_BYTES_MAX + 4096);
 
-/// See the module.
-#[derive(Default)]
+/// See the module. All of it goes into a snapshot: both ends may be in the middle of a word.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Agent {
     is_open: bool,
     unpacker: Unpacker,
@@ -45,7 +46,7 @@ pub(super) struct Agent {
     /// A text was asked for.
     is_asked: bool,
     /// A viewer's text that the guest may ask for.
-    offered: Option<Arc<str>>,
+    offered: Option<String>,
     out: VecDeque<u8>,
 }
 
@@ -58,6 +59,20 @@ impl Agent {
         };
         agent.say_capabilities(true);
         agent
+    }
+
+    /// Whether its port is open.
+    pub(super) fn is_open(&self) -> bool {
+        self.is_open
+    }
+
+    /// Whether guest and viewers can have led to it: one of a snapshot may be anything.
+    pub(super) fn is_sound(&self) -> bool {
+        let offered = self.offered.as_ref().map_or(0, String::len);
+        self.unpacker.is_sound()
+            && offered <= TEXT_BYTES_MAX
+            && self.out.len() <= OUT_BYTES_MAX
+            && (self.is_open || *self == Self::default())
     }
 
     /// Whether it answers and can do what is needed.
@@ -326,6 +341,7 @@ pub(super) mod tests {
                     agent.offer(text);
                 }
                 prop_assert!(agent.out.len() <= OUT_BYTES_MAX);
+                prop_assert!(agent.is_sound());
             }
         }
     }

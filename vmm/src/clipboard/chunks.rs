@@ -8,6 +8,8 @@
 //! A message may come in several chunks. Invariant: of a message, at most [`MESSAGE_BYTES_MAX`] bytes are kept; a longer one is passed
 //! over. After a message of another protocol nothing more is told.
 
+use serde::{Deserialize, Serialize};
+
 use super::TEXT_BYTES_MAX;
 
 /// The port of messages for clients; others are passed over.
@@ -28,7 +30,7 @@ pub(super) struct Message {
 }
 
 /// See the module.
-#[derive(Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Unpacker {
     chunk_head: Vec<u8>,
     /// Bytes that are left of the chunk, and whether they are for us.
@@ -47,6 +49,22 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
 }
 
 impl Unpacker {
+    /// Whether bytes can have led to it: one of a snapshot may be anything.
+    pub(super) fn is_sound(&self) -> bool {
+        let len = self.message.len();
+        let field = |at| u32_at(&self.message, at);
+        let is_message = match (field(0), field(MESSAGE_HEAD_BYTES - 4)) {
+            _ if self.is_broken => len <= MESSAGE_HEAD_BYTES,
+            (Some(PROTOCOL), Some(size)) => {
+                let size = size as usize;
+                size <= MESSAGE_BYTES_MAX && len < MESSAGE_HEAD_BYTES + size
+            }
+            (_, size) => size.is_none(),
+        };
+        let is_skipping = self.skip > 0;
+        self.chunk_head.len() < CHUNK_HEAD_BYTES && is_message && !(is_skipping && len > 0)
+    }
+
     /// Takes bytes; messages that are whole now are told in order.
     pub(super) fn feed(&mut self, mut bytes: &[u8], mut tell: impl FnMut(Message)) {
         while !bytes.is_empty() && !self.is_broken {
@@ -134,6 +152,7 @@ mod tests {
         for piece in bytes.chunks(step) {
             unpacker.feed(piece, |message| all.push(message));
             assert!(unpacker.message.len() <= MESSAGE_HEAD_BYTES + MESSAGE_BYTES_MAX);
+            assert!(unpacker.is_sound());
         }
         all
     }
@@ -182,6 +201,34 @@ mod tests {
         other.resize(8 + 20, 0);
         pack(6, &[1], &mut other);
         assert_eq!(told(&other, 1000), []);
+    }
+
+    #[test]
+    fn what_no_bytes_lead_to_is_not_sound() {
+        let with = |message: &[u8]| Unpacker {
+            message: message.to_vec(),
+            ..Unpacker::default()
+        };
+        let mut head = vec![1, 0, 0, 0];
+        head.resize(MESSAGE_HEAD_BYTES, 0);
+        assert!(with(&head[..19]).is_sound());
+        assert!(!with(&head).is_sound(), "it is whole");
+        head[16] = 2;
+        assert!(with(&head).is_sound());
+        head.extend([7, 7]);
+        assert!(!with(&head).is_sound(), "it is whole");
+        head[19] = 1;
+        assert!(!with(&head).is_sound(), "it is too long");
+        let head = Unpacker {
+            chunk_head: vec![0; CHUNK_HEAD_BYTES],
+            ..Unpacker::default()
+        };
+        assert!(!head.is_sound());
+        let passed_over = Unpacker {
+            skip: 1,
+            ..with(&[1])
+        };
+        assert!(!passed_over.is_sound());
     }
 
     fn message_of(kind: u32, body: &[u8]) -> Message {

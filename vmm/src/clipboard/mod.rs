@@ -13,6 +13,7 @@ mod chunks;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex};
 
+use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::machine::bus::lock;
@@ -41,6 +42,19 @@ struct State {
     /// Rings when there is something for the guest.
     bell: Option<EventFd>,
 }
+
+/// What a snapshot keeps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClipboardState {
+    agent: Agent,
+    /// What the guest has copied last.
+    copied: Option<String>,
+}
+
+/// A state to which no guest can have led.
+#[derive(Debug, thiserror::Error)]
+#[error("a clipboard that makes no sense")]
+pub struct ClipboardStateError;
 
 type Watcher = Box<dyn Fn() + Send + Sync>;
 
@@ -134,6 +148,38 @@ impl Clipboard {
     pub fn give(&self, room: &mut [u8]) -> usize {
         lock(&self.0.state).agent.give(room)
     }
+
+    /// What both sides have said, for a snapshot.
+    pub fn save(&self) -> ClipboardState {
+        let state = lock(&self.0.state);
+        ClipboardState {
+            agent: state.agent.clone(),
+            copied: state.copied.text.as_deref().map(str::to_owned),
+        }
+    }
+
+    /// Goes on with it, when the guest's end is as open as it was. The text that the guest had copied is no news for viewers.
+    ///
+    /// # Errors
+    /// No guest can have led to it, and nothing has changed.
+    pub fn restore(&self, saved: ClipboardState) -> Result<(), ClipboardStateError> {
+        let ClipboardState { agent, copied } = saved;
+        let copied_bytes = copied.as_ref().map_or(0, String::len);
+        {
+            let mut state = lock(&self.0.state);
+            let is_same = agent.is_open() == state.agent.is_open();
+            if !is_same || !agent.is_sound() || copied_bytes > TEXT_BYTES_MAX {
+                return Err(ClipboardStateError);
+            }
+            state.agent = agent;
+            state.copied.text = copied.map(Arc::from);
+        }
+        // Whether an agent answers is news.
+        if let Some(watcher) = &self.0.watcher {
+            watcher();
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -197,6 +243,47 @@ mod tests {
         // What is left of the last one's words is nobody's.
         clipboard.hear(&message(clip::RELEASE, &[0; 4]));
         assert_eq!(clipboard.copied(), copied);
+    }
+
+    #[test]
+    fn both_sides_go_on_in_the_middle_of_a_word() {
+        let before = Clipboard::default();
+        before.set_open(true);
+        let mut guest = Guest::default();
+        talk(&before, &mut guest);
+        guest.copy("from the guest");
+        for _ in 0..3 {
+            talk(&before, &mut guest);
+        }
+        before.paste("from a viewer");
+        let mut room = [0; 9];
+        let len = before.give(&mut room);
+        guest.hear(&room[..len]);
+        guest.paste();
+        let said = guest.said();
+        let (half, rest) = said.split_at(said.len() / 2);
+        before.hear(half);
+
+        let bytes = postcard::to_stdvec(&before.save()).expect("bytes");
+        let saved = || postcard::from_bytes::<ClipboardState>(&bytes).expect("the same");
+        let after = Clipboard::default();
+        let refused = after.restore(saved());
+        assert!(refused.is_err(), "the guest's end is not open");
+        after.set_open(true);
+        after.restore(saved()).expect("taken up");
+        assert_eq!(after.save(), before.save());
+        assert!(after.is_ready());
+        let copied = after.copied();
+        assert_eq!(copied.text.as_deref(), Some("from the guest"));
+        assert_eq!(copied.number, 0, "it is no news");
+        after.hear(rest);
+        talk(&after, &mut guest);
+        assert_eq!(guest.offers, 1);
+        assert_eq!(guest.pasted.as_deref(), Some("from a viewer"));
+
+        let mut long = saved();
+        long.copied = Some("x".repeat(TEXT_BYTES_MAX + 1));
+        assert!(after.restore(long).is_err());
     }
 
     #[test]

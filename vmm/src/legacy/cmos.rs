@@ -3,6 +3,8 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use serde::{Deserialize, Serialize};
+
 use crate::machine::bus::Registers;
 
 /// Status A: the divider of a running clock, never in the middle of an update.
@@ -54,8 +56,8 @@ impl Moment {
     }
 }
 
-/// The clock's two ports: which register, and its value.
-#[derive(Default)]
+/// The clock's two ports: which register, and its value. What it tells is always now, so that this is all of its state.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cmos {
     index: u8,
 }

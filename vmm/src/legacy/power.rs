@@ -5,7 +5,9 @@
 //! ```
 
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
 
 use crate::machine::bus::{Registers, lock};
 use crate::machine::event::{Event, Events};
@@ -51,10 +53,21 @@ impl State {
     }
 }
 
+/// What a snapshot keeps of the registers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PowerState {
+    status: u16,
+    enable: u16,
+    /// How long the timer has run.
+    ran: Duration,
+}
+
 /// The registers.
 pub struct Power {
     state: Arc<Mutex<State>>,
     began: Instant,
+    /// How long the timer had run before that, in machines before this one.
+    ran: Duration,
     events: Events,
 }
 
@@ -85,14 +98,37 @@ impl Power {
             Self {
                 state,
                 began,
+                ran: Duration::ZERO,
                 events,
             },
             button,
         )
     }
 
+    fn ran(&self) -> Duration {
+        self.ran.saturating_add(self.began.elapsed())
+    }
+
     fn timer(&self) -> u32 {
-        (self.began.elapsed().as_nanos() * TIMER_HZ / 1_000_000_000) as u32
+        (self.ran().as_nanos() * TIMER_HZ / 1_000_000_000) as u32
+    }
+
+    /// Their state.
+    pub fn save(&self) -> PowerState {
+        let state = lock(&self.state);
+        PowerState {
+            status: state.status,
+            enable: state.enable,
+            ran: self.ran(),
+        }
+    }
+
+    /// Takes up a state, of a machine that has slept so long.
+    pub fn restore(&mut self, saved: &PowerState, asleep: Duration) {
+        (self.ran, self.began) = (saved.ran.saturating_add(asleep), Instant::now());
+        let mut state = lock(&self.state);
+        (state.status, state.enable) = (saved.status, saved.enable);
+        state.show();
     }
 }
 
@@ -158,6 +194,23 @@ mod tests {
         assert_eq!(u16::from_le_bytes(status), POWER_BUTTON);
         power.write(STATUS, &POWER_BUTTON.to_le_bytes());
         assert!(!lit());
+    }
+
+    #[test]
+    fn a_button_that_nobody_has_seen_is_still_pressed_in_the_next_machine() {
+        let (events, _taken) = Events::new();
+        let (mut power, button) = Power::new(Box::new(Lamp(Arc::default())), events.clone());
+        power.write(ENABLE, &POWER_BUTTON.to_le_bytes());
+        button.press();
+        let saved = power.save();
+        let lamp = Arc::new(AtomicBool::new(false));
+        let (mut other, _) = Power::new(Box::new(Lamp(Arc::clone(&lamp))), events);
+        let hour = Duration::from_secs(3600);
+        other.restore(&saved, hour);
+        assert!(lamp.load(Ordering::Relaxed));
+        let again = other.save();
+        assert_eq!((again.status, again.enable), (saved.status, saved.enable));
+        assert!(again.ran >= saved.ran + hour, "the timer went on meanwhile");
     }
 
     #[test]

@@ -7,6 +7,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+use vm_superio::serial::{NoEvents, SerialState as Registers16550};
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -118,14 +120,13 @@ impl SerialLine {
         threads::spawn(Role::Line, "console", read).map(drop)
     }
 
-    /// Types on the line; waits while the port's buffer is full. What no machine or a guest that does not listen takes is lost.
+    /// Types on the line; waits while there is no port yet or its buffer is full. What a guest that does not listen never takes is lost.
     fn type_bytes(&self, mut bytes: &[u8]) {
         for _ in 0..INPUT_TRIES {
-            let Some(port) = lock(&self.0).port.upgrade() else {
-                return;
-            };
-            let taken = lock(&port).enqueue_raw_bytes(bytes).unwrap_or(0);
-            bytes = &bytes[taken..];
+            if let Some(port) = lock(&self.0).port.upgrade() {
+                let taken = lock(&port).enqueue_raw_bytes(bytes).unwrap_or(0);
+                bytes = &bytes[taken..];
+            }
             if bytes.is_empty() {
                 return;
             }
@@ -158,7 +159,21 @@ impl Write for SerialLine {
     }
 }
 
-type Port = Serial<SerialInterrupt, vm_superio::serial::NoEvents, SerialLine>;
+type Port = Serial<SerialInterrupt, NoEvents, SerialLine>;
+
+/// A port's registers, and what was typed and not read yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SerialState {
+    divisor: [u8; 2],
+    interrupt_enable: u8,
+    interrupt_identification: u8,
+    line_control: u8,
+    line_status: u8,
+    modem_control: u8,
+    modem_status: u8,
+    scratch: u8,
+    typed: Vec<u8>,
+}
 
 /// See the module.
 #[derive(Clone)]
@@ -171,6 +186,54 @@ impl SerialPort {
         let port = Arc::new(Mutex::new(port));
         lock(&line.0).port = Arc::downgrade(&port);
         Self(port)
+    }
+
+    /// Its state.
+    pub fn save(&self) -> SerialState {
+        let state = lock(&self.0).state();
+        SerialState {
+            divisor: [state.baud_divisor_low, state.baud_divisor_high],
+            interrupt_enable: state.interrupt_enable,
+            interrupt_identification: state.interrupt_identification,
+            line_control: state.line_control,
+            line_status: state.line_status,
+            modem_control: state.modem_control,
+            modem_status: state.modem_status,
+            scratch: state.scratch,
+            typed: state.in_buffer,
+        }
+    }
+
+    /// Takes up a state, on the same line; raises `interrupt` if the guest is to look. What was typed on the line meanwhile comes behind;
+    /// more bytes than there is room for are lost.
+    pub fn restore(&self, state: SerialState, interrupt: EventFd, line: &SerialLine) {
+        let [baud_divisor_low, baud_divisor_high] = state.divisor;
+        let mut registers = Registers16550 {
+            baud_divisor_low,
+            baud_divisor_high,
+            interrupt_enable: state.interrupt_enable,
+            interrupt_identification: state.interrupt_identification,
+            line_control: state.line_control,
+            line_status: state.line_status,
+            modem_control: state.modem_control,
+            modem_status: state.modem_status,
+            scratch: state.scratch,
+            in_buffer: state.typed,
+        };
+        registers.in_buffer.truncate(INPUT_BYTES);
+        let mut port = lock(&self.0);
+        let meanwhile = port.state().in_buffer;
+        let restored = Serial::from_state(
+            &registers,
+            SerialInterrupt(interrupt),
+            NoEvents,
+            line.clone(),
+        );
+        // Fails where the interrupt cannot be raised: the machine is going away.
+        if let Ok(restored) = restored {
+            *port = restored;
+            let _ = port.enqueue_raw_bytes(&meanwhile);
+        }
     }
 }
 
@@ -192,6 +255,52 @@ impl Registers for SerialPort {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_port_goes_on_where_another_was() {
+        let event = || EventFd::new(libc::EFD_NONBLOCK).expect("an event");
+        let line = SerialLine::default();
+        let mut port = SerialPort::new(event(), &line);
+        // Interrupts on input, a divisor, scratch.
+        for (register, value) in [(1, 1), (3, 0x83), (0, 7), (1, 3), (3, 3), (7, 0x5a)] {
+            port.write(register, &[value]);
+        }
+        line.type_bytes(b"abc");
+        let saved = port.save();
+        let (bell, line) = (event(), SerialLine::default());
+        let mut other = SerialPort::new(event(), &line);
+        other.restore(saved.clone(), bell.try_clone().expect("a copy"), &line);
+        assert_eq!(other.save(), saved);
+        assert!(bell.read().is_ok(), "there is input to be seen");
+        let mut read = |register| {
+            let mut byte = [0];
+            other.read(register, &mut byte);
+            byte[0]
+        };
+        assert_eq!(
+            [read(7), read(0), read(0), read(0)],
+            [0x5a, b'a', b'b', b'c']
+        );
+        // What is typed before the state is taken up is seen like what is typed later.
+        let idle = SerialPort::new(event(), &SerialLine::default());
+        for (register, value) in [(3, 3), (1, 1)] {
+            idle.clone().write(register, &[value]);
+        }
+        let (bell, line) = (event(), SerialLine::default());
+        let mut early = SerialPort::new(event(), &line);
+        line.type_bytes(b"x");
+        early.restore(idle.save(), bell.try_clone().expect("a copy"), &line);
+        assert!(bell.read().is_ok(), "there is input to be seen");
+        let mut status = [0];
+        early.read(5, &mut status);
+        assert_eq!(status[0] & 1, 1, "data is ready");
+        let full = SerialState {
+            typed: vec![b'x'; 1000],
+            ..saved
+        };
+        other.restore(full, event(), &line);
+        assert_eq!(other.save().typed.len(), INPUT_BYTES);
+    }
 
     #[test]
     fn output_goes_to_the_log_and_to_the_console_and_input_comes_back() {

@@ -4,8 +4,8 @@
 //! puts them, with the root pointer first.
 
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name,
-    Package, Path, ResourceTemplate, Scope, ZERO,
+    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Method,
+    Name, Notify, Package, Path, ResourceTemplate, Scope, ZERO,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace as GasSpace, GAS};
@@ -18,8 +18,8 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use super::interrupts::TIMER_PIN;
 use super::layout::{
-    ACPI, ACPI_END, CMOS_PORT, CONFIG_PORT, CONFIG_PORT_BYTES, ECAM, ECAM_BYTES, IO_APIC,
-    LOCAL_APIC, PCI_WINDOW, PCI_WINDOW_BYTES, PM_PORT, RESET_PORT, SCI_IRQ, SERIAL_IRQ,
+    ACPI, CMOS_PORT, CONFIG_PORT, CONFIG_PORT_BYTES, ECAM, ECAM_BYTES, GENERATION, GENERATION_IRQ,
+    IO_APIC, LOCAL_APIC, PCI_WINDOW, PCI_WINDOW_BYTES, PM_PORT, RESET_PORT, SCI_IRQ, SERIAL_IRQ,
     SERIAL_PORT,
 };
 use super::memory::Memory;
@@ -50,7 +50,7 @@ pub fn write(memory: &Memory, vcpus: u8) -> Result<(), GuestMemoryError> {
     let mut put = |bytes: &[u8]| {
         let here = at;
         at = (here + bytes.len() as u64).next_multiple_of(64);
-        assert!(at <= ACPI_END, "the tables have 128 KiB");
+        assert!(at <= GENERATION, "the tables have 124 KiB");
         memory.write_slice(bytes, GuestAddress(here)).map(|()| here)
     };
     let dsdt = put(&dsdt())?;
@@ -152,6 +152,32 @@ fn device(name: &str, id: &str, unique: u8, resources: Vec<&dyn Aml>, others: &[
     Made(bytes_of(&Device::new(Path::new(name), parts)))
 }
 
+/// The machine's generation: where it is, by the names under which kernels look for it.
+fn generation() -> Made {
+    let id = Name::new(Path::new("_HID"), &"SPLCVMGN");
+    let compatible = Name::new(Path::new("_CID"), &"VM_Gen_Counter");
+    let described = Name::new(Path::new("_DDN"), &"VM_Gen_Counter");
+    let (low, high) = (GENERATION as u32, (GENERATION >> 32) as u32);
+    let address = Name::new(Path::new("ADDR"), &Package::new(vec![&low, &high]));
+    let parts: Vec<&dyn Aml> = vec![&id, &compatible, &described, &address];
+    Made(bytes_of(&Device::new(Path::new("VGEN"), parts)))
+}
+
+/// An event device (ACPI 6.5, section 5.6.9): its interrupt says that there is a new generation.
+fn events() -> Made {
+    const NEW_GENERATION: u8 = 0x80;
+    let id = Name::new(Path::new("_HID"), &"ACPI0013");
+    let unique = Name::new(Path::new("_UID"), &ZERO);
+    let interrupt = Interrupt::new(true, true, false, false, GENERATION_IRQ);
+    let resources = Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&interrupt]));
+    let target = Path::new("\\_SB_.VGEN");
+    let notify = Notify::new(&target, &NEW_GENERATION);
+    // It has one interrupt: what it is called with is known.
+    let event = Method::new(Path::new("_EVT"), 1, true, vec![&notify]);
+    let parts: Vec<&dyn Aml> = vec![&id, &unique, &resources, &event];
+    Made(bytes_of(&Device::new(Path::new("GED_"), parts)))
+}
+
 fn dsdt() -> Vec<u8> {
     let window = AddressSpace::new_memory(
         AddressSpaceCacheable::NotCacheable,
@@ -177,7 +203,9 @@ fn dsdt() -> Vec<u8> {
     let port = IO::new(CMOS_PORT, CMOS_PORT, 1, 2);
     let clock = device("RTC_", "PNP0B00", 0, vec![&port], &[]);
 
-    let bus = Scope::new(Path::new("_SB_"), vec![&pci, &board, &serial, &clock]);
+    let (generation, events) = (generation(), events());
+    let parts: Vec<&dyn Aml> = vec![&pci, &board, &serial, &clock, &generation, &events];
+    let bus = Scope::new(Path::new("_SB_"), parts);
     let kind = SLEEP_TYPE_OFF as u8;
     let off = Package::new(vec![&kind, &kind, &ZERO, &ZERO]);
     let off = Name::new(Path::new("_S5_"), &off);
@@ -196,6 +224,13 @@ mod tests {
         bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte))
     }
 
+    /// A table by its address.
+    fn find(read: &dyn Fn(u64, usize) -> Vec<u8>, at: u64) -> Vec<u8> {
+        let head = read(at, 8);
+        let len = u32::from_le_bytes(head[4..].try_into().expect("four bytes"));
+        read(at, len as usize)
+    }
+
     #[test]
     fn all_tables_are_found_from_the_root_and_add_up() {
         let memory = memory::create(64).expect("memory");
@@ -208,11 +243,7 @@ mod tests {
             bytes
         };
         let long = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().expect("eight bytes"));
-        let table = |at: u64| {
-            let head = read(at, 8);
-            let len = u32::from_le_bytes(head[4..].try_into().expect("four bytes"));
-            read(at, len as usize)
-        };
+        let table = |at: u64| find(&read, at);
         let root = read(ACPI, 36);
         assert_eq!(&root[..8], b"RSD PTR ");
         assert_eq!((sum(&root[..20]), sum(&root)), (0, 0));
@@ -224,9 +255,12 @@ mod tests {
             assert_eq!(sum(&table), 0);
             names.push(String::from_utf8_lossy(&table[..4]).into_owned());
             if names.last().is_some_and(|name| name == "FACP") {
-                let dsdt = long(&table[140..148]);
-                let head = read(dsdt, 4);
-                assert_eq!(head, b"DSDT");
+                let dsdt = find(&read, long(&table[140..148]));
+                assert_eq!(&dsdt[..4], b"DSDT");
+                for name in [&b"VGEN"[..], b"VM_Gen_Counter\0", b"ACPI0013\0", b"_EVT"] {
+                    let found = dsdt.windows(name.len()).any(|window| window == name);
+                    assert!(found, "{}", String::from_utf8_lossy(name));
+                }
             }
         }
         assert_eq!(names, ["FACP", "APIC", "MCFG"]);

@@ -1,5 +1,6 @@
 //! What ends or changes a machine from outside of its processors' threads.
 
+use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use vmm_api::{Answer, Command};
@@ -18,8 +19,8 @@ pub enum Event {
     Failed(String),
     /// Somebody wants the machine to end now.
     Quit,
-    /// Somebody asks for something, and waits for the answer.
-    Command(Command, SyncSender<Answer>),
+    /// Somebody asks for something, with the files that belong to it, and waits for the answer.
+    Command(Command, Vec<OwnedFd>, SyncSender<Answer>),
 }
 
 /// Where events are put.

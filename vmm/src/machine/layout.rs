@@ -3,7 +3,7 @@
 //! ```text
 //! 0x0000_0000  640 KiB of low memory: zero page, command line, page tables, GDT (only while booting)
 //! 0x000a_0000  no memory (VGA, option ROMs, as on any PC)
-//! 0x000e_0000  ACPI tables, reserved in the memory map
+//! 0x000e_0000  ACPI tables, reserved in the memory map; the machine's generation in the last page of this range
 //! 0x0010_0000  the kernel, then memory up to 3 GiB at most; the initrd at its end
 //! 0xc000_0000  BARs of PCI devices
 //! 0xe000_0000  ECAM: configuration space of PCI bus 0
@@ -30,6 +30,8 @@ pub const LOW_MEMORY_END: u64 = 0xa_0000;
 pub const ACPI: u64 = 0xe_0000;
 /// End of the range for ACPI tables.
 pub const ACPI_END: u64 = 0x10_0000;
+/// The machine's generation, at the end of this range: tables end before it.
+pub const GENERATION: u64 = ACPI_END - 0x1000;
 /// Start of high memory, where kernels are loaded.
 pub const HIGH_MEMORY: u64 = 0x10_0000;
 
@@ -68,6 +70,8 @@ pub const CMOS_PORT: u16 = 0x70;
 pub const PM_PORT: u16 = 0x600;
 /// Interrupt of ACPI events.
 pub const SCI_IRQ: u32 = 9;
+/// Interrupt that tells of a new generation.
+pub const GENERATION_IRQ: u32 = 10;
 /// PCI configuration by ports, as kernels use it before they know of ECAM.
 pub const CONFIG_PORT: u16 = 0xcf8;
 /// Bytes of it.

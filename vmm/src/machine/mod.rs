@@ -1,8 +1,10 @@
 //! A machine: memory, processors, buses and devices, built, run and ended.
 //!
-//! The thread that calls [`Machine::run`] waits for what ends or changes the machine; processors and devices have threads of their own.
+//! `board` is all of it but the processors ([`vcpu`]). `resume` saves machines and makes others that go on from there; [`state`] is what
+//! KVM keeps of them. The thread that calls [`Machine::run`] waits for what ends or changes the machine; processors and devices have threads of their own.
 
 pub mod acpi;
+mod board;
 pub mod boot;
 pub mod bus;
 pub mod event;
@@ -10,37 +12,34 @@ pub mod interrupts;
 pub mod layout;
 pub mod memory;
 pub mod rate;
+mod resume;
+pub mod state;
 pub mod vcpu;
 
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
 use std::sync::mpsc::Receiver;
-use std::sync::{Arc, Mutex};
 
-use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
-use kvm_ioctls::{Kvm, VmFd};
-use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
-use vmm_api::{Answer, Command, MachineState, MachineStatus};
+use kvm_bindings::CpuId;
+use kvm_ioctls::Kvm;
+use vmm_api::{Answer, Command, MachineState, MachineStatus, Then};
 
-use crate::legacy::cmos::Cmos;
-use crate::legacy::power::{PM_BYTES, Power, PowerButton};
-use crate::legacy::reset::I8042;
-use crate::legacy::serial::{SerialLine, SerialPort};
-use crate::pci::ports::ConfigPorts;
-use crate::pci::{DEVICES_MAX, Ecam, Function};
+use crate::legacy::generation::{self, GenerationError};
+use crate::legacy::serial::SerialLine;
+use crate::pci::DEVICES_MAX;
+use crate::snapshot::{Pager, SnapshotError, Target};
 use crate::virtio::Device;
 use crate::virtio::balloon::BalloonSize;
 use crate::virtio::net::Link;
-use crate::virtio::pci::{BAR_BYTES, VirtioPci};
+use board::Board;
 use boot::BootSource;
-use bus::{Bus, Registers, lock};
+use bus::lock;
 use event::{Event, Events};
-use interrupts::Interrupts;
-use layout::{
-    CMOS_PORT, CONFIG_PORT, CONFIG_PORT_BYTES, ECAM, ECAM_BYTES, I8042_PORT, IDENTITY_MAP,
-    PCI_WINDOW, PM_PORT, SCI_IRQ, SERIAL_IRQ, SERIAL_PORT, TSS,
-};
-use memory::Memory;
-use vcpu::{Buses, Vcpu};
+use vcpu::Vcpu;
 
+pub use board::LegacyState;
+pub(crate) use board::create_vm;
+pub use resume::ResumeSpec;
 pub use vmm_api::VCPUS_MAX;
 
 /// What a machine is made of.
@@ -97,6 +96,12 @@ pub enum MachineError {
     /// Ours.
     #[error("ACPI tables")]
     Acpi(#[source] vm_memory::GuestMemoryError),
+    /// No randomness.
+    #[error(transparent)]
+    Generation(#[from] GenerationError),
+    /// The snapshot that it should go on from.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
     /// The console's socket, or the signal.
     #[error("{0}")]
     Host(String, #[source] std::io::Error),
@@ -124,17 +129,21 @@ pub enum End {
 /// See the module.
 pub struct Machine {
     vcpus: Vec<Vcpu>,
-    devices: Vec<Arc<Mutex<VirtioPci>>>,
-    button: PowerButton,
     balloon: Option<BalloonSize>,
     links: Vec<Link>,
     memory_mib: u64,
     state: MachineState,
+    /// What each of its processors was told of itself.
+    features: Vec<CpuId>,
+    /// Model-specific registers of its processors.
+    msrs: Vec<u32>,
     events: Events,
     taken: Receiver<Event>,
-    // Behind those that use them.
-    _vm: Arc<VmFd>,
-    _memory: Memory,
+    /// Events that were taken and not acted on yet.
+    waiting: VecDeque<Event>,
+    board: Board,
+    /// Behind all who touch memory.
+    pager: Option<Pager>,
 }
 
 impl Machine {
@@ -146,72 +155,34 @@ impl Machine {
         if !(1..=VCPUS_MAX).contains(&spec.vcpus) {
             return Err(MachineError::Vcpus(spec.vcpus));
         }
-        if spec.devices.len() >= DEVICES_MAX {
-            return Err(MachineError::Devices(spec.devices.len()));
-        }
         let memory = memory::create(spec.memory_mib)?;
-        let vm = Arc::new(create_vm(kvm, &memory)?);
         let (events, taken) = Events::new();
-        let buses = Buses {
-            ports: Arc::new(Bus::default()),
-            mmio: Arc::new(Bus::default()),
-        };
-        let interrupts = Arc::new(Interrupts::new(Arc::clone(&vm))?);
-
-        let serial = SerialPort::new(interrupts.edge(SERIAL_IRQ)?, &spec.serial);
-        let (power, button) = Power::new(Box::new(interrupts.level(SCI_IRQ)), events.clone());
-        let port = |base: u16, len, device: Box<dyn Registers>| {
-            buses
-                .ports
-                .insert(base.into(), len, Arc::new(Mutex::new(Boxed(device))))
-        };
-        port(SERIAL_PORT, 8, Box::new(serial))?;
-        port(PM_PORT, PM_BYTES, Box::new(power))?;
-        port(CMOS_PORT, 2, Box::<Cmos>::default())?;
-        port(I8042_PORT, 5, Box::new(I8042(events.clone())))?;
-
-        let mut devices = Vec::new();
-        for (index, (name, device)) in spec.devices.into_iter().enumerate() {
-            let bar = PCI_WINDOW as u32 + index as u32 * BAR_BYTES;
-            devices.push(VirtioPci::new(
-                &name,
-                device,
-                Arc::clone(&vm),
-                Arc::clone(&buses.mmio),
-                &interrupts,
-                memory.clone(),
-                bar,
-            )?);
-        }
-        let functions = devices.iter().map(|device| {
-            let function: Arc<Mutex<dyn Function>> = Arc::clone(device) as _;
-            function
-        });
-        let ecam = Arc::new(Mutex::new(Ecam::new(functions.collect())));
-        let by_ports = ConfigPorts::new(Arc::clone(&ecam), events.clone());
-        port(CONFIG_PORT, CONFIG_PORT_BYTES, Box::new(by_ports))?;
-        buses.mmio.insert(ECAM, ECAM_BYTES, ecam)?;
-
-        let entry = boot::load(&memory, spec.boot)?;
-        acpi::write(&memory, spec.vcpus).map_err(MachineError::Acpi)?;
+        let board = Board::new(kvm, memory, spec.devices, spec.serial, &events)?;
+        let entry = boot::load(&board.memory, spec.boot)?;
+        acpi::write(&board.memory, spec.vcpus).map_err(MachineError::Acpi)?;
+        generation::renew(&board.memory)?;
         vcpu::install_signal().map_err(|source| MachineError::Host("a signal".into(), source))?;
-        let mut vcpus = Vec::new();
+        let (mut vcpus, mut features) = (Vec::new(), Vec::new());
         for index in 0..spec.vcpus {
-            let vcpu = vcpu::create(kvm, &vm, index, spec.vcpus, entry)?;
-            vcpus.push(Vcpu::spawn(index, vcpu, buses.clone(), events.clone())?);
+            let told = vcpu::features(kvm, index, spec.vcpus)?;
+            let vcpu = vcpu::create(&board.vm, index, &told, entry)?;
+            features.push(told);
+            let (buses, events) = (board.buses.clone(), events.clone());
+            vcpus.push(Vcpu::spawn(index, vcpu, buses, events)?);
         }
         Ok(Self {
             vcpus,
-            devices,
-            button,
             balloon: spec.balloon,
             links: spec.links,
             memory_mib: spec.memory_mib,
             state: MachineState::Paused,
+            features,
+            msrs: state::msr_indices(kvm).map_err(SnapshotError::State)?,
             events,
             taken,
-            _vm: vm,
-            _memory: memory,
+            waiting: VecDeque::new(),
+            board,
+            pager: None,
         })
     }
 
@@ -222,16 +193,18 @@ impl Machine {
 
     /// Runs it to its end; its devices come back for the next one. `resets` is how often its guest has reset it before.
     pub fn run(mut self, resets: u32) -> (End, Devices) {
-        self.resume();
+        self.unpause();
         let end = loop {
-            match self.taken.recv() {
+            let waiting = self.waiting.pop_front();
+            match waiting.map_or_else(|| self.taken.recv(), Ok) {
                 Ok(Event::PowerOff | Event::Quit) | Err(_) => break End::Off,
                 Ok(Event::Reset) => break End::Reset,
                 Ok(Event::Failed(reason)) => break End::Failed(reason),
-                Ok(Event::Command(command, answer)) => {
-                    let is_end = command == Command::Quit;
+                Ok(Event::Command(command, files, answer)) => {
+                    let done = self.obey(&command, files, resets);
+                    let is_end = command.ends() && done == Answer::Done;
                     // Whoever asked may have gone away.
-                    let _ = answer.send(self.obey(&command, resets));
+                    let _ = answer.send(done);
                     if is_end {
                         break End::Off;
                     }
@@ -241,7 +214,7 @@ impl Machine {
         (end, self.end())
     }
 
-    fn resume(&mut self) {
+    fn unpause(&mut self) {
         self.state = MachineState::Running;
         self.vcpus.iter().for_each(Vcpu::resume);
     }
@@ -251,7 +224,7 @@ impl Machine {
         self.vcpus.iter().for_each(Vcpu::pause);
     }
 
-    fn obey(&mut self, command: &Command, resets: u32) -> Answer {
+    fn obey(&mut self, command: &Command, files: Vec<OwnedFd>, resets: u32) -> Answer {
         match command {
             Command::Status => {
                 return Answer::Status(MachineStatus {
@@ -262,9 +235,9 @@ impl Machine {
                     resets,
                 });
             }
-            Command::PowerButton => self.button.press(),
+            Command::PowerButton => self.board.button.press(),
             Command::Pause => self.pause(),
-            Command::Resume => self.resume(),
+            Command::Resume => self.unpause(),
             Command::Balloon { mib } => match &self.balloon {
                 None => return Answer::Refused("this machine has no balloon".into()),
                 Some(_) if u64::from(*mib) >= self.memory_mib => {
@@ -272,6 +245,13 @@ impl Machine {
                 }
                 Some(balloon) => balloon.ask_mib(*mib),
             },
+            Command::Snapshot { then } => {
+                let target = Target::new(files);
+                let saved = target.and_then(|target| self.snapshot(&target, *then == Then::Quit));
+                if let Err(error) = saved {
+                    return Answer::Refused(chain(&error));
+                }
+            }
             Command::Link { card, up } => match self.links.get(usize::from(*card)) {
                 None => {
                     return Answer::Refused(format!(
@@ -286,54 +266,26 @@ impl Machine {
         Answer::Done
     }
 
+    /// To end: processors, then devices, then what gives them memory.
     fn end(self) -> Devices {
         for vcpu in self.vcpus {
             vcpu.quit();
         }
-        let devices = self.devices.iter();
+        let devices = self.board.devices.iter();
         devices
             .filter_map(|device| lock(device).take_out())
             .collect()
     }
 }
 
-/// Registers of any kind as one type.
-struct Boxed(Box<dyn Registers>);
-
-impl Registers for Boxed {
-    fn read(&mut self, offset: u64, data: &mut [u8]) {
-        self.0.read(offset, data);
+/// An error with what is behind it, on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text += ": ";
+        text += &error.to_string();
+        source = error.source();
     }
-
-    fn write(&mut self, offset: u64, data: &[u8]) {
-        self.0.write(offset, data);
-    }
-}
-
-/// A VM with its memory, interrupt controllers and timer.
-pub(crate) fn create_vm(kvm: &Kvm, memory: &Memory) -> Result<VmFd, MachineError> {
-    let failed = |step| move |error| MachineError::Kvm(step, error);
-    let vm = kvm.create_vm().map_err(failed("create a VM"))?;
-    vm.set_identity_map_address(IDENTITY_MAP)
-        .map_err(failed("place its identity map"))?;
-    vm.set_tss_address(TSS).map_err(failed("place its TSS"))?;
-    vm.create_irq_chip()
-        .map_err(failed("create interrupt controllers"))?;
-    let pit = kvm_pit_config {
-        flags: KVM_PIT_SPEAKER_DUMMY,
-        ..Default::default()
-    };
-    vm.create_pit2(pit).map_err(failed("create a timer"))?;
-    for (slot, region) in (0..).zip(memory.iter()) {
-        let region = kvm_userspace_memory_region {
-            slot,
-            flags: 0,
-            guest_phys_addr: region.start_addr().raw_value(),
-            memory_size: region.len(),
-            userspace_addr: region.as_ptr() as u64,
-        };
-        // SAFETY: the mapping is as long as the region and lives longer than the VM: a machine drops it last.
-        unsafe { vm.set_user_memory_region(region) }.map_err(failed("give it memory"))?;
-    }
-    Ok(vm)
+    text
 }

@@ -60,17 +60,11 @@ const MSR_MTRR_DEFAULT: u32 = 0x2ff;
 /// MTRRs on, and memory is write-back.
 const MTRR_ON_WRITE_BACK: u64 = 1 << 11 | 6;
 
-/// Makes processor `index` of `count`, as it is after a reset; the first one begins at `entry`.
+/// Makes processor `index` with these [`features`], as it is after a reset; the first one begins at `entry`.
 ///
 /// # Errors
 /// KVM refuses.
-pub fn create(
-    kvm: &Kvm,
-    vm: &VmFd,
-    index: u8,
-    count: u8,
-    entry: Entry,
-) -> Result<VcpuFd, VcpuError> {
+pub fn create(vm: &VmFd, index: u8, features: &CpuId, entry: Entry) -> Result<VcpuFd, VcpuError> {
     let failed = |step| {
         move |source| VcpuError::Kvm {
             index,
@@ -79,11 +73,7 @@ pub fn create(
         }
     };
     let vcpu = vm.create_vcpu(index.into()).map_err(failed("create it"))?;
-    let supported = kvm
-        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-        .map_err(failed("ask for features"))?;
-    vcpu.set_cpuid2(&cpuid(supported, index, count))
-        .map_err(failed("set features"))?;
+    vcpu.set_cpuid2(features).map_err(failed("set features"))?;
     set_msrs(&vcpu).map_err(failed("set model-specific registers"))?;
     set_lapic(&vcpu).map_err(failed("set its interrupt controller"))?;
     if index > 0 {
@@ -113,6 +103,20 @@ pub fn create(
     };
     vcpu.set_mp_state(state).map_err(failed("set its state"))?;
     Ok(vcpu)
+}
+
+/// What processor `index` of `count` is told of itself here.
+///
+/// # Errors
+/// KVM refuses.
+pub fn features(kvm: &Kvm, index: u8, count: u8) -> Result<CpuId, VcpuError> {
+    let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES);
+    let supported = supported.map_err(|source| VcpuError::Kvm {
+        index,
+        step: "ask for features",
+        source,
+    })?;
+    Ok(cpuid(supported, index, count))
 }
 
 /// What KVM supports, with this processor's place in the topology: one socket of single-threaded cores.

@@ -112,6 +112,11 @@ impl ConfigSpace {
         }
     }
 
+    /// All bytes that exist, for a snapshot; written back with [`ConfigSpace::write`], those that a guest may change are as they were.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// A byte of it.
     pub fn byte(&self, at: usize) -> u8 {
         self.bytes[at]

@@ -64,6 +64,16 @@ impl Ecam {
         Self { devices }
     }
 
+    /// The bridge's configuration space, for a snapshot.
+    pub fn bridge(&self) -> Vec<u8> {
+        lock(&self.devices[0]).config().bytes().to_vec()
+    }
+
+    /// Takes up what the guest had configured of the bridge.
+    pub fn restore_bridge(&mut self, config: &[u8]) {
+        lock(&self.devices[0]).write_config(0, config);
+    }
+
     fn find(&self, offset: u64) -> Option<(&Mutex<dyn Function>, usize)> {
         let function = offset / FUNCTION_BYTES;
         if !function.is_multiple_of(FUNCTIONS) {

@@ -158,6 +158,20 @@ impl<V: Vector> Msix<V> {
     pub fn table(&self) -> Vec<[u32; 4]> {
         self.entries.iter().map(|entry| entry.words).collect()
     }
+
+    /// Which interrupts are held back.
+    pub fn pending(&self) -> Vec<bool> {
+        let entries = self.entries.iter();
+        entries.map(|entry| entry.vector.is_pending()).collect()
+    }
+
+    /// Takes up a table. Nothing is delivered before message control is told again.
+    pub fn restore(&mut self, table: &[[u32; 4]]) {
+        self.control(0);
+        for (entry, words) in self.entries.iter_mut().zip(table) {
+            entry.words = *words;
+        }
+    }
 }
 
 #[cfg(test)]
@@ -206,6 +220,22 @@ mod tests {
         msix.write_table(28, &[0; 4]);
         msix.control(0);
         assert_eq!(to(&msix), None);
+    }
+
+    #[test]
+    fn a_table_that_is_taken_up_delivers_as_before() {
+        let mut before = filled();
+        before.control(ENABLE);
+        before.write_table(28, &[0; 4]);
+        let mut after = Msix::new((0..10).map(|_| Fake::default()).collect());
+        after.restore(&before.table());
+        assert_eq!(to(&after), None, "message control comes later");
+        after.control(ENABLE);
+        assert_eq!(after.table(), before.table());
+        assert_eq!(
+            (to(&after), after.pending()),
+            (to(&before), before.pending())
+        );
     }
 
     #[test]

@@ -37,6 +37,16 @@ impl ConfigPorts {
         }
     }
 
+    /// The address that was written last.
+    pub fn address(&self) -> u32 {
+        self.address
+    }
+
+    /// As if it had been written.
+    pub fn set_address(&mut self, address: u32) {
+        self.address = address;
+    }
+
     /// Where in ECAM the data port at `offset` leads.
     fn target(&self, offset: u64) -> Option<u64> {
         let byte = offset.checked_sub(DATA)?;

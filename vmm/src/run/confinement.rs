@@ -11,7 +11,7 @@ use vmm::sandbox::{Mode, Sandbox, User};
 /// What the machine's process may do.
 #[derive(Args)]
 #[command(next_help_heading = "Sandbox")]
-pub(super) struct Confinement {
+pub struct Confinement {
     /// How much of the sandbox must be in force. `auto`: what the host allows, and what it does not is told. `full`: all of it, or the
     /// machine does not start. `off`: nothing.
     #[arg(long, value_name = "auto|full|off", default_value = "auto")]
@@ -41,20 +41,25 @@ pub(super) struct Confinement {
 }
 
 impl Confinement {
-    /// The sandbox for a machine with so much memory.
-    pub(super) fn sandbox(&self, memory_mib: u64) -> Result<Sandbox> {
+    /// Whether a machine with so much memory fits its limits.
+    pub(super) fn check_memory(&self, memory_mib: u64) -> Result<()> {
         if let Some(max) = self.memory_max {
             ensure!(
                 max > memory_mib,
                 "--memory-max {max}: a guest with {memory_mib} MiB would be killed when it uses them; give it 64 MiB more than that"
             );
         }
+        Ok(())
+    }
+
+    /// The sandbox.
+    pub(super) fn sandbox(&self) -> Sandbox {
         let limits = GroupLimits {
             memory_mib: self.memory_max,
             cpu_percent: self.cpu_max,
             pids: self.pids_max,
         };
-        Ok(Sandbox {
+        Sandbox {
             mode: self.sandbox,
             user: self.uid.map(|uid| User {
                 uid,
@@ -62,7 +67,7 @@ impl Confinement {
             }),
             violation: self.seccomp,
             group: self.cgroup.clone().map(|path| GroupSpec { path, limits }),
-        })
+        }
     }
 }
 
@@ -80,7 +85,9 @@ mod tests {
 
     fn parse(line: &str) -> Result<Sandbox> {
         let words = std::iter::once("run").chain(line.split_whitespace());
-        Line::try_parse_from(words)?.confinement.sandbox(1024)
+        let confinement = Line::try_parse_from(words)?.confinement;
+        confinement.check_memory(1024)?;
+        Ok(confinement.sandbox())
     }
 
     #[test]

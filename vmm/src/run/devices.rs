@@ -1,5 +1,7 @@
-//! Devices from options. Files, sockets and interfaces are opened here, before the sandbox is entered; servers of disks are met inside.
+//! Devices from options. Files, sockets and interfaces are opened here, or taken over, before the sandbox is entered; servers of disks are
+//! met inside.
 
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,8 +10,9 @@ use anyhow::{Context, Result, bail};
 use vmm::clipboard::{self, Clipboard};
 use vmm::machine::Devices;
 use vmm::rfb::{self, Inputs};
-use vmm::sandbox::door::{Clerk, Door};
+use vmm::sandbox::door::{Clerk, Desk, Door};
 use vmm::screen::Screen;
+use vmm::snapshot::Loading;
 use vmm::threads::Service;
 use vmm::virtio::Device;
 use vmm::virtio::balloon::{Balloon, BalloonSize};
@@ -17,13 +20,13 @@ use vmm::virtio::block::{Block, Disk};
 use vmm::virtio::console::{Console, HostEnd, PORTS_MAX, PortSpec};
 use vmm::virtio::gpu::Gpu;
 use vmm::virtio::input::{Input, Model};
-use vmm::virtio::net::{Link, Net, Tap};
+use vmm::virtio::net::{self, Link, Net, Tap, inherited};
 use vmm::virtio::rng::Rng;
 use vmm::virtio::vhost_user::RemoteBlock;
 use vmm::virtio::vsock::Vsock;
-use vmm_block::{BlockDevice, RawFile};
+use vmm_block::RawFile;
 
-use super::options::{Arguments, DiskOption, DiskSource, VsockOption};
+use super::options::{DiskOption, DiskSource, HostArguments, VsockOption};
 
 /// A screen and hands for it, which outlive machines: viewers stay when the guest resets.
 pub(super) struct Display {
@@ -34,10 +37,10 @@ pub(super) struct Display {
 /// How long a machine's start waits for a disk's server.
 const SERVER_PATIENCE: Duration = Duration::from_secs(30);
 
-/// A disk before the sandbox is entered.
+/// A disk before the sandbox is entered. How many queues it has is known inside.
 enum OpenedDisk {
     /// Whole.
-    File { disk: Box<Block>, bytes: u64 },
+    File(Disk),
     /// To be met at this socket.
     Server(PathBuf),
 }
@@ -45,27 +48,27 @@ enum OpenedDisk {
 /// A machine's devices before the sandbox is entered.
 pub(super) struct Opened {
     disks: Vec<OpenedDisk>,
+    /// What the guest may call, and where whoever connects it is to be left.
+    services: Option<PathBuf>,
+    desk: Desk,
     others: Devices,
     links: Vec<Link>,
 }
 
 impl DiskOption {
-    fn open(&self, queues: usize) -> Result<OpenedDisk> {
+    fn open(&self) -> Result<OpenedDisk> {
         let path = match &self.source {
             DiskSource::VhostUser(path) => return Ok(OpenedDisk::Server(path.clone())),
             DiskSource::File(path) => path,
         };
         let file = RawFile::open(path, self.read_only);
         let file = file.with_context(|| format!("disk {}", path.display()))?;
-        Ok(OpenedDisk::File {
-            bytes: file.geometry().size_bytes,
-            disk: Box::new(Block::new(Disk {
-                device: Arc::new(file),
-                serial: self.serial.clone(),
-                queues,
-                limits: self.limits,
-            })),
-        })
+        Ok(OpenedDisk::File(Disk {
+            device: Arc::new(file),
+            serial: self.serial.clone(),
+            queues: 1,
+            limits: self.limits,
+        }))
     }
 }
 
@@ -75,11 +78,16 @@ impl Opened {
         &self.links
     }
 
+    /// What the guest may call: see [`vmm::sandbox::Needs`].
+    pub(super) fn services(&self) -> Option<PathBuf> {
+        self.services.clone()
+    }
+
     /// Sockets of disks' servers.
     pub(super) fn servers(&self) -> Vec<PathBuf> {
         let servers = self.disks.iter().filter_map(|disk| match disk {
             OpenedDisk::Server(path) => Some(path.clone()),
-            OpenedDisk::File { .. } => None,
+            OpenedDisk::File(_) => None,
         });
         servers.collect()
     }
@@ -87,22 +95,32 @@ impl Opened {
     /// Bytes of the longest file that guests write to.
     pub(super) fn file_bytes_max(&self) -> u64 {
         let files = self.disks.iter().map(|disk| match disk {
-            OpenedDisk::File { bytes, .. } => *bytes,
+            OpenedDisk::File(disk) => disk.device.geometry().size_bytes,
             OpenedDisk::Server(_) => 0,
         });
         files.max().unwrap_or(0)
     }
 
-    /// All devices, in the order of the options. Servers are met by `clerk`, who has them in the order of [`Self::servers`].
-    pub(super) fn connect(self, queues: usize, clerk: Option<&Clerk>) -> Result<Devices> {
+    /// All devices, in the order of the options. Servers are met by `clerk`, who has them in the order of [`Self::servers`], and get the
+    /// guest's memory when `loading` is over: they would find zeros where it is not there yet.
+    pub(super) fn connect(
+        self,
+        queues: usize,
+        clerk: Option<&Clerk>,
+        loading: &Loading,
+    ) -> Result<Devices> {
+        if let Some(clerk) = clerk {
+            self.desk.leave(clerk);
+        }
         let mut devices = Devices::new();
         let mut number = 0;
         for (index, disk) in self.disks.into_iter().enumerate() {
             let device: Box<dyn Device> = match disk {
-                OpenedDisk::File { disk, .. } => disk,
+                OpenedDisk::File(disk) => Box::new(Block::new(Disk { queues, ..disk })),
                 OpenedDisk::Server(path) => {
                     number += 1;
-                    Box::new(meet(&path, queues, clerk, number - 1)?)
+                    let disk = meet(&path, queues, clerk, number - 1)?;
+                    Box::new(disk.after(loading.clone()))
                 }
             };
             devices.push((format!("disk-{index}"), device));
@@ -121,7 +139,18 @@ fn meet(path: &Path, queues: usize, clerk: Option<&Clerk>, number: u8) -> Result
         .with_context(|| format!("disk served at {}", path.display()))
 }
 
-impl Arguments {
+impl HostArguments {
+    /// Descriptors of taps that were handed in, in order.
+    pub(super) fn handed_in(&self) -> Result<Vec<RawFd>> {
+        let taps = self.net.iter().filter_map(|net| inherited(&net.tap));
+        let mut taps: Vec<RawFd> = taps.collect();
+        taps.sort_unstable();
+        if let Some(twice) = taps.windows(2).find(|pair| pair[0] == pair[1]) {
+            bail!("fd={}: a tap has one network card", twice[0]);
+        }
+        Ok(taps)
+    }
+
     /// A display, if there shall be one; who serves its socket is added to `services`.
     pub(super) fn display(&self, services: &mut Vec<Service>) -> Result<Option<Display>> {
         let Some(size) = self.display else {
@@ -140,22 +169,32 @@ impl Arguments {
         Ok(Some(Display { screen, inputs }))
     }
 
+    /// Network cards without a chosen address keep the one of a snapshot, unless they are `new`.
     pub(super) fn devices(
         &self,
         balloon: &BalloonSize,
         display: Option<&Display>,
+        new: bool,
     ) -> Result<Opened> {
-        let disks = self.disk.iter();
-        let disks = disks
-            .map(|disk| disk.open(self.vcpus.into()))
-            .collect::<Result<_>>()?;
+        let disks = self.disk.iter().map(DiskOption::open);
+        let disks = disks.collect::<Result<_>>()?;
         let (mut others, mut links) = (Devices::new(), Vec::new());
-        for (index, net) in self.net.iter().enumerate() {
-            let tap = Tap::open(&net.tap)?;
-            // Locally administered, and another one for each card of a process.
-            let [a, b] = (std::process::id() as u16).to_be_bytes();
-            let mac = net.mac.unwrap_or([0x52, 0x54, 0, a, b, index as u8]);
-            let card = Net::new(mac, tap, net.limits);
+        for (index, option) in self.net.iter().enumerate() {
+            let tap = match inherited(&option.tap) {
+                Some(number) => Tap::take_over(number)?,
+                None => Tap::open(&option.tap)?,
+            };
+            let is_chosen = option.mac.is_some() || new;
+            let mac = match option.mac {
+                Some(mac) => mac,
+                None => net::new_address().context("a hardware address")?,
+            };
+            let card = Net::new(mac, tap, option.limits);
+            let card = if is_chosen {
+                card.with_chosen_address()
+            } else {
+                card
+            };
             links.push(card.link());
             others.push((format!("net-{index}"), Box::new(card)));
         }
@@ -167,10 +206,12 @@ impl Arguments {
             let console = Console::new(&ports).context("a port's socket")?;
             others.push(("ports".into(), Box::new(console)));
         }
+        let (mut services, desk) = (None, Desk::default());
         if let Some(VsockOption(spec)) = &self.vsock {
             let vsock = Vsock::new(spec);
             let vsock = vsock.with_context(|| format!("sockets at {}", spec.socket.display()))?;
-            others.push(("vsock".into(), Box::new(vsock)));
+            others.push(("vsock".into(), Box::new(vsock.with_desk(desk.clone()))));
+            services = Some(spec.socket.clone());
         }
         others.push(("balloon".into(), Box::new(Balloon::new(balloon.clone()))));
         others.push(("rng".into(), Box::<Rng>::default()));
@@ -183,6 +224,8 @@ impl Arguments {
         }
         Ok(Opened {
             disks,
+            services,
+            desk,
             others,
             links,
         })

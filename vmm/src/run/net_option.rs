@@ -1,4 +1,4 @@
-//! `--net` of `splice-vmm run`: a tap's name and options behind commas.
+//! `--net`: a tap's name, or the descriptor as which it was handed in, and options behind commas.
 
 use std::str::FromStr;
 
@@ -7,7 +7,7 @@ use vmm::virtio::net;
 /// One `--net`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetOption {
-    /// The tap's name.
+    /// The tap's name, or in its place a descriptor: [`net::inherited`].
     pub tap: String,
     /// The card's address, if it was given.
     pub mac: Option<net::Mac>,
@@ -25,6 +25,12 @@ impl FromStr for NetOption {
             mac: None,
             limits: net::Limits::default(),
         };
+        if this.tap.starts_with("fd=") && net::inherited(&this.tap).is_none() {
+            return Err(format!(
+                "{:?}: fd=N is a tap that was handed in as descriptor N, 3 or more",
+                this.tap
+            ));
+        }
         for part in parts {
             match part.split_once('=') {
                 Some(("mac", address)) => this.mac = Some(mac(address)?),
@@ -87,12 +93,18 @@ mod tests {
         assert_eq!(card.mac, Some([0x52, 0x54, 0, 0, 0, 1]));
         assert_eq!(card.limits.bytes_per_s, Some(1_000_000));
         assert_eq!(card.limits.packets_per_s, Some(1000));
+        let card: NetOption = "fd=7,mbps=8".parse().expect("a tap that was handed in");
+        assert_eq!(net::inherited(&card.tap), Some(7));
+        assert_eq!(card.limits.bytes_per_s, Some(1_000_000));
         for wrong in [
             "tap0,mbps=0",
             "tap0,pps=",
             "tap0,fast",
             "tap0,mac=1",
             "tap0,",
+            "fd=",
+            "fd=2",
+            "fd=x,mbps=8",
         ] {
             let parsed: Result<NetOption, String> = wrong.parse();
             assert!(parsed.is_err(), "{wrong:?}");

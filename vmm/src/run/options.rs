@@ -1,9 +1,10 @@
-//! Options of a machine, parsed and checked as far as words go.
+//! Options of a machine, one that boots or one that goes on, parsed and checked as far as words go.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::Args;
+use vmm::machine::boot::{BootError, BootSource};
 use vmm::screen::Size;
 use vmm::virtio::block::Limits;
 use vmm::virtio::console::{HostEnd, PortSpec};
@@ -19,18 +20,57 @@ pub struct Arguments {
     /// Kernel: a bzImage or an ELF file.
     #[arg(long, value_name = "FILE")]
     pub(super) kernel: PathBuf,
-    /// Initial RAM disk.
-    #[arg(long, value_name = "FILE")]
-    pub(super) initrd: Option<PathBuf>,
-    /// Kernel command line.
-    #[arg(long, value_name = "TEXT", default_value = "console=ttyS0")]
-    pub(super) command_line: String,
+    #[command(flatten)]
+    pub(super) boot: BootArguments,
     /// Memory, MiB.
     #[arg(long, value_name = "MIB", default_value_t = 1024)]
     pub(super) memory: u64,
     /// Processors.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(super) vcpus: u8,
+    #[command(flatten)]
+    pub(super) host: HostArguments,
+}
+
+/// Options of a machine that goes on.
+#[derive(Args)]
+#[command(after_help = RESUME_EXAMPLES)]
+pub struct ResumeArguments {
+    /// The snapshot's folder.
+    pub(super) dir: PathBuf,
+    /// Kernel that the guest boots when it resets; without, the machine ends then.
+    #[arg(long, value_name = "FILE")]
+    pub(super) kernel: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) boot: BootArguments,
+    /// It is one of several machines of this snapshot: network cards without a chosen address get new ones. The guest's driver takes them
+    /// when it binds to the card anew.
+    #[arg(long = "clone")]
+    pub(super) is_clone: bool,
+    #[command(flatten)]
+    pub(super) host: HostArguments,
+}
+
+// What is booted beside the kernel. (A doc comment would be shown in place of the command's own.)
+#[derive(Args)]
+pub(super) struct BootArguments {
+    /// Initial RAM disk.
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+    /// Kernel command line.
+    #[arg(long, value_name = "TEXT", default_value = "console=ttyS0")]
+    command_line: String,
+}
+
+impl BootArguments {
+    pub(super) fn open(&self, kernel: &Path) -> Result<BootSource, BootError> {
+        BootSource::open(kernel, self.initrd.as_deref(), &self.command_line)
+    }
+}
+
+// What the host gives a machine.
+#[derive(Args)]
+pub(super) struct HostArguments {
     /// A disk, the first is /dev/vda: a raw file, and options behind commas: `readonly`, `serial=TEXT`, and limits, `iops=N` requests
     /// and `mbps=N` megabytes (10^6 bytes) a second. Or `vhost-user=SOCKET`, which a server such as the branch serves.
     #[arg(long, value_name = "FILE[,OPTION…]|vhost-user=SOCKET")]
@@ -45,14 +85,15 @@ pub struct Arguments {
     #[arg(long)]
     pub(super) serial_stdout: bool,
     /// A network card: the tap interface's name, and options behind commas: `mac=ADDRESS`, and limits for each direction, `mbps=N`
-    /// megabits (10^6 bits) and `pps=N` packets a second. The interface is made if it is not there.
-    #[arg(long, value_name = "TAP[,OPTION…]")]
+    /// megabits (10^6 bits) and `pps=N` packets a second. The interface is made if it is not there. Or, as `fd=N` in the name's place, a
+    /// tap that was opened before and is handed in as descriptor N, such as the branch does.
+    #[arg(long, value_name = "TAP|fd=N[,OPTION…]")]
     pub(super) net: Vec<NetOption>,
     /// A port of the guest's agents: its name in the guest, and the Unix socket where the host's side is.
     #[arg(long, value_name = "NAME=PATH")]
     pub(super) port: Vec<PortOption>,
     /// Sockets between guest and host: the guest's address, 3 or more, and the Unix socket where programs call the guest by saying
-    /// `CONNECT PORT`. The guest's calls go to PATH_PORT, but not from inside of a sandbox: there, the host calls.
+    /// `CONNECT PORT`. The guest's calls go to PATH_PORT.
     #[arg(long, value_name = "cid=N,socket=PATH")]
     pub(super) vsock: Option<VsockOption>,
     /// Take commands at this Unix socket, one JSON object a line.
@@ -79,6 +120,15 @@ Examples:
       --rfb-socket screen.sock    (then: splice-vmm screenshot screen.sock screen.png)
   splice-vmm run --kernel vmlinuz --disk vhost-user=disk.sock --sandbox full --uid 20017 --cgroup /sys/fs/cgroup/desktops \
       --memory-max 1280 --cpu-max 200";
+
+const RESUME_EXAMPLES: &str = "\
+Examples:
+  splice-vmm snapshot control.sock /var/lib/splice/alice.snap --quit
+  splice-vmm resume /var/lib/splice/alice.snap --disk desktop.raw --serial-socket console.sock
+  splice-vmm resume /var/lib/splice/golden.snap --clone --disk vhost-user=bob.sock --net tap7 --sandbox full --uid 20018
+
+Disks, network cards, ports and the display must be those that the machine had, in the same order; disks with the content that they
+had when it was saved. Sockets may be elsewhere.";
 
 /// Where a disk's bytes come from.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -3,14 +3,15 @@
 //! Everything that has a name on the host (KVM, disks, taps, kernel, sockets to listen at) is opened first. Then [`Sandbox::enter`] forks:
 //!
 //! ```text
-//! started ── opens everything ── fork ──┬── outer: passes signals on, opens disks' servers by number, waits for the end
+//! started ── opens everything ── fork ──┬── outer: passes signals on, opens sockets by number, waits for the end
 //!                                       └── machine: namespaces, empty root, user, no capabilities, limits, lists of system calls
 //! ```
 //!
 //! It returns in the machine's process only, which goes on to build machines from what is open: a reset makes new VMs, memory and threads
 //! inside. Invariant: from then on no name of the host can be opened, no process be started or seen, nothing be gained that is not there.
 //! [`Mode::Auto`] puts in force what the host allows and tells what it does not; [`Mode::Full`] refuses to run without any part.
-//! Refused: to run as another user when not started by root, and to enter with more than one thread.
+//! What only the machine's own process can make and only its starter's rights allow (userfaultfd) is made between the fork and the rest
+//! ([`Needs::faults`]). Refused: to run as another user when not started by root, and to enter with more than one thread.
 
 pub mod cgroup;
 pub mod door;
@@ -18,21 +19,25 @@ mod namespaces;
 mod outer;
 mod privileges;
 pub mod seccomp;
+mod services;
 
 use std::fmt::Display;
 use std::io::{self, Read};
+use std::os::fd::RawFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use crate::snapshot::Faults;
 use crate::threads::{self, ConfineError};
 use cgroup::{Group, GroupError, GroupSpec};
 use door::{Clerk, SERVERS_MAX};
 use namespaces::NoNamespaces;
-use outer::Outer;
+use outer::{Outer, Requests};
 pub use privileges::User;
 use privileges::{Keep, NOBODY};
 use seccomp::{Filters, SeccompError, Violation};
+use services::Services;
 
 /// Pools of free memory that threads take theirs from. One: a machine's threads need little, more of them keep more, and before the C
 /// library makes a second one smaller it reads a file of /proc.
@@ -149,35 +154,52 @@ impl Lacking {
     }
 }
 
+/// What a machine needs inside.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// Sockets of disks' servers, numbered from 0, which the outer process opens.
+    pub servers: Vec<PathBuf>,
+    /// Sockets of programs that the guest calls, which it opens too: this name, `_` and the port's number.
+    pub services: Option<PathBuf>,
+    /// The longest file that the machine writes or makes, its memory included.
+    pub file_bytes: u64,
+    /// It goes on from a snapshot and wants to be told of missing pages.
+    pub faults: bool,
+}
+
 /// Inside.
 #[derive(Debug)]
 pub struct Entered {
-    /// Opens disks' servers. None where this process can by itself.
+    /// Opens disks' servers and calls programs. None where this process can by itself.
     pub clerk: Option<Clerk>,
+    /// What missing pages are told of by, if that was wanted, or why it is not to be had.
+    pub faults: Option<io::Result<Faults>>,
     /// What is not in force, each with its reason.
     pub lacking: Vec<String>,
 }
 
 impl Sandbox {
-    /// Closes what was inherited. To be called before anything is opened.
+    /// Closes what was inherited but `keep`, which is in order. To be called before anything is opened.
     ///
     /// # Errors
-    /// The kernel is too old for it (Linux 5.9).
-    pub fn close_inherited(&self) -> Result<(), SandboxError> {
+    /// One of `keep` is not open, or the kernel is too old for it (Linux 5.9).
+    pub fn close_inherited(&self, keep: &[RawFd]) -> Result<(), SandboxError> {
+        for fd in keep {
+            privileges::check_open(*fd).map_err(step("use a descriptor that was handed in"))?;
+        }
         if self.mode == Mode::Off {
             return Ok(());
         }
-        let closed = privileges::close_range(libc::STDERR_FILENO + 1, libc::c_int::MAX);
+        let closed = outer::close_others(keep.to_vec());
         closed.map_err(step("close inherited files"))?;
         privileges::close_input().map_err(step("close standard input"))
     }
 
-    /// Enters it: returns in a new process, inside. `servers` are the sockets of disks' servers, numbered from 0; `file_bytes` is the
-    /// longest file that the machine writes or makes, its memory included.
+    /// Enters it: returns in a new process, inside.
     ///
     /// # Errors
     /// See [`SandboxError`].
-    pub fn enter(&self, servers: &[PathBuf], file_bytes: u64) -> Result<Entered, SandboxError> {
+    pub fn enter(&self, needs: &Needs) -> Result<Entered, SandboxError> {
         let mut lacking = Lacking {
             mode: self.mode,
             parts: Vec::new(),
@@ -186,14 +208,17 @@ impl Sandbox {
             lacking.add("sandbox", "it was turned off")?;
             return Ok(Entered {
                 clerk: None,
+                faults: needs.faults.then(Faults::open),
                 lacking: lacking.parts,
             });
         }
-        if servers.len() > SERVERS_MAX {
-            return Err(SandboxError::Servers(servers.len()));
+        if needs.servers.len() > SERVERS_MAX {
+            return Err(SandboxError::Servers(needs.servers.len()));
         }
         check_threads()?;
-        let servers = outer::addresses(servers)?;
+        let servers = outer::addresses(&needs.servers)?;
+        let services = needs.services.as_deref().map(Services::new);
+        let services = services.transpose()?;
         let user = self.user(&mut lacking)?;
         let group = self.group(&mut lacking)?;
         let signals = outer::signals().map_err(step("watch signals"))?;
@@ -211,7 +236,7 @@ impl Sandbox {
             -1 => Err(step("start a process")(io::Error::last_os_error())),
             0 => {
                 drop((near, signals, group));
-                self.inside(far, user, has_namespaces, file_bytes, lacking)
+                self.inside(far, user, has_namespaces, needs, lacking)
             }
             machine => {
                 drop(far);
@@ -219,7 +244,7 @@ impl Sandbox {
                     machine,
                     channel: near,
                     signals,
-                    servers,
+                    requests: Requests::new(servers, services),
                     group,
                     violation: self.violation,
                 };
@@ -269,12 +294,14 @@ impl Sandbox {
         mut channel: UnixStream,
         user: Option<User>,
         has_namespaces: bool,
-        file_bytes: u64,
+        needs: &Needs,
         mut lacking: Lacking,
     ) -> Result<Entered, SandboxError> {
         let mut begin = [0];
         let begun = channel.read_exact(&mut begin);
         begun.map_err(|_| SandboxError::Orphan)?;
+        // Of this process, and with the rights that it still has; by name, where names are still there.
+        let faults = needs.faults.then(Faults::open);
         // A terminal's signals are for the outer process; and whoever has no terminal cannot type at it.
         // SAFETY: no arguments; a new process leads no group, so that it cannot fail.
         unsafe { libc::setsid() };
@@ -282,7 +309,7 @@ impl Sandbox {
             namespaces::own_rest()?;
             namespaces::empty_root()?;
         }
-        privileges::limit(file_bytes, self.user.is_some())?;
+        privileges::limit(needs.file_bytes, self.user.is_some())?;
         // While there is the right to: it goes with the user.
         privileges::bound();
         if let Some(Err(error)) = user.map(privileges::become_user) {
@@ -303,6 +330,7 @@ impl Sandbox {
         }
         Ok(Entered {
             clerk: Some(Clerk::new(channel)),
+            faults,
             lacking: lacking.parts,
         })
     }

@@ -1,31 +1,51 @@
 //! The outer process: it stays where it was started, and is what others know as the machine.
 //!
-//! It passes SIGTERM and SIGINT on, opens disks' servers by number for the machine ([`super::door`]), and ends as the machine does. It has
-//! no thread, no capability but the one to signal its child, no descriptor but those it needs, and a list of system calls of its own.
-//! Invariant: nothing that the machine sends makes it wait, take memory, or do anything but open one of the sockets it was started with.
+//! It passes SIGTERM and SIGINT on, opens sockets of disks' servers and of programs that the guest calls for the machine, by number
+//! ([`super::door`]), and ends as the machine does. It has no thread, no capability but the one to signal its child, no descriptor but
+//! those it needs, and a list of system calls of its own. Invariant: nothing that the machine sends makes it wait, take memory, work
+//! beyond a rate, or do anything but open one of the sockets that it was started with.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use super::cgroup::Group;
+use super::door::{REQUEST_BYTES, Wanted};
 use super::privileges::{self, Keep};
 use super::seccomp::{self, Violation};
+use super::services::Services;
 use super::{SandboxError, step};
+use crate::machine::rate::Bucket;
 
 /// Ended by a signal is told as shells tell it.
 const BY_SIGNAL: i32 = 128;
+
+/// Requests that are heard at once, and a second after that: a machine whose disks all wait for their server asks less often. What comes
+/// beyond stays in the channel: whoever asks waits, and this process, which no control group bounds, does not work for it.
+const REQUESTS_BURST: u64 = 256;
+const REQUESTS_PER_S: u64 = 128;
+
+/// What the machine may ask for.
+pub(super) struct Requests {
+    servers: Vec<SocketAddrUnix>,
+    services: Option<Services>,
+    rate: Bucket,
+    since: Instant,
+    /// The next one is paid for.
+    is_paid: bool,
+}
 
 /// What the outer process has.
 pub(super) struct Outer {
     pub(super) machine: libc::pid_t,
     pub(super) channel: UnixStream,
     pub(super) signals: OwnedFd,
-    pub(super) servers: Vec<SocketAddrUnix>,
+    pub(super) requests: Requests,
     /// The machine's own cgroup, removed at the end.
     pub(super) group: Option<Group>,
     pub(super) violation: Violation,
@@ -61,9 +81,45 @@ pub(super) fn signals() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+impl Requests {
+    pub(super) fn new(servers: Vec<SocketAddrUnix>, services: Option<Services>) -> Self {
+        Self {
+            servers,
+            services,
+            rate: Bucket::new(REQUESTS_PER_S, REQUESTS_BURST),
+            since: Instant::now(),
+            is_paid: false,
+        }
+    }
+
+    /// Whether one may be heard now; else how long that takes.
+    fn may_come(&mut self) -> Result<(), Duration> {
+        if !self.is_paid {
+            self.rate.take(1, self.since.elapsed())?;
+            self.is_paid = true;
+        }
+        Ok(())
+    }
+
+    /// Opens what is wanted.
+    fn open(&mut self, request: [u8; REQUEST_BYTES]) -> rustix::io::Result<OwnedFd> {
+        self.is_paid = false;
+        let none = rustix::io::Errno::NOENT;
+        match (Wanted::parse(request), &mut self.services) {
+            (Some(Wanted::Server(number)), _) => {
+                let server = usize::try_from(number).ok();
+                let server = server.and_then(|number| self.servers.get(number));
+                open(server.ok_or(none)?)
+            }
+            (Some(Wanted::Service(port)), Some(services)) => open(&services.call(port)?),
+            _ => Err(none),
+        }
+    }
+}
+
 impl Outer {
     /// Gives up what it does not need, lets the machine begin and stays until it ends.
-    pub(super) fn stay(self) -> ! {
+    pub(super) fn stay(mut self) -> ! {
         let status = match self.prepare() {
             Ok(()) => self.wait(),
             Err(error) => {
@@ -100,9 +156,15 @@ impl Outer {
     }
 
     /// Until the machine ends; its status.
-    fn wait(&self) -> i32 {
+    fn wait(&mut self) -> i32 {
         let mut is_open = true;
         loop {
+            // A request that has to wait is looked for when its time has come, a signal at any time.
+            let (hears, patience) = match self.requests.may_come() {
+                Ok(()) => (is_open, -1),
+                Err(wait) if is_open => (false, wait.as_millis() as libc::c_int + 1),
+                Err(_) => (false, -1),
+            };
             let poll = |fd: RawFd| libc::pollfd {
                 fd,
                 events: libc::POLLIN,
@@ -112,9 +174,9 @@ impl Outer {
                 poll(self.signals.as_raw_fd()),
                 poll(self.channel.as_raw_fd()),
             ];
-            let count = if is_open { 2 } else { 1 };
+            let count = if hears { 2 } else { 1 };
             // SAFETY: so many entries are there, and they outlive the call.
-            unsafe { libc::poll(polls.as_mut_ptr(), count, -1) };
+            unsafe { libc::poll(polls.as_mut_ptr(), count, patience) };
             if polls[0].revents != 0
                 && let Some(status) = self.hear_signals()
             {
@@ -171,18 +233,17 @@ impl Outer {
         Some(BY_SIGNAL + signal)
     }
 
-    /// Opens a server. False: there will be no more requests.
-    fn hear_request(&self) -> bool {
-        let mut number = [0];
-        match io::Read::read(&mut &self.channel, &mut number) {
-            Ok(0) => return false,
+    /// Opens what is asked for. False: there will be no more requests.
+    fn hear_request(&mut self) -> bool {
+        let mut request = [0; REQUEST_BYTES];
+        match io::Read::read(&mut &self.channel, &mut request) {
+            // All of it was written at once, or it was none of ours; and then nothing that follows makes sense.
+            Ok(REQUEST_BYTES) => {}
+            Ok(_) => return false,
             Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
-            Ok(_) => {}
         }
-        let server = self.servers.get(usize::from(number[0]));
-        let opened = server.map_or(Err(rustix::io::Errno::NOENT), open);
         // An answer that is not taken is a mistake of the machine's, and its loss.
-        let _ = match opened {
+        let _ = match self.requests.open(request) {
             Ok(socket) => {
                 let done = 0i32.to_le_bytes();
                 self.channel
@@ -209,7 +270,7 @@ fn open(address: &SocketAddrUnix) -> rustix::io::Result<OwnedFd> {
 }
 
 /// Closes all but standard ones and these.
-fn close_others(mut keep: Vec<RawFd>) -> io::Result<()> {
+pub(super) fn close_others(mut keep: Vec<RawFd>) -> io::Result<()> {
     keep.sort_unstable();
     let mut from = libc::STDERR_FILENO + 1;
     for fd in keep {

@@ -66,6 +66,12 @@ fn prctl(option: libc::c_int, second: libc::c_ulong) -> io::Result<()> {
     check(unsafe { libc::prctl(option, second, ZERO, ZERO, ZERO) })
 }
 
+/// Refuses what is no open descriptor.
+pub(super) fn check_open(fd: RawFd) -> io::Result<()> {
+    // SAFETY: no memory; any number may be asked about.
+    check(unsafe { libc::fcntl(fd, libc::F_GETFD) })
+}
+
 /// Closes descriptors from `first` to `last`.
 pub(super) fn close_range(first: RawFd, last: RawFd) -> io::Result<()> {
     // SAFETY: whoever calls this knows that nobody uses them any more.

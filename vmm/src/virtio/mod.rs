@@ -1,8 +1,15 @@
 //! Virtio devices (OASIS virtio 1.2) and their PCI transport.
 //!
 //! [`pci`] is what the guest configures. A [`Device`] begins to work when its driver says so, on threads of its own ([`worker`]), and
-//! gives its queues back when the guest resets it or the machine pauses. [`ring`] is a queue as devices use it. Invariant: a device that
-//! is not started touches no guest memory.
+//! gives its queues back when the guest resets it or a snapshot is taken. [`ring`] is a queue as devices use it, [`state`] what a snapshot
+//! keeps. Invariant: a device that is not started touches no guest memory.
+//!
+//! ```text
+//!   reset ──restore──► at rest ──start──► at work          a driver resets: stop, reset
+//!     ▲                   ▲ └───reset──┐     │             a snapshot: stop, save, start
+//!     └───────────────────┼────────────┘     │             a machine that goes on: restore, start
+//!                         └──────stop────────┘
+//! ```
 
 pub mod balloon;
 pub mod block;
@@ -14,6 +21,7 @@ pub mod net;
 pub mod pci;
 pub mod ring;
 pub mod rng;
+pub mod state;
 pub mod vhost_user;
 pub mod vsock;
 pub mod worker;
@@ -22,6 +30,7 @@ use std::sync::Arc;
 
 use crate::machine::memory::Memory;
 use ring::{Interrupt, Ring};
+use state::{DeviceState, DeviceStateError};
 
 /// Both sides speak virtio 1.0 or later: there is no other kind here.
 pub const F_VERSION_1: u64 = 1 << 32;
@@ -114,8 +123,31 @@ pub trait Device: Send {
     /// It cannot.
     fn start(&mut self, started: Started) -> Result<(), StartError>;
 
-    /// Stops; the rings come back with their places, in the order of [`Started::rings`]. Requests in work are finished first.
+    /// Stops; the rings come back with their places, in the order of [`Started::rings`]. Requests in work are finished first. What the
+    /// guest has made of the device is kept: it may be started again.
     fn stop(&mut self) -> Vec<Option<Ring>>;
+
+    /// Forgets what the guest has made of it. It is stopped.
+    fn reset(&mut self) {}
+
+    /// What the guest has made of it beside its queues, for a snapshot. It is stopped, and what it has answered is safe.
+    ///
+    /// # Errors
+    /// It cannot be saved now.
+    fn save(&self, _memory: &Memory) -> Result<DeviceState, DeviceStateError> {
+        Ok(DeviceState::Nothing)
+    }
+
+    /// Takes up what was saved of a device like it, before it is started for the first time.
+    ///
+    /// # Errors
+    /// It was another device.
+    fn restore(&mut self, state: DeviceState, _memory: &Memory) -> Result<(), DeviceStateError> {
+        match state {
+            DeviceState::Nothing => Ok(()),
+            other => Err(other.other()),
+        }
+    }
 }
 
 /// Copies from a structure in its wire form; what lies beyond it is left as it is.

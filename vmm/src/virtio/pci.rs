@@ -9,6 +9,8 @@
 //!
 //! Notifications never come here: KVM turns them into events (ioeventfd). There are no pin interrupts, so ISR is always 0.
 
+mod snapshot;
+
 use std::sync::{Arc, Mutex, Weak};
 
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
@@ -317,6 +319,12 @@ impl VirtioPci {
         if self.is_started || self.status & FEATURES_OK == 0 {
             return;
         }
+        self.is_started = true;
+        self.hand_out();
+    }
+
+    /// Gives the device its queues and has it work.
+    fn hand_out(&mut self) {
         let event_idx = self.driver_features & super::F_EVENT_IDX != 0;
         let mut rings = Vec::new();
         for (index, setup) in self.queues.iter_mut().enumerate() {
@@ -335,7 +343,6 @@ impl VirtioPci {
             rings,
             interrupt: Arc::clone(&self.interrupt),
         };
-        self.is_started = true;
         if let Err(error) = self.device_mut().start(started) {
             let error = &error as &dyn std::error::Error;
             // A guest can leave queues out as often as it likes.
@@ -357,6 +364,7 @@ impl VirtioPci {
     fn reset(&mut self) {
         if std::mem::take(&mut self.is_started) {
             self.device_mut().stop();
+            self.device_mut().reset();
         }
         for (index, setup) in self.queues.iter_mut().enumerate() {
             setup.queue = Queue::new(setup.size_max).expect("made before");

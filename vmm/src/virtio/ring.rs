@@ -56,6 +56,19 @@ impl Interrupt {
         }
     }
 
+    /// All vectors, for a snapshot: of configuration changes, then of each queue.
+    pub fn vectors(&self) -> Vec<u16> {
+        let vectors = self.vectors.iter();
+        vectors
+            .map(|vector| vector.load(Ordering::Acquire))
+            .collect()
+    }
+
+    /// Takes up a generation.
+    pub fn set_generation(&self, generation: u8) {
+        self.generation.store(generation, Ordering::Release);
+    }
+
     /// The event of a queue's interrupt, for whoever raises it from outside of this process.
     pub fn event(&self, queue: usize) -> Option<&EventFd> {
         self.events.get(usize::from(self.vector(Some(queue))))

@@ -16,7 +16,7 @@ const QUEUES: u64 = 1 << 20;
 pub struct Machine {
     pub device: Box<dyn Device>,
     pub drivers: Vec<Driver>,
-    memory: Memory,
+    pub memory: Memory,
     kicks: Vec<EventFd>,
     events: Vec<EventFd>,
     interrupt: Arc<Interrupt>,

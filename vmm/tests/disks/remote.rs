@@ -4,11 +4,17 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use vmm::snapshot::Loading;
+use vmm::virtio::Device;
+use vmm::virtio::block::{Block, Disk, Limits};
 use vmm::virtio::vhost_user::RemoteBlock;
 use vmm_block::vhost_user::{DiskSpec, VhostUserServer};
-use vmm_block::{MemoryDevice, RawFile};
+use vmm_block::{
+    BlockDevice, BlockError, BlockErrorKind, Geometry, MemoryDevice, RangeStatus, RawFile,
+};
 
 use crate::guest::{Data, FLUSH, GET_ID, IN, OUT, PATIENCE, SECTOR, pattern};
 use crate::machine::Machine;
@@ -225,6 +231,152 @@ fn a_disk_without_a_server_stops_all_the_same() {
     machine.start(&[0]);
     assert_eq!(machine.drivers[0].wait().status, 0);
     assert_eq!(machine.stop(), [(1, 1)]);
+}
+
+/// A disk whose first sector cannot be read for now.
+struct CutOff {
+    disk: MemoryDevice,
+    is_cut: AtomicBool,
+    tries: AtomicUsize,
+}
+
+impl BlockDevice for CutOff {
+    fn geometry(&self) -> Geometry {
+        self.disk.geometry()
+    }
+
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), BlockError> {
+        if offset == 0 && self.is_cut.load(Ordering::SeqCst) {
+            self.tries.fetch_add(1, Ordering::SeqCst);
+            return Err(BlockError::new(BlockErrorKind::Unavailable, "cut off"));
+        }
+        self.disk.read(offset, buf)
+    }
+
+    fn try_read(&self, _: u64, _: &mut [u8]) -> Result<bool, BlockError> {
+        Ok(false)
+    }
+
+    fn write(&self, offset: u64, data: &[u8], fua: bool) -> Result<(), BlockError> {
+        self.disk.write(offset, data, fua)
+    }
+
+    fn write_zeroes(
+        &self,
+        offset: u64,
+        len: u64,
+        may_unmap: bool,
+        fua: bool,
+    ) -> Result<(), BlockError> {
+        self.disk.write_zeroes(offset, len, may_unmap, fua)
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> Result<(), BlockError> {
+        self.disk.discard(offset, len)
+    }
+
+    fn flush(&self) -> Result<(), BlockError> {
+        self.disk.flush()
+    }
+
+    fn block_status(&self, offset: u64, len: u64) -> Result<Vec<RangeStatus>, BlockError> {
+        self.disk.block_status(offset, len)
+    }
+}
+
+/// The WAN is down when a desktop is saved: what its server could not answer is answered in the machine that was saved, and, as often as
+/// one goes on from its snapshot, there too.
+#[test]
+fn requests_that_cannot_be_answered_for_now_go_on_after_a_snapshot() {
+    let place = place();
+    let disk = Arc::new(CutOff {
+        disk: MemoryDevice::new(DISK_BYTES),
+        is_cut: AtomicBool::new(true),
+        tries: AtomicUsize::new(0),
+    });
+    let spec = DiskSpec {
+        device: Arc::clone(&disk) as _,
+        serial: String::new(),
+        queues: 1,
+    };
+    let _server = VhostUserServer::listen(&place.socket, 0o600, spec).unwrap();
+    let mut machine = open(&place.socket, 1);
+    machine.start(&[0]);
+    let waits = machine.drivers[0].submit(IN, 0, Data::In(SECTOR));
+    let done = machine.drivers[0].submit(IN, 8, Data::In(SECTOR));
+    machine.kick(0);
+    // Out of order: the second one's place in the ring is not the one that is left.
+    assert_eq!(machine.drivers[0].wait().head, done);
+    let tried = || disk.tries.load(Ordering::SeqCst);
+    wait_until("it was tried", || tried() > 0);
+    assert_eq!(machine.stop(), [(2, 1)]);
+    let saved = machine.device.save(&machine.memory).unwrap();
+    // The machine that was saved goes on, and is saved again.
+    let before = tried();
+    machine.start(&[1]);
+    wait_until("it is tried again", || tried() > before);
+    assert_eq!(machine.stop(), [(2, 1)]);
+    assert!(machine.device.save(&machine.memory).is_ok());
+
+    let mut next = RemoteBlock::open(&place.socket, 1, PATIENCE).unwrap();
+    next.restore(saved.clone(), &machine.memory).unwrap();
+    let again = next.save(&machine.memory).unwrap();
+    assert_eq!(again, saved, "saved before it was started");
+    machine.device = Box::new(next);
+    disk.is_cut.store(false, Ordering::SeqCst);
+    machine.start(&[1]);
+    let answer = machine.drivers[0].wait();
+    assert_eq!((answer.head, answer.status), (waits, 0));
+    assert_eq!(machine.stop(), [(2, 2)]);
+    let saved_last = machine.device.save(&machine.memory).unwrap();
+    assert_ne!(saved_last, saved, "nothing is left");
+
+    // A disk in this process has nobody to ask.
+    let mut other = Block::new(Disk {
+        device: Arc::new(MemoryDevice::new(DISK_BYTES)),
+        serial: String::new(),
+        queues: 1,
+        limits: Limits::default(),
+    });
+    assert!(other.restore(saved, &machine.memory).is_err());
+    other.restore(saved_last, &machine.memory).unwrap();
+}
+
+#[test]
+fn a_disk_is_not_shared_before_its_machine_has_all_its_memory() {
+    let place = place();
+    let disk = Arc::new(MemoryDevice::new(DISK_BYTES));
+    let _server = serve(&place.socket, &disk, 1);
+    let loading = Loading::begun();
+    let remote = RemoteBlock::open(&place.socket, 1, PATIENCE).unwrap();
+    let mut machine = Machine::new(Box::new(remote.after(loading.clone())));
+    machine.start(&[0]);
+    machine.drivers[0].submit(IN, 0, Data::In(SECTOR));
+    machine.kick(0);
+    let early = machine.drivers[0].wait_for(Duration::from_millis(100));
+    assert_eq!(early, None);
+    // A machine that is saved meanwhile gets its queue back as it was.
+    assert_eq!(machine.stop(), [(0, 0)]);
+    machine.start(&[0]);
+    loading.end();
+    assert_eq!(machine.drivers[0].wait().status, 0);
+    assert_eq!(machine.stop(), [(1, 1)]);
+}
+
+#[test]
+fn a_machine_that_goes_on_needs_a_disk_of_the_same_size() {
+    let place = place();
+    let disk = Arc::new(MemoryDevice::new(DISK_BYTES));
+    let server = serve(&place.socket, &disk, 1);
+    let memory = vmm::machine::memory::create(64).unwrap();
+    let remote = || RemoteBlock::open(&place.socket, 1, PATIENCE).unwrap();
+    let saved = remote().save(&memory).unwrap();
+    remote().restore(saved.clone(), &memory).unwrap();
+    server.stop();
+    let larger = Arc::new(MemoryDevice::new(2 * DISK_BYTES));
+    let _server = serve(&place.socket, &larger, 1);
+    let refused = remote().restore(saved, &memory).unwrap_err();
+    assert_eq!(refused.to_string(), "it had 1048576 bytes, now 2097152");
 }
 
 #[test]

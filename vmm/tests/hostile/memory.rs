@@ -62,8 +62,8 @@ pub fn bound(kind: Kind) -> usize {
     let own = match kind {
         // A request's data twice, for each of two queues: read from the guest, or the disk's.
         Kind::Block | Kind::LimitedBlock => 4 * (8 << 20),
-        // A chain of a port, and what its client has not taken.
-        Kind::Console => 2 << 20,
+        // A chain of a port, and what its client has not taken; texts of a clipboard, on their way to and from the guest.
+        Kind::Console => 4 << 20,
         // Pictures, which are had as the guest draws them.
         Kind::Gpu => 257 << 20,
         // Buffers of all connections.

@@ -1,5 +1,7 @@
 //! What is tried inside, with all layers, and with each without the one in front of it.
 
+use std::io::Read;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
@@ -86,7 +88,12 @@ fn a_thread_may_do_what_it_is_for() {
     for role in ["vcpu", "device", "screen", "remote"] {
         assert_killed(role, "read-disk", "");
     }
-    for role in ["main", "vcpu", "disk", "device", "screen", "remote"] {
+    for (attempt, argument) in [("open", "/etc/passwd"), ("terminal", ""), ("socket", "")] {
+        assert_killed("pager", attempt, argument);
+    }
+    for role in [
+        "main", "vcpu", "disk", "device", "screen", "remote", "pager",
+    ] {
         let output = run(mode(), "kill", role, "heap", "");
         assert_eq!(output.status.code(), Some(0), "{role}: {}", said(&output));
     }
@@ -154,6 +161,29 @@ fn what_is_not_in_force_is_told_or_refused() {
     let output = run("off", "kill", "main", "open", "/proc/self/status");
     assert!(said(&output).contains("lacking sandbox"));
     assert!(said(&output).contains("done"), "{}", said(&output));
+}
+
+/// What the branch asks before it starts desktops.
+#[test]
+fn what_a_host_lacks_is_told_without_a_machine() {
+    let lacking = |words: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_splice-vmm"));
+        let output = command.arg("sandbox").args(words).output().unwrap();
+        assert!(output.status.success(), "{}", said(&output));
+        let report: vmm_api::SandboxReport = serde_json::from_slice(&output.stdout).unwrap();
+        report.lacking
+    };
+    let parts = lacking(&["--seccomp", "off"]);
+    let lists = parts.iter().find(|part| part.contains("system calls"));
+    assert!(lists.unwrap().contains("--seccomp off"), "{parts:?}");
+    let folder = tempfile::tempdir().unwrap();
+    let group = folder.path().to_str().unwrap();
+    let parts = lacking(&["--cgroup", group]);
+    let named = parts.iter().find(|part| part.starts_with("control group"));
+    assert!(named.unwrap().contains(group), "{parts:?}");
+    if is_root() {
+        assert_eq!(lacking(&["--uid", UID]), Vec::<String>::new());
+    }
 }
 
 #[test]
@@ -245,6 +275,18 @@ fn devices_work_inside() {
     assert!(said(&output).contains("done"), "{}", said(&output));
 }
 
+#[test]
+fn memory_of_a_snapshot_comes_inside() {
+    let output = run(mode(), "kill", "main", "page", "");
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    // Where the kernel has no userfaultfd for us, it comes before the machine goes on.
+    let told = said(&output);
+    assert!(
+        told.contains("done lazily") || told.contains("done at once"),
+        "{told}"
+    );
+}
+
 fn serve(socket: &Path, disk: &Arc<MemoryDevice>) -> VhostUserServer {
     let disk = DiskSpec {
         device: Arc::clone(disk) as _,
@@ -280,6 +322,27 @@ fn a_disks_server_that_comes_back_is_met_again_from_inside() {
         let at = sector as usize * SECTOR_BYTES;
         assert_ne!(content[at..at + 16], [0; 16], "{sector}");
     }
+}
+
+/// Only their owner may open them: it is the outer process that does.
+#[test]
+fn a_guest_calls_programs_of_one_name_and_not_too_often() {
+    let folder = tempfile::tempdir().unwrap();
+    let name = folder.path().join("agent");
+    let service = UnixListener::bind(folder.path().join("agent_5")).unwrap();
+    let closed = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    std::fs::set_permissions(folder.path().join("agent_5"), closed).unwrap();
+    let heard = std::thread::spawn(move || {
+        let (mut stream, _) = service.accept().unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
+    });
+    let output = run(mode(), "kill", "main", "services", name.to_str().unwrap());
+    let said = said(&output);
+    assert!(said.contains("done No such file"), "{said}");
+    assert!(said.contains("temporarily unavailable"), "{said}");
+    assert_eq!(heard.join().unwrap(), "from inside");
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use vmm_api::{Answer, Command as Ask};
@@ -14,9 +15,9 @@ use crate::guest::{self, ECHO, FALL, HELLO, OFF, RESET};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-struct Machine {
-    folder: tempfile::TempDir,
-    process: Child,
+pub struct Machine {
+    folder: Rc<tempfile::TempDir>,
+    pub process: Child,
     console: UnixStream,
 }
 
@@ -31,29 +32,43 @@ fn wait<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+fn splice_vmm(what: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_splice-vmm"));
+    command.arg(what);
+    command
+}
+
 impl Machine {
     /// None: there is no KVM here.
     fn start() -> Option<Self> {
+        Self::start_with(&[])
+    }
+
+    pub fn start_with(more: &[&str]) -> Option<Self> {
         if let Err(error) = vmm::machine::open_kvm() {
             eprintln!("no KVM here ({error}): nothing to run a guest on");
             return None;
         }
-        let folder = tempfile::tempdir().unwrap();
-        let at = |name: &str| folder.path().join(name);
-        std::fs::write(at("disk"), vec![0; 1 << 20]).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_splice-vmm"));
+        let folder = Rc::new(tempfile::tempdir().unwrap());
+        std::fs::write(folder.path().join("disk"), vec![0; 1 << 20]).unwrap();
+        let mut command = splice_vmm("run");
         command
-            .args([
-                "run",
-                "--memory",
-                "64",
-                "--vcpus",
-                "2",
-                "--display",
-                "640x480",
-            ])
-            .arg("--kernel")
-            .arg(guest::kernel(folder.path()));
+            .args(["--memory", "64", "--vcpus", "2", "--kernel"])
+            .arg(guest::kernel(folder.path()))
+            .args(more);
+        Some(Self::launch(folder, command))
+    }
+
+    /// The next machine, which goes on from a snapshot of this one, with these options.
+    pub fn resume(&self, name: &str, options: &[&str]) -> Self {
+        let mut command = splice_vmm("resume");
+        command.arg(self.path(name)).args(options);
+        Self::launch(Rc::clone(&self.folder), command)
+    }
+
+    fn launch(folder: Rc<tempfile::TempDir>, mut command: Command) -> Self {
+        let at = |name: &str| folder.path().join(name);
+        command.args(["--display", "640x480"]);
         for (option, name) in [
             ("--disk", "disk"),
             ("--serial-log", "log"),
@@ -73,23 +88,30 @@ impl Machine {
         let process = command.stdin(Stdio::null()).stderr(said).spawn().unwrap();
         let console = wait("the console", || UnixStream::connect(at("console")).ok());
         console.set_read_timeout(Some(PATIENCE)).unwrap();
-        Some(Self {
+        Self {
             folder,
             process,
             console,
-        })
+        }
+    }
+
+    /// Has it saved.
+    pub fn save(&self, name: &str, options: &[&str]) -> bool {
+        let mut command = splice_vmm("snapshot");
+        command.args([self.path("control"), self.path(name)]);
+        command.args(options).status().unwrap().success()
     }
 
     fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    fn said(&self) -> String {
+    pub fn said(&self) -> String {
         std::fs::read_to_string(self.path("said")).unwrap()
     }
 
     /// Waits until the guest has started so often, by the log: a console may come too late to see it.
-    fn wait_started(&mut self, times: usize) {
+    pub fn wait_started(&mut self, times: usize) {
         let (log, said) = (self.path("log"), self.path("said"));
         wait("the guest's start", || {
             let ended = self.process.try_wait().unwrap();
@@ -104,12 +126,12 @@ impl Machine {
         });
     }
 
-    fn type_letter(&mut self, letter: u8) {
+    pub fn type_letter(&mut self, letter: u8) {
         self.console.write_all(&[letter]).unwrap();
     }
 
     /// Types a letter that the guest answers.
-    fn is_answered(&mut self) {
+    pub fn is_answered(&mut self) {
         self.type_letter(b'?');
         let mut seen = [0];
         while seen != [ECHO] {
@@ -127,7 +149,7 @@ impl Machine {
         serde_json::from_str(&line).unwrap()
     }
 
-    fn end(&mut self) -> ExitStatus {
+    pub fn end(&mut self) -> ExitStatus {
         wait("the end", || self.process.try_wait().unwrap())
     }
 
@@ -172,8 +194,7 @@ fn a_machine_runs_resets_and_powers_off_inside() {
     machine.is_answered();
     // Its screen is black.
     let picture = machine.path("picture.ppm");
-    let saved = Command::new(env!("CARGO_BIN_EXE_splice-vmm"))
-        .arg("screenshot")
+    let saved = splice_vmm("screenshot")
         .args([machine.path("screen"), picture.clone()])
         .status()
         .unwrap();
@@ -186,6 +207,53 @@ fn a_machine_runs_resets_and_powers_off_inside() {
     if is_root() {
         assert_eq!(machine.said(), "", "all is in force");
     }
+}
+
+/// Saved and gone on with by processes that open nothing, each in a sandbox of its own.
+#[test]
+fn a_machine_is_saved_and_goes_on_inside() {
+    let Some(mut machine) = Machine::start() else {
+        return;
+    };
+    machine.wait_started(1);
+    assert!(machine.save("first", &[]), "{}", machine.said());
+    machine.is_answered();
+    assert!(!machine.save("first", &[]), "it is there already");
+    assert!(machine.save("second", &["--quit"]), "{}", machine.said());
+    assert_eq!(machine.end().code(), Some(0), "{}", machine.said());
+    let kernel = machine.path("kernel");
+    for name in ["first", "second"] {
+        let mut next = machine.resume(name, &[]);
+        next.is_answered();
+        let Answer::Status(status) = next.ask(&Ask::Status) else {
+            panic!("no status");
+        };
+        assert_eq!((status.memory_mib, status.vcpus), (64, 2));
+        // Saved again while its memory still comes.
+        assert!(next.save(&format!("{name}-again"), &[]), "{}", next.said());
+        next.is_answered();
+        next.type_letter(RESET);
+        assert_eq!(next.end().code(), Some(3), "{}", next.said());
+    }
+    let kernel = kernel.to_str().unwrap();
+    let mut last = machine.resume("second-again", &["--clone", "--kernel", kernel]);
+    last.is_answered();
+    last.type_letter(RESET);
+    // It boots, for the second time since the first machine.
+    last.wait_started(2);
+    last.type_letter(OFF);
+    assert_eq!(last.end().code(), Some(0), "{}", last.said());
+
+    // Damage is told, and no guest runs.
+    let memory = machine.path("first/memory");
+    let bytes = std::fs::metadata(&memory).unwrap().len();
+    let file = std::fs::File::options().write(true).open(&memory).unwrap();
+    file.set_len(bytes - 1).unwrap();
+    let refused = splice_vmm("resume").arg(machine.path("first")).output();
+    let refused = refused.unwrap();
+    assert_eq!(refused.status.code(), Some(1));
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(told.contains("bytes"), "{told}");
 }
 
 /// A line of a process's status.

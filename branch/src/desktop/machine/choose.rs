@@ -9,6 +9,8 @@ use dedup_protocol::records::MachineType;
 use serde::{Deserialize, Serialize};
 use vmm_api::{HostVirt, VCPUS_MAX};
 
+use super::Confinement;
+
 /// Which machine runs a desktop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MachineKind {
@@ -84,6 +86,8 @@ pub struct MachineHost {
     pub qemu_disk: DiskFront,
     /// The server's NBD socket.
     pub nbd_socket: PathBuf,
+    /// How splice-vmm is confined.
+    pub confinement: Confinement,
 }
 
 /// What a desktop asks of its machine.
@@ -229,6 +233,7 @@ mod tests {
             qemu: "qemu-system-x86_64".into(),
             qemu_disk: DiskFront::VhostUser,
             nbd_socket: "/nbd.sock".into(),
+            confinement: Confinement::default(),
         }
     }
 

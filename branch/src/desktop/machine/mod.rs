@@ -9,6 +9,7 @@
 //! [`splice`] and [`qemu`]; nothing else knows which one runs.
 
 pub mod choose;
+pub mod confine;
 pub(super) mod files;
 pub(super) mod firmware;
 pub(super) mod libvirt;
@@ -16,25 +17,34 @@ mod qemu;
 mod qmp;
 mod splice;
 mod tpm;
+pub mod uids;
 
 use std::fs::{File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use choose::{Choice, DiskFront, MachineHost, MachineKind, Needs, NoSplice, choose};
+pub use confine::Confinement;
 pub use files::Files;
 pub use firmware::Firmware;
 pub use qemu::disk_serial;
+use rustix::fs::Mode;
+use rustix::io::FdFlags;
 
 use super::record::MachineRecord;
+use crate::network::{Card, NetworkError};
+use uids::UidError;
 
 /// How long a machine may take until it answers; on a busy host it takes seconds.
 const START: Duration = Duration::from_secs(60);
 /// How long one that was told to end may take. It waits for its disk's server, which gives requests in work five seconds.
 const END: Duration = Duration::from_secs(10);
+/// Of a folder's mode: those who are neither its owner nor of its group.
+const OTHERS: u32 = 0o007;
 /// How long the kernel may take to end one that is killed.
 const KILLED: Duration = Duration::from_secs(5);
 
@@ -79,6 +89,10 @@ pub struct MachineSpec {
     pub tpm: bool,
     /// Serial number of its user volume, if it has one.
     pub user_serial: Option<String>,
+    /// Whom its process becomes; splice-vmm only.
+    pub uid: Option<u32>,
+    /// Its network card.
+    pub card: Option<Card>,
     /// What it is made with.
     pub host: MachineHost,
 }
@@ -93,6 +107,22 @@ pub enum MachineError {
         name: String,
         /// Why.
         source: NoSplice,
+    },
+    /// There is no user for it.
+    #[error("desktop {name} gets no user for its machine")]
+    NoUser {
+        /// The desktop.
+        name: String,
+        /// Why.
+        source: UidError,
+    },
+    /// Its network is not to be had.
+    #[error("desktop {name} gets no network")]
+    Network {
+        /// The desktop.
+        name: String,
+        /// Why.
+        source: NetworkError,
     },
     /// A program is not there.
     #[error("{program} is not installed; {way_out}")]
@@ -198,7 +228,7 @@ impl MachineSpec {
         now_unix_ms: u64,
     ) -> Result<MachineRecord, MachineError> {
         let kind = self.choice.kind;
-        let mut child = self.spawn(command, way_out)?;
+        let mut child = self.spawn(command, way_out, self.card.as_ref())?;
         let pid = child.id();
         let begun = Instant::now();
         while begun.elapsed() < START {
@@ -220,6 +250,8 @@ impl MachineSpec {
                     started_unix_ms: now_unix_ms,
                     reason: self.choice.reason.clone(),
                     disk: self.disk_front(),
+                    sandbox: self.sandbox(),
+                    network: self.card.as_ref().map(|card| card.told.clone()),
                 });
             }
             std::thread::sleep(Duration::from_millis(50));
@@ -238,23 +270,43 @@ impl MachineSpec {
         }
     }
 
+    /// What of a sandbox is in force around it; none around QEMU.
+    fn sandbox(&self) -> Option<String> {
+        match self.choice.kind {
+            MachineKind::Splice => Some(self.host.confinement.describe()),
+            MachineKind::QemuKvm | MachineKind::QemuTcg => None,
+        }
+    }
+
     /// Queues of its disk over vhost-user: one for each processor.
     pub fn disk_queues(&self) -> u16 {
         disk_queues(self.vcpus)
     }
 
-    /// Runs a program in a session of its own, its output in the machine's log.
-    fn spawn(&self, mut command: Command, way_out: &'static str) -> Result<Child, MachineError> {
+    /// Runs a program in a session of its own, its output in the machine's log. It inherits the tap of `card`.
+    fn spawn(
+        &self,
+        mut command: Command,
+        way_out: &'static str,
+        card: Option<&Card>,
+    ) -> Result<Child, MachineError> {
+        let tap = card.map(|card| Arc::clone(&card.tap));
         let failed = self.io("machine log");
         let log = open_log(&self.files.machine_log()).map_err(&failed)?;
         command
             .stdin(Stdio::null())
             .stdout(log.try_clone().map_err(&failed)?)
             .stderr(log);
-        // SAFETY: setsid is async-signal-safe and touches no memory of ours; nothing else runs between fork and exec.
+        // SAFETY: the calls are async-signal-safe and touch no memory of ours; nothing else runs between fork and exec.
         unsafe {
-            command.pre_exec(|| {
+            command.pre_exec(move || {
                 rustix::process::setsid()?;
+                // In the new process only: no other that is started meanwhile gets it.
+                if let Some(tap) = &tap {
+                    rustix::io::fcntl_setfd(tap, FdFlags::empty())?;
+                }
+                // Sockets and logs that it makes are its starter's alone.
+                rustix::process::umask(Mode::RWXG | Mode::RWXO);
                 Ok(())
             });
         }
@@ -279,6 +331,19 @@ impl MachineSpec {
 pub fn disk_queues(vcpus: u32) -> u16 {
     let most = vmm_block::vhost_user::QUEUES_MAX;
     u16::try_from(vcpus).unwrap_or(most).clamp(1, most)
+}
+
+/// Makes a folder that only the branch server's user may enter, or closes one that others may. What an access list lets in (libvirt's QEMU,
+/// say) keeps its way: its mask is in the group's place, which stays.
+pub(super) fn private_folder(path: &Path) -> std::io::Result<()> {
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700).create(path)?;
+    let mut permissions = std::fs::metadata(path)?.permissions();
+    if permissions.mode() & OTHERS != 0 {
+        permissions.set_mode(permissions.mode() & !OTHERS);
+        std::fs::set_permissions(path, permissions)?;
+    }
+    Ok(())
 }
 
 fn open_log(path: &Path) -> std::io::Result<File> {
@@ -381,6 +446,8 @@ mod tests {
             boot: Boot::Bios,
             tpm: false,
             user_serial: None,
+            uid: Some(70_000),
+            card: None,
             host: MachineHost {
                 virt: HostVirt {
                     kind: KvmKind::Hardware,
@@ -394,6 +461,7 @@ mod tests {
                 qemu: "/opt/qemu".into(),
                 qemu_disk: DiskFront::default(),
                 nbd_socket: "/d/nbd.sock".into(),
+                confinement: Confinement::default(),
             },
         }
     }
@@ -430,6 +498,61 @@ mod tests {
         spec.host.vmm = Some(program);
         let error = spec.start(0).unwrap_err().to_string();
         assert!(error.contains("one; no memory"), "{error}");
+    }
+
+    #[test]
+    fn a_desktop_s_folder_is_nobody_else_s() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("desktops/alice");
+        let mode = || std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+        private_folder(&path).unwrap();
+        assert_eq!(mode(), 0o700);
+        // As former versions made it, and with the mask of an access list.
+        for (before, after) in [(0o755, 0o750), (0o710, 0o710), (0o777, 0o770)] {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(before)).unwrap();
+            private_folder(&path).unwrap();
+            assert_eq!(mode(), after);
+        }
+    }
+
+    /// A card on a file in the place of a tap: its descriptor is open in the machine's process, under the number that it is told.
+    pub(super) fn card() -> Card {
+        let file = File::open("/dev/null").unwrap();
+        Card {
+            tap: Arc::new(file.into()),
+            mac: [0x52, 0x53, 10, 213, 0, 2],
+            told: "nat, 10.213.0.2".into(),
+        }
+    }
+
+    #[test]
+    fn a_machine_inherits_its_tap_and_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut spec = spec(MachineKind::Splice);
+        spec.files = Files::new(folder.path().into());
+        let (own, other) = (card(), card());
+        for (card, inherits) in [(&own, true), (&other, false)] {
+            let mut command = Command::new("test");
+            let number = std::os::fd::AsRawFd::as_raw_fd(&card.tap);
+            command.arg("-e").arg(format!("/proc/self/fd/{number}"));
+            let mut child = spec.spawn(command, "", Some(&own)).unwrap();
+            assert_eq!(child.wait().unwrap().success(), inherits);
+        }
+    }
+
+    /// Whatever the branch server's own mask: what a machine makes is for its starter only.
+    #[test]
+    fn what_a_machine_makes_is_for_its_starter_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut spec = spec(MachineKind::Splice);
+        spec.files = Files::new(folder.path().into());
+        let made = folder.path().join("made");
+        let mut command = Command::new("touch");
+        command.arg(&made);
+        let mut touch = spec.spawn(command, "", None).unwrap();
+        assert!(touch.wait().unwrap().success());
+        let mode = std::fs::metadata(&made).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! QEMU as the machine: its command line, and what its monitor is asked.
 
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
@@ -194,7 +195,21 @@ fn arguments(spec: &MachineSpec, spice: bool) -> Vec<String> {
     // A pointer that is where the viewer's is; without it the two drift apart.
     arg("-device", "qemu-xhci".into());
     arg("-device", "usb-tablet".into());
-    arg("-nic", "none".into());
+    match &spec.card {
+        None => arg("-nic", "none".into()),
+        Some(card) => {
+            arg(
+                "-netdev",
+                format!("tap,id=net0,fd={}", card.tap.as_raw_fd()),
+            );
+            // Nobody boots from it, and the program that would is a package of its own.
+            let mac = card.mac_text();
+            arg(
+                "-device",
+                format!("virtio-net-pci,netdev=net0,mac={mac},romfile="),
+            );
+        }
+    }
     args.push("-nodefaults".into());
     args
 }
@@ -278,6 +293,18 @@ mod tests {
         assert!(tcg.contains("-spice unix=on,addr=/d/alice/spice.sock,disable-ticketing=on"));
         let without = arguments(&spec(MachineKind::QemuTcg), false).join(" ");
         assert!(!without.contains("-spice"));
+    }
+
+    #[test]
+    fn a_card_is_at_the_tap_that_is_handed_in() {
+        let mut spec = spec(MachineKind::QemuKvm);
+        assert!(line(&spec).contains("-nic none"));
+        let card = super::super::tests::card();
+        let tap = format!("-netdev tap,id=net0,fd={} -device", card.tap.as_raw_fd());
+        spec.card = Some(card);
+        let line = line(&spec);
+        assert!(line.contains(&tap) && !line.contains("-nic"), "{line}");
+        assert!(line.contains("virtio-net-pci,netdev=net0,mac=52:53:0a:d5:00:02,romfile= "));
     }
 
     #[test]

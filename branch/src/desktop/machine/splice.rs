@@ -1,6 +1,7 @@
 //! splice-vmm as the machine: its command line, and what it is asked over its control socket.
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::time::Duration;
@@ -49,6 +50,12 @@ pub(super) fn command(spec: &MachineSpec) -> Command {
         .arg(spec.files.control_socket(false));
     command.args(["--display", SCREEN]);
     command.arg("--rfb-socket").arg(spec.files.screen_socket());
+    if let Some(card) = &spec.card {
+        let tap = card.tap.as_raw_fd();
+        command.args(["--net", &format!("fd={tap},mac={}", card.mac_text())]);
+    }
+    let confinement = &spec.host.confinement;
+    command.args(confinement.arguments(spec.memory_mib, spec.vcpus, spec.uid));
     command
 }
 
@@ -106,8 +113,14 @@ mod tests {
             "run|--kernel|/boot/k|--initrd|/boot/i|--command-line|root=UUID=1 ro|--memory|1024|--vcpus|2\
              |--disk|vhost-user=/d/alice/disk.sock|--serial-log|/d/alice/serial.log\
              |--serial-socket|/d/alice/serial.sock|--port|splice.agent.0=/d/alice/agent.sock|--control|/d/alice/control.sock\
-             |--display|1280x800|--rfb-socket|/d/alice/screen.sock"
+             |--display|1280x800|--rfb-socket|/d/alice/screen.sock|--sandbox|auto|--uid|70000"
         );
+        let card = super::super::tests::card();
+        let net = format!("--net|fd={},mac=52:53:0a:d5:00:02", card.tap.as_raw_fd());
+        spec.card = Some(card);
+        let command = super::command(&spec);
+        let arguments: Vec<_> = command.get_args().map(|a| a.to_str().unwrap()).collect();
+        assert!(arguments.join("|").contains(&net));
     }
 
     #[test]

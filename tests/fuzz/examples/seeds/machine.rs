@@ -1,8 +1,16 @@
-//! Machines: scripts of drivers that keep to the rules, in the form of `vmm::virtio::hostile::run`, kernels, viewers and commands.
+//! Machines: scripts of drivers that keep to the rules, in the form of `vmm::virtio::hostile::run`, kernels, commands and snapshots.
+
+use std::time::Duration;
 
 use splice_fuzz::script::piece;
+use vmm::snapshot::Shape;
+use vmm::snapshot::memory::Blocks;
+use vmm::snapshot::parts::Parts;
+use vmm::snapshot::sealed::{Kind, seal};
+use vmm::virtio::hostile::{KINDS, saved};
 
 use crate::Seeds;
+use crate::screen::message as agent;
 
 /// A chain in queue `queue`: what is read of it, and lengths of what is written.
 fn chain(queue: u8, readable: &[&[u8]], writable: &[u16]) -> Vec<u8> {
@@ -66,6 +74,15 @@ fn console() -> Vec<Vec<u8>> {
         chain(4, &[], &[100]),
         chain(5, &[b"answer"], &[]),
         host(&[]),
+        // The clipboard's agent says what it can, and is offered a text.
+        say(2, 3, 1),
+        say(2, 6, 1),
+        chain(6, &[], &[100]),
+        chain(7, &[&agent(6, &[1, 0, 0, 0, 0x60, 0, 0, 0])], &[]),
+        host(&[2, b'h', b'i']),
+        chain(6, &[], &[100]),
+        chain(7, &[&agent(8, &[0, 0, 0, 0, 1, 0, 0, 0])], &[]),
+        chain(6, &[], &[100]),
         RESET.to_vec(),
     ]
 }
@@ -155,29 +172,6 @@ fn elf() -> Vec<u8> {
     image
 }
 
-fn viewer() -> Vec<u8> {
-    let said: &[&[u8]] = &[
-        b"RFB 003.008\n",
-        &[1],
-        &[1],
-        &[
-            0, 0, 0, 0, 32, 24, 0, 1, 0, 255, 0, 255, 0, 255, 16, 8, 0, 0, 0, 0,
-        ],
-        &[2, 0, 0, 2, 0, 0, 0, 16, 0, 0, 0, 0],
-        &[3, 1, 0, 0, 0, 0, 4, 0, 3, 0],
-        &[4, 1, 0, 0, 0, 0, 0, 65],
-        &[5, 1, 0, 9, 0, 9],
-        &[6, 0, 0, 0, 0, 0, 0, 2, b'h', b'i'],
-        &[150, 1, 0, 0, 0, 0, 4, 0, 3, 0],
-        &[248, 0, 0, 0, 0, 0, 0, 1, 2, 7, 7],
-        &[255, 0, 0, 1, 0, 0, 0, 65, 0, 0, 0, 30],
-    ];
-    let pieces = said
-        .iter()
-        .map(|piece| [&[piece.len() as u8 - 1][..], piece].concat());
-    pieces.collect::<Vec<_>>().concat()
-}
-
 fn registers() -> Vec<u8> {
     let set = |at: u16, bytes: &[u8]| {
         let [low, high] = at.to_le_bytes();
@@ -206,12 +200,53 @@ fn registers() -> Vec<u8> {
     all.concat()
 }
 
+/// Parts of a state that need no machine.
+fn parts() -> Vec<u8> {
+    let mut parts = Parts::default();
+    let shape = Shape {
+        memory_mib: 64,
+        vcpus: 2,
+        taken_at: Duration::new(1_800_000_000, 5),
+    };
+    parts.put(&shape).unwrap();
+    parts.put(&Blocks(vec![None, Some([7; 32])])).unwrap();
+    parts.bytes().unwrap()
+}
+
+fn snapshot(seeds: &Seeds) {
+    let parts = parts();
+    let file = seal(Kind::State, &parts);
+    seeds.write("snapshot", "file", &[&[0][..], &file].concat());
+    seeds.write("snapshot", "parts", &[&[1][..], &parts].concat());
+    for (number, kind) in (0..).zip(KINDS) {
+        let state = [&[2, number][..], &saved(kind)].concat();
+        seeds.write("snapshot", &format!("device-{number}"), &state);
+    }
+}
+
 pub fn write(seeds: &Seeds) {
+    snapshot(seeds);
     let net = vec![
         chain(0, &[], &[2000]),
         host(&[5; 80]),
         chain(1, &[&[0; 12], &[6; 80]], &[]),
         chain(0, &[], &[10, 100]),
+        host(&[5; 80]),
+        // Not all packets, another address, and tables of one and of a group.
+        chain(2, &[&[0, 0], &[0]], &[1]),
+        chain(2, &[&[1, 1], &[2, 0, 0, 0, 0, 2]], &[1]),
+        chain(
+            2,
+            &[
+                &[1, 0],
+                &words(&[1]),
+                &[2, 0, 0, 0, 0, 3],
+                &words(&[1]),
+                &[1, 0, 0, 0, 0, 1],
+            ],
+            &[1],
+        ),
+        chain(0, &[], &[2000]),
         host(&[5; 80]),
     ];
     let balloon = vec![
@@ -250,10 +285,11 @@ pub fn write(seeds: &Seeds) {
         |kernel: &[u8]| [piece(b"console=ttyS0"), piece(&[1; 300]), kernel.to_vec()].concat();
     seeds.write("boot_kernel", "bzimage", &boot(&kernel()));
     seeds.write("boot_kernel", "elf", &boot(&elf()));
-    seeds.write("rfb_client", "viewer", &viewer());
     for (name, line) in [
         ("status", &br#"{"do":"status"}"#[..]),
         ("balloon", br#"{"do":"balloon","mib":256}"#),
+        ("snapshot", br#"{"do":"snapshot","then":"quit"}"#),
+        ("link", br#"{"do":"link","card":0,"up":false}"#),
         ("done", br#""done""#),
         ("refused", br#"{"refused":"no"}"#),
         (

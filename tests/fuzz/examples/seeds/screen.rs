@@ -3,7 +3,7 @@
 use crate::Seeds;
 
 /// A message of the guest's agent in one chunk.
-fn message(kind: u8, body: &[u8]) -> Vec<u8> {
+pub fn message(kind: u8, body: &[u8]) -> Vec<u8> {
     let mut bytes = vec![1, 0, 0, 0, 20 + body.len() as u8, 0, 0, 0];
     bytes.extend([1, 0, 0, 0, kind, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
     bytes.extend([body.len() as u8, 0, 0, 0]);
@@ -28,9 +28,12 @@ pub fn write(seeds: &Seeds) {
     viewer.extend([251, 0, 4, 0, 3, 0, 1, 0]);
     viewer.extend([0; 16]);
     viewer.extend([255, 0, 0, 1, 0, 0, 0, 0x61, 0, 0, 0, 0x1e]);
-    for step in [3, 200] {
-        let bytes = [&[step][..], &viewer].concat();
-        seeds.write("rfb", &format!("every-message-{step}"), &bytes);
+    for step in [3, 20] {
+        let pieces = viewer.chunks(step);
+        let pieces = pieces.map(|piece| [&[piece.len() as u8 - 1][..], piece].concat());
+        let pieces: Vec<_> = pieces.collect();
+        let name = format!("every-message-{step}");
+        seeds.write("rfb_client", &name, &pieces.concat());
     }
 
     let text = b"\0\0\0\0\x01\0\0\0text";
@@ -47,6 +50,8 @@ pub fn write(seeds: &Seeds) {
         script.extend(say);
         // A viewer pastes, and what is there for the guest is taken.
         script.extend([1, step as u8, 2, 0]);
+        // The machine is saved and goes on.
+        script.extend([7, 0]);
     }
     seeds.write("clipboard", "copy-and-paste", &script);
 }

@@ -46,7 +46,7 @@ pub fn write(seeds: &Seeds) {
     for (index, body) in [
         (
             0,
-            r#"{"link":{"connected":true,"since_unix_s":1,"address":"a","rtt_ms":1.5},"versions":[{"version":"00","complete":true}],"desktops":[{"id":"d"}],"readiness":{"pools":[{"pool":"p","version":"00","image":"i","number":1,"boots":"no","reason":"r","missing_chunks":1,"missing_bytes":2,"profile":3,"desktops":1,"written_bytes_per_hour":4,"overlay_hours":5}],"power_on_until_unix_s":6,"certificate_until_unix_s":7,"overlay_free_bytes":8},"software":"s"}"#,
+            r#"{"link":{"connected":true,"since_unix_s":1,"address":"a","rtt_ms":1.5},"versions":[{"version":"00","complete":true}],"desktops":[{"id":"d"}],"readiness":{"pools":[{"pool":"p","version":"00","image":"i","number":1,"boots":"no","reason":"r","missing_chunks":1,"missing_bytes":2,"profile":3,"desktops":1,"written_bytes_per_hour":4,"overlay_hours":5}],"power_on_until_unix_s":6,"certificate_until_unix_s":7,"overlay_free_bytes":8},"assignment_counter":9,"software":"s"}"#,
         ),
         (2, r#"{"expires_s":60,"site":"x","replace":true}"#),
         (

@@ -1,4 +1,4 @@
-//! What a viewer says, in pieces of any length.
+//! What a viewer says, in pieces of any length; after some of them its pointer may have more buttons.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -8,7 +8,12 @@ use vmm::rfb::{MESSAGE_BYTES_MAX, Parser};
 fuzz_target!(|data: &[u8]| {
     let mut script = Script::new(data);
     let mut parser = Parser::default();
+    let mut pieces = 0;
     while let Some(len) = script.byte() {
+        pieces += 1;
+        if pieces == 7 {
+            parser.expect_more_buttons();
+        }
         let piece = script.take(usize::from(len) + 1);
         parser.feed(piece);
         loop {

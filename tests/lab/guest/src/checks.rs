@@ -1,6 +1,8 @@
 //! The checks, each as a person would do it.
 
-use std::time::Duration;
+use std::path::Path;
+use std::process::Command as Program;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use vmm_api::{Answer, Command, MachineState};
@@ -21,9 +23,16 @@ pub const ALL: &[(&str, Check)] = &[
     ("power-button", power_button),
     ("pause", pause),
     ("balloon", balloon),
+    ("snapshot", snapshot),
     ("net", crate::network::net),
     ("x", crate::picture::x),
+    ("differential", crate::differential::differential),
+    ("figures", crate::figures::figures),
+    ("xfce", crate::xfce::xfce),
 ];
+
+/// Those that take an hour or a disk of their own, and run only when they are named.
+pub const BY_NAME: &[&str] = &["xfce"];
 
 /// An unmodified Debian boots to its login prompt, and what it finds is what was given.
 fn boot(lab: &Lab, name: &str) -> Result<Vec<String>> {
@@ -165,4 +174,94 @@ fn balloon(lab: &Lab, name: &str) -> Result<Vec<String>> {
     })?;
     vm.run("true", SHELL)?;
     Ok(vec![format!("resident {before} KiB, then {after} KiB")])
+}
+
+/// A desktop that was saved goes on in other processes, with what it had in memory and on its disk, at the right time, with new
+/// randomness; each of them goes its own way.
+fn snapshot(lab: &Lab, name: &str) -> Result<Vec<String>> {
+    let disk = lab.fresh_disk()?;
+    let dir = std::env::temp_dir().join("desktop.snapshot");
+    let _ = std::fs::remove_dir_all(&dir);
+    // The cloud kernel of the small image has no driver for the machine's generation. One processor, as the machine around it has: two that
+    // wait for each other's memory there take minutes.
+    let mut options = Options {
+        system: "generic",
+        disk: Some(disk.clone()),
+        ..Options::default()
+    };
+    let mut vm = lab.launch(name, &options)?;
+    vm.boot_and_log_in(BOOT)?;
+    vm.run("mount -o remount,rw /", SHELL)?;
+    vm.run("echo before >/root/file && sync", SHELL)?;
+    vm.run("kept=in-memory-$$", SHELL)?;
+    let kept = vm.run("echo $kept", SHELL)?;
+    let boot = vm.run("cat /proc/sys/kernel/random/boot_id", SHELL)?;
+    let begun = Instant::now();
+    let said = lab.snapshot(&vm, &dir)?;
+    let saving = begun.elapsed().as_secs_f64();
+    let end = vm.wait_end(SHELL)?;
+    ensure!(end.success(), "{end} after the snapshot");
+    drop(vm);
+    let mut notes = vec![format!(
+        "saved in {saving:.1} s, {} on the disk{said}",
+        used(&dir)?
+    )];
+
+    let copy = disk.with_extension("copy");
+    let copied = Program::new("cp")
+        .arg("--sparse=always")
+        .arg(&disk)
+        .arg(&copy)
+        .status()?;
+    ensure!(copied.success(), "copying the disk");
+    options.resume = Some(dir.clone());
+    for (disk, what) in [(disk, "first"), (copy.clone(), "second")] {
+        options.disk = Some(disk);
+        let begun = Instant::now();
+        let mut vm = lab.launch(name, &options)?;
+        let said = vm.run("echo $kept", SHELL)?;
+        let answered = begun.elapsed().as_secs_f64();
+        // The kernel may say something at the console in between.
+        ensure!(said.contains(kept.trim()), "{kept:?} became {said:?}");
+        let same = vm.run("cat /proc/sys/kernel/random/boot_id", SHELL)?;
+        ensure!(same.trim() == boot.trim(), "it has booted");
+        let file = vm.run("echo 3 >/proc/sys/vm/drop_caches; cat /root/file", SHELL)?;
+        ensure!(file.contains("before"), "the file has {file:?}");
+        vm.run(
+            &format!("echo {what} >/root/file && sync && sleep 1"),
+            SHELL,
+        )?;
+        let clock = vm.run("date +%s", SHELL)?.trim().parse::<u64>()?;
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+        let off = clock.abs_diff(now.as_secs());
+        ensure!(off < 120, "the guest's clock is {off} s off");
+        let reseeded = vm.run("dmesg | grep -c 'due to virtual machine fork'", SHELL)?;
+        ensure!(reseeded.trim() == "1", "reseeded {} times", reseeded.trim());
+        let errors = vm.run("dmesg -l emerg,alert,crit,err", SHELL)?;
+        notes.push(format!(
+            "{what} machine answered after {answered:.1} s; kernel errors: {:?}",
+            errors.trim()
+        ));
+        if what == "first" {
+            // As long as a working set is recorded.
+            wait("the working set", Duration::from_secs(60), || {
+                let kept = std::fs::metadata(dir.join("working-set"))?;
+                Ok((kept.len() > 0).then_some(()))
+            })?;
+        }
+        notes.extend(vm.said()?);
+        vm.run("systemctl poweroff", SHELL)?;
+        let end = vm.wait_end(BOOT)?;
+        ensure!(end.success(), "{end} after powering off");
+    }
+    std::fs::remove_dir_all(&dir)?;
+    std::fs::remove_file(copy)?;
+    Ok(notes)
+}
+
+/// What a folder takes on the disk, for people.
+fn used(dir: &Path) -> Result<String> {
+    let said = Program::new("du").arg("-sh").arg(dir).output()?;
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    Ok(said.split_whitespace().next().unwrap_or("?").to_owned())
 }

@@ -4,10 +4,14 @@
 //! It prints `CHECK name ok SECONDS` or `CHECK name FAILED reason` a line; what desktops printed is kept beside it.
 
 mod checks;
+mod differential;
+mod figures;
 mod network;
 mod picture;
+mod qemu;
 mod vm;
 mod window;
+mod xfce;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -31,7 +35,12 @@ fn main() -> ExitCode {
     };
     let mut failed = 0;
     for (name, check) in checks::ALL {
-        if !wanted.is_empty() && !wanted.iter().any(|w| w == name) {
+        let is_wanted = if wanted.is_empty() {
+            !checks::BY_NAME.contains(name)
+        } else {
+            wanted.iter().any(|w| w == name)
+        };
+        if !is_wanted {
             continue;
         }
         let begun = Instant::now();

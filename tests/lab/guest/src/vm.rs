@@ -1,4 +1,5 @@
-//! A desktop on splice-vmm: started with what a check needs, used by its console and its control socket, and gone when dropped.
+//! A desktop on splice-vmm, or on QEMU to compare with: started with what a check needs, used by its console and its control socket, and
+//! gone when dropped.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
@@ -10,10 +11,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use vmm_api::{Answer, Command as Ask, MachineStatus};
 
+use crate::qemu;
+
 /// How often something that is waited for is looked at.
 const TICK: Duration = Duration::from_millis(50);
 /// The user that a desktop's process becomes.
 const MACHINE_USER: &str = "20017";
+/// What its kernel is told.
+pub const COMMAND_LINE: &str = "root=/dev/vda1 ro console=ttyS0";
 
 /// Where things are.
 pub struct Lab {
@@ -31,18 +36,43 @@ pub struct Vm {
     console: UnixStream,
     control: PathBuf,
     log: PathBuf,
+    /// What splice-vmm itself says.
+    words: PathBuf,
     /// Bytes of the log that were read by an earlier wait.
     seen: usize,
     asked: u32,
+}
+
+/// Which program is the machine.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Engine {
+    #[default]
+    Splice,
+    Qemu,
+}
+
+impl Engine {
+    /// Its program's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Splice => "splice-vmm",
+            Self::Qemu => "QEMU",
+        }
+    }
 }
 
 /// Options of a desktop, by default one processor and 512 MiB with the small Debian's disk.
 pub struct Options {
     /// The folder with its `kernel` and `initrd`, below the guest's; empty is that itself.
     pub system: &'static str,
+    pub engine: Engine,
     pub memory_mib: u32,
     pub vcpus: u32,
     pub disk: Option<PathBuf>,
+    /// A second disk, which it only reads.
+    pub data: Option<PathBuf>,
+    /// The snapshot that it goes on from, instead of booting.
+    pub resume: Option<PathBuf>,
     pub more: Vec<String>,
 }
 
@@ -50,9 +80,12 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             system: "",
+            engine: Engine::default(),
             memory_mib: 512,
             vcpus: 1,
             disk: None,
+            data: None,
+            resume: None,
             more: Vec::new(),
         }
     }
@@ -76,6 +109,43 @@ impl Lab {
         Ok(disk)
     }
 
+    fn splice(
+        &self,
+        options: &Options,
+        system: &Path,
+        [console, control, log]: [&Path; 3],
+    ) -> Command {
+        let mut command = Command::new(self.programs.join("splice-vmm"));
+        match &options.resume {
+            Some(snapshot) => command.arg("resume").arg(snapshot),
+            None => command
+                .arg("run")
+                .args(["--memory", &options.memory_mib.to_string()])
+                .args(["--vcpus", &options.vcpus.to_string()]),
+        };
+        command
+            .arg("--kernel")
+            .arg(system.join("kernel"))
+            .arg("--initrd")
+            .arg(system.join("initrd"))
+            .args(["--command-line", COMMAND_LINE])
+            .arg("--serial-log")
+            .arg(log)
+            .arg("--serial-socket")
+            .arg(console)
+            .arg("--control")
+            .arg(control)
+            // As the branch starts it: all of it, or nothing.
+            .args(["--sandbox", "full", "--uid", MACHINE_USER]);
+        if let Some(disk) = &options.disk {
+            command.arg("--disk").arg(disk);
+        }
+        if let Some(data) = &options.data {
+            command.args(["--disk", &format!("{},readonly", data.display())]);
+        }
+        command
+    }
+
     /// Starts a desktop.
     pub fn launch(&self, check: &str, options: &Options) -> Result<Vm> {
         let log = self.file(check, "serial");
@@ -85,28 +155,12 @@ impl Lab {
             temp.join(format!("{check}.control")),
         );
         let system = self.guest.join(options.system);
-        let mut command = Command::new(self.programs.join("splice-vmm"));
-        command
-            .arg("run")
-            .arg("--kernel")
-            .arg(system.join("kernel"))
-            .arg("--initrd")
-            .arg(system.join("initrd"))
-            .args(["--command-line", "root=/dev/vda1 ro console=ttyS0"])
-            .args(["--memory", &options.memory_mib.to_string()])
-            .args(["--vcpus", &options.vcpus.to_string()])
-            .arg("--serial-log")
-            .arg(&log)
-            .arg("--serial-socket")
-            .arg(&console)
-            .arg("--control")
-            .arg(&control)
-            // As the branch starts it: all of it, or nothing.
-            .args(["--sandbox", "full", "--uid", MACHINE_USER]);
-        if let Some(disk) = &options.disk {
-            command.arg("--disk").arg(disk);
-        }
-        let said = File::create(self.file(check, "vmm"))?;
+        let mut command = match options.engine {
+            Engine::Splice => self.splice(options, &system, [&console, &control, &log]),
+            Engine::Qemu => qemu::command(options, &system, &console, &log),
+        };
+        let words = self.file(check, "vmm");
+        let said = File::create(&words)?;
         // A check's second desktop prints behind its first one.
         let seen = std::fs::metadata(&log).map_or(0, |log| log.len() as usize);
         let process = command
@@ -115,7 +169,7 @@ impl Lab {
             .stdout(said.try_clone()?)
             .stderr(said)
             .spawn()
-            .context("splice-vmm")?;
+            .context(options.engine.name())?;
         let console = wait("the console's socket", Duration::from_secs(10), || {
             Ok(UnixStream::connect(&console).ok())
         })?;
@@ -124,11 +178,27 @@ impl Lab {
             console,
             control,
             log,
+            words,
             seen,
             asked: 0,
         };
         vm.drain_console()?;
         Ok(vm)
+    }
+}
+
+impl Lab {
+    /// Has a desktop saved into a folder, after which it ends; what was said about it.
+    pub fn snapshot(&self, vm: &Vm, dir: &Path) -> Result<String> {
+        let saved = Command::new(self.programs.join("splice-vmm"))
+            .arg("snapshot")
+            .arg(&vm.control)
+            .arg(dir)
+            .arg("--quit")
+            .output()?;
+        let said = String::from_utf8_lossy(&saved.stderr).into_owned();
+        ensure!(saved.status.success(), "{}: {said}", saved.status);
+        Ok(said.trim().to_owned())
     }
 }
 
@@ -187,7 +257,7 @@ impl Vm {
             if at.is_none()
                 && let Some(status) = process.try_wait()?
             {
-                bail!("splice-vmm ended ({status}) while {text:?} was waited for");
+                bail!("the machine ended ({status}) while {text:?} was waited for");
             }
             Ok(at.map(|at| (String::from_utf8_lossy(&unread[..at]).into_owned(), at)))
         })?;
@@ -254,10 +324,10 @@ impl Vm {
         }
     }
 
-    /// Waits until splice-vmm has ended.
+    /// Waits until the machine has ended.
     pub fn wait_end(&mut self, limit: Duration) -> Result<ExitStatus> {
         let process = &mut self.process;
-        wait("the end of splice-vmm", limit, || Ok(process.try_wait()?))
+        wait("the end of the machine", limit, || Ok(process.try_wait()?))
     }
 
     /// Resident memory of splice-vmm's processes and of its guest, KiB: all of it, and what is not the guest's.
@@ -281,6 +351,12 @@ impl Vm {
             sum.1 += of("RssAnon:")? + of("RssFile:")?;
         }
         Ok(sum)
+    }
+
+    /// Lines that splice-vmm has said, such as that memory does not come while the machine runs.
+    pub fn said(&self) -> Result<Vec<String>> {
+        let words = std::fs::read_to_string(&self.words)?;
+        Ok(words.lines().map(str::to_owned).collect())
     }
 
     /// Where its output is.

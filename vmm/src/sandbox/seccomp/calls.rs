@@ -3,9 +3,10 @@
 //! There is no call that opens a name, makes a socket, connects one, or starts, traces or looks at a process.
 
 use super::Role::{
-    self, Control, Device, Disk, Line, Main, Net, Outer, Ports, Remote, Screen, Signals, Starter,
-    Vcpu,
+    self, Control, Device, Disk, Line, Main, Net, Outer, Pager, Ports, Remote, Screen, Signals,
+    Starter, Vcpu,
 };
+use crate::snapshot::uffd;
 
 /// What an argument must be. All that are looked at are of 32 bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,7 +67,8 @@ macro_rules! named {
 const EVERY: &[Role] = &super::INNER;
 /// … and outside.
 const ALL: &[Role] = &[
-    Main, Starter, Vcpu, Disk, Remote, Net, Ports, Device, Screen, Line, Control, Signals, Outer,
+    Main, Starter, Vcpu, Disk, Remote, Pager, Net, Ports, Device, Screen, Line, Control, Signals,
+    Outer,
 ];
 /// Who waits for queues.
 const WORKERS: &[Role] = &[Disk, Net, Ports, Device];
@@ -138,7 +140,7 @@ pub const CALLS: &[Call] = &[
     call(named!(SYS_write), ALL, ANY, "events, logs, packets, connections"),
     call(named!(SYS_close), ALL, ANY, "what is done with"),
     call(named!(SYS_fcntl), EVERY, &[(1, Is::Equal(libc::F_GETFD as u32))], "Rust's check, in builds with assertions, that what it closes is open"),
-    call(named!(SYS_fcntl), &[Main, Vcpu, Remote, Screen, Line, Control], &[(1, Is::Equal(libc::F_DUPFD_CLOEXEC as u32))], "copies of events and connections"),
+    call(named!(SYS_fcntl), &[Main, Vcpu, Remote, Screen, Line], &[(1, Is::Equal(libc::F_DUPFD_CLOEXEC as u32))], "copies of events and connections"),
     // Waiting for queues and connections.
     call(named!(SYS_epoll_wait), WORKERS, ANY, "a device's thread waits"),
     call(named!(SYS_epoll_ctl), &[Main, Vcpu, Ports], ANY, "what a device waits for; a client of a port"),
@@ -151,14 +153,15 @@ pub const CALLS: &[Call] = &[
     call(named!(SYS_rt_sigtimedwait), &[Signals], ANY, "waits for SIGTERM and SIGINT"),
     // Connections that were accepted or handed in.
     call(named!(SYS_accept4), SERVERS, ANY, "somebody opens a socket that was bound before"),
-    call(named!(SYS_recvfrom), SERVERS, ANY, "what they say"),
+    call(named!(SYS_recvfrom), &[Ports, Screen, Line], ANY, "what they say"),
     call(named!(SYS_sendto), SERVERS, ANY, "what they are told"),
     call(named!(SYS_sendto), &[Vcpu], ANY, "the serial port's output to its console"),
     call(named!(SYS_setsockopt), &[Screen, Line, Control], &[SOL_SOCKET, (2, Is::Equal(libc::SO_RCVTIMEO as u32))], "patience"),
     call(named!(SYS_setsockopt), &[Screen, Line, Control], &[SOL_SOCKET, (2, Is::Equal(libc::SO_SNDTIMEO as u32))], "patience"),
     call(named!(SYS_shutdown), &[Ports, Screen, Line], ANY, "hanging up"),
     call(named!(SYS_ioctl), &[Ports], &[ioctl(libc::FIONBIO as u32)], "a client of a port is never waited for"),
-    call(named!(SYS_recvmsg), &[Main, Remote], ANY, "a disk's server, and connections to it from the outer process"),
+    call(named!(SYS_recvmsg), &[Main, Remote, Ports], ANY, "a disk's server, and connections from the outer process"),
+    call(named!(SYS_recvmsg), &[Control], ANY, "commands, and the files of a snapshot that come with them"),
     call(named!(SYS_sendmsg), &[Main, Remote], ANY, "a disk's server"),
     call(named!(SYS_sendto), &[Main, Remote], ANY, "asks the outer process for a connection"),
     // Files that are open.
@@ -166,7 +169,19 @@ pub const CALLS: &[Call] = &[
     call(named!(SYS_pwrite64), &[Disk], ANY, "a raw disk"),
     call(named!(SYS_fdatasync), &[Disk], ANY, "the guest flushes a raw disk"),
     call(named!(SYS_fallocate), &[Disk, Device], ANY, "discards and zeroes of a raw disk; memory that the balloon gives back"),
-    call(named!(SYS_lseek), &[Main], ANY, "kernel and initrd are read again when the machine resets"),
+    call(named!(SYS_lseek), &[Main], ANY, "kernel and initrd are read again when the machine resets; which memory a snapshot has to keep"),
+    // Snapshots: files that were handed in, and those that a machine was started with.
+    call(named!(SYS_pread64), &[Main, Pager], ANY, "memory to be kept; a snapshot's memory; requests in flight"),
+    call(named!(SYS_pwrite64), &[Main, Pager], ANY, "a snapshot's memory, into its file or out of it; its working set"),
+    call(named!(SYS_ftruncate), &[Pager], ANY, "the length of a working set"),
+    call(named!(SYS_fsync), &[Main], ANY, "a snapshot is on the disk before it is told so"),
+    call(named!(SYS_fdatasync), &[Main], ANY, "and so is what its guest has written to raw disks"),
+    call(named!(SYS_ioctl), &[Main], &[ioctl(uffd::HANDSHAKE)], "UFFDIO_API: missing pages of a machine that goes on"),
+    call(named!(SYS_ioctl), &[Main], &[ioctl(uffd::REGISTER)], "UFFDIO_REGISTER"),
+    call(named!(SYS_ioctl), &[Pager], &[ioctl(uffd::COPY)], "UFFDIO_COPY: puts pages there"),
+    call(named!(SYS_ioctl), &[Pager], &[ioctl(uffd::ZERO)], "UFFDIO_ZEROPAGE: … and zeros"),
+    call(named!(SYS_ioctl), &[Pager], &[ioctl(uffd::WAKE)], "UFFDIO_WAKE: who waited for a page that somebody else has put there"),
+    call(named!(SYS_ioctl), &[Pager], &[ioctl(uffd::UNREGISTER)], "UFFDIO_UNREGISTER: all is there"),
     // A guest's memory.
     call(named!(SYS_memfd_create), &[Main], ANY, "a new machine's memory"),
     call(named!(SYS_ftruncate), &[Main], ANY, "its size"),
@@ -183,10 +198,10 @@ pub const CALLS: &[Call] = &[
     // The outer process.
     call(named!(SYS_kill), &[Outer], &[(0, Is::Process)], "passes SIGTERM and SIGINT on"),
     call(named!(SYS_wait4), &[Outer], ANY, "the machine has ended"),
-    call(named!(SYS_socket), &[Outer], &[(0, Is::Equal(libc::AF_UNIX as u32))], "a connection to a disk's server"),
+    call(named!(SYS_socket), &[Outer], &[(0, Is::Equal(libc::AF_UNIX as u32))], "a connection to a disk's server or to whom the guest calls"),
     call(named!(SYS_connect), &[Outer], ANY, "as above"),
     call(named!(SYS_sendmsg), &[Outer], ANY, "hands it in"),
-    call(named!(SYS_recvfrom), &[Outer], ANY, "which server is wanted"),
+    call(named!(SYS_recvfrom), &[Outer], ANY, "who is wanted"),
     call(named!(SYS_sendto), &[Outer], ANY, "why there is no connection"),
     call(named!(SYS_ioctl), &[Outer], &[ioctl(libc::FIONBIO as u32)], "connecting waits for nobody"),
     call(named!(SYS_fcntl), &[Outer], &[(1, Is::Equal(libc::F_GETFD as u32))], "as for others"),

@@ -31,6 +31,8 @@ pub enum Role {
     Disk,
     /// Keeps a disk's server supplied.
     Remote,
+    /// Loads the memory of a machine that goes on from a snapshot.
+    Pager,
     /// A network card.
     Net,
     /// Ports between guest and host.
@@ -50,12 +52,13 @@ pub enum Role {
 }
 
 /// Roles inside of the sandbox.
-pub const INNER: [Role; 12] = [
+pub const INNER: [Role; 13] = [
     Role::Main,
     Role::Starter,
     Role::Vcpu,
     Role::Disk,
     Role::Remote,
+    Role::Pager,
     Role::Net,
     Role::Ports,
     Role::Device,

@@ -48,6 +48,7 @@ const NEVER: &[i64] = &[
     libc::SYS_unlink,
     libc::SYS_unlinkat,
     libc::SYS_memfd_secret,
+    libc::SYS_userfaultfd,
     libc::SYS_modify_ldt,
 ];
 
@@ -104,6 +105,28 @@ fn threads_that_guests_reach_cannot_start_any() {
     for role in [Role::Vcpu, Role::Net, Role::Device, Role::Screen] {
         let calls = calls_of(role);
         assert!(files.iter().all(|call| !calls.contains(call)), "{role:?}");
+    }
+}
+
+#[test]
+fn the_pager_puts_pages_there_and_reaches_nothing_else() {
+    let own = CALLS.iter().filter(|call| call.is_for(&[Role::Pager]));
+    let commands: Vec<_> = own
+        .filter(|call| call.number == libc::SYS_ioctl)
+        .map(|call| call.arguments)
+        .collect();
+    // From <linux/userfaultfd.h>, as the kernel's programs have them: COPY, ZEROPAGE, WAKE, UNREGISTER.
+    let expected = [0xc028_aa03, 0xc020_aa04, 0x8010_aa02, 0x8010_aa01];
+    let expected = expected.map(|command| [(1u8, Is::Equal(command))]);
+    assert_eq!(commands, expected.each_ref().map(|one| &one[..]));
+    let calls = calls_of(Role::Pager);
+    for call in [
+        libc::SYS_recvmsg,
+        libc::SYS_sendto,
+        libc::SYS_accept4,
+        libc::SYS_lseek,
+    ] {
+        assert!(!calls.contains(&call), "call {call}");
     }
 }
 

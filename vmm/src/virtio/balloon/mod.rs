@@ -7,10 +7,12 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use serde::{Deserialize, Serialize};
 use virtio_queue::Reader;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::ring::{Chain, Interrupt, Ring};
+use super::state::{DeviceState, DeviceStateError};
 use super::worker::{Handler, Worker};
 use super::{Device, Kind, StartError, Started, read_from};
 use crate::machine::bus::lock;
@@ -150,6 +152,13 @@ impl BalloonSize {
     }
 }
 
+/// What a snapshot keeps, in pages: how much was asked for, and how much the guest says it gave.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BalloonState {
+    wanted: u32,
+    given: u32,
+}
+
 /// See the module.
 #[derive(Default)]
 pub struct Balloon {
@@ -218,5 +227,49 @@ impl Device for Balloon {
         *lock(&self.size.0.interrupt) = None;
         let worker = self.worker.take();
         worker.map_or_else(Vec::new, |worker| worker.stop().rings)
+    }
+
+    fn save(&self, _: &Memory) -> Result<DeviceState, DeviceStateError> {
+        let shared = &self.size.0;
+        Ok(DeviceState::Balloon(BalloonState {
+            wanted: shared.wanted.load(Ordering::Acquire),
+            given: shared.given.load(Ordering::Acquire),
+        }))
+    }
+
+    fn restore(&mut self, state: DeviceState, _: &Memory) -> Result<(), DeviceStateError> {
+        let BalloonState { wanted, given } = match state {
+            DeviceState::Balloon(state) => state,
+            other => return Err(other.other()),
+        };
+        self.size.0.wanted.store(wanted, Ordering::Release);
+        self.size.0.given.store(given, Ordering::Release);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_balloon_that_goes_on_has_its_size(wanted: u32, given: u32) {
+            let memory = crate::machine::memory::create(64).expect("memory");
+            let mut before = Balloon::default();
+            before.size.0.wanted.store(wanted, Ordering::Release);
+            before.write_config(4, &given.to_le_bytes());
+            let saved = before.save(&memory).expect("saved");
+            let bytes = postcard::to_stdvec(&saved).expect("bytes");
+            let mut after = Balloon::default();
+            after.restore(postcard::from_bytes(&bytes).expect("the same"), &memory).expect("taken up");
+            prop_assert_eq!(after.save(&memory).expect("saved"), saved);
+            let mut config = [0; 8];
+            after.read_config(0, &mut config);
+            prop_assert_eq!(&config[..4], &wanted.to_le_bytes());
+            prop_assert!(after.restore(DeviceState::Nothing, &memory).is_err());
+        }
     }
 }

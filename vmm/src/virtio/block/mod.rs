@@ -13,6 +13,7 @@ use vmm_sys_util::timerfd::TimerFd;
 pub use limit::Limits;
 
 use super::ring::{Chain, Ring};
+use super::state::{DeviceState, DeviceStateError};
 use super::worker::{Handler, Worker};
 use super::{Device, Kind, StartError, Started, read_from};
 use crate::machine::memory::Memory;
@@ -202,5 +203,31 @@ impl Device for Block {
             .into_iter()
             .map(|worker| worker.map(|worker| worker.stop().ring))
             .collect()
+    }
+
+    fn save(&self, _: &Memory) -> Result<DeviceState, DeviceStateError> {
+        // A snapshot that outlives a power cut is of no use without what its guest had been told is written.
+        self.disk.device.flush().map_err(DeviceStateError::Flush)?;
+        Ok(DeviceState::Disk {
+            bytes: self.geometry.size_bytes,
+            inflight: None,
+        })
+    }
+
+    fn restore(&mut self, state: DeviceState, _: &Memory) -> Result<(), DeviceStateError> {
+        match state {
+            DeviceState::Disk {
+                inflight: Some(_), ..
+            } => Err(DeviceStateError::Differs(
+                "it has requests in flight, with which only a server over vhost-user can go on"
+                    .into(),
+            )),
+            DeviceState::Disk { bytes, .. } if bytes == self.geometry.size_bytes => Ok(()),
+            DeviceState::Disk { bytes, .. } => Err(DeviceStateError::Differs(format!(
+                "it had {bytes} bytes, now {}",
+                self.geometry.size_bytes
+            ))),
+            other => Err(other.other()),
+        }
     }
 }

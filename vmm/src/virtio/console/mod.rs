@@ -5,6 +5,7 @@
 //! neither holds up anything else.
 
 mod port;
+mod state;
 
 use std::collections::VecDeque;
 use std::io;
@@ -14,12 +15,14 @@ use std::path::PathBuf;
 use virtio_queue::{Reader, Writer};
 
 use super::ring::Ring;
+use super::state::{DeviceState, DeviceStateError};
 use super::worker::{Handler, Worker};
 use super::{Device, Kind, StartError, Started, read_from};
 use crate::clipboard::Clipboard;
 use crate::machine::memory::Memory;
 use crate::threads::Role;
 use port::Port;
+pub use state::ConsoleState;
 
 const QUEUE_SIZE: u16 = 64;
 /// Most ports.
@@ -69,6 +72,14 @@ fn queue_of(port: usize) -> usize {
     if port == 0 { 0 } else { 2 * port + 2 }
 }
 
+fn message(port: usize, event: u16, value: u16, name: &str) -> Vec<u8> {
+    let mut message = (port as u32).to_le_bytes().to_vec();
+    message.extend(event.to_le_bytes());
+    message.extend(value.to_le_bytes());
+    message.extend(name.as_bytes());
+    message
+}
+
 struct Ports {
     rings: Vec<Option<Ring>>,
     memory: Memory,
@@ -85,11 +96,7 @@ impl Ports {
             // A guest that asks again and again without listening.
             return;
         }
-        let mut message = (port as u32).to_le_bytes().to_vec();
-        message.extend(event.to_le_bytes());
-        message.extend(value.to_le_bytes());
-        message.extend(name.as_bytes());
-        self.messages.push_back(message);
+        self.messages.push_back(message(port, event, value, name));
         self.send_messages();
     }
 
@@ -209,6 +216,8 @@ impl Handler for Ports {
 /// See the module.
 pub struct Console {
     ports: Vec<Port>,
+    /// What the guest is still to be told, while it is not at work.
+    messages: VecDeque<Vec<u8>>,
     worker: Option<Worker<Ports>>,
 }
 
@@ -222,6 +231,7 @@ impl Console {
         let ports = ports.iter().map(Port::new).collect::<Result<_, _>>()?;
         Ok(Self {
             ports,
+            messages: VecDeque::new(),
             worker: None,
         })
     }
@@ -262,7 +272,7 @@ impl Device for Console {
             rings: started.rings,
             memory: started.memory,
             ports: std::mem::take(&mut self.ports),
-            messages: VecDeque::new(),
+            messages: std::mem::take(&mut self.messages),
         };
         let worker = Worker::spawn("console", ports, &waits);
         self.worker =
@@ -274,9 +284,24 @@ impl Device for Console {
         let Some(worker) = self.worker.take() else {
             return Vec::new();
         };
-        let mut ports = worker.stop();
-        ports.ports.iter_mut().for_each(Port::forget_guest);
-        self.ports = ports.ports;
+        let ports = worker.stop();
+        (self.ports, self.messages) = (ports.ports, ports.messages);
         ports.rings
+    }
+
+    fn reset(&mut self) {
+        self.messages.clear();
+        self.ports.iter_mut().for_each(Port::forget_guest);
+    }
+
+    fn save(&self, _: &Memory) -> Result<DeviceState, DeviceStateError> {
+        Ok(DeviceState::Console(self.state()))
+    }
+
+    fn restore(&mut self, state: DeviceState, _: &Memory) -> Result<(), DeviceStateError> {
+        match state {
+            DeviceState::Console(state) => self.take_up(state),
+            other => Err(other.other()),
+        }
     }
 }

@@ -25,11 +25,13 @@ use virtio_queue::{Reader, Writer};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::ring::{Chain, Interrupt, Ring};
+use super::state::{DeviceState, DeviceStateError};
 use super::worker::{Handler, Worker};
 use super::{Device, Kind, StartError, Started, read_from};
 use crate::machine::memory::Memory;
 use crate::screen::Screen;
 use adapter::Adapter;
+pub use adapter::GpuState;
 use protocol::{COMMAND_BYTES_MAX, Command, Header, Refusal, answer};
 
 const CONTROL_QUEUE_SIZE: u16 = 256;
@@ -38,6 +40,9 @@ const CONTROL: usize = 0;
 const CURSOR: usize = 1;
 /// Token of a size that a viewer would like; queues have their numbers.
 const ASKED: u64 = 2;
+
+/// Bytes of all images that a guest may have here.
+pub const IMAGE_BYTES_MAX: usize = limits::BYTES_MAX;
 
 /// Guests may ask for the monitor's description.
 const F_EDID: u64 = 1 << 1;
@@ -104,6 +109,8 @@ impl Handler for Painter {
 /// See the module.
 pub struct Gpu {
     screen: Screen,
+    /// While it is not at work.
+    adapter: Option<Adapter>,
     /// What has happened, until the guest clears it.
     events: Arc<AtomicU32>,
     worker: Option<Worker<Painter>>,
@@ -113,6 +120,7 @@ impl Gpu {
     /// An adapter that shows on `screen`.
     pub fn new(screen: Screen) -> Self {
         Self {
+            adapter: Some(Adapter::new(screen.clone())),
             screen,
             events: Arc::default(),
             worker: None,
@@ -167,7 +175,10 @@ impl Device for Gpu {
             control,
             cursor,
             memory: started.memory,
-            adapter: Adapter::new(self.screen.clone()),
+            adapter: self
+                .adapter
+                .take()
+                .unwrap_or_else(|| Adapter::new(self.screen.clone())),
             bytes: Vec::new(),
             asked,
             events: Arc::clone(&self.events),
@@ -184,9 +195,34 @@ impl Device for Gpu {
             return Vec::new();
         };
         self.screen.set_bell(None);
-        let mut painter = worker.stop();
-        painter.adapter.reset();
-        self.events.store(0, Ordering::Release);
+        let painter = worker.stop();
+        self.adapter = Some(painter.adapter);
         vec![Some(painter.control), Some(painter.cursor)]
+    }
+
+    fn reset(&mut self) {
+        if let Some(adapter) = &mut self.adapter {
+            adapter.reset();
+        }
+        self.events.store(0, Ordering::Release);
+    }
+
+    fn save(&self, memory: &Memory) -> Result<DeviceState, DeviceStateError> {
+        let adapter = self.adapter.as_ref();
+        let adapter = adapter.ok_or(DeviceStateError::Busy("it is at work"))?;
+        let events = self.events.load(Ordering::Acquire);
+        Ok(DeviceState::Gpu(adapter.save(memory, events)))
+    }
+
+    fn restore(&mut self, state: DeviceState, memory: &Memory) -> Result<(), DeviceStateError> {
+        let state = match state {
+            DeviceState::Gpu(state) => state,
+            other => return Err(other.other()),
+        };
+        self.events.store(state.events, Ordering::Release);
+        let mut adapter = Adapter::new(self.screen.clone());
+        let restored = adapter.restore(memory, state);
+        self.adapter = Some(adapter);
+        restored.map_err(|_| DeviceStateError::Wrong("display"))
     }
 }

@@ -89,6 +89,32 @@ impl Resource {
         &self.pixels
     }
 
+    /// Its format.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Address and bytes of each piece of memory behind it, if there is any.
+    pub fn pieces(&self) -> Option<Vec<(u64, u32)>> {
+        let backing = self.backing.as_ref()?;
+        // Each was given as 32 bits.
+        let pieces = backing.entries.iter();
+        Some(
+            pieces
+                .map(|entry| (entry.address, entry.len as u32))
+                .collect(),
+        )
+    }
+
+    /// What its pixels would be after a transfer of all of it; they stay as they are.
+    pub fn copied(&self, memory: &Memory) -> Result<Vec<u8>, Refusal> {
+        let mut pixels = vec![0; self.pixels.len()];
+        let backing = self.backing.as_ref().ok_or(Refusal::Unspecified)?;
+        backing.read(memory, 0, &mut pixels)?;
+        self.format.to_bgra(&mut pixels);
+        Ok(pixels)
+    }
+
     /// Pixels of row `y` from `x` on.
     pub fn row(&self, x: u32, y: u32) -> Option<&[u8]> {
         let row = self.pixels.chunks_exact(self.stride()).nth(y as usize)?;
@@ -210,6 +236,21 @@ impl Resources {
         let resource = self.find_mut(id)?;
         let backing = resource.backing.take().ok_or(Refusal::Unspecified)?;
         self.entries -= backing.entries.len();
+        Ok(())
+    }
+
+    /// All images with their numbers.
+    pub fn all(&self) -> impl Iterator<Item = (u32, &Resource)> {
+        self.by_id.iter().map(|(id, resource)| (*id, resource))
+    }
+
+    /// Gives an image all its pixels.
+    pub fn set_pixels(&mut self, id: u32, pixels: Vec<u8>) -> Result<(), Refusal> {
+        let resource = self.find_mut(id)?;
+        if pixels.len() != resource.pixels.len() {
+            return Err(Refusal::Parameter);
+        }
+        resource.pixels = pixels;
         Ok(())
     }
 

@@ -149,6 +149,9 @@ fn a_driver_shows_a_picture_and_resets() {
     let places = rings[CONTROL].as_ref().expect("the ring").queue();
     assert_eq!(places.next_avail(), driver.sent);
     driver.screen.look().copy(all, &mut shown);
+    assert_eq!(shown, pixels, "a device at rest shows what it showed");
+    driver.gpu.reset();
+    driver.screen.look().copy(all, &mut shown);
     assert!(shown.iter().all(|byte| *byte == 0), "dark after a reset");
 }
 

@@ -70,6 +70,8 @@ pub struct Driver {
     sizes: Vec<u16>,
     available: Vec<u16>,
     is_started: bool,
+    /// It was stopped; a driver that sets it up anew resets it.
+    was_stopped: bool,
 }
 
 fn event() -> EventFd {
@@ -104,6 +106,7 @@ impl Driver {
             sizes,
             available: vec![0; queues],
             is_started: false,
+            was_stopped: false,
         }
     }
 
@@ -147,6 +150,9 @@ impl Driver {
         if self.is_started {
             return Ok(());
         }
+        if std::mem::take(&mut self.was_stopped) {
+            self.device.reset();
+        }
         let features = (self.device.features() | F_RINGS) & features | crate::virtio::F_VERSION_1;
         let mut rings = Vec::new();
         for (index, size_max) in self.device.queue_sizes().into_iter().enumerate() {
@@ -179,17 +185,18 @@ impl Driver {
             rings,
             interrupt: Arc::clone(&self.interrupt),
         };
-        self.is_started = true;
+        (self.is_started, self.was_stopped) = (true, false);
         self.device.start(started)
     }
 
-    /// The driver resets the device: what it was kicked for is done before, for one turn at least.
+    /// The device comes to rest: what it was kicked for is done before, for one turn at least. It goes on with [`Driver::resume`], or is reset
+    /// by the next [`Driver::start`].
     pub fn stop(&mut self) -> Vec<Option<Ring>> {
         let rings = self.device.stop();
         for kick in &self.kicks {
             let _ = kick.read();
         }
-        self.is_started = false;
+        (self.is_started, self.was_stopped) = (false, true);
         rings
     }
 

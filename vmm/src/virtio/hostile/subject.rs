@@ -1,14 +1,14 @@
 //! Devices to be tried, each with a host that does what a script says.
 
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use vmm_block::MemoryDevice;
 
+use crate::clipboard::{self, Clipboard};
 use crate::screen::{Screen, Size};
 use crate::virtio::Device;
 use crate::virtio::balloon::{Balloon, BalloonSize};
@@ -17,7 +17,7 @@ use crate::virtio::console::{Console, HostEnd, PortSpec};
 use crate::virtio::gpu::Gpu;
 use crate::virtio::input::events::{EV_KEY, Event};
 use crate::virtio::input::{Input, InputSender, Model};
-use crate::virtio::net::{Net, Tap};
+use crate::virtio::net::{self, Net, Tap};
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{Vsock, VsockSpec};
 
@@ -36,7 +36,7 @@ pub enum Kind {
     Net,
     /// Entropy.
     Rng,
-    /// Two ports.
+    /// Two ports at sockets, and one of the clipboard.
     Console,
     /// A balloon.
     Balloon,
@@ -99,15 +99,22 @@ fn disk(limits: Limits) -> Box<dyn Device> {
 
 fn console() -> (Box<dyn Device>, Host) {
     let folder = Folder::new();
-    let specs = ["one", "two"].map(|name| PortSpec {
+    let clipboard = Clipboard::default();
+    let specs = [
+        ("one", HostEnd::Socket(folder.0.join("one"))),
+        ("two", HostEnd::Socket(folder.0.join("two"))),
+        (clipboard::PORT_NAME, HostEnd::Clipboard(clipboard.clone())),
+    ];
+    let specs = specs.map(|(name, end)| PortSpec {
         name: name.into(),
-        end: HostEnd::Socket(folder.0.join(name)),
+        end,
     });
     let console = Console::new(&specs).expect("sockets");
     let mut client = None;
     let host = move |bytes: &[u8]| match bytes {
         [] => client = None,
         [0, ..] => client = UnixStream::connect(folder.0.join("two")).ok(),
+        [2, text @ ..] => clipboard.paste(&String::from_utf8_lossy(text)),
         [_, rest @ ..] => {
             if let Some(client) = &mut client {
                 let _ = client.set_nonblocking(true);
@@ -172,14 +179,8 @@ pub fn make(kind: Kind) -> (Box<dyn Device>, Host) {
             (disk(limits), nobody())
         }
         Kind::Net => {
-            let (wire, ours) = UnixDatagram::pair().expect("sockets");
-            ours.set_nonblocking(true).expect("a socket's mode");
-            wire.set_nonblocking(true).expect("a socket's mode");
-            let net = Net::new(
-                [2, 0, 0, 0, 0, 1],
-                Tap::wire(OwnedFd::from(wire)),
-                Default::default(),
-            );
+            let (tap, ours) = Tap::wire().expect("sockets");
+            let net = Net::new([2, 0, 0, 0, 0, 1], tap, net::Limits::default());
             let host = move |bytes: &[u8]| {
                 let _ = ours.send(bytes);
                 let _ = ours.recv(&mut [0; 2048]);

@@ -1,5 +1,7 @@
 //! Events as evdev numbers them (Linux, include/uapi/linux/input-event-codes.h).
 
+use serde::{Deserialize, Serialize};
+
 /// Marks the end of what happened at once.
 pub const EV_SYN: u16 = 0;
 /// A key or button.
@@ -25,7 +27,7 @@ pub const ABS_Y: u16 = 1;
 pub const AXIS_MAX: u32 = 0x7fff;
 
 /// One event.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
     /// Its type.
     pub kind: u16,

@@ -4,14 +4,16 @@
 
 pub mod events;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex};
 
+use serde::{Deserialize, Serialize};
 use virtio_queue::Writer;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::ring::Ring;
+use super::state::{DeviceState, DeviceStateError};
 use super::worker::{Handler, Worker};
 use super::{Device, Kind, StartError, Started, read_from};
 use crate::machine::bus::lock;
@@ -100,23 +102,35 @@ impl Model {
     }
 }
 
+#[derive(Default)]
 struct Queue {
     waiting: VecDeque<Event>,
+    /// Keys and buttons that are down when all that waits has been taken.
+    down: BTreeSet<u16>,
     wake: Option<EventFd>,
 }
 
-/// Types and points from outside.
-#[derive(Clone)]
-pub struct InputSender(Arc<Mutex<Queue>>);
-
-impl Default for InputSender {
-    fn default() -> Self {
-        Self(Arc::new(Mutex::new(Queue {
-            waiting: VecDeque::new(),
-            wake: None,
-        })))
+impl Queue {
+    fn push(&mut self, events: &[Event]) {
+        for event in events.iter().filter(|event| event.kind == EV_KEY) {
+            if event.value == 0 {
+                self.down.remove(&event.code);
+            } else {
+                self.down.insert(event.code);
+            }
+        }
+        self.waiting.extend(events);
+        self.waiting.push_back(Event {
+            kind: EV_SYN,
+            code: 0,
+            value: 0,
+        });
     }
 }
+
+/// Types and points from outside.
+#[derive(Clone, Default)]
+pub struct InputSender(Arc<Mutex<Queue>>);
 
 impl InputSender {
     /// Tells the guest of these events as one change. When too many wait, they are lost, but not releases: keys must not stick.
@@ -131,12 +145,7 @@ impl InputSender {
         if queue.waiting.len() >= 2 * WAITING_MAX {
             return;
         }
-        queue.waiting.extend(events);
-        queue.waiting.push_back(Event {
-            kind: EV_SYN,
-            code: 0,
-            value: 0,
-        });
+        queue.push(events);
         if let Some(wake) = &queue.wake {
             let _ = wake.write(1);
         }
@@ -186,6 +195,14 @@ impl Handler for Typist {
             self.events.signal(memory);
         }
     }
+}
+
+/// What a snapshot keeps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InputState {
+    asked: (u8, u8),
+    waiting: Vec<Event>,
+    down: Vec<u16>,
 }
 
 /// See the module.
@@ -269,10 +286,49 @@ impl Device for Input {
             return Vec::new();
         };
         let typist = worker.stop();
-        let mut queue = lock(&self.sender.0);
-        queue.wake = None;
-        queue.waiting.clear();
+        lock(&self.sender.0).wake = None;
         vec![Some(typist.events), Some(typist.status)]
+    }
+
+    fn reset(&mut self) {
+        let mut queue = lock(&self.sender.0);
+        queue.waiting.clear();
+        queue.down.clear();
+    }
+
+    fn save(&self, _: &Memory) -> Result<DeviceState, DeviceStateError> {
+        let queue = lock(&self.sender.0);
+        Ok(DeviceState::Input(InputState {
+            asked: self.asked,
+            waiting: queue.waiting.iter().copied().collect(),
+            down: queue.down.iter().copied().collect(),
+        }))
+    }
+
+    fn restore(&mut self, state: DeviceState, _: &Memory) -> Result<(), DeviceStateError> {
+        let state = match state {
+            DeviceState::Input(state) => state,
+            other => return Err(other.other()),
+        };
+        self.asked = state.asked;
+        let mut queue = lock(&self.sender.0);
+        queue.waiting = state.waiting.into_iter().take(2 * WAITING_MAX).collect();
+        // Whoever held them is not here: keys must not stick.
+        let release = |code| Event {
+            kind: EV_KEY,
+            code,
+            value: 0,
+        };
+        let releases: Vec<_> = state
+            .down
+            .into_iter()
+            .take(WAITING_MAX)
+            .map(release)
+            .collect();
+        if !releases.is_empty() {
+            queue.push(&releases);
+        }
+        Ok(())
     }
 }
 
@@ -299,6 +355,37 @@ mod tests {
         assert_eq!(axis[4..8], AXIS_MAX.to_le_bytes());
         assert!(ask(Model::Keyboard, select::AXIS, 0).is_empty());
         assert!(ask(Model::Tablet, 0x77, 9).is_empty());
+    }
+
+    #[test]
+    fn keys_that_were_held_are_released_in_the_machine_that_goes_on() {
+        let memory = crate::machine::memory::create(64).expect("memory");
+        let key = |code, value| Event {
+            kind: EV_KEY,
+            code,
+            value,
+        };
+        let sender = InputSender::default();
+        sender.send(&[key(42, 1)]);
+        sender.take();
+        sender.send(&[key(30, 1)]);
+        sender.send(&[key(30, 0)]);
+        let saved = Input::new(Model::Keyboard, sender)
+            .save(&memory)
+            .expect("saved");
+        let sender = InputSender::default();
+        let mut other = Input::new(Model::Keyboard, sender.clone());
+        other.restore(saved, &memory).expect("taken up");
+        let events = sender.take();
+        let keys: Vec<_> = events.iter().filter(|event| event.kind == EV_KEY).collect();
+        assert_eq!(keys, [&key(30, 1), &key(30, 0), &key(42, 0)]);
+        assert_eq!(events.last().map(|event| event.kind), Some(EV_SYN));
+        let disk = DeviceState::Disk {
+            bytes: 1,
+            inflight: None,
+        };
+        let wrong = other.restore(disk, &memory).expect_err("not a keyboard");
+        assert_eq!(wrong.to_string(), "it was a disk");
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! A bridge floods what it knows no place for: without a filter each flooded packet wakes every guest. A card may hand on more than was
 //! asked for, never less. Invariant: a table has [`ADDRESSES_MAX`] addresses; a longer one stands for all.
 
+use serde::{Deserialize, Serialize};
+
 /// A hardware address.
 pub type Mac = [u8; 6];
 
@@ -31,7 +33,7 @@ mod mac {
 }
 
 /// Addresses to be handed on.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 enum Table {
     All,
     These(Vec<Mac>),
@@ -60,7 +62,13 @@ impl Table {
     }
 }
 
+/// Whether a card can have this address: a group's is nobody's own.
+pub(super) fn is_own(mac: &Mac) -> bool {
+    mac[0] & 1 == 0
+}
+
 /// See the module.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Filter {
     own: Mac,
     promiscuous: bool,
@@ -84,6 +92,15 @@ impl Filter {
     /// The card's address.
     pub(super) fn own(&self) -> Mac {
         self.own
+    }
+
+    /// Whether commands can have led to it: one of a snapshot may be anything.
+    pub(super) fn is_sound(&self) -> bool {
+        let fits = |table: &Table| match table {
+            Table::All => true,
+            Table::These(addresses) => addresses.len() <= ADDRESSES_MAX,
+        };
+        is_own(&self.own) && fits(&self.single) && fits(&self.groups)
     }
 
     /// Whether a packet with this destination is handed on.
@@ -122,8 +139,7 @@ impl Filter {
             }
             (class::MAC, mac::ADDRESS) => {
                 let own: Mac = *body.first_chunk()?;
-                // A group's address is nobody's own.
-                (own[0] & 1 == 0).then(|| self.own = own)?;
+                is_own(&own).then(|| self.own = own)?;
             }
             _ => return None,
         }
@@ -169,6 +185,16 @@ mod tests {
     }
 
     #[test]
+    fn no_command_leads_to_a_table_that_is_too_long_or_to_a_groups_address() {
+        let mut filter = Filter::new(OWN);
+        filter.groups = Table::These(vec![GROUP; ADDRESSES_MAX]);
+        assert!(filter.is_sound());
+        filter.groups = Table::These(vec![GROUP; ADDRESSES_MAX + 1]);
+        assert!(!filter.is_sound());
+        assert!(!Filter::new(GROUP).is_sound());
+    }
+
+    #[test]
     fn what_makes_no_sense_changes_nothing() {
         let mut filter = Filter::new(OWN);
         assert_eq!(filter.run(&[0, 0, 0]), OK);
@@ -200,6 +226,7 @@ mod tests {
             for (class, command, body) in commands {
                 filter.run(&[&[class, command], body.as_slice()].concat());
                 prop_assert!(filter.passes(&filter.own()) && filter.passes(&[0xff; 6]));
+                prop_assert!(filter.is_sound());
             }
         }
     }

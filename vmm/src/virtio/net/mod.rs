@@ -3,6 +3,8 @@
 //! The kernel's offloads are passed through: a packet may be 64 KiB with its checksum still to be made, which saves both kernels the work
 //! for each piece. Such packets come in several of the guest's buffers (MRG_RXBUF): without that a guest has to have 64 KiB ready for
 //! each that may come. One pair of queues: one thread moves more than a branch's line carries.
+//!
+//! A snapshot keeps what the driver has said, and whether the cable is in. Packets that are on their way are lost with it, as on any wire.
 
 mod card;
 mod filter;
@@ -10,18 +12,23 @@ mod tap;
 #[cfg(test)]
 mod tests;
 
+use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use serde::{Deserialize, Serialize};
+
 pub use card::HEADER_BYTES;
 pub use filter::Mac;
-pub use tap::{Tap, TapError};
+pub use tap::{Tap, TapError, inherited};
 
 use super::ring::{Interrupt, Ring};
+use super::state::{DeviceState, DeviceStateError};
 use super::worker::Worker;
 use super::{Device, Kind, StartError, Started, read_from};
 use crate::machine::bus::lock;
+use crate::machine::memory::Memory;
 use crate::machine::rate::Toll;
 use card::{CONTROL, Card, Gate, PACKET_BYTES_MAX, RX, TAP, TX};
 use filter::Filter;
@@ -116,12 +123,42 @@ impl Addresses {
     }
 }
 
+/// A hardware address for a card that nobody has chosen one for, locally administered. Two machines of one network have the same once in
+/// millions of pairs.
+///
+/// # Errors
+/// There is no randomness.
+pub fn new_address() -> io::Result<Mac> {
+    let mut drawn = [0; 3];
+    // SAFETY: the buffer has so many bytes.
+    let got = unsafe { libc::getrandom(drawn.as_mut_ptr().cast(), drawn.len(), 0) };
+    if got != drawn.len() as isize {
+        return Err(io::Error::last_os_error());
+    }
+    let [a, b, c] = drawn;
+    Ok([0x52, 0x54, 0, a, b, c])
+}
+
+/// What a snapshot keeps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetState {
+    mac: Mac,
+    is_up: bool,
+    filter: Option<Filter>,
+}
+
 /// See the module.
 pub struct Net {
+    /// The address that it has for a driver that binds to it.
     mac: Mac,
+    /// The address was chosen for this machine: one of a snapshot does not replace it.
+    is_chosen: bool,
+    /// The address that it has now.
     addresses: Addresses,
     link: Link,
     limits: Limits,
+    /// What its driver has said, while it is not at work. `None`: it has no driver.
+    filter: Option<Filter>,
     tap: Option<Tap>,
     worker: Option<Worker<Card>>,
 }
@@ -133,12 +170,21 @@ impl Net {
         addresses.set(mac);
         Self {
             mac,
+            is_chosen: false,
             addresses,
             link: Link::default(),
             limits,
+            filter: None,
             tap: Some(tap),
             worker: None,
         }
+    }
+
+    /// Has it keep its address when it takes up a snapshot's state. A guest that goes on has the address that it had until its driver
+    /// binds to the card anew: it reads it only then.
+    pub fn with_chosen_address(mut self) -> Self {
+        self.is_chosen = true;
+        self
     }
 
     /// Its cable.
@@ -200,13 +246,14 @@ impl Device for Net {
         if let Some(control) = &control {
             waits.push((control.kick().as_raw_fd(), CONTROL as u64));
         }
+        let goes_on = self.filter.is_some();
         let card = Card {
             rx,
             tx,
             control,
             memory: started.memory,
             tap,
-            filter: Filter::new(self.mac),
+            filter: self.filter.take().unwrap_or_else(|| Filter::new(self.mac)),
             addresses: self.addresses.clone(),
             link: self.link.clone(),
             is_merged: on(features::MRG_RXBUF),
@@ -218,6 +265,10 @@ impl Device for Net {
         waits.extend(card.timers());
         let worker = Worker::spawn("net", card, &waits);
         self.worker = Some(worker.map_err(|error| StartError::Host("the card's thread", error))?);
+        if goes_on {
+            // That the cable was moved may have been told to a processor that was just being saved.
+            started.interrupt.config_changed();
+        }
         *lock(&self.link.0.interrupt) = Some(started.interrupt);
         Ok(())
     }
@@ -229,7 +280,42 @@ impl Device for Net {
         *lock(&self.link.0.interrupt) = None;
         let card = worker.stop();
         self.tap = Some(card.tap);
-        self.addresses.set(self.mac);
+        self.filter = Some(card.filter);
         vec![Some(card.rx), Some(card.tx), card.control]
+    }
+
+    fn reset(&mut self) {
+        self.filter = None;
+        self.addresses.set(self.mac);
+    }
+
+    fn save(&self, _: &Memory) -> Result<DeviceState, DeviceStateError> {
+        Ok(DeviceState::Net(NetState {
+            mac: self.mac,
+            is_up: self.link.is_up(),
+            filter: self.filter.clone(),
+        }))
+    }
+
+    fn restore(&mut self, state: DeviceState, _: &Memory) -> Result<(), DeviceStateError> {
+        let NetState { mac, is_up, filter } = match state {
+            DeviceState::Net(state) => state,
+            other => return Err(other.other()),
+        };
+        if !filter::is_own(&mac) {
+            return Err(DeviceStateError::Wrong("hardware address"));
+        }
+        if filter.as_ref().is_some_and(|filter| !filter.is_sound()) {
+            return Err(DeviceStateError::Wrong("filter"));
+        }
+        if !self.is_chosen {
+            self.mac = mac;
+        }
+        // The driver goes on with the address that it knows.
+        self.addresses
+            .set(filter.as_ref().map_or(self.mac, Filter::own));
+        self.filter = filter;
+        self.link.0.is_out.store(!is_up, Ordering::Release);
+        Ok(())
     }
 }

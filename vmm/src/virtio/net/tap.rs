@@ -2,8 +2,9 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixDatagram;
 
 use super::card::HEADER_BYTES;
 
@@ -43,7 +44,34 @@ pub struct Tap {
     is_tap: bool,
 }
 
+/// The descriptor that stands in the place of an interface's name, as `fd=N`. `None`: it is a name.
+pub fn inherited(tap: &str) -> Option<RawFd> {
+    let number = tap.strip_prefix("fd=")?.parse::<RawFd>().ok();
+    number.filter(|number| *number > libc::STDERR_FILENO)
+}
+
 impl Tap {
+    /// Takes over the tap that whoever started this process has opened as descriptor `number`. Nobody else here may have it: it is to be
+    /// seen that it is open before this process opens anything.
+    ///
+    /// # Errors
+    /// It is not open, or no tap.
+    pub fn take_over(number: RawFd) -> Result<Self, TapError> {
+        let failed = |step| {
+            move |source| TapError::Io {
+                name: format!("fd={number}"),
+                step,
+                source,
+            }
+        };
+        // SAFETY: no memory; a number that is no descriptor is refused.
+        check(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) })
+            .map_err(failed("take it over"))?;
+        // SAFETY: it is open, and whoever handed it in keeps to it that nobody else here has it.
+        let fd = unsafe { OwnedFd::from_raw_fd(number) };
+        Self::from_fd(fd).map_err(failed("set its headers"))
+    }
+
     /// Opens the tap `name`, or makes it if this process may.
     ///
     /// # Errors
@@ -93,13 +121,17 @@ impl Tap {
         Ok(tap)
     }
 
-    /// Any socket that keeps packets apart and does not block, in place of a tap: tests are at the other end.
-    pub(crate) fn wire(fd: OwnedFd) -> Self {
-        let file = fd.into();
-        Self {
-            file,
-            is_tap: false,
+    /// One end of a wire in place of a tap, and the other one, where tests are: sockets that keep packets apart and do not block.
+    pub(crate) fn wire() -> io::Result<(Self, UnixDatagram)> {
+        let (ours, other) = UnixDatagram::pair()?;
+        for socket in [&ours, &other] {
+            socket.set_nonblocking(true)?;
         }
+        let tap = Self {
+            file: OwnedFd::from(ours).into(),
+            is_tap: false,
+        };
+        Ok((tap, other))
     }
 
     fn set_header(&self) -> io::Result<()> {
@@ -156,4 +188,33 @@ fn check(result: libc::c_int) -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_descriptor_in_the_place_of_a_name_is_told_apart() {
+        assert_eq!(inherited("fd=7"), Some(7));
+        for name in [
+            "tap0",
+            "fd=",
+            "fd=x",
+            "fd=2",
+            "fd=-1",
+            "fd",
+            "fd=99999999999",
+        ] {
+            assert_eq!(inherited(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_tap_is_not_taken_over() {
+        let file = File::open("/dev/null").expect("it is everywhere");
+        let number = OwnedFd::from(file);
+        let number = std::os::fd::IntoRawFd::into_raw_fd(number);
+        assert!(Tap::take_over(number).is_err());
+    }
 }

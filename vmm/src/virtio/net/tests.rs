@@ -1,5 +1,7 @@
 //! A card between a driver's rings and a socket in the place of its tap.
 
+mod saved;
+
 use std::os::unix::net::UnixDatagram;
 
 use proptest::prelude::*;
@@ -10,7 +12,7 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::*;
-use crate::machine::memory::{self, Memory};
+use crate::machine::memory;
 use crate::virtio::worker::Handler;
 
 const NEXT: u16 = 1;
@@ -55,10 +57,7 @@ impl Bench {
             assert!(queue.is_valid(&memory));
             Ring::new(index, queue, event(), Arc::clone(&interrupt))
         };
-        let (wire, other) = UnixDatagram::pair().expect("sockets");
-        for socket in [&wire, &other] {
-            socket.set_nonblocking(true).expect("a socket");
-        }
+        let (tap, wire) = Tap::wire().expect("sockets");
         let gate = || {
             let toll = Toll::new(limits.packets_per_s, limits.bytes_per_s);
             Gate::new(toll).expect("a timer")
@@ -70,7 +69,7 @@ impl Bench {
             tx: ring(TX),
             control: Some(ring(CONTROL)),
             memory: memory.clone(),
-            tap: Tap::wire(other.into()),
+            tap,
             filter: Filter::new(OWN),
             addresses: Addresses::default(),
             link,

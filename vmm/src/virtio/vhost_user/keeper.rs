@@ -6,10 +6,11 @@
 //!     └── wait, longer each time ──┘◄─────────────────────────┘
 //! ```
 //!
+//! A machine that goes on from a snapshot has its memory first: a server would find zeros where it is not loaded yet.
+//!
 //! While no server is there, the guest's requests stay in its rings and the guest waits. Invariant: the memory for requests in flight is
 //! kept from start to stop and given to every server, so that a request that one has taken and not answered is answered by the next.
 
-use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -17,15 +18,17 @@ use std::time::{Duration, Instant};
 use virtio_queue::QueueT;
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_block::vhost_user::channel::ChannelError;
-use vmm_block::vhost_user::wire::{InflightPlace, Region, VringAddresses};
+use vmm_block::vhost_user::wire::{Region, VringAddresses};
 use vmm_block::virtio::CONFIG_BYTES;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::inflight::{Inflight, Left};
 use super::link::{Link, LinkError, event_fd};
 use super::{QUEUE_SIZE, told_config};
 use crate::machine::bus::lock;
 use crate::machine::memory::Memory;
 use crate::sandbox::door::Door;
+use crate::snapshot::Loading;
 use crate::virtio::F_RINGS;
 use crate::virtio::ring::{Interrupt, Ring};
 
@@ -34,6 +37,15 @@ const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_millis(500);
 /// How long a stop waits for a server that finishes what another one has taken. The guest that resets its disk waits for it.
 const LAST_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often it is looked whether the memory is there.
+const LOADING_LOOK: Duration = Duration::from_millis(5);
+
+/// What comes back when the queues are not served any more.
+pub(super) struct Back {
+    pub(super) rings: Vec<Option<Ring>>,
+    pub(super) left: Option<Left>,
+}
 
 /// See the module.
 pub(super) struct Keeper {
@@ -45,12 +57,23 @@ pub(super) struct Keeper {
     pub(super) interrupt: Arc<Interrupt>,
     pub(super) config: Arc<Mutex<[u8; CONFIG_BYTES]>>,
     pub(super) stop: EventFd,
-    pub(super) inflight: Option<(InflightPlace, OwnedFd)>,
+    pub(super) inflight: Option<Inflight>,
+    /// No server does anything.
+    pub(super) is_at_rest: bool,
+    pub(super) loading: Loading,
 }
 
 impl Keeper {
     /// Runs until it is told to stop; the rings come back with their places.
-    pub(super) fn run(mut self) -> Vec<Option<Ring>> {
+    pub(super) fn run(mut self) -> Back {
+        if !self.loading.is_over() {
+            self.loading.hurry();
+        }
+        while !self.loading.is_over() {
+            if self.is_stopped_within(LOADING_LOOK) {
+                return self.take_back(None);
+            }
+        }
         let mut pause = PAUSE_MIN;
         let mut told = String::new();
         loop {
@@ -100,6 +123,7 @@ impl Keeper {
         }
         self.show(told_config(info, self.rings.len()));
         link.set_features(self.features)?;
+        self.is_at_rest = false;
         self.share_memory(&link)?;
         if self.inflight.is_none() {
             let queues = self.rings.len() as u16;
@@ -164,28 +188,39 @@ impl Keeper {
         })
     }
 
-    /// Has the server finish what it has in work and takes the queues back.
-    fn take_back(mut self, link: Option<Link>) -> Vec<Option<Ring>> {
+    /// Has the server finish what it has in work and takes the queues back. What it cannot finish for now, because the WAN does not bring
+    /// it, it leaves marked in the memory for requests in flight.
+    fn take_back(mut self, link: Option<Link>) -> Back {
         let deadline = Instant::now() + LAST_PATIENCE;
         let mut link = link;
         loop {
             if let Some(link) = link.take() {
                 match self.stop_queues(&link) {
-                    Ok(()) => return self.rings,
+                    Ok(()) => {
+                        let is_left = self.rings.iter().flatten().any(|ring| {
+                            let queue = ring.queue();
+                            queue.next_avail() != queue.next_used()
+                        });
+                        self.is_at_rest = true;
+                        return self.back(is_left);
+                    }
                     Err(error) => {
                         let error = &error as &dyn std::error::Error;
                         tracing::warn!(socket = %self.door.path().display(), error, "a disk's queues do not come back");
                     }
                 }
             }
-            if !self.is_waited_for() || self.inflight.is_none() || Instant::now() >= deadline {
+            let is_done = !self.is_waited_for() || self.inflight.is_none();
+            // Nor does a server get memory that is not all there yet.
+            if is_done || !self.loading.is_over() || Instant::now() >= deadline {
                 break;
             }
             // Requests may be in flight: the next server finishes them.
             std::thread::sleep(PAUSE_MAX / 4);
             link = self.hand_over(false).ok();
         }
-        if self.is_waited_for() {
+        let is_waited_for = self.is_waited_for();
+        if is_waited_for {
             tracing::warn!(socket = %self.door.path().display(), "a disk stops without its server; requests are left");
         }
         for ring in self.rings.iter_mut().flatten() {
@@ -193,7 +228,18 @@ impl Keeper {
             let used = used.map_or(ring.queue().next_used(), |used| used.0);
             ring.set_places(used, used);
         }
-        self.rings
+        self.back(is_waited_for)
+    }
+
+    fn back(self, is_left: bool) -> Back {
+        let left = self.inflight.filter(|_| is_left).map(|inflight| Left {
+            inflight,
+            is_at_rest: self.is_at_rest,
+        });
+        Back {
+            rings: self.rings,
+            left,
+        }
     }
 
     fn stop_queues(&mut self, link: &Link) -> Result<(), LinkError> {

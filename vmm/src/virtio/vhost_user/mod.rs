@@ -2,8 +2,11 @@
 //! chunk and no key.
 //!
 //! The server reads and writes the guest's memory and its rings by itself; here is only who tells it where they are. It may go away at
-//! any time and come back (an upgrade of the branch): the guest waits meanwhile, nothing is lost.
+//! any time and come back (an upgrade of the branch): the guest waits meanwhile, nothing is lost. For a snapshot its server answers what it
+//! can and gives the queues back; what it cannot answer, because the WAN does not bring it, is kept in the snapshot as being in flight
+//! (`inflight`), and the server of the machine that goes on does it. A server that is gone with requests in work is waited for first.
 
+mod inflight;
 mod keeper;
 mod link;
 
@@ -14,14 +17,19 @@ use std::time::{Duration, Instant};
 use vmm_block::virtio::{CONFIG_BYTES, CONFIG_QUEUES_AT, features};
 use vmm_sys_util::eventfd::EventFd;
 
+pub use inflight::InflightState;
 pub use link::{DiskInfo, LinkError};
 
 use super::ring::Ring;
+use super::state::{DeviceState, DeviceStateError};
 use super::{Device, Kind, StartError, Started, read_from};
 use crate::machine::bus::lock;
+use crate::machine::memory::Memory;
 use crate::sandbox::door::Door;
+use crate::snapshot::Loading;
 use crate::threads::{self, Role};
-use keeper::Keeper;
+use inflight::Left;
+use keeper::{Back, Keeper};
 use link::Link;
 
 const QUEUE_SIZE: u16 = 256;
@@ -50,7 +58,7 @@ fn told_config(info: &DiskInfo, queues: usize) -> [u8; CONFIG_BYTES] {
 
 struct Kept {
     stop: EventFd,
-    thread: JoinHandle<Vec<Option<Ring>>>,
+    thread: JoinHandle<Back>,
 }
 
 /// See the module.
@@ -60,6 +68,9 @@ pub struct RemoteBlock {
     queues: u16,
     config: Arc<Mutex<[u8; CONFIG_BYTES]>>,
     kept: Option<Kept>,
+    /// Requests that were left when it was stopped.
+    left: Option<Left>,
+    loading: Loading,
 }
 
 impl RemoteBlock {
@@ -93,7 +104,22 @@ impl RemoteBlock {
             queues,
             config: Arc::new(Mutex::new(told_config(info, queues.into()))),
             kept: None,
+            left: None,
+            loading: Loading::default(),
         })
+    }
+
+    /// Has it wait for the memory of a machine that goes on.
+    pub fn after(mut self, loading: Loading) -> Self {
+        self.loading = loading;
+        self
+    }
+
+    fn bytes(&self) -> u64 {
+        const SECTOR_BYTES: u64 = 512;
+        let mut sectors = [0; 8];
+        self.read_config(0, &mut sectors);
+        u64::from_le_bytes(sectors).saturating_mul(SECTOR_BYTES)
     }
 }
 
@@ -128,7 +154,10 @@ impl Device for RemoteBlock {
             interrupt: started.interrupt,
             config: Arc::clone(&self.config),
             stop: stop.try_clone().map_err(failed)?,
-            inflight: None,
+            // Whatever was left before is as it was until a server has it.
+            is_at_rest: self.left.as_ref().is_none_or(|left| left.is_at_rest),
+            inflight: self.left.take().map(|left| left.inflight),
+            loading: self.loading.clone(),
         };
         let thread = threads::spawn(Role::Remote, "disk-keeper", move || keeper.run());
         let thread = thread.map_err(failed)?;
@@ -143,9 +172,50 @@ impl Device for RemoteBlock {
         // One write to a new event cannot fail.
         let _ = kept.stop.write(1);
         match kept.thread.join() {
-            Ok(rings) => rings,
+            Ok(back) => {
+                self.left = back.left;
+                back.rings
+            }
             // A defect of ours; its thread has told where.
             Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
+
+    fn reset(&mut self) {
+        self.left = None;
+    }
+
+    fn save(&self, _: &Memory) -> Result<DeviceState, DeviceStateError> {
+        let inflight = match &self.left {
+            None => None,
+            Some(left) if left.is_at_rest => Some(InflightState::of(&left.inflight)?),
+            Some(_) => {
+                return Err(DeviceStateError::Busy(
+                    "its server is away and has requests in work; try again when it is back",
+                ));
+            }
+        };
+        Ok(DeviceState::Disk {
+            bytes: self.bytes(),
+            inflight,
+        })
+    }
+
+    fn restore(&mut self, state: DeviceState, _: &Memory) -> Result<(), DeviceStateError> {
+        match state {
+            DeviceState::Disk { bytes, inflight } if bytes == self.bytes() => {
+                let inflight = inflight.map(|inflight| inflight.inflight(self.queues));
+                self.left = inflight.transpose()?.map(|inflight| Left {
+                    inflight,
+                    is_at_rest: true,
+                });
+                Ok(())
+            }
+            DeviceState::Disk { bytes, .. } => Err(DeviceStateError::Differs(format!(
+                "it had {bytes} bytes, now {}",
+                self.bytes()
+            ))),
+            other => Err(other.other()),
         }
     }
 }

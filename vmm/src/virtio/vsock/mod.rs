@@ -3,10 +3,13 @@
 //!
 //! What a guest can have of the host: connections to sockets whose names begin with the one it was given, and for each of at most 64
 //! connections a buffer of 256 KiB. A guest that does not speak the protocol has its connections reset; one that takes nothing is not
-//! heard. Connections end when the guest resets the device, and are told to have ended when a machine goes on elsewhere.
+//! heard. Connections end when the guest resets the device, outlive a snapshot in the machine that it was taken of, and are told to have
+//! ended in those that go on from it: the host's programs are not there.
 
 mod connection;
 mod packet;
+#[cfg(test)]
+mod restored;
 mod sockets;
 mod table;
 #[cfg(test)]
@@ -17,12 +20,14 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
-use virtio_queue::{QueueT, Reader, Writer};
+use virtio_queue::{Reader, Writer};
 
 use super::ring::{Chain, Ring};
+use super::state::{DeviceState, DeviceStateError};
 use super::worker::{Handler, Worker};
 use super::{Device, Kind, StartError, Started, read_from};
 use crate::machine::memory::Memory;
+use crate::sandbox::door::Desk;
 use crate::threads::Role;
 use packet::{HEADER_BYTES, Header, PACKET_BYTES_MAX};
 use sockets::Sockets;
@@ -176,6 +181,10 @@ impl Handler for Bridge {
 pub struct Vsock {
     cid: u32,
     sockets: Option<Sockets>,
+    /// While it is stopped and the guest has not reset it.
+    connections: Option<Connections<UnixStream>>,
+    /// The guest may have connections of the machine that it was saved in.
+    is_elsewhere: bool,
     worker: Option<Worker<Bridge>>,
 }
 
@@ -188,8 +197,19 @@ impl Vsock {
         Ok(Self {
             cid: spec.cid,
             sockets: Some(Sockets::listen(&spec.socket)?),
+            connections: None,
+            is_elsewhere: false,
             worker: None,
         })
+    }
+
+    /// Has the guest's calls made by whoever is left at `desk`, once somebody is.
+    #[must_use]
+    pub fn with_desk(mut self, desk: Desk) -> Self {
+        if let Some(sockets) = &mut self.sockets {
+            sockets.desk = desk;
+        }
+        self
     }
 }
 
@@ -224,17 +244,17 @@ impl Device for Vsock {
             (event.kick().as_raw_fd(), EVENT as u64),
             (sockets.events(), SOCKETS),
         ];
-        let was_at_work = tx.queue().next_avail() != 0;
+        let connections = self.connections.take();
         let mut bridge = Bridge {
             rx,
             tx,
             event,
             memory: started.memory,
             sockets,
-            connections: Connections::new(self.cid.into()),
+            connections: connections.unwrap_or_else(|| Connections::new(self.cid.into())),
             data: Vec::new(),
         };
-        if was_at_work {
+        if std::mem::take(&mut self.is_elsewhere) {
             bridge.tell_reset();
         }
         let worker = Worker::spawn("vsock", bridge, &waits);
@@ -248,6 +268,22 @@ impl Device for Vsock {
         };
         let bridge = worker.stop();
         self.sockets = Some(bridge.sockets);
+        self.connections = Some(bridge.connections);
         vec![Some(bridge.rx), Some(bridge.tx), Some(bridge.event)]
+    }
+
+    fn reset(&mut self) {
+        self.connections = None;
+        self.is_elsewhere = false;
+    }
+
+    fn restore(&mut self, state: DeviceState, _: &Memory) -> Result<(), DeviceStateError> {
+        match state {
+            DeviceState::Nothing => {
+                (self.connections, self.is_elsewhere) = (None, true);
+                Ok(())
+            }
+            other => Err(other.other()),
+        }
     }
 }

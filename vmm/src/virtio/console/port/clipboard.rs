@@ -3,8 +3,9 @@
 use std::io;
 use std::os::fd::RawFd;
 
-use super::End;
+use super::{End, EndState};
 use crate::clipboard::Clipboard;
+use crate::virtio::state::DeviceStateError;
 
 /// See the module.
 pub(super) struct ClipboardEnd {
@@ -38,5 +39,19 @@ impl End for ClipboardEnd {
 
     fn give(&mut self, room: &mut [u8]) -> usize {
         self.clipboard.give(room)
+    }
+
+    fn save(&self) -> EndState {
+        EndState::Clipboard(Box::new(self.clipboard.save()))
+    }
+
+    fn restore(&mut self, state: EndState) -> Result<(), DeviceStateError> {
+        match state {
+            EndState::Clipboard(state) => {
+                let restored = self.clipboard.restore(*state);
+                restored.map_err(|_| DeviceStateError::Wrong("clipboard"))
+            }
+            other @ EndState::Socket => Err(other.other()),
+        }
     }
 }

@@ -6,11 +6,14 @@ mod socket;
 use std::io::{self, Read, Write};
 use std::os::fd::RawFd;
 
+use serde::{Deserialize, Serialize};
 use virtio_queue::{Reader, Writer};
 
 use super::{HostEnd, PortSpec};
+use crate::clipboard::ClipboardState;
 use crate::machine::memory::Memory;
 use crate::virtio::ring::{Chain, Ring};
+use crate::virtio::state::DeviceStateError;
 use clipboard::ClipboardEnd;
 use socket::SocketEnd;
 
@@ -18,6 +21,26 @@ use socket::SocketEnd;
 const BYTES: usize = 16 << 10;
 /// The longest piece that a guest sends at a time. Linux's driver writes 32 KiB at most; of a longer one the rest is lost.
 const PIECE_BYTES_MAX: usize = 1 << 20;
+
+/// What a snapshot keeps of a port's end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum EndState {
+    /// Nothing: a client is of the process that it spoke to.
+    Socket,
+    /// What is on its way there.
+    Clipboard(Box<ClipboardState>),
+}
+
+impl EndState {
+    /// It is of another kind than the end that it is given to.
+    fn other(&self) -> DeviceStateError {
+        let what = match self {
+            Self::Socket => "a port was a socket, now it is the clipboard",
+            Self::Clipboard(_) => "a port was the clipboard, now it is a socket",
+        };
+        DeviceStateError::Differs(what.into())
+    }
+}
 
 /// The host's end of a port.
 trait End: Send {
@@ -43,6 +66,12 @@ trait End: Send {
 
     /// Bytes for the guest; how many there are now.
     fn give(&mut self, room: &mut [u8]) -> usize;
+
+    /// What a snapshot keeps of it.
+    fn save(&self) -> EndState;
+
+    /// Goes on with that. The guest's program has its end open, or not, as it had then.
+    fn restore(&mut self, state: EndState) -> Result<(), DeviceStateError>;
 }
 
 /// See the module.
@@ -93,6 +122,11 @@ impl Port {
         self.end.set_guest_open(open);
     }
 
+    /// Whether the guest's program has it open.
+    pub(super) fn is_guest_open(&self) -> bool {
+        self.guest_open
+    }
+
     /// Whether the guest's driver wants to hear of clients.
     pub(super) fn is_guest_ready(&self) -> bool {
         self.guest_ready
@@ -107,6 +141,16 @@ impl Port {
     pub(super) fn forget_guest(&mut self) {
         self.guest_ready = false;
         self.set_guest_open(false);
+    }
+
+    /// What a snapshot keeps of its end.
+    pub(super) fn save_end(&self) -> EndState {
+        self.end.save()
+    }
+
+    /// Has its end go on with that; the guest's end is as it was.
+    pub(super) fn restore_end(&mut self, state: EndState) -> Result<(), DeviceStateError> {
+        self.end.restore(state)
     }
 
     /// Takes what the guest has put in, until the end takes no more.

@@ -7,7 +7,8 @@ use std::path::Path;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::End;
+use super::{End, EndState};
+use crate::virtio::state::DeviceStateError;
 
 /// See the module.
 pub(super) struct SocketEnd {
@@ -103,6 +104,17 @@ impl End for SocketEnd {
                 self.hang_up();
                 0
             }
+        }
+    }
+
+    fn save(&self) -> EndState {
+        EndState::Socket
+    }
+
+    fn restore(&mut self, state: EndState) -> Result<(), DeviceStateError> {
+        match state {
+            EndState::Socket => Ok(()),
+            other @ EndState::Clipboard(_) => Err(other.other()),
         }
     }
 }

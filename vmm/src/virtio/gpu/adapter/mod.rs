@@ -1,7 +1,10 @@
 //! What commands do: images, which of them is shown, and the pointer. No rings and no threads.
 
+mod state;
 #[cfg(test)]
 mod tests;
+
+pub use state::GpuState;
 
 use super::edid::edid;
 use super::limits::CURSOR_SIDE_MAX;

@@ -107,6 +107,79 @@ fn what_is_transferred_and_flushed_is_shown() {
 }
 
 #[test]
+fn a_display_that_goes_on_shows_what_it_showed() {
+    let mut bench = Bench::new();
+    bench.ok(Command::Transfer {
+        rect: rect(0, 0, 100, 80),
+        offset: 0,
+        resource: 1,
+    });
+    bench.scanout(rect(10, 5, 80, 70), 1).expect("shown");
+    // A pointer whose memory has changed since, and an image with none behind it.
+    for resource in [2, 3] {
+        bench.ok(Command::Create {
+            resource,
+            format: Format::Rgba,
+            width: 8,
+            height: 8,
+        });
+    }
+    bench.ok(Command::AttachBacking {
+        resource: 2,
+        entries: vec![(1 << 21, 100), (1 << 22, 200)],
+    });
+    let square = rect(0, 0, 8, 8);
+    bench
+        .memory
+        .write_slice(&[7; 256], GuestAddress(1 << 22))
+        .expect("memory");
+    bench.ok(Command::Transfer {
+        rect: square,
+        offset: 0,
+        resource: 2,
+    });
+    bench.ok(Command::UpdateCursor {
+        scanout: 0,
+        x: 30,
+        y: 40,
+        resource: 2,
+        hot_x: 3,
+        hot_y: 4,
+    });
+    bench
+        .memory
+        .write_slice(&[9; 100], GuestAddress(1 << 21))
+        .expect("memory");
+    let asked = Size::new(800, 600).expect("a size");
+    bench.screen.ask(asked);
+
+    let saved = bench.adapter.save(&bench.memory, 1);
+    let bytes = postcard::to_stdvec(&saved).expect("bytes");
+    assert!(
+        bytes.len() < 4096,
+        "pixels that the guest's memory has are not kept: {} bytes",
+        bytes.len()
+    );
+    let parsed: GpuState = postcard::from_bytes(&bytes).expect("the same");
+    assert_eq!(parsed, saved);
+    let screen = Screen::new(Size::new(640, 480).expect("a size"));
+    let mut adapter = Adapter::new(screen.clone());
+    adapter.restore(&bench.memory, parsed).expect("taken up");
+    assert_eq!(adapter.save(&bench.memory, 1), saved);
+    let all = |screen: &Screen| {
+        let (canvas, mut pixels) = (screen.look(), Vec::new());
+        canvas.copy(canvas.size().rect(), &mut pixels);
+        (canvas.size(), canvas.asked(), canvas.pointer(), pixels)
+    };
+    assert_eq!(all(&screen), all(&bench.screen));
+    assert_eq!(screen.look().cursor(), bench.screen.look().cursor());
+    let mut other = Adapter::new(Screen::default());
+    let mut wrong = saved;
+    wrong.break_backing();
+    assert!(other.restore(&bench.memory, wrong).is_err());
+}
+
+#[test]
 fn wrong_commands_get_their_errors_and_change_nothing() {
     let mut bench = Bench::new();
     let scanout = |rect, resource| (rect, resource);
