@@ -42,6 +42,9 @@ pub(super) struct Watch {
     ticked: Option<Instant>,
 }
 
+/// Whether a desktop may run, and whether its line has a link.
+type Looked = (Result<(), NoRight>, bool);
+
 impl Desktops {
     /// The lines of volumes here.
     pub fn lines(&self) -> &Lines {
@@ -231,7 +234,7 @@ impl Desktops {
         let begun = Instant::now();
         for volume in desktop.volumes() {
             let kind = kind_of(desktop, volume);
-            let look = |work: &dyn Fn(&mut Line, u64) -> (Result<(), NoRight>, bool)| {
+            let look = |work: &dyn Fn(&mut Line, u64) -> Looked| {
                 let looked = self.lines().with(volume, |line, now| Ok(work(line, now)));
                 looked.map_err(|source| Self::line_error(&desktop.name, source))
             };

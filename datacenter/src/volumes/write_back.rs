@@ -34,6 +34,9 @@ pub struct Received {
     pub whole: Option<(Line, Nonce)>,
 }
 
+/// A part whose chunks are durable: its number, its ranges, and the tree that names its chunks, if it has any.
+type StoredPart = (u32, Vec<u8>, Option<TreeRef>);
+
 impl Datacenter {
     /// Takes a part that is offered.
     pub fn offer_part(&self, branch: BranchId, offer: &OfferPart) -> Result<Received, StateError> {
@@ -289,7 +292,7 @@ impl Datacenter {
         volume: &VolumeRow,
         part: Option<(u32, Vec<u8>)>,
         hold: &Hold,
-    ) -> Result<Option<(u32, Vec<u8>, Option<TreeRef>)>, StateError> {
+    ) -> Result<Option<StoredPart>, StateError> {
         let Some((number, ranges)) = part else {
             return Ok(None);
         };

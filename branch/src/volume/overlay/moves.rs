@@ -10,7 +10,7 @@ use super::format::{Kind, RECORD_HEADER_BYTES};
 use super::index::Content;
 use super::map::{Part, Source};
 use super::packed::Packed;
-use super::writer::{Entry, Origin};
+use super::writer::Entry;
 use super::{Overlay, lock};
 
 /// Most bytes of one move. It is sealed and appended under the writer's lock, where 64 KiB take some 50 µs: what a guest may wait.
