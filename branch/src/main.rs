@@ -28,6 +28,7 @@ use branch::network::{self, Network};
 use branch::ready::proof::Proof;
 use branch::server::Branch;
 use branch::versions::Versions;
+use branch::volume::OverlayOptions;
 use branch::writeback::lines::Lines;
 use clap::{Parser, Subcommand};
 use dedup_protocol::join::JoinToken;
@@ -103,6 +104,9 @@ struct Run {
     /// Unix socket of the branch-local API [default: DATA/branch.sock].
     #[arg(long)]
     socket: Option<PathBuf>,
+    /// How much of the disk stays free of what desktops write: their writes wait below that, and the branch server itself goes on.
+    #[arg(long, default_value = "256MiB", value_parser = parse_size)]
+    keep_free: u64,
     /// How long a guest's read may wait for the datacenter before the desktop is paused, in seconds.
     #[arg(long, default_value_t = 120)]
     read_wait: u64,
@@ -378,12 +382,16 @@ fn open(options: &Run, data: &Path, identity: Identity) -> Result<(Arc<Branch>, 
         identity.id_key.clone(),
         Arc::clone(&clock),
     ));
+    let overlay_options = OverlayOptions {
+        floor_bytes: options.keep_free,
+        ..OverlayOptions::default()
+    };
     let network = Network::new(options.networks(), data, Path::new(NETWORK_RUN));
     let desktops = Arc::new(Desktops::new(
         data.join("desktops"),
         Arc::clone(&versions),
         Arc::clone(&fetcher),
-        Volumes::new(disk, keys, lines),
+        Volumes::new(disk, keys, lines, overlay_options),
         host,
         Arc::new(network),
         Arc::clone(&clock),

@@ -156,6 +156,7 @@ pub(super) fn open_overlay(
     keys: &KeyStore,
     desktop: &str,
     record: &UserVolumeRecord,
+    options: OverlayOptions,
 ) -> Result<Overlay, VolumeError> {
     let name = || format!("{desktop} (user volume)");
     let overlay_error = |source| VolumeError::Overlay {
@@ -185,7 +186,6 @@ pub(super) fn open_overlay(
     };
     let mut log_id = [0; 16];
     rand::RngCore::fill_bytes(&mut rand::rng(), &mut log_id);
-    let options = OverlayOptions::default();
     Overlay::open_or_create(Arc::clone(disk), &dir, &identity, log_id, &key, options)
         .map_err(overlay_error)
 }
@@ -206,6 +206,15 @@ mod tests {
     fn keys(root: &std::path::Path) -> KeyStore {
         let disk = Arc::new(HostDisk::new(root.join("keys")).unwrap());
         KeyStore::open(disk, None, system_random).unwrap()
+    }
+
+    fn open_overlay(
+        disk: &Arc<dyn Disk>,
+        keys: &KeyStore,
+        desktop: &str,
+        record: &UserVolumeRecord,
+    ) -> Result<Overlay, VolumeError> {
+        super::open_overlay(disk, keys, desktop, record, OverlayOptions::default())
     }
 
     fn volume(overlay: Overlay) -> Volume {

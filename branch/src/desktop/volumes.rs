@@ -214,6 +214,7 @@ pub struct Volumes {
     disk: Arc<dyn Disk>,
     keys: Arc<KeyStore>,
     lines: Arc<Lines>,
+    options: OverlayOptions,
     open: Mutex<OpenVolumes>,
     /// Overlays that somebody has open, by their directories: two logs over one directory would destroy each other.
     overlays: Mutex<HashMap<String, Weak<Overlay>>>,
@@ -229,12 +230,18 @@ fn overlay_dir(desktop: &str) -> String {
 }
 
 impl Volumes {
-    /// Overlays live on `disk`, in `overlays/NAME`, their keys in `keys`; what is written to them goes the way of `lines`.
-    pub fn new(disk: Arc<dyn Disk>, keys: Arc<KeyStore>, lines: Arc<Lines>) -> Self {
+    /// Overlays live on `disk`, in `overlays/NAME`, as `options` say, their keys in `keys`; what is written to them goes the way of `lines`.
+    pub fn new(
+        disk: Arc<dyn Disk>,
+        keys: Arc<KeyStore>,
+        lines: Arc<Lines>,
+        options: OverlayOptions,
+    ) -> Self {
         Self {
             disk,
             keys,
             lines,
+            options,
             open: Mutex::default(),
             overlays: Mutex::default(),
         }
@@ -326,7 +333,7 @@ impl Volumes {
                 &identity,
                 log_id,
                 &key,
-                OverlayOptions::default(),
+                self.options,
             );
             let overlay = overlay.map_err(overlay_error)?;
             self.keys.desktop_is_sealed(name).map_err(key_error)?;
@@ -344,7 +351,7 @@ impl Volumes {
         let name = &desktop.name;
         let volume = (DesktopId(record.id), in_use);
         self.shared(name, volume, &user_volume::overlay_dir(name), || {
-            user_volume::open_overlay(&self.disk, &self.keys, name, record)
+            user_volume::open_overlay(&self.disk, &self.keys, name, record, self.options)
         })
     }
 
@@ -396,7 +403,8 @@ impl Volumes {
 
     /// Bytes that are free for what desktops write, if the disk tells.
     pub fn free_bytes(&self) -> Option<u64> {
-        self.disk.available_bytes().ok()
+        let free = self.disk.available_bytes().ok()?;
+        Some(free.saturating_sub(self.options.floor_bytes))
     }
 
     /// The open volume of a desktop.

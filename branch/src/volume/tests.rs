@@ -20,6 +20,7 @@ pub(super) const SMALL: OverlayOptions = OverlayOptions {
     snapshot_bytes: 1 << 40,
     extents_max: 1 << 20,
     room_wait: Duration::ZERO,
+    floor_bytes: 0,
 };
 /// Everything that housekeeping does happens within a few writes.
 pub(super) const BUSY: OverlayOptions = OverlayOptions {
@@ -27,6 +28,7 @@ pub(super) const BUSY: OverlayOptions = OverlayOptions {
     snapshot_bytes: 24 * KIB,
     extents_max: 960,
     room_wait: Duration::ZERO,
+    floor_bytes: 0,
 };
 
 pub(super) fn key() -> OverlayKey {

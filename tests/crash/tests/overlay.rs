@@ -32,6 +32,7 @@ const OPTIONS: OverlayOptions = OverlayOptions {
     snapshot_bytes: 20 << 10,
     extents_max: 320,
     room_wait: Duration::ZERO,
+    floor_bytes: 0,
 };
 
 /// Nonces that never repeat, without the system's: nothing that a guest sees depends on them.

@@ -21,6 +21,7 @@ const OPTIONS: OverlayOptions = OverlayOptions {
     snapshot_bytes: 20 << 10,
     extents_max: 320,
     room_wait: Duration::ZERO,
+    floor_bytes: 0,
 };
 
 fn random(buf: &mut [u8]) {

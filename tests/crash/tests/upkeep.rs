@@ -32,10 +32,15 @@ fn options(room_wait: Duration) -> OverlayOptions {
         snapshot_bytes: 16 << 10,
         extents_max: 1600,
         room_wait,
+        floor_bytes: 0,
     }
 }
 
 fn open(disk: &SimDisk, room_wait: Duration) -> Result<Arc<Overlay>, OverlayError> {
+    open_with(disk, options(room_wait))
+}
+
+fn open_with(disk: &SimDisk, options: OverlayOptions) -> Result<Arc<Overlay>, OverlayError> {
     let identity = OverlayIdentity {
         desktop: [7; 16],
         base: VersionId([9; 32]),
@@ -47,7 +52,7 @@ fn open(disk: &SimDisk, room_wait: Duration) -> Result<Arc<Overlay>, OverlayErro
         &identity,
         [3; 16],
         &OverlayKey::new([0x5A; 32], random),
-        options(room_wait),
+        options,
     )
     .map(Arc::new)
 }
@@ -187,4 +192,51 @@ fn a_guest_is_told_when_patience_ends_and_goes_on_when_there_is_room() {
     disk.limit_space(None);
     overlay.write(0, 0, &[1; 64 << 10]).unwrap();
     assert_eq!(overlay.shortage(), None);
+}
+
+#[test]
+fn what_guests_write_leaves_a_floor_and_what_makes_room_goes_below_it() {
+    const FLOOR: u64 = 256 << 10;
+    const WRITE: usize = 16 << 10;
+    let (disk, mut expected) = worn(13);
+    let options = OverlayOptions {
+        floor_bytes: FLOOR,
+        ..options(Duration::ZERO)
+    };
+    let overlay = open_with(&disk, options).unwrap();
+    let above = disk.used_bytes() + (40 << 10);
+    disk.limit_space(Some(above + FLOOR));
+    overlay.write(0, 0, &[1; WRITE]).unwrap();
+    let refused = loop {
+        if let Err(error) = overlay.write(0, 0, &[1; WRITE]) {
+            break error;
+        }
+    };
+    assert!(matches!(refused, OverlayError::NoSpace { .. }), "{refused}");
+    // Headers, tags and what a file's last page takes besides are not counted.
+    let used = disk.used_bytes();
+    assert!(used <= above + (16 << 10), "{used} of {above}");
+    let Some(Shortage::DiskBytes(missing)) = overlay.shortage() else {
+        panic!("{:?}", overlay.shortage());
+    };
+    assert!(missing > 3 << 20, "{missing}");
+    expected[..WRITE].fill(1);
+    assert!(content(&overlay) == expected);
+    // What a guest gives back is taken, and says nothing of room for data.
+    overlay.zero(0, 0, WRITE as u64, true).unwrap();
+    expected[..WRITE].fill(0);
+    assert!(overlay.shortage().is_some());
+    overlay.flush().unwrap();
+    while overlay.tend(64 << 10).unwrap().has_more {}
+    assert!(content(&overlay) == expected);
+    // Opened on a disk like that, it goes on waiting.
+    drop(overlay);
+    let overlay = open_with(&disk, options).unwrap();
+    assert!(content(&overlay) == expected);
+    disk.limit_space(Some(disk.used_bytes() + FLOOR));
+    overlay.write(0, 0, &[2; WRITE]).unwrap_err();
+    disk.limit_space(None);
+    overlay.tend(0).unwrap();
+    assert_eq!(overlay.shortage(), None);
+    overlay.write(0, 0, &[2; WRITE]).unwrap();
 }

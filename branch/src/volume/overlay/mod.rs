@@ -98,6 +98,8 @@ pub struct OverlayOptions {
     pub extents_max: u64,
     /// How long a write waits for room on the host's disk before the guest is told.
     pub room_wait: Duration,
+    /// Bytes that guests' data leaves free on the host's disk, for everything else that the branch server keeps there. 0: none.
+    pub floor_bytes: u64,
 }
 
 impl Default for OverlayOptions {
@@ -109,6 +111,7 @@ impl Default for OverlayOptions {
             extents_max: 16 << 20,
             // Less than closing an export waits for the requests in it. QEMU pauses the guest after that.
             room_wait: Duration::from_secs(8),
+            floor_bytes: 256 << 20,
         }
     }
 }

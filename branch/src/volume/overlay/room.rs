@@ -1,7 +1,8 @@
 //! What happens while the host's disk has no room for what a guest writes, or the index none.
 //!
 //! Writes wait and reads go on: a write that finds no room is tried again until there is some or its patience ends, and then the guest is
-//! told, whose machine pauses. Nothing that was acknowledged is touched. That room is short is remembered and told outside until a
+//! told, whose machine pauses. They wait before the disk is full to the last byte: a floor stays free ([`Overlay::check_floor`]), without which
+//! nothing that frees room, and no start of the branch server, could write a line. Nothing that was acknowledged is touched. That room is short is remembered and told outside until a
 //! write succeeds or [`Overlay::look_for_room`] sees that there is room again.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,6 +19,10 @@ const WAITING_MAX: usize = 16;
 const RETRY_EVERY: Duration = Duration::from_millis(500);
 /// Free bytes on the host's disk, beyond what the write itself takes, at which a desktop goes on: less would be gone at once.
 const ROOM_BYTES: u64 = 4 << 20;
+/// Most bytes of guests' data that one overlay appends before it looks at the host's disk again.
+const LOOK_EVERY_BYTES: u64 = 4 << 20;
+/// One overlay appends at most this part of what is above the floor before it looks again: so many of them together stay above it.
+const LOOK_SHARES: u64 = 256;
 
 /// What an overlay lacks.
 #[derive(Debug, Default)]
@@ -111,7 +116,10 @@ impl Overlay {
         loop {
             let error = match write() {
                 Ok(done) => {
-                    self.room.came();
+                    // What takes no room says nothing of it.
+                    if bytes > 0 {
+                        self.room.came();
+                    }
                     // What a sync that failed meanwhile has closed is not acknowledged.
                     self.check_alive()?;
                     return Ok(done);
@@ -119,7 +127,9 @@ impl Overlay {
                 Err(error) => error,
             };
             let lack = match &error {
-                OverlayError::NoSpace { .. } => Lack::Disk(bytes + ROOM_BYTES),
+                OverlayError::NoSpace { .. } => {
+                    Lack::Disk(bytes + ROOM_BYTES + self.options.floor_bytes)
+                }
                 OverlayError::IndexFull { .. } => Lack::Index,
                 _ => return Err(error),
             };
@@ -128,6 +138,32 @@ impl Overlay {
                 return Err(error);
             }
         }
+    }
+
+    /// Refuses a guest's data if less than the floor would stay free on the host's disk. Only data: what gives room back is taken.
+    /// `allowed_bytes` is what the overlay may append before it asks the disk again; a disk that does not say has no floor.
+    pub(super) fn check_floor(
+        &self,
+        allowed_bytes: &mut u64,
+        bytes: u64,
+    ) -> Result<(), OverlayError> {
+        let floor = self.options.floor_bytes;
+        if floor == 0 || bytes == 0 {
+            return Ok(());
+        }
+        if let Some(left) = allowed_bytes.checked_sub(bytes) {
+            *allowed_bytes = left;
+            return Ok(());
+        }
+        *allowed_bytes = 0;
+        let Ok(free) = self.disk.available_bytes() else {
+            return Ok(());
+        };
+        let Some(above) = free.checked_sub(floor.saturating_add(bytes)) else {
+            return Err(self.no_space());
+        };
+        *allowed_bytes = (above / LOOK_SHARES).min(LOOK_EVERY_BYTES);
+        Ok(())
     }
 
     /// Lets writes go on if there is room again; nothing happens while none waits for it.

@@ -92,6 +92,8 @@ pub struct Writer {
     pub unsynced: Vec<(u32, Arc<str>, Arc<dyn DiskFile>)>,
     /// Whether a segment's name may not be durable.
     pub new_names: bool,
+    /// Bytes of guests' data that may be appended before the room on the host's disk is looked at again.
+    allowed_bytes: u64,
     buffer: Vec<u8>,
     nonces: Vec<Nonce>,
 }
@@ -112,6 +114,7 @@ impl Writer {
             chain,
             unsynced: Vec::new(),
             new_names: false,
+            allowed_bytes: 0,
             buffer: Vec::new(),
             nonces: Vec::new(),
         }
@@ -253,6 +256,7 @@ impl Overlay {
         self.check_alive()?;
         if entry.origin == Origin::Guest {
             self.check_index(entry)?;
+            self.check_floor(&mut writer.allowed_bytes, entry.data.len() as u64)?;
         }
         let full = self.options.segment_bytes.min(SEGMENT_BYTES_MAX);
         // A mark goes where the records are that it speaks of, and never begins a segment. A segment in the clear takes no more.
