@@ -11,6 +11,8 @@ use sim_wan::Profile;
 use sim_wan::proxy::{Proxy, UdpProxy};
 
 use crate::daemon::read_lossy;
+use crate::datacenter::text;
+use crate::run::run;
 
 /// How often a condition is looked at.
 const TICK: Duration = Duration::from_millis(50);
@@ -124,6 +126,50 @@ impl Drop for Lab {
                 panic!("{}: {line}", log.display());
             }
         }
+    }
+}
+
+/// A file system of its own in the lab, so small that it can be filled. To be declared before what runs in it.
+pub struct SmallDisk {
+    folder: PathBuf,
+}
+
+impl SmallDisk {
+    const COMMAND: Duration = Duration::from_secs(60);
+
+    /// A new folder `name` of `mib` MiB; none, and a word about it, where nothing can be mounted.
+    pub fn mount(lab: &Lab, name: &str, mib: u64) -> Option<Self> {
+        let folder = lab.path(name);
+        std::fs::create_dir(&folder).expect("the folder is new");
+        let size = format!("size={mib}m,mode=755");
+        let mount = ["-t", "tmpfs", "-o", &size, "splice-test", text(&folder)];
+        let mounted = run("mount", &mount, Self::COMMAND);
+        if !mounted.succeeded() {
+            println!("skipped: no tmpfs can be mounted here: {}", mounted.err);
+            return None;
+        }
+        Some(Self { folder })
+    }
+
+    /// Makes it larger.
+    pub fn resize(&self, mib: u64) {
+        let options = format!("remount,size={mib}m");
+        let mount = ["-o", &options, text(&self.folder)];
+        run("mount", &mount, Self::COMMAND).ok();
+    }
+
+    /// Bytes that are free in it.
+    pub fn free_bytes(&self) -> u64 {
+        let df = ["--output=avail", "-B1", text(&self.folder)];
+        let out = run("df", &df, Self::COMMAND).ok();
+        let free = out.lines().next_back().and_then(|line| line.trim().parse().ok());
+        free.unwrap_or_else(|| panic!("df: {out}"))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = run("umount", &["--lazy", text(&self.folder)], Self::COMMAND);
     }
 }
 

@@ -17,5 +17,5 @@ pub mod run;
 pub use branch::Branch;
 pub use datacenter::Datacenter;
 pub use disk::{Disk, MIB};
-pub use lab::{Lab, Wan, wait_for};
+pub use lab::{Lab, SmallDisk, Wan, wait_for};
 pub use rng::Rng;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use scenarios::branch::join;
 use scenarios::datacenter::text;
 use scenarios::run::{limited, program, run, run_path};
-use scenarios::{Branch, Datacenter, Disk, Lab, MIB};
+use scenarios::{Branch, Datacenter, Disk, Lab, MIB, SmallDisk};
 
 const COMMAND: Duration = Duration::from_secs(60);
 
@@ -202,34 +202,12 @@ fn hostile_disk_files_are_refused_and_leave_nothing() {
     assert_eq!(published["number"], 1);
 }
 
-/// Unmounts a file system when dropped.
-struct Mount<'a>(&'a Path);
-
-impl Drop for Mount<'_> {
-    fn drop(&mut self) {
-        let _ = run("umount", &["--lazy", text(self.0)], COMMAND);
-    }
-}
-
 #[test]
 fn a_full_disk_is_named_and_a_larger_one_takes_the_same_publish() {
     let lab = Lab::new();
-    let folder = lab.path("small");
-    std::fs::create_dir(&folder).unwrap();
-    let mount = [
-        "-t",
-        "tmpfs",
-        "-o",
-        "size=120m",
-        "splice-test",
-        text(&folder),
-    ];
-    let mounted = run("mount", &mount, COMMAND);
-    if !mounted.succeeded() {
-        println!("skipped: no tmpfs can be mounted here: {}", mounted.err);
+    let Some(small) = SmallDisk::mount(&lab, "small", 120) else {
         return;
-    }
-    let mounted = Mount(&folder);
+    };
     let mut datacenter = Datacenter::start_in(&lab, "small/dc");
     datacenter.create("debian");
     let disk = Disk::make(lab.path("disk.raw"), 200 * MIB, 63);
@@ -242,14 +220,11 @@ fn a_full_disk_is_named_and_a_larger_one_takes_the_same_publish() {
         "no version is half visible"
     );
     datacenter.splice("status").ok();
-    let larger = ["-o", "remount,size=600m", text(&folder)];
-    run("mount", &larger, COMMAND).ok();
+    small.resize(600);
     let published = datacenter.publish("debian", &disk.path);
     assert_eq!(published["number"], 1, "{published}");
     datacenter.verify("debian@1");
     datacenter.daemon().stop();
-    drop(datacenter);
-    drop(mounted);
 }
 
 /// As when standard output and standard error are files on a disk that is full.
