@@ -162,7 +162,10 @@ impl SmallDisk {
     pub fn free_bytes(&self) -> u64 {
         let df = ["--output=avail", "-B1", text(&self.folder)];
         let out = run("df", &df, Self::COMMAND).ok();
-        let free = out.lines().next_back().and_then(|line| line.trim().parse().ok());
+        let free = out
+            .lines()
+            .next_back()
+            .and_then(|line| line.trim().parse().ok());
         free.unwrap_or_else(|| panic!("df: {out}"))
     }
 }

@@ -42,6 +42,15 @@ fn read(branch: &Branch, name: &str, count: u64) {
     assert!(!out.contains("failed"), "{out}");
 }
 
+/// Writes one MiB after another until one finds no room; how many are acknowledged then.
+fn fill(branch: &Branch, name: &str, mut acknowledged: u64) -> u64 {
+    while write(branch, name, acknowledged) {
+        acknowledged += 1;
+        assert!(acknowledged < DISK_MIB, "the disk does not get full");
+    }
+    acknowledged
+}
+
 #[test]
 fn a_full_branch_disk_stops_writes_alone_and_loses_nothing() {
     let lab = Lab::new();
@@ -66,11 +75,7 @@ fn a_full_branch_disk_stops_writes_alone_and_loses_nothing() {
     (0..OTHER_MIB).for_each(|mib| assert!(write(&branch, "bob", mib), "MiB {mib}"));
 
     // One desktop takes all that is left.
-    let mut acknowledged = 0;
-    while write(&branch, "alice", acknowledged) {
-        acknowledged += 1;
-        assert!(acknowledged < DISK_MIB, "the disk does not get full");
-    }
+    let mut acknowledged = fill(&branch, "alice", 0);
     println!(
         "{acknowledged} MiB were taken, {} bytes left",
         small.free_bytes()
@@ -87,11 +92,12 @@ fn a_full_branch_disk_stops_writes_alone_and_loses_nothing() {
     assert!(left > FLOOR_MIB / 2 * MIB, "{left} bytes are left");
 
     // The server dies while a write waits, and comes back on the disk as it is.
-    let waiting = branch.export("user/alice");
+    let export = branch.export("user/alice");
     let command = format!("write -P 1 {DISK_MIB}M 1M");
-    let waiting = std::thread::spawn(move || waiting.io(&[command]).succeeded());
+    let waiting = std::thread::spawn(move || export.io(&[command]));
     branch.daemon().kill();
-    assert!(!waiting.join().unwrap(), "there was no room for it");
+    // Nobody reads there: it may have come to something, or to nothing.
+    let _ = waiting.join().unwrap();
     branch.restart();
     branch.wait_link(true);
     for name in ["alice", "bob"] {
@@ -100,7 +106,10 @@ fn a_full_branch_disk_stops_writes_alone_and_loses_nothing() {
     }
     read(&branch, "alice", acknowledged);
     read(&branch, "bob", OTHER_MIB);
-    assert!(!write(&branch, "alice", acknowledged), "the floor is gone");
+    // What its start freed is taken, and no more.
+    acknowledged = fill(&branch, "alice", acknowledged);
+    let left = small.free_bytes();
+    assert!(left > FLOOR_MIB / 2 * MIB, "{left} bytes are left");
     // A fresh desktop can still be had, and the line goes on being used.
     let serve = "desktop start office --name carol --serve-only";
     branch.splice(serve).ok();
