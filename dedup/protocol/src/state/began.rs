@@ -27,7 +27,7 @@ pub struct StateName {
 
 impl StateName {
     /// The name where versions are named.
-    pub fn as_version(self) -> VersionId {
+    pub fn as_version(&self) -> VersionId {
         let mut name = [0; 32];
         name[..8].copy_from_slice(&MARK);
         name[8..24].copy_from_slice(&self.desktop.0);
