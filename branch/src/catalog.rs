@@ -12,6 +12,7 @@ use dedup_protocol::policy::Policy;
 use dedup_protocol::profile::BootProfile;
 use dedup_protocol::records::{Assignment, VersionRecord};
 use dedup_protocol::state::authority::Stage;
+use dedup_protocol::state::began::StateRecord;
 use dedup_protocol::state::lease::Lease;
 use dedup_protocol::state::writeback::SendRow;
 use dedup_protocol::trust::{Endorsement, Signed, Trust, TrustAnchor, TrustError};
@@ -20,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::desktop::record::DesktopRecord;
 use crate::ready::writes::WriteHistory;
-use crate::writeback::rows::{KeptHold, Rows, read_row, write_row};
+use crate::writeback::rows::{KeptHold, OverlayOf, Rows, read_row, write_row};
 
 /// Why the catalog could not answer.
 #[derive(Debug, thiserror::Error)]
@@ -337,6 +338,46 @@ impl Catalog {
         let mut batch = Batch::new();
         batch.delete(key(b'h', volume.as_bytes()));
         batch.delete(key(b's', volume.as_bytes()));
+        batch.delete(key(b't', volume.as_bytes()));
+        Ok(self.kv.commit(batch, Durability::Synced)?)
+    }
+
+    /// Keeps what a generation of a volume begins with; the caller has opened it, and no overlay lies over it yet.
+    pub fn put_state(
+        &self,
+        volume: DesktopId,
+        signed: &Signed<StateRecord>,
+    ) -> Result<(), CatalogError> {
+        self.put(key(b't', volume.as_bytes()), signed.to_bytes())
+    }
+
+    /// What the newest generation of a volume that began behind another branch's, or a former, state began with.
+    pub fn state(&self, volume: DesktopId) -> Result<Option<StateRecord>, CatalogError> {
+        let key = key(b't', volume.as_bytes());
+        let Some(row) = self.kv.get(&key)? else {
+            return Ok(None);
+        };
+        let signed = Signed::<StateRecord>::from_bytes(&row)?;
+        let state = signed.open(&self.anchor, &self.endorsements()?, Trust::Kept)?;
+        if state.desktop != volume {
+            return Err(malformed(&key, "it is another volume's"));
+        }
+        Ok(Some(state))
+    }
+
+    /// The state that a volume's overlay lies over; `None`: it lies over a version, or over nothing.
+    pub fn state_under(&self, volume: DesktopId) -> Result<Option<StateRecord>, CatalogError> {
+        let Some(state) = self.state(volume)? else {
+            return Ok(None);
+        };
+        let overlay = self.hold(volume)?.map(|kept| kept.overlay);
+        Ok((overlay == Some(OverlayOf::Under(state.generation))).then_some(state))
+    }
+
+    /// Forgets what a volume's overlay lay over, which is removed.
+    pub fn forget_state(&self, volume: DesktopId) -> Result<(), CatalogError> {
+        let mut batch = Batch::new();
+        batch.delete(key(b't', volume.as_bytes()));
         Ok(self.kv.commit(batch, Durability::Synced)?)
     }
 

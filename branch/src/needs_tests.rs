@@ -4,11 +4,14 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use dedup::{BranchId, ChunkerParams, IdKey, ManifestBuilder, RealmId, VersionId};
+use dedup::{BranchId, ChunkerParams, DesktopId, IdKey, ManifestBuilder, RealmId, VersionId};
 use dedup_protocol::profile::{BootProfile, Entries, Entry, Place};
 use dedup_protocol::records::{
     Assignment, BootArtifacts, MachineType, PoolAssignment, TreeRef, VersionRecord,
 };
+use dedup_protocol::state::authority::{HoldRow, Stage};
+use dedup_protocol::state::began::StateRecord;
+use dedup_protocol::state::{Generation, Head};
 use dedup_protocol::trust::{SigningKey, TrustAnchor};
 use dedup_store::kv::MemKv;
 
@@ -16,6 +19,7 @@ use crate::catalog::Catalog;
 use crate::desktop::record::DesktopRecord;
 use crate::keep::Rank;
 use crate::versions::Versions;
+use crate::writeback::rows::{KeptHold, OverlayOf, Rows};
 
 const REALM: RealmId = RealmId([1; 16]);
 /// A chunk that every disk shows.
@@ -193,4 +197,43 @@ fn each_chunk_has_the_rank_of_the_best_reason_for_it() {
     assert_eq!(rank(&versions, SHARED), Rank::Open);
     drop(hold);
     assert_eq!(rank(&versions, 701), Rank::Loose);
+}
+
+#[test]
+fn the_state_under_a_desktop_that_is_up_is_kept_with_its_version() {
+    let world = World::new();
+    let version = world.publish(1);
+    world.desktop("w", version, true);
+    let (volume, generation) = (DesktopId([0; 16]), Generation(2));
+    let state = StateRecord {
+        realm: REALM,
+        desktop: volume,
+        generation,
+        base: Head([5; 32]),
+        disk: world.tree(&[100, 900]),
+    };
+    let signed = world.publisher.sign(&state);
+    world.catalog.put_state(volume, &signed).unwrap();
+    let versions = Versions::open(world.catalog.clone()).unwrap();
+    let rank = |name: u32| {
+        let id = key().chunk_id(&name.to_le_bytes());
+        versions.ranks().of(&id)
+    };
+    assert_eq!(rank(900), Rank::Loose, "no overlay lies over it");
+    let kept = KeptHold {
+        row: HoldRow {
+            desktop: volume,
+            stage: Stage::Idle { last: generation },
+            asking: None,
+            seen_unix_s: 0,
+        },
+        lease: None,
+        overlay: OverlayOf::Under(generation),
+    };
+    world.catalog.keep_hold(&kept).unwrap();
+    for name in [100, 900, 101, 150] {
+        assert_eq!(rank(name), Rank::Open, "chunk {name}");
+    }
+    versions.forget_state(volume).unwrap();
+    assert_eq!(rank(900), Rank::Loose);
 }

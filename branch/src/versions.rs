@@ -1,14 +1,16 @@
 //! Versions as the branch uses them: which are wanted, which can boot, how much of each is resident.
 //!
 //! A version *can boot* when the manifests of all its trees are here; its chunks may still be away. Content maps are loaded once and
-//! shared by everything that reads the version.
+//! shared by everything that reads the version. States that volumes' overlays lie over are read as versions are, under names of their own
+//! ([`StateName`]); they have a disk only.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, RwLock};
 
 use datacenter_api::VersionResidency;
-use dedup::VersionId;
+use dedup::{DesktopId, NodeId, VersionId};
 use dedup_protocol::records::{Assignment, Tree, VersionRecord};
+use dedup_protocol::state::began::StateName;
 
 use crate::cache::Cache;
 use crate::catalog::{Catalog, CatalogError};
@@ -126,10 +128,7 @@ impl Versions {
         if let Some(map) = maps.get(&(version, tree)) {
             return Ok(Some(handle(Arc::clone(map))));
         }
-        let Some(record) = self.catalog.version(version)? else {
-            return Ok(None);
-        };
-        let Some(root) = record.tree(tree).map(|t| t.root) else {
+        let Some(root) = self.root(version, tree)? else {
             return Ok(None);
         };
         let Some(manifest) = self.catalog.manifest(root)? else {
@@ -142,6 +141,28 @@ impl Versions {
         let map = Arc::new(map);
         maps.insert((version, tree), Arc::clone(&map));
         Ok(Some(handle(map)))
+    }
+
+    /// The root of a tree of a version, or of a state.
+    fn root(&self, version: VersionId, tree: Tree) -> Result<Option<NodeId>, CatalogError> {
+        let Some(name) = StateName::of_version(version) else {
+            let record = self.catalog.version(version)?;
+            let found = record.and_then(|record| record.tree(tree));
+            return Ok(found.map(|found| found.root));
+        };
+        let state = self.catalog.state(name.desktop)?;
+        let state = state.filter(|state| state.name() == name && tree == Tree::Disk);
+        Ok(state.map(|state| state.disk.root))
+    }
+
+    /// Forgets what a volume's overlay lay over, which is removed.
+    pub fn forget_state(&self, volume: DesktopId) -> Result<(), CatalogError> {
+        self.catalog.forget_state(volume)?;
+        let mut maps = self.maps.lock().expect("no panic under this lock");
+        maps.retain(|(version, _), _| {
+            StateName::of_version(*version).is_none_or(|state| state.desktop != volume)
+        });
+        Ok(())
     }
 
     /// All trees of a version whose manifests are here.
@@ -179,6 +200,13 @@ impl Versions {
             } else {
                 Rank::Spare
             };
+            for volume in desktop.volumes() {
+                // One that cannot be read needs nothing, as a version.
+                let state = self.catalog.state_under(volume).unwrap_or_default();
+                if let Some(state) = state {
+                    self.need_all(state.name().as_version(), rank, &mut needs);
+                }
+            }
             let known = under.entry(version).or_insert(rank);
             *known = rank.max(*known);
         }

@@ -17,11 +17,12 @@ use datacenter::realm::files::DataDir;
 use datacenter::restored::mark_restored;
 use datacenter::upkeep::collect::collect_garbage;
 use datacenter_api::{
-    AssignRequest, BreakLeaseRequest, CollectRequest, ExportRequest, SnapshotCause,
-    StatePolicyRequest,
+    AssignRequest, BreakLeaseRequest, CollectRequest, ExportRequest, RollBackRequest,
+    SnapshotCause, StatePolicyRequest,
 };
 use dedup::{BranchId, DesktopId};
 use dedup_protocol::state::Generation;
+use dedup_protocol::state::began::StateName;
 use dedup_protocol::state::message::{Cut, DenyReason, ReturnLease};
 use dedup_protocol::wire::Message;
 use dedup_store::disk::HostDisk;
@@ -358,6 +359,63 @@ fn a_broken_lease_becomes_a_fork_that_is_restored() {
     assert_eq!(audit[2].branch.as_deref(), Some("ny"));
     let rows = dc.catalog().read(|tx| tx.list::<AuditRow>(&[], None, 10));
     assert_eq!(rows.unwrap().len(), 3);
+}
+
+#[test]
+fn a_volume_goes_on_behind_a_snapshot() {
+    let world = World::new();
+    let dc = &world.bench.dc;
+    let mut site = world.site(world.ny, 1);
+    let id = site.volume.to_string();
+    live(&world, &mut site).unwrap();
+    let number = dc.snapshot_volume(&id).unwrap().number;
+    let at_snapshot = site.disk_at(16);
+    site.write(9, 77);
+    site.wish(Cut::LogOff);
+    site.sync(dc).unwrap();
+    let mut request = RollBackRequest {
+        reason: "carol: alice asked for it".into(),
+        force: false,
+    };
+    dc.roll_back(&id, number + 100, &request).unwrap_err();
+    let refused = dc.roll_back(&id, number, &request).unwrap_err();
+    assert!(
+        refused.to_string().contains("may run the desktop"),
+        "{refused}"
+    );
+    request.force = true;
+    let state = dc.roll_back(&id, number, &request).unwrap();
+    assert_eq!(state.volume.lease, None);
+    let former = state.snapshots.last().unwrap();
+    assert!(former.pinned, "the state before is kept");
+    let (_, disk) = dc.snapshot_disk(&id, former.number).unwrap();
+    assert!(read_disk(dc, &disk) == site.disk_at(17));
+    let own = line_row(dc, LineKey::own(site.volume)).unwrap();
+    assert!(read_disk(dc, &own.disks[0]) == at_snapshot);
+    let audit = dc.audit_log(None, 10).unwrap();
+    assert_eq!(audit[0].event, "rolled_back");
+
+    // The branch hears of it, sends what it has as a fork, and goes on behind the snapshot.
+    site.ask(dc).unwrap();
+    site.sync(dc).unwrap();
+    site.sync(dc).unwrap();
+    assert!(!site.holds());
+    site.ask(dc).unwrap();
+    assert_eq!(site.generation(), Generation(2));
+    let (_, start) = site.hold.aim().unwrap();
+    assert_eq!(start.head, own.applied.head);
+
+    // What the generation goes on behind is read by who holds it, and by nobody else.
+    let begun = |generation| StateName {
+        desktop: site.volume,
+        generation: Generation(generation),
+    };
+    assert!(dc.may_read_state(world.ny, begun(2)).unwrap());
+    assert!(!dc.may_read_state(world.la, begun(2)).unwrap());
+    assert!(!dc.may_read_state(world.ny, begun(1)).unwrap());
+    assert!(!dc.may_read_state(world.ny, begun(3)).unwrap());
+    world.collect_all();
+    assert!(read_disk(dc, &own.disks[0]) == at_snapshot);
 }
 
 #[test]

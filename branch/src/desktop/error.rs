@@ -70,6 +70,14 @@ pub enum DesktopError {
         /// The version.
         version: String,
     },
+    /// The manifest of what one of its volumes goes on behind was lost.
+    #[error(
+        "the manifest of the state under desktop {name:?} is not here, though it was; have IT break its lease: what was written here goes to the datacenter as a fork, and the state is fetched again"
+    )]
+    NoState {
+        /// The desktop.
+        name: String,
+    },
     /// The data directory's path is too long.
     #[error(
         "{} is too long for a Unix socket ({SOCKET_PATH_BYTES_MAX} bytes at most); use a shorter --data directory", .0.display()

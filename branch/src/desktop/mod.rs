@@ -12,6 +12,7 @@
 //! A machine outlives the branch server. On start the server opens the volumes of all machines that still run before it
 //! listens for NBD, so that a guest that reconnects finds everything it wrote.
 
+mod began;
 mod error;
 mod growth;
 mod guest;
@@ -33,12 +34,11 @@ use std::time::{Duration, Instant};
 
 use branch_api::{Desktop, DesktopState, UserVolume};
 use dedup::VersionId;
-use dedup_protocol::records::{MachineType, Tree, VersionRecord};
+use dedup_protocol::records::{MachineType, VersionRecord};
 use dedup_protocol::state::message::Cut;
 
 use crate::clock::Clock;
 use crate::fetch::Fetcher;
-use crate::fetch::base::CachedBase;
 use crate::guest::Guests;
 use crate::network::Network;
 use crate::profile::{BOOT_MS_MAX, Boots};
@@ -257,19 +257,15 @@ impl Desktops {
     }
 
     fn open_volume(&self, desktop: &DesktopRecord) -> Result<(), DesktopError> {
-        let (id, _) = self.version_of(desktop)?;
-        let tree = self.versions.tree(id, Tree::Disk)?;
-        let tree = tree.ok_or_else(|| DesktopError::NotHere {
-            version: desktop.version.clone(),
-        })?;
-        let base = Arc::new(CachedBase::new(tree, Arc::clone(&self.fetcher)));
+        let base = self.system_base(desktop)?;
+        let under_user = self.user_base(desktop)?;
         let files = self.files(&desktop.name);
         machine::private_folder(files.dir()).map_err(|source| MachineError::Io {
             name: desktop.name.clone(),
             what: "make its directory".into(),
             source,
         })?;
-        self.volumes.open(desktop, id, base, &files)?;
+        self.volumes.open(desktop, base, under_user, &files)?;
         Ok(())
     }
 

@@ -19,7 +19,7 @@ use crate::writeback::line::{Line, LineError};
 use crate::writeback::lines::Lines;
 use crate::writeback::shown::NoRight;
 
-/// How long a start waits for leases while the link is up.
+/// How long a start waits for leases, and for manifests of what they go on behind, while the link is up.
 const LEASE_WAIT: Duration = Duration::from_secs(15);
 /// How often it looks meanwhile.
 const LEASE_LOOK: Duration = Duration::from_millis(200);
@@ -121,7 +121,12 @@ impl Desktops {
     }
 
     fn open_at_rest(&self, desktop: &DesktopRecord, volume: DesktopId) -> Result<(), DesktopError> {
+        let state = self.state_under(volume)?;
         if volume == desktop.system_volume() {
+            if let Some(state) = state {
+                self.volumes.system_overlay(desktop, state, false)?;
+                return Ok(());
+            }
             let (version, record) = self.version_of(desktop)?;
             let tree = record
                 .tree(Tree::Disk)
@@ -133,7 +138,8 @@ impl Desktops {
         } else if let Some(user) = &desktop.user_volume
             && volume == DesktopId(user.id)
         {
-            self.volumes.user_overlay(desktop, user, false)?;
+            let base = state.map(|(state, _)| state);
+            self.volumes.user_overlay(desktop, (user, base), false)?;
         }
         Ok(())
     }
@@ -183,6 +189,8 @@ impl Desktops {
             }
             self.versions.catalog().put_desktop(&desktop)?;
         }
+        // What lay under it goes with it; interrupted, all of this is done again.
+        self.versions.forget_state(volume)?;
         let left = self.lines().with(volume, |line, _| line.left());
         left.map_err(|source| Self::line_error(name, source))?;
         tracing::info!(desktop = name, %volume, "all of it is at the datacenter; it is not here any more");
@@ -245,7 +253,7 @@ impl Desktops {
                 (line.may_run(now), line.is_linked())
             })?;
             self.lines().hurry();
-            while matches!(right, Err(NoRight::NotHeld { .. }))
+            while matches!(right, Err(NoRight::NotHeld { .. } | NoRight::Coming))
                 && is_linked
                 && begun.elapsed() < LEASE_WAIT
             {

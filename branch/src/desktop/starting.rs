@@ -117,7 +117,10 @@ impl Desktops {
         self.versions.catalog().put_desktop(desktop)?;
         self.open_volume(desktop)?;
         self.note_user_volume(desktop)?;
-        if let Some(volume) = self.volumes.find(&name) {
+        // What a boot over a state touches is no place of the version, so nothing is learned of it.
+        if let Some(volume) = self.volumes.find(&name)
+            && volume.base().version() == version
+        {
             self.boots.begin(&name, volume.base());
         }
         desktop.error = None;

@@ -1,4 +1,5 @@
-//! A desktop's user volume: a second disk that begins empty, with an overlay of its own and nothing under it.
+//! A desktop's user volume: a second disk that begins empty, with an overlay of its own and nothing under it; or, where it goes on behind what was written
+//! under an earlier lease, that state.
 //!
 //! Its overlay is apart from the system's because it outlives it: a reset or another version of the system leaves it as it is. Each of the two is a past
 //! state of its own disk after a crash; one order over both is not promised. It has a key of its own for the same reason.
@@ -16,7 +17,7 @@ use super::machine::{Files, disk_queues};
 use super::record::{DesktopRecord, UserVolumeRecord};
 use super::volumes::{SOCKET_MODE, VolumeError};
 use crate::keys::KeyStore;
-use crate::volume::{NoBase, Overlay, OverlayIdentity, OverlayOptions, OverlayState, Volume};
+use crate::volume::{Base, Overlay, OverlayIdentity, OverlayOptions, OverlayState, Volume};
 
 /// What stands for the version under an overlay that has none.
 const NO_VERSION: VersionId = VersionId([0; 32]);
@@ -63,8 +64,9 @@ pub struct UserDisk {
 }
 
 impl UserDisk {
-    /// Serves a desktop's user volume, whose overlay is open.
+    /// Serves a desktop's user volume, whose overlay is open, over `base`.
     pub fn serve(
+        base: Arc<dyn Base>,
         overlay: Arc<Overlay>,
         desktop: &DesktopRecord,
         record: &UserVolumeRecord,
@@ -75,8 +77,7 @@ impl UserDisk {
             name: name(),
             source,
         };
-        let volume =
-            Volume::new(Arc::new(NoBase), Arc::clone(&overlay), 0).map_err(overlay_error)?;
+        let volume = Volume::new(base, Arc::clone(&overlay), 0).map_err(overlay_error)?;
         let export = Export::new(&export_name(&desktop.name), "user volume", Arc::new(volume));
         let export = export.map_err(|source| VolumeError::Export {
             name: name(),
@@ -150,12 +151,13 @@ impl UserDisk {
     }
 }
 
-/// Opens the overlay of a desktop's user volume, or makes it the first time.
+/// Opens the overlay of a desktop's user volume, over `base` or over nothing, or makes it the first time.
 pub(super) fn open_overlay(
     disk: &Arc<dyn Disk>,
     keys: &KeyStore,
     desktop: &str,
     record: &UserVolumeRecord,
+    base: Option<VersionId>,
     options: OverlayOptions,
 ) -> Result<Overlay, VolumeError> {
     let name = || format!("{desktop} (user volume)");
@@ -181,7 +183,7 @@ pub(super) fn open_overlay(
         .map_err(key_error)?;
     let identity = OverlayIdentity {
         desktop: record.id,
-        base: NO_VERSION,
+        base: base.unwrap_or(NO_VERSION),
         disks: vec![record.size_bytes],
     };
     let mut log_id = [0; 16];
@@ -198,6 +200,7 @@ mod tests {
 
     use super::*;
     use crate::keys::system_random;
+    use crate::volume::NoBase;
 
     fn disk(root: &std::path::Path) -> Arc<dyn Disk> {
         Arc::new(HostDisk::new(root.join("disks")).unwrap())
@@ -213,8 +216,9 @@ mod tests {
         keys: &KeyStore,
         desktop: &str,
         record: &UserVolumeRecord,
+        base: Option<VersionId>,
     ) -> Result<Overlay, VolumeError> {
-        super::open_overlay(disk, keys, desktop, record, OverlayOptions::default())
+        super::open_overlay(disk, keys, desktop, record, base, OverlayOptions::default())
     }
 
     fn volume(overlay: Overlay) -> Volume {
@@ -228,7 +232,7 @@ mod tests {
         let mut record = UserVolumeRecord::new(64);
         assert_eq!(record.serial().len(), 19);
         let size = record.size_bytes;
-        let overlay = open_overlay(&disk, &keys, "alice", &record).unwrap();
+        let overlay = open_overlay(&disk, &keys, "alice", &record, None).unwrap();
         assert!(overlay.is_unwritten());
         let fresh = volume(overlay);
         let mut bytes = [1; 4096];
@@ -244,13 +248,13 @@ mod tests {
         drop(fresh);
 
         record.made = true;
-        let overlay = open_overlay(&disk, &keys, "alice", &record).unwrap();
+        let overlay = open_overlay(&disk, &keys, "alice", &record, None).unwrap();
         assert!(overlay.is_unwritten(), "a flush writes nothing");
         let again = volume(overlay);
         again.write(8192, &[7; 4096], true).unwrap();
         assert!(!again.overlay().is_unwritten());
         drop(again);
-        let again = volume(open_overlay(&disk, &keys, "alice", &record).unwrap());
+        let again = volume(open_overlay(&disk, &keys, "alice", &record, None).unwrap());
         again.read(8192, &mut bytes).unwrap();
         assert_eq!(bytes, [7; 4096]);
         // Zeros over it look like nothing, and are not taken for it.
@@ -258,7 +262,7 @@ mod tests {
         again.flush().unwrap();
         assert!(!again.overlay().is_unwritten());
         drop(again);
-        let overlay = open_overlay(&disk, &keys, "alice", &record).unwrap();
+        let overlay = open_overlay(&disk, &keys, "alice", &record, None).unwrap();
         assert!(!overlay.is_unwritten());
     }
 
@@ -268,18 +272,18 @@ mod tests {
         let (disk, keys) = (disk(root.path()), keys(root.path()));
         let mut record = UserVolumeRecord::new(64);
         record.made = true;
-        let lost = open_overlay(&disk, &keys, "alice", &record);
+        let lost = open_overlay(&disk, &keys, "alice", &record, None);
         assert!(matches!(lost, Err(VolumeError::UserVolumeGone { .. })));
         record.made = false;
-        open_overlay(&disk, &keys, "alice", &record).unwrap();
+        open_overlay(&disk, &keys, "alice", &record, None).unwrap();
         let other = UserVolumeRecord::new(64);
-        let other = open_overlay(&disk, &keys, "alice", &other);
+        let other = open_overlay(&disk, &keys, "alice", &other, None);
         assert!(matches!(other, Err(VolumeError::Key { .. })));
         // A desktop's own key is another one.
         keys.destroy_desktop("alice").unwrap();
-        open_overlay(&disk, &keys, "alice", &record).unwrap();
+        open_overlay(&disk, &keys, "alice", &record, None).unwrap();
         keys.destroy_desktop(&key_name("alice")).unwrap();
-        let destroyed = open_overlay(&disk, &keys, "alice", &record);
+        let destroyed = open_overlay(&disk, &keys, "alice", &record, None);
         assert!(matches!(destroyed, Err(VolumeError::Key { .. })));
     }
 }

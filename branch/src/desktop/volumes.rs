@@ -22,7 +22,8 @@ use super::{OpenVolumes, user_volume};
 use crate::fetch::base::CachedBase;
 use crate::keys::{KeyError, KeyStore};
 use crate::volume::{
-    Base, Overlay, OverlayError, OverlayIdentity, OverlayOptions, OverlayState, Shortage, Volume,
+    Base, NoBase, Overlay, OverlayError, OverlayIdentity, OverlayOptions, OverlayState, Shortage,
+    Volume,
 };
 use crate::writeback::line::LineError;
 use crate::writeback::lines::Lines;
@@ -296,7 +297,7 @@ impl Volumes {
         Ok(overlay)
     }
 
-    /// The overlay of a desktop's system volume over a version's disk of `size_bytes`.
+    /// The overlay of a desktop's system volume over a version's disk of `size_bytes`, or a state's.
     pub fn system_overlay(
         &self,
         desktop: &DesktopRecord,
@@ -341,17 +342,17 @@ impl Volumes {
         })
     }
 
-    /// The overlay of a desktop's user volume.
+    /// The overlay of a desktop's user volume, over `base` or over nothing.
     pub fn user_overlay(
         &self,
         desktop: &DesktopRecord,
-        record: &UserVolumeRecord,
+        (record, base): (&UserVolumeRecord, Option<VersionId>),
         in_use: bool,
     ) -> Result<Arc<Overlay>, VolumeError> {
         let name = &desktop.name;
         let volume = (DesktopId(record.id), in_use);
         self.shared(name, volume, &user_volume::overlay_dir(name), || {
-            user_volume::open_overlay(&self.disk, &self.keys, name, record, self.options)
+            user_volume::open_overlay(&self.disk, &self.keys, name, record, base, self.options)
         })
     }
 
@@ -433,19 +434,19 @@ impl Volumes {
         of_each.map(Arc::clone).collect()
     }
 
-    /// Opens a desktop's volume, or makes it; nothing happens if it is open.
+    /// Opens a desktop's volume over `base`, or makes it, and its user volume over `under_user` or over nothing; nothing happens if it is open.
     pub fn open(
         &self,
         desktop: &DesktopRecord,
-        version: VersionId,
         base: Arc<CachedBase>,
+        under_user: Option<Arc<CachedBase>>,
         files: &Files,
     ) -> Result<(), VolumeError> {
         let name = &desktop.name;
         if self.lock().contains_key(name) {
             return Ok(());
         }
-        let opened = self.open_for_use(desktop, version, base, files);
+        let opened = self.open_for_use(desktop, base, under_user, files);
         if opened.is_err() {
             self.rest(name, &desktop.volumes());
         }
@@ -456,8 +457,8 @@ impl Volumes {
     fn open_for_use(
         &self,
         desktop: &DesktopRecord,
-        version: VersionId,
         base: Arc<CachedBase>,
+        under_user: Option<Arc<CachedBase>>,
         files: &Files,
     ) -> Result<OpenVolume, VolumeError> {
         let name = &desktop.name;
@@ -465,7 +466,7 @@ impl Volumes {
             name: name.clone(),
             source,
         };
-        let disk = (version, base.size_bytes());
+        let disk = (base.version(), base.size_bytes());
         let overlay = self.system_overlay(desktop, disk, true)?;
         let shared: Arc<dyn Base> = base.clone();
         let volume = Volume::new(shared, Arc::clone(&overlay), 0).map_err(overlay_error)?;
@@ -486,8 +487,13 @@ impl Volumes {
         })?;
         let user = desktop.user_volume.as_ref();
         let user = user.map(|record| {
-            let overlay = self.user_overlay(desktop, record, true)?;
-            UserDisk::serve(overlay, desktop, record, files)
+            let over = under_user.as_ref().map(|base| base.version());
+            let overlay = self.user_overlay(desktop, (record, over), true)?;
+            let base: Arc<dyn Base> = match under_user {
+                Some(base) => base,
+                None => Arc::new(NoBase),
+            };
+            UserDisk::serve(base, overlay, desktop, record, files)
         });
         Ok(OpenVolume {
             export,

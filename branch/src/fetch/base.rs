@@ -1,4 +1,4 @@
-//! A version's tree as a volume base: read from the cache, waited for over the link.
+//! A version's tree, or a state's, as a volume base: read from the cache, waited for over the link.
 //!
 //! A hit is one lookup in the content map and one read from the slab for all extents that lie side by side there. A miss asks for all
 //! missing chunks of the read at once, and for what sequential readers will read next; a reader that follows what was read ahead has
@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use dedup::ChunkId;
+use dedup::{ChunkId, VersionId};
 use vmm_block::{BlockError, BlockErrorKind, RangeStatus};
 
 use super::queue::{TreeHandle, Want};
@@ -131,6 +131,11 @@ impl CachedBase {
             demand_chunks: AtomicU64::new(0),
             watch: Watch::default(),
         }
+    }
+
+    /// What it is of: a version, or a state under the name that stands for one.
+    pub fn version(&self) -> VersionId {
+        self.tree.version
     }
 
     /// Chunks that readers of this base had to wait for.

@@ -42,6 +42,7 @@ impl From<DesktopError> for ApiError {
             DesktopError::NotFound(_) | DesktopError::NoPool { .. } => StatusCode::NOT_FOUND,
             DesktopError::OtherPool { .. }
             | DesktopError::Busy { .. }
+            | DesktopError::NoState { .. }
             | DesktopError::Volume(VolumeError::Key { .. } | VolumeError::UserVolumeGone { .. })
             | DesktopError::Machine(
                 MachineError::NoSplice { .. }

@@ -7,6 +7,7 @@
 //! While it is up, eight tasks share it: the control stream, the syncing of versions, their updates, the fetching of chunks, boot profiles,
 //! giving chunks back that the datacenter lost, leases and write-back, and reports. When it is lost all end, what they had not finished stays queued, and guests go on with what is resident.
 
+mod began;
 mod chunks;
 mod control;
 mod profiles;

@@ -9,12 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dedup::DesktopId;
+use dedup_protocol::state::{Generation, Head};
 use dedup_protocol::wire::{FRAME_BYTES_MAX, MINOR_STATE, Message};
 use dedup_transport::link::{Class, FrameRecv, FrameSend, Link, LinkError};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use super::ConnectionEnd;
+use super::{ConnectionEnd, began};
 use crate::server::Branch;
 use crate::writeback::line::LineError;
 use crate::writeback::lines::Lines;
@@ -100,18 +101,29 @@ async fn drive(
                     line.linked(now)?;
                 }
                 line.tick(now)?;
-                Ok(Some(line.next_message()))
+                let message = line.next_message();
+                // What is to be said comes first: a lease that runs out, perhaps.
+                let awaited = line.awaited().filter(|_| message.is_none());
+                Ok(Some((message, awaited)))
             })
         })
         .await?;
-        let message = match next {
+        let (message, awaited) = match next {
             Ok(None) => return Ok(()),
-            Ok(Some(message)) => message,
+            Ok(Some(next)) => next,
             Err(error) => {
                 tell(volume, &error, &mut told);
-                None
+                (None, None)
             }
         };
+        if let Some(awaited) = awaited {
+            if begin_behind(branch, link, volume, awaited, &mut told).await? {
+                told.clear();
+            } else {
+                tokio::time::sleep(RETRY).await;
+            }
+            continue;
+        }
         let Some(message) = message else {
             let _ = tokio::time::timeout(TICK_EVERY, branch.desktops.lines().hurried()).await;
             continue;
@@ -131,6 +143,31 @@ async fn drive(
             told.clear();
         } else {
             tokio::time::sleep(RETRY).await;
+        }
+    }
+}
+
+/// Brings here what a generation goes on behind, and tells the line. False: it is tried again later.
+async fn begin_behind(
+    branch: &Arc<Branch>,
+    link: &Link,
+    volume: DesktopId,
+    awaited: (Generation, Head),
+    told: &mut String,
+) -> Result<bool, ConnectionEnd> {
+    if !began::bring(branch, link, volume, awaited).await? {
+        return Ok(false);
+    }
+    let generation = awaited.0;
+    let begins = with(branch, volume, move |_, lines| {
+        lines.with(volume, |line, now| line.begin_behind(generation, now))
+    });
+    match begins.await? {
+        // Where it is not waited for any more, something else is to be done.
+        Ok(_) => Ok(true),
+        Err(error) => {
+            tell(volume, &error, told);
+            Ok(false)
         }
     }
 }

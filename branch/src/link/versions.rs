@@ -193,7 +193,7 @@ fn parent_manifest(
 }
 
 /// Runs a tree sync to its end. Returns the number of leaves fetched; `None`: refused.
-async fn sync_tree(
+pub(super) async fn sync_tree(
     branch: &Branch,
     link: &Link,
     mut sync: TreeSync,
@@ -231,7 +231,7 @@ async fn sync_tree(
     }
 }
 
-fn unexpected(message: &Message, expected: &'static str) -> ConnectionEnd {
+pub(super) fn unexpected(message: &Message, expected: &'static str) -> ConnectionEnd {
     WireError::Unexpected {
         got: message.name(),
         expected,

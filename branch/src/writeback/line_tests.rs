@@ -680,3 +680,75 @@ fn a_wish_comes_with_its_segment() {
     assert_eq!(world.center.cuts, [Cut::LogOff]);
     assert!(world.center.state() == world.disk);
 }
+
+#[test]
+fn what_a_generation_goes_on_behind_is_waited_for_and_then_written_over() {
+    let mut world = World::new(11);
+    world.line.linked(world.now).unwrap();
+    world.write();
+    world.settle();
+    world
+        .center
+        .authority
+        .break_lease("a test breaks it", true, world.now)
+        .unwrap();
+    world.now += 400;
+    world.line.set_in_use(false, world.now);
+    for _ in 0..6 {
+        world.round(0).unwrap();
+    }
+    assert!(world.line.is_to_leave());
+    world.overlay = None;
+    world.line.left().unwrap();
+    let base = world.center.lines[&None].receiver.row().applied.head;
+    world.line.want();
+    world.round(0).unwrap();
+    assert_eq!(world.line.may_run(world.now), Err(NoRight::Coming));
+    assert!(!world.line.needs_overlay(), "there is nothing to lie over");
+    let (generation, awaited) = world.line.awaited().unwrap();
+    assert_eq!((generation.0, awaited), (2, base));
+    let other = generation.next();
+    assert!(!world.line.begin_behind(other, world.now).unwrap());
+    // The server dies when the line has begun, and the rest is done at the next start.
+    let keeps = world.rows.keeps.load(Ordering::Relaxed);
+    *world.rows.dies.lock().unwrap() = Some((keeps, true));
+    world.line.begin_behind(generation, world.now).unwrap_err();
+    world.root = tempfile::tempdir().unwrap();
+    world.restart();
+    assert_eq!(world.line.may_run(world.now), Ok(()));
+    assert_eq!(world.line.awaited(), None);
+    for _ in 0..3 {
+        world.write();
+        world.settle();
+    }
+}
+
+#[test]
+fn a_lease_that_is_broken_before_its_state_has_come_leaves_no_fork() {
+    let mut world = World::new(12);
+    world.line.linked(world.now).unwrap();
+    world.write();
+    world.settle();
+    world.line.set_in_use(false, world.now);
+    for _ in 0..2 {
+        world
+            .center
+            .authority
+            .break_lease("a test breaks it", true, world.now)
+            .unwrap();
+        world.now += 400;
+        for _ in 0..6 {
+            world.round(0).unwrap();
+        }
+        if world.line.is_to_leave() {
+            world.overlay = None;
+            world.line.left().unwrap();
+        }
+        world.line.want();
+        world.round(0).unwrap();
+        assert_eq!(world.line.may_run(world.now), Err(NoRight::Coming));
+    }
+    assert_eq!(world.line.awaited().unwrap().0.0, 3);
+    let forks = world.center.lines.keys().flatten().count();
+    assert_eq!(forks, 1, "of the first generation, which wrote something");
+}

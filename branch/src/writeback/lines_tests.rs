@@ -4,8 +4,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use dedup::{BranchId, DesktopId, IdKey, RealmId};
-use dedup_protocol::state::authority::Stage;
+use dedup::{BranchId, DesktopId, IdKey, NodeId, RealmId};
+use dedup_protocol::records::TreeRef;
+use dedup_protocol::state::authority::{HoldRow, Stage};
+use dedup_protocol::state::began::StateRecord;
 use dedup_protocol::state::lease::Lease;
 use dedup_protocol::state::{Generation, Head, Nonce};
 use dedup_protocol::trust::{SigningKey, TrustAnchor};
@@ -14,7 +16,7 @@ use dedup_store::kv::MemKv;
 
 use super::line::LineError;
 use super::lines::Lines;
-use super::rows::Rows;
+use super::rows::{KeptHold, OverlayOf, Rows};
 use super::shown::NoRight;
 use crate::catalog::{Catalog, CatalogError};
 use crate::clock::Clock;
@@ -157,4 +159,54 @@ fn a_volume_that_is_forgotten_leaves_no_rows() {
     assert_eq!(world.catalog.hold(VOLUME).unwrap(), None);
     assert_eq!(world.catalog.send_row(VOLUME).unwrap(), None);
     assert_eq!(lines.shown(VOLUME).unwrap().lease, "unleased");
+}
+
+#[test]
+fn a_state_lies_under_an_overlay_of_its_own_generation_only() {
+    let world = World::new();
+    let state = StateRecord {
+        realm: REALM,
+        desktop: VOLUME,
+        generation: Generation(2),
+        base: Head([7; 32]),
+        disk: TreeRef {
+            root: NodeId([8; 32]),
+            size_bytes: 4096,
+        },
+    };
+    let catalog = &world.catalog;
+    catalog
+        .put_state(VOLUME, &world.publisher.sign(&state))
+        .unwrap();
+    assert_eq!(catalog.state(VOLUME).unwrap(), Some(state.clone()));
+    assert_eq!(catalog.state_under(VOLUME).unwrap(), None);
+    let kept = |overlay| KeptHold {
+        row: HoldRow {
+            desktop: VOLUME,
+            stage: Stage::Idle {
+                last: Generation(2),
+            },
+            asking: None,
+            seen_unix_s: 0,
+        },
+        lease: None,
+        overlay,
+    };
+    for overlay in [
+        OverlayOf::Unleased,
+        OverlayOf::Gone,
+        OverlayOf::Under(Generation(1)),
+    ] {
+        catalog.keep_hold(&kept(overlay)).unwrap();
+        assert_eq!(catalog.state_under(VOLUME).unwrap(), None);
+    }
+    let own = OverlayOf::Under(Generation(2));
+    catalog.keep_hold(&kept(own)).unwrap();
+    assert_eq!(catalog.state_under(VOLUME).unwrap(), Some(state.clone()));
+    let (stranger, _) = SigningKey::generate();
+    catalog.put_state(VOLUME, &stranger.sign(&state)).unwrap();
+    let forged = catalog.state_under(VOLUME);
+    assert!(matches!(forged, Err(CatalogError::Trust(_))), "{forged:?}");
+    catalog.forget_volume(VOLUME).unwrap();
+    assert_eq!(catalog.state_under(VOLUME).unwrap(), None);
 }

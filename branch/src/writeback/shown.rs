@@ -25,9 +25,14 @@ pub enum NoRight {
         /// What the datacenter said last.
         why: Option<String>,
     },
-    /// It is held, and what it goes on behind is at the datacenter only.
+    /// It is held, and what it goes on behind is on its way here.
     #[error(
-        "this branch holds it, but what was written elsewhere is at the datacenter, and branches cannot fetch that yet; start it where it was, or break its lease"
+        "this branch holds it, and the state that it goes on behind is fetched from the datacenter while the link is up; start it again in a moment"
+    )]
+    Coming,
+    /// It is held behind what was written elsewhere, and an overlay of before its first lease is here.
+    #[error(
+        "this branch holds it behind a state that was written elsewhere, and what was written here before it was leased does not lie over that; have IT break its lease, or reset or delete the desktop here"
     )]
     Elsewhere,
     /// Its generation has ended.

@@ -16,9 +16,9 @@ use crate::{
     BreakLeaseRequest, CollectRequest, CreateImage, DatacenterStatus, DeletedVersion,
     DeletedVersionList, ExportRequest, Image, ImageList, Operation, OperationList, OperationState,
     PinRequest, PolicyRequest, Pool, PoolList, Problem, ProblemCode, PublishRequest, ReasonRequest,
-    Retention, ScrubRequest, StatePolicy, StatePolicyRequest, StoreReport, TokenRequest,
-    TokenResponse, UpdateRequest, Version, VersionDiff, VersionList, VersionPin, VersionRef,
-    Volume, VolumeList, VolumeSnapshot, VolumeState,
+    Retention, RollBackRequest, ScrubRequest, StatePolicy, StatePolicyRequest, StoreReport,
+    TokenRequest, TokenResponse, UpdateRequest, Version, VersionDiff, VersionList, VersionPin,
+    VersionRef, Volume, VolumeList, VolumeSnapshot, VolumeState,
 };
 
 /// How to reach a datacenter.
@@ -548,6 +548,17 @@ impl Client {
         self.send(self.request(Method::POST, &path).json(request))
             .await?;
         Ok(())
+    }
+
+    /// Makes a snapshot the state that a volume goes on behind.
+    pub async fn roll_back(
+        &self,
+        volume: &str,
+        number: u64,
+        request: &RollBackRequest,
+    ) -> Result<VolumeState, ClientError> {
+        let path = volume_path(volume, &format!("/snapshots/{number}/roll-back"))?;
+        self.with(Method::POST, &path, request).await
     }
 
     /// Starts to write a snapshot's disk to a file of the datacenter's host.

@@ -47,7 +47,7 @@ pub use store::{
     VersionPin,
 };
 pub use volume::{
-    AuditEntry, AuditList, BreakLeaseRequest, EndedLease, ReasonRequest, SnapshotCause,
-    StatePolicy, StatePolicyRequest, Volume, VolumeFork, VolumeKind, VolumeLease, VolumeList,
-    VolumeReport, VolumeSnapshot, VolumeState,
+    AuditEntry, AuditList, BreakLeaseRequest, EndedLease, ReasonRequest, RollBackRequest,
+    SnapshotCause, StatePolicy, StatePolicyRequest, Volume, VolumeFork, VolumeKind, VolumeLease,
+    VolumeList, VolumeReport, VolumeSnapshot, VolumeState,
 };

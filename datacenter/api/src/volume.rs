@@ -180,6 +180,18 @@ pub struct BreakLeaseRequest {
     pub home: Option<String>,
 }
 
+/// Makes a snapshot the state that a volume goes on behind.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct RollBackRequest {
+    /// Who does it and why; kept in the audit log.
+    pub reason: String,
+    /// Also while a branch may run the desktop: its lease is broken and the desktop stopped; all that it wrote becomes a fork.
+    #[serde(default)]
+    pub force: bool,
+}
+
 /// Says why something is done.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -242,7 +254,7 @@ pub struct AuditEntry {
     pub id: u64,
     /// When, unix seconds.
     pub unix_s: u64,
-    /// What: `lease_broken`, `old_copy`, `fork_discarded`, `fork_restored`, `generation_settled`, `snapshot_deleted`, `volume_deleted` or `home_changed`.
+    /// What: `lease_broken`, `old_copy`, `fork_discarded`, `fork_restored`, `generation_settled`, `snapshot_deleted`, `volume_deleted`, `home_changed` or `rolled_back`.
     pub event: String,
     /// Of which volume.
     pub volume: String,

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use datacenter_api::units::{format_duration, format_size, parse_duration};
 use datacenter_api::{
-    BreakLeaseRequest, ExportRequest, OperationResult, ReasonRequest, SnapshotCause, StatePolicy,
-    StatePolicyRequest, Volume, VolumeFork, VolumeKind, VolumeLease, VolumeSnapshot, VolumeState,
+    BreakLeaseRequest, ExportRequest, OperationResult, ReasonRequest, RollBackRequest,
+    SnapshotCause, StatePolicy, StatePolicyRequest, Volume, VolumeFork, VolumeKind, VolumeLease,
+    VolumeSnapshot, VolumeState,
 };
 
 use crate::config::Context;
@@ -75,6 +76,22 @@ pub enum Verb {
         /// Do not wait for the end.
         #[arg(long)]
         no_wait: bool,
+    },
+    /// Make a snapshot the state that a volume goes on behind at its next start. The state before stays as a snapshot.
+    #[command(
+        after_help = "Example:\n  splice desktop-state roll-back 5f0c91aa --snapshot 12 --reason 'carol: alice asked for monday' --force"
+    )]
+    RollBack {
+        /// The volume, a system or a user volume.
+        volume: String,
+        /// The snapshot's number.
+        #[arg(long, value_name = "N")]
+        snapshot: u64,
+        #[command(flatten)]
+        reason: Reason,
+        /// Also while a branch may run the desktop: it is stopped, and all that it wrote becomes a fork.
+        #[arg(long)]
+        force: bool,
     },
     /// Break a lease: what its branch brings from now on becomes a fork.
     #[command(
@@ -233,6 +250,19 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
                 Some(OperationResult::Export(result)) => crate::version::exported(&result),
                 _ => Ok(()),
             }
+        }
+        Verb::RollBack {
+            volume,
+            snapshot,
+            reason,
+            force,
+        } => {
+            let request = RollBackRequest {
+                reason: reason.reason,
+                force,
+            };
+            let state = client.roll_back(&volume, snapshot, &request).await?;
+            shown(context, &state)
         }
         Verb::BreakLease {
             volume,

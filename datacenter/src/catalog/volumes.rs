@@ -226,6 +226,8 @@ pub enum AuditEvent {
     VolumeDeleted,
     /// IT named another branch that may ask for a volume, while nobody held it.
     HomeChanged,
+    /// IT made a snapshot the volume's state.
+    RolledBack,
 }
 
 /// An entry of the audit log.

@@ -105,6 +105,7 @@ fn protected() -> OpenApiRouter<App> {
         .routes(routes!(volumes::snapshot))
         .routes(routes!(volumes::drop_snapshot))
         .routes(routes!(volumes::export_snapshot))
+        .routes(routes!(volumes::roll_back))
         .routes(routes!(volumes::restore_fork))
         .routes(routes!(volumes::discard_fork))
         .routes(routes!(volumes::settle))

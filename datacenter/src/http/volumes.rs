@@ -5,8 +5,8 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use datacenter_api::{
-    AuditList, BreakLeaseRequest, ExportRequest, Operation, Problem, ReasonRequest, StatePolicy,
-    StatePolicyRequest, VolumeList, VolumeSnapshot, VolumeState,
+    AuditList, BreakLeaseRequest, ExportRequest, Operation, Problem, ReasonRequest,
+    RollBackRequest, StatePolicy, StatePolicyRequest, VolumeList, VolumeSnapshot, VolumeState,
 };
 use serde::Deserialize;
 use utoipa::IntoParams;
@@ -132,6 +132,22 @@ pub(super) async fn export_snapshot(
         export::snapshot_operation(dc, &volume, number, &request)
     });
     Ok((StatusCode::ACCEPTED, Json(started.await?)).into_response())
+}
+
+/// Makes a snapshot the state that a volume goes on behind. The state before stays as a snapshot.
+#[utoipa::path(post, path = "/v1/volumes/{volume}/snapshots/{number}/roll-back", tag = "volumes",
+    params(("volume" = String, Path, description = "The volume's id, or a beginning of it"),
+        ("number" = u64, Path, description = "The snapshot's number")),
+    request_body = RollBackRequest,
+    responses((status = 200, body = VolumeState), (status = 404, body = Problem), (status = 409, body = Problem),
+        (status = 422, body = Problem)))]
+pub(super) async fn roll_back(
+    State(dc): State<App>,
+    Segments((volume, number)): Segments<(String, u64)>,
+    Body(request): Body<RollBackRequest>,
+) -> Answer<VolumeState> {
+    let rolled = blocking(&dc, move |dc| dc.roll_back(&volume, number, &request));
+    Ok(Json(rolled.await?))
 }
 
 /// Makes a fork that is whole the volume's state. The state before stays as a snapshot.

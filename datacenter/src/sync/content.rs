@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use dedup::{ChunkId, NodeId, NodeSource, VersionId};
 use dedup_protocol::server::{Content, PublishedVersion, StoredBytes};
+use dedup_protocol::state::began::StateName;
 use dedup_protocol::trust::TrustError;
 use dedup_store::{Encoding, StoreError};
 
@@ -93,6 +94,10 @@ impl NodeSource for SharedContent {
 
 impl Content for SharedContent {
     fn version(&self, id: VersionId) -> Result<Option<PublishedVersion>, ContentError> {
+        if let Some(state) = StateName::of_version(id) {
+            let found = self.dc.state_as_version(state);
+            return found.map_err(|e| ContentError::Catalog(Box::new(e)));
+        }
         let signed = self
             .dc
             .version(id)

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use dedup::{BranchId, VersionId};
 use dedup_protocol::server::{AnswerError, Responder};
+use dedup_protocol::state::began::StateName;
 use dedup_protocol::wire::{FRAME_BYTES_MAX, Message, Refuse, RefuseCode, Urgency};
 use dedup_transport::link::{
     Accepted, Class, FrameRecv, FrameSend, Incoming, Link, LinkError, LinkServer,
@@ -231,14 +232,28 @@ async fn answer(
     let _uses = asked_versions(&request)
         .map(|version| version.map(|version| shared.dc.use_version(version)));
     let worker = Arc::clone(shared);
-    let begun = tokio::task::spawn_blocking(move || {
+    let (begun, _state) = tokio::task::spawn_blocking(move || {
+        let dc = &worker.dc;
+        let state = asked_versions(&request)[0].and_then(StateName::of_version);
+        // Before it is looked up, as with versions.
+        let kept = state.and_then(|state| {
+            dc.use_state(state).unwrap_or_else(|error| {
+                tracing::error!(%branch, error = error_line(&error), "a state cannot be looked up");
+                None
+            })
+        });
         let readable = |version| {
-            worker.dc.may_read(branch, version).unwrap_or_else(|error| {
+            let may_read = match StateName::of_version(version) {
+                Some(state) => dc.may_read_state(branch, state),
+                None => dc.may_read(branch, version),
+            };
+            may_read.unwrap_or_else(|error| {
                 tracing::error!(%branch, %version, error = error_line(&error), "rights cannot be looked up");
                 false
             })
         };
-        Responder::new(worker.content.clone(), &request, readable)
+        let begun = Responder::new(worker.content.clone(), &request, readable);
+        (begun, kept)
     })
     .await
     .expect("answering does not panic");

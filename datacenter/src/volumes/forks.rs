@@ -7,10 +7,11 @@ use std::sync::{Arc, Mutex};
 
 use datacenter_api::VolumeState;
 use dedup::DesktopId;
+use dedup_protocol::records::TreeRef;
 use dedup_protocol::state::authority::{AuthorityAction, AuthorityRow};
 use dedup_protocol::state::message::Cut;
 use dedup_protocol::state::writeback::{LineRow, Snapshot};
-use dedup_protocol::state::{Generation, Nonce, Position};
+use dedup_protocol::state::{Generation, Head, Nonce, Position};
 
 use super::keep::{audit, drop_parts};
 use super::manage::{find, reason};
@@ -29,31 +30,36 @@ fn missing(text: &str, fork: &str) -> ManageError {
 }
 
 /// Whoever holds all of these waits until no state of the volume is built: what it is built from would go.
-fn building_of(machines: &Mutex<Machines>) -> Vec<Arc<Mutex<()>>> {
+pub(super) fn building_of(machines: &Mutex<Machines>) -> Vec<Arc<Mutex<()>>> {
     let machines = lock(machines);
     let lines = machines.lines.values();
     lines.map(|line| Arc::clone(&line.building)).collect()
 }
 
-/// What is made of a volume's own row when `fork` becomes its state.
-fn restored(own: &LineRow, fork: &LineRow) -> LineRow {
+/// What is made of a volume's own row when another state of its becomes the newest: its disks, the history up to there, and when it was sealed.
+pub(super) fn replaced(
+    own: &LineRow,
+    disks: &[TreeRef],
+    head: Head,
+    sealed_unix_s: u64,
+) -> LineRow {
     let at = Position {
         seq: own.applied.seq,
-        head: fork.applied.head,
+        head,
     };
     LineRow {
         line: own.line,
         applied: at,
         before: at,
         newest: Nonce::NONE,
-        sealed_unix_s: fork.sealed_unix_s,
-        disks: fork.disks.clone(),
+        sealed_unix_s,
+        disks: disks.to_vec(),
         staged: None,
     }
 }
 
 impl Datacenter {
-    fn find_volume(&self, text: &str) -> Result<(DesktopId, VolumeRow), ManageError> {
+    pub(super) fn find_volume(&self, text: &str) -> Result<(DesktopId, VolumeRow), ManageError> {
         self.catalog().read(|tx| find(tx, text))
     }
 
@@ -168,7 +174,7 @@ impl Datacenter {
             })?;
             keep_former(tx, id, &own, self.now_unix_s())?;
             drop_parts(tx, own_key, &own);
-            let restored = restored(&own, &row);
+            let restored = replaced(&own, &row.disks, row.applied.head, row.sealed_unix_s);
             tx.put(&own_key, &restored);
             tx.delete::<LineRow>(&key);
             audit(tx, &entry)?;
@@ -287,7 +293,7 @@ impl Datacenter {
 }
 
 /// Keeps a state that is replaced, as a snapshot that retention leaves alone.
-fn keep_former(
+pub(super) fn keep_former(
     tx: &mut crate::catalog::Tx<'_>,
     id: DesktopId,
     own: &LineRow,

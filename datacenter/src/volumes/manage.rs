@@ -115,6 +115,7 @@ fn event_name(event: AuditEvent) -> &'static str {
         AuditEvent::SnapshotDeleted => "snapshot_deleted",
         AuditEvent::VolumeDeleted => "volume_deleted",
         AuditEvent::HomeChanged => "home_changed",
+        AuditEvent::RolledBack => "rolled_back",
     }
 }
 
@@ -399,7 +400,7 @@ impl Datacenter {
     }
 }
 
-fn require_snapshot(
+pub(super) fn require_snapshot(
     tx: &mut Tx<'_>,
     id: DesktopId,
     text: &str,

@@ -9,13 +9,16 @@
 //!   AskLease, ReturnLease ──► lease ──┐
 //!   OfferPart, PartChunks ──► write_back ──► keep: one transaction each, which reads the rows that it was decided by
 //!                                 └► build: manifests from parts
-//!   people ──► manage, forks
+//!   GetVersion, GetOutline, … of a state ──► began   what the holder's generation goes on behind
+//!   people ──► manage, forks, back
 //! ```
 //!
 //! Invariants: what a message says is durable before it is sent; a row is written only over the row that the decision was made from, so that of
 //! two machines of one volume (a link that went and came while work went on) one fails and is loaded again; a machine takes a step only
-//! when its actions are done. What it does not do: sockets ([`crate::sync`]), and moving a volume's state to a branch.
+//! when its actions are done. What it does not do: sockets ([`crate::sync`]).
 
+mod back;
+mod began;
 mod build;
 mod forks;
 mod keep;

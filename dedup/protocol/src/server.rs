@@ -11,6 +11,7 @@ use dedup::diff::{LeafDelta, changed_leaves};
 use dedup::{ChunkId, Leaf, Manifest, NodeId, NodeSource, VersionId};
 
 use crate::records::{Tree, TreeRef, VersionRecord};
+use crate::state::began::StateName;
 use crate::wire::{
     BATCH_RAW_BYTES, Batch, BatchEncoding, CHUNKS_MAX, GetChunks, GetLeaves, GetOutline,
     LEAVES_MAX, Leaves, Message, Outline, RUNS_MAX, Refuse, RefuseCode, Run, SignedBytes,
@@ -239,6 +240,10 @@ fn parent_tree<C: Content>(
     let Some(parent) = parent else {
         return Ok(None);
     };
+    // Against what desktops wrote nobody is told anything.
+    if StateName::of_version(parent).is_some() {
+        return Err(AnswerError::NotReadable(parent));
+    }
     let parent_record = find(content, parent, version)?.record;
     if parent_record.image != record.image {
         return Err(AnswerError::NotReadable(parent));

@@ -4,9 +4,11 @@
 mod common;
 
 use common::{Datacenter, NewVersion, noise};
-use dedup::{ChunkerParams, VersionId};
+use dedup::{ChunkerParams, DesktopId, VersionId};
 use dedup_protocol::records::Tree;
 use dedup_protocol::server::{AnswerError, Responder};
+use dedup_protocol::state::Generation;
+use dedup_protocol::state::began::StateName;
 use dedup_protocol::wire::{
     CHUNKS_MAX, GetChunks, GetLeaves, GetOutline, GetVersion, Hello, LEAVES_MAX, Message, RUNS_MAX,
     RefuseCode, Run, StatusReport, Urgency,
@@ -176,6 +178,34 @@ fn a_parent_of_another_image_or_of_none_is_not_readable() {
             .answer(&outline(site.next, Tree::Kernel, Some(site.version)))
             .is_ok()
     );
+}
+
+/// What differs from what a desktop wrote would tell what it wrote, to whoever may read the version.
+#[test]
+fn a_state_has_a_version_as_parent_and_is_nobodys() {
+    let mut site = site();
+    let name = StateName {
+        desktop: DesktopId([9; 16]),
+        generation: Generation(3),
+    };
+    let state = name.as_version();
+    let published = site.dc.versions[&site.next].clone();
+    site.dc.versions.insert(state, published);
+    for request in [
+        outline(state, Tree::Disk, Some(site.version)),
+        leaves(state, Some(site.version), vec![0]),
+        chunks(state, Tree::Disk, vec![run(0, 0, 1)]),
+    ] {
+        site.dc.answer(&request).unwrap();
+    }
+    for request in [
+        outline(site.next, Tree::Disk, Some(state)),
+        leaves(site.next, Some(state), vec![0]),
+        outline(state, Tree::Disk, Some(state)),
+    ] {
+        let (code, _) = refused(&site, &request);
+        assert_eq!(code, RefuseCode::NotReadable);
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use dedup_protocol::state::authority::{Facts, HoldAction, HoldRow, Right, Stage};
 use dedup_protocol::state::writeback::{SendRow, Sender};
-use dedup_protocol::state::{Head, Nonce, Position};
+use dedup_protocol::state::{Generation, Head, Nonce, Position};
 use dedup_protocol::wire::Message;
 
 use super::super::rows::{KeptHold, OverlayOf};
@@ -40,6 +40,7 @@ impl Line {
                 Right::Run | Right::Grace if overlay == OverlayOf::Under(lease.generation) => {
                     Ok(())
                 }
+                Right::Run | Right::Grace if overlay == OverlayOf::Gone => Err(NoRight::Coming),
                 Right::Run | Right::Grace => Err(NoRight::Elsewhere),
                 Right::Over | Right::None => Err(NoRight::Over {
                     until_unix_s: lease.ends_unix_s(),
@@ -52,6 +53,42 @@ impl Line {
     pub fn want(&mut self) {
         self.is_wanted = true;
         self.asked_unix_s = None;
+    }
+
+    /// The generation that is held while the state that it goes on behind is not here, and the base of its leases.
+    pub fn awaited(&self) -> Option<(Generation, Head)> {
+        match &self.hold.row().stage {
+            Stage::Held {
+                lease,
+                is_returning: false,
+            } if self.overlay_of == OverlayOf::Gone && lease.base != Head::START => {
+                Some((lease.generation, lease.base))
+            }
+            _ => None,
+        }
+    }
+
+    /// What a generation goes on behind is here: its overlay lies over that from now on. False: it is not waited for any more.
+    ///
+    /// # Errors
+    /// It could not be kept.
+    pub fn begin_behind(
+        &mut self,
+        generation: Generation,
+        now_unix_s: u64,
+    ) -> Result<bool, LineError> {
+        if self.is_broken
+            || self
+                .awaited()
+                .is_none_or(|(awaited, _)| awaited != generation)
+        {
+            return Ok(false);
+        }
+        self.overlay_of = OverlayOf::Under(generation);
+        let row = self.hold.row().clone();
+        self.keep_hold(row)?;
+        self.aim(now_unix_s)?;
+        Ok(true)
     }
 
     pub(super) fn ask_if_due(&mut self, now_unix_s: u64) -> Result<(), LineError> {
@@ -157,10 +194,17 @@ impl Line {
         let Some((line, start)) = self.hold.aim() else {
             return Ok(());
         };
+        if let Some(fork) = line.fork
+            && self.overlay_of == OverlayOf::Gone
+        {
+            // What it went on behind had not come, so nothing was written.
+            let actions = self.hold.settled(fork);
+            return self.do_holds(actions, now_unix_s);
+        }
         if self.overlay_of != OverlayOf::Under(line.generation) {
             let begins = line.fork.is_none() && start.head == Head::START;
             if !begins || matches!(self.overlay_of, OverlayOf::Under(_)) {
-                // What the generation goes on behind is not here.
+                // What the generation goes on behind is not here: it is fetched, and then `begin_behind` called.
                 return Ok(());
             }
             self.overlay_of = OverlayOf::Under(line.generation);

@@ -18,6 +18,7 @@
 //! argument why they do not, is in decisions 0038 and 0039.
 
 pub mod authority;
+pub mod began;
 pub mod lease;
 pub mod message;
 pub mod writeback;
