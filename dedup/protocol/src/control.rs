@@ -1,7 +1,7 @@
 //! The control stream: greeting, assignments, status. Both ends as values.
 //!
 //! ```text
-//!   branch      Greeting ──Welcome──► Open ──Assign, Policy, Renewed, ProfileAvailable, Wanted, ProveLease, FenceLease──► Open
+//!   branch      Greeting ──Welcome──► Open ──Assign, Policy, Roster, Renewed, ProfileAvailable, Wanted, ProveLease, FenceLease──► Open
 //!   datacenter  Greeting ──Hello────► Open ──Status, Renew────► Open
 //! ```
 //!
@@ -10,6 +10,7 @@
 
 use dedup::BranchId;
 
+use crate::people::Roster;
 use crate::policy::Policy;
 use crate::records::Assignment;
 use crate::trust::{Endorsement, Signed, Trust, TrustAnchor, TrustError};
@@ -30,8 +31,8 @@ pub enum ControlError {
     /// The other end said no.
     #[error("the other end refused: {} ({:?})", .0.message, .0.code)]
     Refused(Refuse),
-    /// An assignment for somebody else.
-    #[error("an assignment for branch {0} came to this one")]
+    /// An assignment or a roster for somebody else.
+    #[error("a record for branch {0} came to this one")]
     WrongBranch(BranchId),
 }
 
@@ -42,7 +43,7 @@ pub enum BranchAction {
     Welcomed(Welcome),
     /// Follow this assignment; keep the envelope.
     Follow(Box<Assignment>, Signed<Assignment>),
-    /// Nothing new: the assignment is the one already followed, or older.
+    /// Nothing new: the assignment or roster is the one already followed, or older.
     Stale {
         /// Its counter.
         counter: u64,
@@ -52,6 +53,8 @@ pub enum BranchAction {
         /// When it ran out, unix seconds.
         expires_unix_s: u64,
     },
+    /// These may log in from now on; keep the envelope.
+    Admit(Box<Roster>, Signed<Roster>),
     /// Keep to these caps and hours.
     Keep(Policy),
     /// Use this certificate (DER) from the next connection on.
@@ -73,6 +76,7 @@ pub struct BranchControl {
     anchor: TrustAnchor,
     endorsements: Vec<Endorsement>,
     counter: u64,
+    roster_counter: u64,
     greeted: bool,
 }
 
@@ -89,8 +93,16 @@ impl BranchControl {
             anchor,
             endorsements,
             counter,
+            roster_counter: 0,
             greeted: false,
         }
+    }
+
+    /// The same for a branch that has a roster; `counter` is that one's.
+    #[must_use]
+    pub fn with_roster(mut self, counter: u64) -> Self {
+        self.roster_counter = counter;
+        self
     }
 
     /// The first frame to send.
@@ -135,6 +147,24 @@ impl BranchControl {
                 }
                 self.counter = assignment.counter;
                 Ok(BranchAction::Follow(Box::new(assignment), signed))
+            }
+            Message::Roster(SignedBytes { bytes }) if self.greeted => {
+                let signed = Signed::<Roster>::from_bytes(&bytes)?;
+                let roster =
+                    signed.open(&self.anchor, &self.endorsements, Trust::New { now_unix_s })?;
+                if roster.branch != self.branch {
+                    return Err(ControlError::WrongBranch(roster.branch));
+                }
+                if !roster.is_valid() {
+                    return Err(WireError::Malformed { name: "Roster" }.into());
+                }
+                if roster.counter <= self.roster_counter {
+                    return Ok(BranchAction::Stale {
+                        counter: roster.counter,
+                    });
+                }
+                self.roster_counter = roster.counter;
+                Ok(BranchAction::Admit(Box::new(roster), signed))
             }
             Message::Policy(policy) if self.greeted => {
                 if policy.is_valid() {

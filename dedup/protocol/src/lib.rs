@@ -5,6 +5,7 @@
 pub mod client;
 pub mod control;
 pub mod join;
+pub mod people;
 pub mod policy;
 pub mod profile;
 pub mod records;

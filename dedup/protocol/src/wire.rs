@@ -21,14 +21,17 @@ pub const FRAME_VERSION: u8 = 1;
 
 /// Newest message set that this program speaks, told in the greeting. Revisions: 1, the first; 2, assignments of
 /// the second kind (machine types); 3, `Wanted`, `Restore`, `Restored`, and assignments of the third kind (user volumes); 4, leases and
-/// write-back of desktops.
-pub const PROTOCOL_MINOR: u16 = 4;
+/// write-back of desktops; 5, rosters of people.
+pub const PROTOCOL_MINOR: u16 = 5;
 
 /// The message set from which on `Wanted` is understood.
 pub const MINOR_WANTED: u16 = 3;
 
 /// The message set from which on leases and write-back are understood.
 pub const MINOR_STATE: u16 = 4;
+
+/// The message set from which on rosters are understood.
+pub const MINOR_ROSTER: u16 = 5;
 
 /// Largest frame of any kind, in bytes: a solid batch (see [`BATCH_RAW_BYTES`]) that did not compress, and its head.
 pub const FRAME_BYTES_MAX: usize = 8 << 20;
@@ -244,6 +247,9 @@ messages! {
     0x6C => SegmentApplied(SegmentApplied),
     /// Datacenter → branch: begin the segment again.
     0x6D => RestartSegment(RestartSegment),
+
+    /// Datacenter → branch, on the control stream: the signed roster of people who may log in there, on connection and at each change.
+    0x70 => Roster(SignedBytes),
 }
 
 /// Greeting of a branch.

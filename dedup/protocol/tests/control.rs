@@ -8,6 +8,8 @@ use dedup::{BranchId, DesktopId, RealmId};
 use dedup_protocol::control::{
     BranchAction, BranchControl, ControlError, DatacenterAction, DatacenterControl,
 };
+use dedup_protocol::people::verifier::Verifier;
+use dedup_protocol::people::{Person, Roster};
 use dedup_protocol::policy::{Hours, Policy};
 use dedup_protocol::records::Assignment;
 use dedup_protocol::state::message::{FenceLease, ProveLease};
@@ -283,4 +285,63 @@ fn word_of_a_lease_comes_behind_the_greeting_only() {
         let mut early = BranchControl::new(BRANCH, anchor(), vec![], 0);
         assert!(early.handle(&told.encode(), NOW).is_err());
     }
+}
+
+fn roster(counter: u64) -> Roster {
+    let verifier = Verifier::with_cost(b"correct horse", [1; 16], (8, 1, 1)).unwrap();
+    let person = |name: &str| Person {
+        name: name.into(),
+        verifier: verifier.clone(),
+        totp: None,
+        pools: vec!["office".into()],
+    };
+    Roster {
+        realm: REALM,
+        branch: BRANCH,
+        counter,
+        issued_unix_s: NOW,
+        people: vec![person("alice"), person("bob")],
+    }
+}
+
+fn roster_frame(key: &SigningKey, roster: &Roster) -> Vec<u8> {
+    let bytes = key.sign(roster).to_bytes();
+    Message::Roster(SignedBytes { bytes }).encode()
+}
+
+#[test]
+fn a_roster_is_taken_once_signed_for_this_branch_and_in_order() {
+    let key = publisher_key();
+    let mut control = greeted(0).with_roster(4);
+    let action = control
+        .handle(&roster_frame(&key, &roster(5)), NOW)
+        .unwrap();
+    let BranchAction::Admit(taken, signed) = action else {
+        panic!("a newer roster is taken");
+    };
+    assert_eq!((*taken, signed.open_own()), (roster(5), Ok(roster(5))));
+    for stale in [5, 4, 0] {
+        let frame = roster_frame(&key, &roster(stale));
+        let action = control.handle(&frame, NOW).unwrap();
+        assert!(matches!(action, BranchAction::Stale { counter } if counter == stale));
+    }
+    let other = Roster {
+        branch: BranchId([0x77; 16]),
+        ..roster(6)
+    };
+    let refused = control.handle(&roster_frame(&key, &other), NOW);
+    assert!(matches!(refused, Err(ControlError::WrongBranch(_))));
+    let mut twice = roster(6);
+    twice.people[1].name = "alice".into();
+    let refused = control.handle(&roster_frame(&key, &twice), NOW);
+    assert!(matches!(
+        refused,
+        Err(ControlError::Wire(WireError::Malformed { name: "Roster" }))
+    ));
+    let (stranger, _) = SigningKey::generate();
+    let refused = control.handle(&roster_frame(&stranger, &roster(6)), NOW);
+    assert!(matches!(refused, Err(ControlError::Trust(_))));
+    let mut early = BranchControl::new(BRANCH, anchor(), vec![], 0);
+    let frame = roster_frame(&key, &roster(6));
+    assert!(early.handle(&frame, NOW).is_err(), "before the greeting");
 }

@@ -105,6 +105,9 @@ fn third_assignment() -> Assignment {
 fn messages() -> Vec<Message> {
     let mut messages = sync_messages();
     messages.extend(state::messages());
+    messages.push(Message::Roster(SignedBytes {
+        bytes: vec![13, 14, 15],
+    }));
     messages
 }
 

@@ -1,10 +1,11 @@
 //! Signed records. The first byte chooses: a whole envelope, which nobody can have signed, or the content of an envelope whose
-//! signature holds, as version, assignment or lease.
+//! signature holds, as version, assignment, lease or roster.
 #![no_main]
 
 use std::fmt::Debug;
 use std::sync::OnceLock;
 
+use dedup_protocol::people::Roster;
 use dedup_protocol::records::{Assignment, VersionRecord};
 use dedup_protocol::state::lease::Lease;
 use dedup_protocol::trust::{Endorsement, Record, Signed, SigningKey, Trust, TrustAnchor};
@@ -76,6 +77,7 @@ fuzz_target!(|data: &[u8]| {
     match choice & 6 {
         0 => open::<VersionRecord>(data, choice & 1 == 0),
         2 => open::<Assignment>(data, choice & 1 == 0),
-        _ => open::<Lease>(data, choice & 1 == 0),
+        4 => open::<Lease>(data, choice & 1 == 0),
+        _ => open::<Roster>(data, choice & 1 == 0),
     }
 });
