@@ -36,6 +36,26 @@ pub enum ManageError {
         /// The way out.
         help: Option<String>,
     },
+    /// Nobody who is known here asks.
+    #[error("{message}")]
+    Unauthenticated {
+        /// What is lacking.
+        message: String,
+        /// The way out.
+        help: String,
+    },
+    /// Whoever asks may not do this.
+    #[error("{message}")]
+    Forbidden {
+        /// What is lacking.
+        message: String,
+    },
+    /// Too many attempts.
+    #[error("{message}")]
+    TooMany {
+        /// Of what, and when to try again.
+        message: String,
+    },
     /// The catalog could not answer.
     #[error(transparent)]
     Catalog(#[from] CatalogError),
@@ -121,6 +141,17 @@ impl From<&ManageError> for Problem {
             ManageError::Invalid { help, .. } => {
                 problem(ProblemCode::Invalid, message, help.clone())
             }
+            ManageError::Unauthenticated { help, .. } => {
+                problem(ProblemCode::Unauthenticated, message, Some(help.clone()))
+            }
+            ManageError::Forbidden { .. } => problem(
+                ProblemCode::Forbidden,
+                message,
+                Some(
+                    "`splice login --show` tells your roles; an administrator gives others".into(),
+                ),
+            ),
+            ManageError::TooMany { .. } => problem(ProblemCode::TooMany, message, None),
             ManageError::Catalog(e) => catalog_problem(e, message),
             ManageError::Store(e) => store_problem(e, message),
             ManageError::Manifest { .. } => problem(

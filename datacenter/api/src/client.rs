@@ -3,6 +3,8 @@
 //! It trusts exactly one authority, the realm's, and says in its errors whether the datacenter could not be reached at all or
 //! answered with a problem.
 
+mod people;
+
 use std::time::Duration;
 
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
@@ -12,13 +14,13 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::{
-    AssignRequest, AuditEntry, AuditList, BackupRequest, Branch, BranchList, BranchPolicy,
-    BreakLeaseRequest, CollectRequest, CreateImage, DatacenterStatus, DeletedVersion,
-    DeletedVersionList, ExportRequest, Image, ImageList, Operation, OperationList, OperationState,
-    PinRequest, PolicyRequest, Pool, PoolList, Problem, ProblemCode, PublishRequest, ReasonRequest,
-    Retention, RollBackRequest, ScrubRequest, StatePolicy, StatePolicyRequest, StoreReport,
-    TokenRequest, TokenResponse, UpdateRequest, Version, VersionDiff, VersionList, VersionPin,
-    VersionRef, Volume, VolumeList, VolumeSnapshot, VolumeState,
+    AssignRequest, BackupRequest, Branch, BranchList, BranchPolicy, BreakLeaseRequest,
+    CollectRequest, CreateImage, DatacenterStatus, DeletedVersion, DeletedVersionList,
+    ExportRequest, Image, ImageList, Operation, OperationList, OperationState, PinRequest,
+    PolicyRequest, Pool, PoolList, Problem, ProblemCode, PublishRequest, ReasonRequest, Retention,
+    RollBackRequest, ScrubRequest, StatePolicy, StatePolicyRequest, StoreReport, TokenRequest,
+    TokenResponse, UpdateRequest, Version, VersionDiff, VersionList, VersionPin, VersionRef,
+    Volume, VolumeList, VolumeSnapshot, VolumeState,
 };
 
 /// How to reach a datacenter.
@@ -619,12 +621,6 @@ impl Client {
     ) -> Result<StatePolicy, ClientError> {
         self.with(Method::PUT, &policy_path(branch, pool)?, request)
             .await
-    }
-
-    /// The newest entries of the audit log.
-    pub async fn audit(&self) -> Result<Vec<AuditEntry>, ClientError> {
-        let list: AuditList = self.get("/v1/audit").await?;
-        Ok(list.entries)
     }
 }
 

@@ -4,21 +4,25 @@
 //! Ids travel as hexadecimal text, times as unix seconds, sizes as bytes. Fields that a peer does not know are ignored and
 //! missing ones default, so that old and new programs understand each other inside one major version. This crate decides nothing.
 
+pub mod audit;
 pub mod backup;
 pub mod branch;
 #[cfg(feature = "client")]
 pub mod client;
 pub mod image;
 pub mod operation;
+pub mod people;
 pub mod policy;
 pub mod problem;
 pub mod readiness;
 pub mod reference;
 pub mod status;
 pub mod store;
+pub mod token;
 pub mod units;
 pub mod volume;
 
+pub use audit::{AuditEntry, AuditFacts, AuditLine, AuditList, AuditState};
 pub use backup::{BackupRequest, BackupResult};
 pub use branch::{
     AssignRequest, BootReport, Branch, BranchAhead, BranchIntroduction, BranchList, BranchState,
@@ -36,6 +40,11 @@ pub use operation::{
     DamagedItem, Operation, OperationKind, OperationList, OperationResult, OperationState, Phase,
     Progress, PublishResult, VerifyResult,
 };
+pub use people::{
+    AccountKind, Entitlement, EntitlementList, Grant, Group, GroupList, LogInRequest,
+    PasswordRequest, ProofRequest, Role, Session, SetupCode, SetupRequest, SubjectKind, TotpSetup,
+    User, UserList, UserRequest,
+};
 pub use policy::{BranchPolicy, PolicyRequest};
 pub use problem::{Problem, ProblemCode};
 pub use readiness::{OfflineBoot, PoolReadiness, Readiness};
@@ -46,8 +55,9 @@ pub use store::{
     ExportResult, PinRequest, Retention, ScrubRequest, ScrubResult, ScrubStatus, StoreReport,
     VersionPin,
 };
+pub use token::{ApiToken, ApiTokenList, ApiTokenRequest, NewApiToken};
 pub use volume::{
-    AuditEntry, AuditList, BreakLeaseRequest, EndedLease, ReasonRequest, RollBackRequest,
-    SnapshotCause, StatePolicy, StatePolicyRequest, Volume, VolumeFork, VolumeKind, VolumeLease,
-    VolumeList, VolumeReport, VolumeSnapshot, VolumeState,
+    BreakLeaseRequest, EndedLease, ReasonRequest, RollBackRequest, SnapshotCause, StatePolicy,
+    StatePolicyRequest, Volume, VolumeFork, VolumeKind, VolumeLease, VolumeList, VolumeReport,
+    VolumeSnapshot, VolumeState,
 };

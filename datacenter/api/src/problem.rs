@@ -19,6 +19,8 @@ pub enum ProblemCode {
     Invalid,
     /// 413: the request is too large.
     TooLarge,
+    /// 429: too many of these; try again later.
+    TooMany,
     /// 500: a defect of the datacenter.
     Internal,
     /// 503: try again later.

@@ -245,35 +245,3 @@ pub struct StatePolicyRequest {
     /// The newest of each of so many weeks.
     pub keep_weekly: Option<u32>,
 }
-
-/// What somebody has to answer for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub struct AuditEntry {
-    /// Counts up.
-    pub id: u64,
-    /// When, unix seconds.
-    pub unix_s: u64,
-    /// What: `lease_broken`, `old_copy`, `fork_discarded`, `fork_restored`, `generation_settled`, `snapshot_deleted`, `volume_deleted`, `home_changed` or `rolled_back`.
-    pub event: String,
-    /// Of which volume.
-    pub volume: String,
-    /// The desktop's name.
-    pub desktop: String,
-    /// Of which generation; 0 if it is of none.
-    pub generation: u64,
-    /// The branch that it was taken from, if it was.
-    pub branch: Option<String>,
-    /// Who did it and why; what the datacenter saw, if it was not IT.
-    pub reason: String,
-}
-
-/// A page of the audit log.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub struct AuditList {
-    /// Newest first.
-    pub entries: Vec<AuditEntry>,
-    /// Pass as `before` to have the next page.
-    pub next: Option<u64>,
-}

@@ -79,6 +79,18 @@ pub enum Table {
     StatePolicies = 56,
     /// What somebody has to answer for, newest first.
     Audit = 57,
+    /// People's accounts by name.
+    Accounts = 70,
+    /// Groups of people by name.
+    Groups = 71,
+    /// Who may use which pool.
+    Entitlements = 72,
+    /// Sessions by the hash of their secret.
+    Sessions = 73,
+    /// One-time codes for administrators' accounts, by their hash.
+    SetupCodes = 74,
+    /// The current signed roster of each branch.
+    Rosters = 75,
 }
 
 /// Is shown a table's number with a key, and the row there; may break.

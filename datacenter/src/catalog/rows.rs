@@ -452,15 +452,6 @@ pub struct OperationRow {
     pub json: String,
 }
 
-/// A token of the management API.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ApiTokenRow {
-    /// Whose it is, for people.
-    pub name: String,
-    /// When it was made, unix seconds.
-    pub created_unix_s: u64,
-}
-
 /// What a branch last reported.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BranchStatusRow {
@@ -622,7 +613,6 @@ rows! {
     AssignmentRow, BranchId, Assignments;
     GrantRow, GrantKey, Grants;
     OperationRow, NewestFirst, Operations;
-    ApiTokenRow, SecretHash, ApiTokens;
     BranchStatusRow, BranchId, BranchStatus;
     BranchPolicyRow, BranchId, BranchPolicies;
     BootProfileRow, VersionId, BootProfiles;

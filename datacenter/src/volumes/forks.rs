@@ -17,7 +17,7 @@ use super::keep::{audit, drop_parts};
 use super::manage::{find, reason};
 use super::{LINES_MAX, Machines, OpenLine, StateError, fork_name, lock, parse_fork};
 use crate::catalog::CatalogError;
-use crate::catalog::volumes::{AuditEvent, AuditRow, BeginRow, LineKey, SnapshotKey, VolumeRow};
+use crate::catalog::volumes::{AuditEvent, BeginRow, LineKey, SnapshotKey, VolumeEvent, VolumeRow};
 use crate::datacenter::Datacenter;
 use crate::problem::ManageError;
 
@@ -71,8 +71,8 @@ impl Datacenter {
         event: AuditEvent,
         generation: Generation,
         reason: String,
-    ) -> AuditRow {
-        AuditRow {
+    ) -> VolumeEvent {
+        VolumeEvent {
             unix_s: self.now_unix_s(),
             event,
             volume: id,

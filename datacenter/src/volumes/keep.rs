@@ -3,6 +3,7 @@
 //! Invariant: a row is written only over the row that its decision was made from, and a segment only while its generation may still bring one;
 //! both are read in the transaction. Where the catalog fails nobody knows what is durable: the volume is loaded again.
 
+use datacenter_api::AuditFacts;
 use dedup::{BranchId, DesktopId};
 use dedup_protocol::records::TreeRef;
 use dedup_protocol::state::authority::{Authority, AuthorityRow, Broken, Standing};
@@ -10,11 +11,11 @@ use dedup_protocol::state::message::Cut;
 use dedup_protocol::state::writeback::{LineRow, Snapshot, next_cut, to_drop};
 use dedup_protocol::state::{Ended, Generation};
 
+use super::manage::branch_name;
 use super::policy::policy_of;
 use super::{Machines, StateError};
-use crate::catalog::rows::NewestFirst;
 use crate::catalog::volumes::{
-    AuditEvent, AuditRow, BeginRow, GenerationKey, LineKey, PartKey, PartRow, SnapshotKey,
+    AuditEvent, BeginRow, GenerationKey, LineKey, PartKey, PartRow, SnapshotKey, VolumeEvent,
     VolumeRow,
 };
 use crate::catalog::{CatalogError, Tx};
@@ -39,10 +40,23 @@ pub(super) struct LineChange {
 }
 
 /// Adds an entry to the audit log.
-pub(super) fn audit(tx: &mut Tx<'_>, entry: &AuditRow) -> Result<(), CatalogError> {
-    let newest = tx.list::<AuditRow>(&[], None, 1)?;
-    let number = newest.first().map_or(1, |(NewestFirst(n), _)| n + 1);
-    tx.put(&NewestFirst(number), entry);
+pub(super) fn audit(tx: &mut Tx<'_>, entry: &VolumeEvent) -> Result<(), CatalogError> {
+    let known: Option<VolumeRow> = tx.get(&entry.volume)?;
+    let branch = entry.branch.or(known.as_ref().map(|known| known.home));
+    let branch = branch.map(|branch| branch_name(tx, branch)).transpose()?;
+    let facts = AuditFacts {
+        unix_s: entry.unix_s,
+        event: entry.event.name().to_owned(),
+        who: entry.event.who().to_owned(),
+        volume: entry.volume.to_string(),
+        desktop: entry.desktop.clone(),
+        generation: entry.generation.0,
+        branch,
+        pool: known.map(|known| known.pool),
+        reason: entry.reason.clone(),
+        ..AuditFacts::default()
+    };
+    crate::catalog::audit::append(tx, &facts)?;
     Ok(())
 }
 
@@ -69,7 +83,7 @@ impl Datacenter {
         id: DesktopId,
         volume: &VolumeRow,
         row: AuthorityRow,
-        entry: Option<AuditRow>,
+        entry: Option<VolumeEvent>,
         home: BranchId,
     ) -> Result<(), StateError> {
         let before = machines.kept.as_ref();
@@ -226,8 +240,8 @@ fn cut_snapshot(
 }
 
 /// The entry of a lease that was broken.
-pub(super) fn broken_entry(broken: &Broken, volume: &VolumeRow, now_unix_s: u64) -> AuditRow {
-    AuditRow {
+pub(super) fn broken_entry(broken: &Broken, volume: &VolumeRow, now_unix_s: u64) -> VolumeEvent {
+    VolumeEvent {
         unix_s: now_unix_s,
         event: match broken.ended {
             Ended::OldCopy => AuditEvent::OldCopy,

@@ -1,10 +1,10 @@
-//! What people see of volumes and do to them: lists, snapshots by hand, leases broken, the audit log.
+//! What people see of volumes and do to them: lists, snapshots by hand, leases broken.
 
 use std::sync::Arc;
 
 use datacenter_api::{
-    AuditEntry, BreakLeaseRequest, EndedLease, SnapshotCause, Volume, VolumeFork,
-    VolumeKind as Shown, VolumeLease, VolumeSnapshot, VolumeState,
+    BreakLeaseRequest, EndedLease, SnapshotCause, Volume, VolumeFork, VolumeKind as Shown,
+    VolumeLease, VolumeSnapshot, VolumeState,
 };
 use dedup::{BranchId, DesktopId};
 use dedup_protocol::records::TreeRef;
@@ -15,10 +15,13 @@ use dedup_protocol::state::writeback::{LineRow, Snapshot};
 use super::keep::{SNAPSHOTS_MAX, audit};
 use super::{LINES_MAX, StateError, Told, fork_name};
 use crate::branches::require_branch;
-use crate::catalog::rows::{BranchRow, NewestFirst, VersionRow};
-use crate::catalog::volumes::{AuditEvent, AuditRow, LineKey, SnapshotKey, VolumeKind, VolumeRow};
+use crate::catalog::rows::{BranchRow, VersionRow};
+use crate::catalog::volumes::{
+    AuditEvent, LineKey, SnapshotKey, VolumeEvent, VolumeKind, VolumeRow,
+};
 use crate::catalog::{CatalogError, Tx};
 use crate::datacenter::Datacenter;
+use crate::identity::rights::Place;
 use crate::problem::{ManageError, describe};
 
 /// Fewest digits of an id that name a volume.
@@ -79,7 +82,7 @@ pub(super) fn find(tx: &mut Tx<'_>, text: &str) -> Result<(DesktopId, VolumeRow)
     }
 }
 
-fn branch_name(tx: &mut Tx<'_>, id: BranchId) -> Result<String, CatalogError> {
+pub(super) fn branch_name(tx: &mut Tx<'_>, id: BranchId) -> Result<String, CatalogError> {
     let row: Option<BranchRow> = tx.get(&id)?;
     Ok(row.map_or_else(|| id.to_string(), |row| row.name))
 }
@@ -101,21 +104,6 @@ fn show_snapshot(snapshot: &Snapshot) -> VolumeSnapshot {
         sealed_unix_s: snapshot.sealed_unix_s,
         taken_unix_s: snapshot.taken_unix_s,
         pinned: snapshot.is_pinned,
-    }
-}
-
-/// The event in the audit log's words.
-fn event_name(event: AuditEvent) -> &'static str {
-    match event {
-        AuditEvent::LeaseBroken => "lease_broken",
-        AuditEvent::OldCopy => "old_copy",
-        AuditEvent::ForkDiscarded => "fork_discarded",
-        AuditEvent::ForkRestored => "fork_restored",
-        AuditEvent::GenerationSettled => "generation_settled",
-        AuditEvent::SnapshotDeleted => "snapshot_deleted",
-        AuditEvent::VolumeDeleted => "volume_deleted",
-        AuditEvent::HomeChanged => "home_changed",
-        AuditEvent::RolledBack => "rolled_back",
     }
 }
 
@@ -310,6 +298,17 @@ impl Datacenter {
         Ok(show_snapshot(&snapshot))
     }
 
+    /// The part of the realm that a volume is in.
+    pub(crate) fn volume_place(&self, text: &str) -> Result<Place, ManageError> {
+        self.catalog().read(|tx| {
+            let (_, row) = find(tx, text)?;
+            Ok(Place {
+                branch: Some(branch_name(tx, row.home)?),
+                pool: Some(row.pool),
+            })
+        })
+    }
+
     /// Deletes a snapshot.
     pub fn drop_snapshot(&self, text: &str, number: u64, why: &str) -> Result<(), ManageError> {
         let why = reason(why)?;
@@ -318,7 +317,7 @@ impl Datacenter {
             let (id, row) = find(tx, text)?;
             let snapshot = require_snapshot(tx, id, text, number)?;
             tx.delete::<Snapshot>(&SnapshotKey { volume: id, number });
-            let entry = AuditRow {
+            let entry = VolumeEvent {
                 unix_s: now,
                 event: AuditEvent::SnapshotDeleted,
                 volume: id,
@@ -368,35 +367,6 @@ impl Datacenter {
                 )
             })?;
         self.volume_state(&id.to_string())
-    }
-
-    /// At most `limit` entries of the audit log that are older than `before`, newest first.
-    pub fn audit_log(
-        &self,
-        before: Option<u64>,
-        limit: usize,
-    ) -> Result<Vec<AuditEntry>, CatalogError> {
-        let after = before.map(NewestFirst);
-        self.catalog().read(|tx| {
-            let mut entries = Vec::new();
-            for (NewestFirst(id), row) in tx.list::<AuditRow>(&[], after.as_ref(), limit)? {
-                let branch = match row.branch {
-                    None => None,
-                    Some(branch) => Some(branch_name(tx, branch)?),
-                };
-                entries.push(AuditEntry {
-                    id,
-                    unix_s: row.unix_s,
-                    event: event_name(row.event).to_owned(),
-                    volume: row.volume.to_string(),
-                    desktop: row.desktop,
-                    generation: row.generation.0,
-                    branch,
-                    reason: row.reason,
-                });
-            }
-            Ok(entries)
-        })
     }
 }
 
