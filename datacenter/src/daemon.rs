@@ -25,6 +25,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, check_address};
 use crate::datacenter::Datacenter;
 use crate::http;
+use crate::identity::{log_in, tokens};
 use crate::problem::describe;
 use crate::realm::files::{DataDir, DataLock, create_private_dir, write_durably};
 use crate::realm::{self, Realm};
@@ -82,9 +83,11 @@ pub fn init(data: &Path, options: &InitOptions) -> anyhow::Result<Vec<String>> {
         }
         _ => {}
     }
-    let token = http::new_api_token();
+    let token = tokens::new_api_token();
     let catalog = open_catalog(&dir, realm.id)?;
-    http::replace_api_tokens(&catalog, "init", &token, now)?;
+    tokens::replace_api_tokens(&catalog, "init", &token, now)?;
+    let (code, row) = log_in::new_setup_code(now);
+    catalog.transact(|tx| log_in::keep_setup_code(tx, &code, &row))?;
     drop(catalog);
 
     write(&dir.config(), 0o644, &config_text)?;
@@ -108,6 +111,9 @@ pub fn init(data: &Path, options: &InitOptions) -> anyhow::Result<Vec<String>> {
         format!(
             "the `splice` command's configuration is {} (a secret)",
             dir.cli().display()
+        ),
+        format!(
+            "the first administrator is made within a day with the one-time code {code}: `splice setup NAME`; later ones with a code of `splice setup-code`"
         ),
         format!(
             "start with: splice-datacenter run --data {}",
@@ -304,9 +310,9 @@ pub fn reset_token(data: &Path) -> anyhow::Result<String> {
     let config = Config::load(&dir.config())?.config;
     let realm = realm::read_id(&dir)?;
     let _lock = DataLock::take(&dir)?;
-    let token = http::new_api_token();
+    let token = tokens::new_api_token();
     let catalog = open_catalog(&dir, realm)?;
-    http::replace_api_tokens(&catalog, "reset", &token, SystemClock.unix_s())?;
+    tokens::replace_api_tokens(&catalog, "reset", &token, SystemClock.unix_s())?;
     write(&dir.cli(), 0o600, &cli_text(&dir, config.api, &token))?;
     Ok(format!(
         "all former API tokens are refused from now on; the new one is in {}",

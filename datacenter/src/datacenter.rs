@@ -21,6 +21,7 @@ use crate::catalog::rows::VersionRow;
 use crate::catalog::{Catalog, CatalogError};
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::identity::Identity;
 use crate::operations::Operations;
 use crate::realm::Realm;
 use crate::realm::files::DataDir;
@@ -61,6 +62,8 @@ pub struct Datacenter {
     backing_up: AtomicBool,
     /// Volumes of desktops that are worked with.
     volumes: Volumes,
+    /// Who calls, and what they may do.
+    identity: Identity,
 }
 
 /// Why a version could not be had.
@@ -130,6 +133,8 @@ impl Datacenter {
     ) -> Result<Arc<Self>, CatalogError> {
         let started_unix_s = clock.unix_s();
         let operations = Operations::open(catalog.clone(), clock.clone())?;
+        // Of the realm's secrets the one that is text and never changes.
+        let identity = Identity::new(realm.ca.key_pem().as_bytes());
         Ok(Arc::new(Self {
             endorsements: RwLock::new(realm.endorsements.clone()),
             realm,
@@ -152,6 +157,7 @@ impl Datacenter {
             profiling: Mutex::default(),
             backing_up: AtomicBool::default(),
             volumes: Volumes::default(),
+            identity,
         }))
     }
 
@@ -243,6 +249,11 @@ impl Datacenter {
     /// What looks after the chunk store.
     pub fn upkeep(&self) -> &Upkeep {
         &self.upkeep
+    }
+
+    /// Who calls, and what they may do.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
     }
 
     pub(crate) fn volumes(&self) -> &Volumes {

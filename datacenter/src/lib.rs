@@ -4,9 +4,10 @@
 //! [`publish`] (a disk file becomes a signed version), [`update`] (what is new in it, encoded), [`branches`] and [`assign`] (who runs what), [`http`] (the management API),
 //! [`sync`] (the links); [`retain`] and [`roots`] (how long versions and their content are kept), [`upkeep`] (collections, scrubs, repair) and
 //! [`volumes`] (who may write desktops' volumes, and what was written);
-//! [`export`] (a version becomes a disk file); [`backup`] takes all of it elsewhere and back, [`restored`] is how it goes on then. [`daemon`] puts them together as `splice-datacenter`.
+//! [`export`] (a version becomes a disk file); [`identity`] (who calls, and what they may do) and [`audit`] (what they did); [`backup`] takes all of it elsewhere and back, [`restored`] is how it goes on then. [`daemon`] puts them together as `splice-datacenter`.
 
 pub mod assign;
+pub mod audit;
 pub mod backup;
 pub mod branches;
 pub mod catalog;
@@ -16,6 +17,7 @@ pub mod daemon;
 pub mod datacenter;
 pub mod export;
 pub mod http;
+pub mod identity;
 pub mod images;
 mod kin;
 pub mod operations;

@@ -236,6 +236,8 @@ pub struct BranchStatus {
     pub readiness: Option<Readiness>,
     /// Counter of the assignment that it follows, 0 before the first; branch servers that are older do not tell.
     pub assignment_counter: Option<u64>,
+    /// Counter of the roster of people that it has, 0 before the first; branch servers that are older do not tell.
+    pub roster_counter: Option<u64>,
     /// When this was written, unix seconds, by the branch's clock.
     pub reported_unix_s: u64,
     /// The branch server's software version.

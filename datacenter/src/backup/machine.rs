@@ -22,7 +22,7 @@ use crate::catalog::Catalog;
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
 use crate::daemon::{absolute, cli_text, open_store, write};
-use crate::http;
+use crate::identity::tokens;
 use crate::realm;
 use crate::realm::files::{DataDir, DataLock, create_private_dir, read_small, write_durably};
 use crate::restored::{mark_restored, revoke_restored};
@@ -77,7 +77,7 @@ pub fn restore(
         .with_context(|| format!("cannot create {}", dir.secrets().display()))?;
     write_bytes(&dir.sealed(), 0o600, &opened.sealed)?;
     let passphrase = keep_passphrase(&dir, &config, &options.passphrase_file)?;
-    let token = http::new_api_token();
+    let token = tokens::new_api_token();
     let now = SystemClock.unix_s();
     replace_token(&dir, &opened, &token, now)?;
     write(&dir.cli(), 0o600, &cli_text(&dir, config.api, &token))?;
@@ -211,7 +211,7 @@ fn keep_passphrase(dir: &DataDir, config: &Config, from: &Path) -> anyhow::Resul
 
 fn replace_token(dir: &DataDir, opened: &Opened, token: &str, now: u64) -> anyhow::Result<()> {
     let catalog = crate::daemon::open_catalog(dir, opened.realm.id)?;
-    http::replace_api_tokens(&catalog, "restore", token, now)?;
+    tokens::replace_api_tokens(&catalog, "restore", token, now)?;
     Ok(())
 }
 

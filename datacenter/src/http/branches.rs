@@ -1,9 +1,9 @@
 //! Branches and their pools.
 
-use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use datacenter_api::{
     AssignRequest, Branch, BranchList, BranchPolicy, PolicyRequest, Pool, PoolList, Problem,
     TokenRequest, TokenResponse,
@@ -14,6 +14,8 @@ use utoipa::IntoParams;
 use super::error::ApiError;
 use super::extract::{Body, Query, Segments};
 use super::{Answer, App, blocking, page_limit, paged};
+use crate::identity::Caller;
+use crate::identity::rights::{Permission, Place};
 
 #[derive(Deserialize, IntoParams)]
 pub(super) struct NamePage {
@@ -23,17 +25,19 @@ pub(super) struct NamePage {
     limit: Option<usize>,
 }
 
-/// Branches, in the order of their names.
+/// Branches that the caller may see, in the order of their names. A page may have fewer than were asked for.
 #[utoipa::path(get, path = "/v1/branches", tag = "branches", params(NamePage), responses(
     (status = 200, body = BranchList), (status = 401, body = Problem)))]
 pub(super) async fn list(
     State(dc): State<App>,
+    Extension(caller): Extension<Caller>,
     Query(page): Query<NamePage>,
 ) -> Answer<BranchList> {
     let limit = page_limit(page.limit)?;
     let found = blocking(&dc, move |dc| dc.branches(page.after.as_deref(), limit + 1)).await?;
-    let (branches, more) = paged(found, limit);
+    let (mut branches, more) = paged(found, limit);
     let next = branches.last().filter(|_| more).map(|b| b.name.clone());
+    branches.retain(|branch| caller.may(Permission::See, &Place::branch(&branch.name)));
     Ok(Json(BranchList { branches, next }))
 }
 

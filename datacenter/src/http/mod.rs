@@ -1,8 +1,11 @@
-//! The management API: HTTPS `/v1`, JSON, bearer tokens. The only module that names axum.
+//! The management API: HTTPS `/v1`, JSON, for sessions and bearer tokens. The only module that names axum.
 //!
 //! Handlers translate; what they ask for is decided in [`Datacenter`]. Catalog work may wait for a disk, so it runs on the
-//! blocking pool. The OpenAPI document is generated from the handlers; `docs/api/openapi.json` is a copy under test.
+//! blocking pool. The OpenAPI document is generated from the handlers; `docs/api/openapi.json` is a copy under test, and
+//! `docs/api/rights.md` tells what each endpoint needs.
 
+mod access;
+mod audit;
 mod auth;
 mod backup;
 mod branches;
@@ -10,6 +13,8 @@ mod error;
 mod extract;
 mod images;
 mod operations;
+mod people;
+mod session;
 mod status;
 mod store;
 mod versions;
@@ -24,14 +29,16 @@ use axum::{Json, Router, middleware, routing};
 use axum_server::Handle;
 use axum_server::tls_rustls::RustlsConfig;
 use tokio_util::sync::CancellationToken;
-use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::datacenter::Datacenter;
+use crate::identity::rights::Permission;
 use crate::problem::ManageError;
-pub use auth::{new_api_token, replace_api_tokens};
+use access::Endpoints;
+pub use access::{At, Endpoint};
 use error::ApiError;
 
 /// Items on a page unless asked otherwise.
@@ -45,78 +52,146 @@ const DRAIN: Duration = Duration::from_secs(5);
 #[openapi(
     info(
         title = "Splice datacenter",
-        description = "Management of images, versions and branches. Every call but /healthz and the document itself needs a bearer token. Failures have a body of type Problem.",
+        description = "Management of images, versions and branches. Every call but /healthz, /v1/log-in, /v1/setup and the document itself needs a session or a bearer token. Failures have a body of type Problem.",
         version = "1"
     ),
-    modifiers(&BearerToken),
-    security(("token" = []))
+    modifiers(&Credentials),
+    security(("token" = []), ("session" = []))
 )]
 struct ApiDoc;
 
-struct BearerToken;
+struct Credentials;
 
-impl Modify for BearerToken {
+impl Modify for Credentials {
     fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
-        let scheme = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build();
-        document
-            .components
-            .get_or_insert_with(Default::default)
-            .add_security_scheme("token", SecurityScheme::Http(scheme));
+        let token = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build();
+        let session = ApiKey::Cookie(ApiKeyValue::with_description(
+            auth::COOKIE,
+            "requests that change something repeat the session's csrf value in the header X-Splice-Csrf",
+        ));
+        let components = document.components.get_or_insert_with(Default::default);
+        components.add_security_scheme("token", SecurityScheme::Http(token));
+        components.add_security_scheme("session", SecurityScheme::ApiKey(session));
     }
 }
 
 type App = Arc<Datacenter>;
 
-fn protected() -> OpenApiRouter<App> {
-    OpenApiRouter::with_openapi(ApiDoc::openapi())
-        .routes(routes!(status::status))
-        .routes(routes!(images::list, images::create))
-        .routes(routes!(images::show))
-        .routes(routes!(images::versions, images::publish))
-        .routes(routes!(images::version, versions::delete))
-        .routes(routes!(images::verify))
-        .routes(routes!(versions::undelete))
-        .routes(routes!(versions::pin, versions::unpin))
-        .routes(routes!(versions::export))
-        .routes(routes!(versions::deleted))
-        .routes(routes!(versions::retention, versions::set_retention))
-        .routes(routes!(store::show))
-        .routes(routes!(store::collect))
-        .routes(routes!(store::scrub))
-        .routes(routes!(images::version_by_id))
-        .routes(routes!(images::diff))
-        .routes(routes!(images::update))
-        .routes(routes!(backup::backup))
-        .routes(routes!(operations::list))
-        .routes(routes!(operations::show))
-        .routes(routes!(operations::cancel))
-        .routes(routes!(branches::list))
-        .routes(routes!(branches::show))
-        .routes(routes!(branches::token))
-        .routes(routes!(branches::revoke))
-        .routes(routes!(branches::pools))
-        .routes(routes!(branches::set_policy))
-        .routes(routes!(branches::assign, branches::remove_pool))
-        .routes(routes!(volumes::policy, volumes::set_policy))
-        .routes(routes!(volumes::list))
-        .routes(routes!(volumes::show))
-        .routes(routes!(volumes::delete))
-        .routes(routes!(volumes::break_lease))
-        .routes(routes!(volumes::snapshot))
-        .routes(routes!(volumes::drop_snapshot))
-        .routes(routes!(volumes::export_snapshot))
-        .routes(routes!(volumes::roll_back))
-        .routes(routes!(volumes::restore_fork))
-        .routes(routes!(volumes::discard_fork))
-        .routes(routes!(volumes::settle))
-        .routes(routes!(volumes::audit))
+/// Every endpoint that needs a caller, with what it needs of him.
+fn protected() -> Endpoints {
+    use At::{Branch, Each, Pool, Realm, Volume};
+    use Permission::{Administer, Audit, Author, Entitle, Help, Known, Operate, Own, See};
+    Endpoints::new(OpenApiRouter::with_openapi(ApiDoc::openapi()))
+        .add(Known, Realm, routes!(session::show))
+        .add(Known, Realm, routes!(session::log_out))
+        .add(Own, Realm, routes!(session::password))
+        .add(
+            Own,
+            Realm,
+            routes!(session::make_totp, session::confirm_totp),
+        )
+        .add(Own, Realm, routes!(session::drop_totp))
+        .add(Own, Realm, routes!(people::tokens, people::create_token))
+        .add(Own, Realm, routes!(people::delete_token))
+        .add(Administer, Realm, routes!(session::setup_code))
+        .add(See, Realm, routes!(people::users))
+        .add(See, Realm, routes!(people::user))
+        .add(
+            Administer,
+            Realm,
+            routes!(
+                people::create_user,
+                people::change_user,
+                people::delete_user
+            ),
+        )
+        .add(Help, Realm, routes!(people::unlock_user))
+        .add(Administer, Realm, routes!(people::reset_totp))
+        .add(See, Realm, routes!(people::groups))
+        .add(
+            Administer,
+            Realm,
+            routes!(people::create_group, people::delete_group),
+        )
+        .add(
+            Administer,
+            Realm,
+            routes!(people::add_member, people::remove_member),
+        )
+        .add(See, Each, routes!(people::entitlements))
+        .add(Entitle, Pool, routes!(people::entitle, people::withdraw))
+        .add(See, Realm, routes!(status::status))
+        .add(See, Realm, routes!(images::list))
+        .add(Author, Realm, routes!(images::create))
+        .add(See, Realm, routes!(images::show))
+        .add(See, Realm, routes!(images::versions))
+        .add(Author, Realm, routes!(images::publish))
+        .add(See, Realm, routes!(images::version))
+        .add(Author, Realm, routes!(versions::delete))
+        .add(Author, Realm, routes!(images::verify))
+        .add(Author, Realm, routes!(versions::undelete))
+        .add(Author, Realm, routes!(versions::pin, versions::unpin))
+        .add(Author, Realm, routes!(versions::export))
+        .add(See, Realm, routes!(versions::deleted))
+        .add(See, Realm, routes!(versions::retention))
+        .add(Author, Realm, routes!(versions::set_retention))
+        .add(See, Realm, routes!(store::show))
+        .add(Operate, Realm, routes!(store::collect))
+        .add(Operate, Realm, routes!(store::scrub))
+        .add(See, Realm, routes!(images::version_by_id))
+        .add(See, Realm, routes!(images::diff))
+        .add(Author, Realm, routes!(images::update))
+        .add(Administer, Realm, routes!(backup::backup))
+        .add(See, Realm, routes!(operations::list))
+        .add(See, Realm, routes!(operations::show))
+        .add(Operate, Realm, routes!(operations::cancel))
+        .add(See, Each, routes!(branches::list))
+        .add(See, Branch, routes!(branches::show))
+        .add(Administer, Branch, routes!(branches::token))
+        .add(Administer, Branch, routes!(branches::revoke))
+        .add(See, Branch, routes!(branches::pools))
+        .add(Operate, Branch, routes!(branches::set_policy))
+        .add(
+            Operate,
+            Pool,
+            routes!(branches::assign, branches::remove_pool),
+        )
+        .add(See, Pool, routes!(volumes::policy))
+        .add(Operate, Pool, routes!(volumes::set_policy))
+        .add(See, Each, routes!(volumes::list))
+        .add(See, Volume, routes!(volumes::show))
+        .add(Operate, Volume, routes!(volumes::delete))
+        .add(Operate, Volume, routes!(volumes::break_lease))
+        .add(Help, Volume, routes!(volumes::snapshot))
+        .add(Operate, Volume, routes!(volumes::drop_snapshot))
+        .add(Operate, Volume, routes!(volumes::export_snapshot))
+        .add(Help, Volume, routes!(volumes::roll_back))
+        .add(Help, Volume, routes!(volumes::restore_fork))
+        .add(Operate, Volume, routes!(volumes::discard_fork))
+        .add(Operate, Volume, routes!(volumes::settle))
+        .add(Audit, Each, routes!(audit::list))
+        .add(Audit, Realm, routes!(audit::state))
+        .add(Audit, Realm, routes!(audit::lines))
+}
+
+/// Endpoints that let anybody in: whether the daemon answers, and how a session is had.
+fn open() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(status::healthz))
+        .routes(routes!(session::log_in))
+        .routes(routes!(session::set_up))
+}
+
+/// Every endpoint that needs a caller, in the order of paths and methods.
+pub fn endpoints() -> Vec<Endpoint> {
+    let mut declared = protected().declared;
+    declared.sort_by(|a, b| (&a.path, a.method).cmp(&(&b.path, b.method)));
+    declared
 }
 
 /// The OpenAPI document, as text.
 pub fn openapi() -> String {
-    let (_, document) = protected()
-        .routes(routes!(status::healthz))
-        .split_for_parts();
+    let (_, document) = protected().router.merge(open()).split_for_parts();
     let mut text = document
         .to_pretty_json()
         .expect("the document serialises without failing");
@@ -125,7 +200,8 @@ pub fn openapi() -> String {
 }
 
 fn router(datacenter: App) -> Router {
-    let (protected, _) = protected().split_for_parts();
+    let (protected, _) = protected().router.split_for_parts();
+    let (open, _) = open().split_for_parts();
     let document = Arc::new(openapi());
     let openapi_json = move || {
         let document = document.to_string();
@@ -134,9 +210,9 @@ fn router(datacenter: App) -> Router {
     protected
         .route_layer(middleware::from_fn_with_state(
             datacenter.clone(),
-            auth::require_token,
+            auth::enter,
         ))
-        .route("/healthz", routing::get(status::healthz))
+        .merge(open)
         .route("/v1/openapi.json", routing::get(openapi_json))
         .fallback(error::no_such_path)
         .method_not_allowed_fallback(error::no_such_method)
@@ -160,7 +236,9 @@ pub async fn serve(
         cancel.cancelled().await;
         handle.graceful_shutdown(Some(DRAIN));
     });
-    let served = server.serve(router(datacenter).into_make_service()).await;
+    let served = server
+        .serve(router(datacenter).into_make_service_with_connect_info::<SocketAddr>())
+        .await;
     stop.abort();
     served
 }

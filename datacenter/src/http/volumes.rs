@@ -1,12 +1,12 @@
-//! Volumes of desktops: leases, snapshots, forks; the policies of their pools; the audit log.
+//! Volumes of desktops: leases, snapshots, forks; the policies of their pools.
 
-use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use datacenter_api::{
-    AuditList, BreakLeaseRequest, ExportRequest, Operation, Problem, ReasonRequest,
-    RollBackRequest, StatePolicy, StatePolicyRequest, VolumeList, VolumeSnapshot, VolumeState,
+    BreakLeaseRequest, ExportRequest, Operation, Problem, ReasonRequest, RollBackRequest,
+    StatePolicy, StatePolicyRequest, VolumeList, VolumeSnapshot, VolumeState,
 };
 use serde::Deserialize;
 use utoipa::IntoParams;
@@ -15,6 +15,8 @@ use super::error::ApiError;
 use super::extract::{Body, Query, Segments};
 use super::{Answer, App, blocking, page_limit, paged};
 use crate::export;
+use crate::identity::Caller;
+use crate::identity::rights::{Permission, Place};
 
 #[derive(Deserialize, IntoParams)]
 pub(super) struct VolumePage {
@@ -26,20 +28,28 @@ pub(super) struct VolumePage {
     limit: Option<usize>,
 }
 
-/// Volumes, in the order of their ids.
+/// Volumes that the caller may see, in the order of their ids. A page may have fewer than were asked for.
 #[utoipa::path(get, path = "/v1/volumes", tag = "volumes", params(VolumePage), responses(
     (status = 200, body = VolumeList), (status = 401, body = Problem), (status = 404, body = Problem),
     (status = 422, body = Problem)))]
 pub(super) async fn list(
     State(dc): State<App>,
+    Extension(caller): Extension<Caller>,
     Query(page): Query<VolumePage>,
 ) -> Answer<VolumeList> {
     let limit = page_limit(page.limit)?;
     let found = blocking(&dc, move |dc| {
         dc.volume_list(page.after.as_deref(), page.branch.as_deref(), limit + 1)
     });
-    let (volumes, more) = paged(found.await?, limit);
+    let (mut volumes, more) = paged(found.await?, limit);
     let next = volumes.last().filter(|_| more).map(|v| v.id.clone());
+    volumes.retain(|volume| {
+        let place = Place {
+            branch: Some(volume.home.clone()),
+            pool: Some(volume.pool.clone()),
+        };
+        caller.may(Permission::See, &place)
+    });
     Ok(Json(VolumeList { volumes, next }))
 }
 
@@ -79,9 +89,14 @@ pub(super) async fn delete(
         (status = 422, body = Problem)))]
 pub(super) async fn break_lease(
     State(dc): State<App>,
+    Extension(caller): Extension<Caller>,
     Segments(volume): Segments<String>,
     Body(request): Body<BreakLeaseRequest>,
 ) -> Answer<VolumeState> {
+    // What somebody wrote is not given to a branch that the caller has nothing to do with.
+    if let Some(home) = &request.home {
+        caller.require(Permission::Operate, &Place::branch(home))?;
+    }
     let broken = blocking(&dc, move |dc| dc.break_lease(&volume, &request));
     Ok(Json(broken.await?))
 }
@@ -229,26 +244,4 @@ pub(super) async fn set_policy(
 ) -> Answer<StatePolicy> {
     let set = blocking(&dc, move |dc| dc.set_state_policy(&branch, &pool, &request));
     Ok(Json(set.await?))
-}
-
-#[derive(Deserialize, IntoParams)]
-pub(super) struct AuditPage {
-    /// Only entries older than this one.
-    before: Option<u64>,
-    /// Most items to answer with.
-    limit: Option<usize>,
-}
-
-/// What somebody has to answer for, newest first.
-#[utoipa::path(get, path = "/v1/audit", tag = "audit", params(AuditPage), responses(
-    (status = 200, body = AuditList), (status = 401, body = Problem)))]
-pub(super) async fn audit(
-    State(dc): State<App>,
-    Query(page): Query<AuditPage>,
-) -> Answer<AuditList> {
-    let limit = page_limit(page.limit)?;
-    let found = blocking(&dc, move |dc| dc.audit_log(page.before, limit + 1)).await?;
-    let (entries, more) = paged(found, limit);
-    let next = entries.last().filter(|_| more).map(|entry| entry.id);
-    Ok(Json(AuditList { entries, next }))
 }

@@ -1,4 +1,4 @@
-//! The datacenter's end of a control stream: greeting, assignments and ended leases out, reports in, certificates renewed.
+//! The datacenter's end of a control stream: greeting, assignments, rosters and ended leases out, reports in, certificates renewed.
 
 use std::collections::HashMap;
 
@@ -6,7 +6,8 @@ use datacenter_api::BranchStatus;
 use dedup::{BranchId, VersionId};
 use dedup_protocol::control::{ControlError, DatacenterAction, DatacenterControl};
 use dedup_protocol::wire::{
-    Der, FRAME_BYTES_MAX, MINOR_STATE, Message, PROTOCOL_MINOR, RefuseCode, SignedBytes, Welcome,
+    Der, FRAME_BYTES_MAX, MINOR_ROSTER, MINOR_STATE, Message, PROTOCOL_MINOR, RefuseCode,
+    SignedBytes, Welcome,
 };
 use dedup_transport::link::{Caps, Class, FrameRecv, FrameSend, Link, LinkError};
 
@@ -68,6 +69,9 @@ pub async fn serve(
     let mut told_policy = None;
     let mut told_profiles = HashMap::new();
     let mut asked_for = Vec::new();
+    // What its last report said; a first one on this connection may say otherwise.
+    let mut roster = reported_roster(dc, branch);
+    let mut reported = false;
     loop {
         changes.mark_unchanged();
         if is_revoked(dc, branch) {
@@ -115,6 +119,9 @@ pub async fn serve(
                 tracing::error!(%branch, error = error_line(&error), "caps and hours cannot be read")
             }
         }
+        if minor >= MINOR_ROSTER {
+            tell_roster(dc, branch, &mut roster, &mut send).await?;
+        }
         tell_profiles(dc, branch, &mut told_profiles, &mut send).await?;
         repair::ask(dc, branch, minor, &mut asked_for, &mut send).await?;
         // Of one that does not know leases nobody has any.
@@ -133,11 +140,54 @@ pub async fn serve(
                 }
                 frame = recv.recv(FRAME_BYTES_MAX) => {
                     let frame = frame?.ok_or(ControlEnd::Closed)?;
-                    act(dc, branch, control.handle(&frame)?, &mut send).await?;
+                    let action = control.handle(&frame)?;
+                    let is_first = matches!(action, DatacenterAction::Report(_))
+                        && !std::mem::replace(&mut reported, true);
+                    act(dc, branch, action, &mut send).await?;
+                    let has = reported_roster(dc, branch);
+                    if is_first && has < roster {
+                        // It lost what it had, with its disk.
+                        roster = has;
+                        break;
+                    }
                 }
             }
         }
     }
+}
+
+/// Counter of the roster that a branch said that it has.
+fn reported_roster(dc: &Datacenter, branch: BranchId) -> u64 {
+    let known = dc
+        .statuses()
+        .get(&branch)
+        .map(|(_, status)| status.roster_counter);
+    known.flatten().unwrap_or(0)
+}
+
+/// Sends the roster of people that may log in at the branch, if it is not the one that it was told of last.
+async fn tell_roster(
+    dc: &Datacenter,
+    branch: BranchId,
+    told: &mut u64,
+    send: &mut FrameSend,
+) -> Result<(), LinkError> {
+    let found = dc.roster_counter(branch).and_then(|counter| match counter {
+        counter if counter > *told => Ok(dc.signed_roster(branch)?.map(|bytes| (counter, bytes))),
+        _ => Ok(None),
+    });
+    match found {
+        Ok(Some((counter, bytes))) => {
+            send.send(&Message::Roster(SignedBytes { bytes }).encode())
+                .await?;
+            *told = counter;
+        }
+        Ok(None) => {}
+        Err(error) => {
+            tracing::error!(%branch, error = error_line(&error), "the roster cannot be made");
+        }
+    }
+    Ok(())
 }
 
 /// Tells of boot profiles that are newer than what was told before, of the versions that the branch's pools run or pin.
