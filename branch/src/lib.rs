@@ -2,7 +2,7 @@
 //!
 //! Bytes come in one way: [`link`] fetches what [`fetch`] queues, the [`cache`] keeps it verified, a [`volume`] lays a desktop's
 //! writes over it, [`exports`] shows it to guests; [`network`] is what guests reach. [`catalog`] is what the branch knows by heart while the
-//! link is down, [`keep`] what a full cache does not give up, [`ready`] whether pools boot without the line, [`writeback`] how writes get to
+//! link is down, [`people`] who may log in then, [`keep`] what a full cache does not give up, [`ready`] whether pools boot without the line, [`writeback`] how writes get to
 //! the datacenter.
 
 pub mod cache;
@@ -21,6 +21,7 @@ pub mod link;
 #[cfg(test)]
 mod needs_tests;
 pub mod network;
+pub mod people;
 pub mod profile;
 pub mod ready;
 pub mod server;

@@ -25,6 +25,7 @@ use branch::link::LinkState;
 use branch::network::choice::{InterfaceName, PoolChoice};
 use branch::network::subnet::{self, Subnet};
 use branch::network::{self, Network};
+use branch::people::People;
 use branch::ready::proof::Proof;
 use branch::server::Branch;
 use branch::versions::Versions;
@@ -340,6 +341,7 @@ fn open(options: &Run, data: &Path, identity: Identity) -> Result<(Arc<Branch>, 
     let cache_disk: Arc<dyn Disk> = Arc::new(HostDisk::new(data.join("cache"))?);
     let catalog = Catalog::new(Arc::clone(&kv), identity.anchor.clone());
     catalog.set_endorsements(&identity.endorsements)?;
+    let people = People::open(Arc::clone(&kv), catalog.clone(), &keys.cache()?);
     let versions = Arc::new(Versions::open(catalog)?);
     let cache = Cache::open(
         cache_disk,
@@ -410,6 +412,7 @@ fn open(options: &Run, data: &Path, identity: Identity) -> Result<(Arc<Branch>, 
         versions,
         fetcher,
         desktops,
+        people,
         proof: Proof::default(),
         link: LinkState::default(),
         clock,

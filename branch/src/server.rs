@@ -14,6 +14,7 @@ use crate::desktop::{DesktopError, Desktops};
 use crate::fetch::Fetcher;
 use crate::identity::Identity;
 use crate::link::LinkState;
+use crate::people::People;
 use crate::ready::proof::Proof;
 use crate::versions::Versions;
 
@@ -27,6 +28,8 @@ pub struct Branch {
     pub fetcher: Arc<Fetcher>,
     /// Its desktops.
     pub desktops: Arc<Desktops>,
+    /// Who may log in here.
+    pub people: People,
     /// Whether its pools boot without the line.
     pub proof: Proof,
     /// Its link.
@@ -103,6 +106,7 @@ impl Branch {
             },
             readiness: Some(self.readiness()?),
             assignment_counter: Some(self.versions.assignment().map_or(0, |a| a.counter)),
+            roster_counter: Some(self.people.counter()),
             reported_unix_s: self.clock.now_unix_s(),
             software: env!("CARGO_PKG_VERSION").into(),
             introduction: None,

@@ -17,6 +17,7 @@ use dedup_protocol::trust::{Signed, TrustError};
 
 use crate::assign::POOLS_MAX;
 use crate::branches::find_branch;
+use crate::catalog::people::SetupCodeRow;
 use crate::catalog::rows::{
     AheadRow, AssignmentRow, BranchNameRow, BranchRow, GrantKey, GrantRow, JoinTokenRow, LostPool,
     PoolKey, PoolRow, RestoreRow, VersionRow,
@@ -57,12 +58,12 @@ pub fn history_after(history: u64, now_unix_s: u64) -> u64 {
     now_unix_s.saturating_mul(1 << 16).max(history + 1)
 }
 
-/// What every counter that branches remember must exceed: those of assignments and boot profiles, and the generations of leases.
+/// What every counter that branches remember must exceed: those of assignments, rosters and boot profiles, and the generations of leases.
 pub(crate) fn counter_floor(tx: &mut Tx<'_>) -> Result<u64, CatalogError> {
     Ok(tx.get::<RestoreRow>(&())?.map_or(0, |row| row.history))
 }
 
-/// Marks a catalog that has just been brought back, before anybody works with it. Join tokens that were not used are void.
+/// Marks a catalog that has just been brought back, before anybody works with it. Join tokens and one-time codes that were not used are void.
 pub fn mark_restored(
     catalog: &Catalog,
     taken_unix_s: u64,
@@ -83,6 +84,9 @@ pub fn mark_restored(
             if token.used.is_none() {
                 tx.delete::<JoinTokenRow>(&hash);
             }
+        }
+        for (hash, _) in tx.list::<SetupCodeRow>(&[], None, usize::MAX / 2)? {
+            tx.delete::<SetupCodeRow>(&hash);
         }
         Ok(())
     })

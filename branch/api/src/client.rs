@@ -8,8 +8,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::{
-    CacheReport, Desktop, DesktopList, LibvirtDomain, Prepare, Prepared, Problem, SnapshotAsked,
-    StartDesktop, StopDesktop,
+    CacheReport, Desktop, DesktopList, LibvirtDomain, LogIn, LoggedIn, Prepare, Prepared, Problem,
+    SnapshotAsked, StartDesktop, StopDesktop,
 };
 
 /// Why a call failed.
@@ -95,6 +95,12 @@ impl Client {
     /// What the branch reports about itself.
     pub async fn status(&self) -> Result<BranchStatus, ClientError> {
         self.call(reqwest::Method::GET, "/v1/status", None::<&()>)
+            .await
+    }
+
+    /// Proves who somebody is.
+    pub async fn log_in(&self, request: &LogIn) -> Result<LoggedIn, ClientError> {
+        self.call(reqwest::Method::POST, "/v1/log-in", Some(request))
             .await
     }
 

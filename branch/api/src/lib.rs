@@ -23,6 +23,35 @@ pub struct StartDesktop {
     pub serve_only: bool,
 }
 
+/// Proves who somebody is. The branch answers by itself, with the line up or cut.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogIn {
+    /// The account's name.
+    pub name: String,
+    /// Its password.
+    pub password: String,
+    /// The code of its second factor, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
+}
+
+impl std::fmt::Debug for LogIn {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The password is a secret.
+        write!(f, "LogIn(name={:?})", self.name)
+    }
+}
+
+/// Somebody who was let in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoggedIn {
+    /// The account's name.
+    pub name: String,
+    /// Pools of this branch that the person may use.
+    pub pools: Vec<String>,
+}
+
 /// A desktop's machine as a libvirt domain.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LibvirtDomain {

@@ -3,6 +3,8 @@
 //! Who may open the socket (its file mode is 0600) may do everything. Calls that block on machines or the link run on the blocking
 //! pool.
 
+mod people;
+
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -113,6 +115,7 @@ pub async fn serve(
 ) -> std::io::Result<()> {
     let router = Router::new()
         .route("/v1/status", get(status))
+        .route("/v1/log-in", post(people::log_in))
         .route("/v1/prepare", post(prepare))
         .route("/v1/cache", get(cache))
         .route("/v1/desktops", get(list).post(start))

@@ -1,4 +1,4 @@
-//! The control stream: greeting, assignments in, reports out, certificate renewal.
+//! The control stream: greeting, assignments and rosters in, reports out, certificate renewal.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use dedup_transport::identity::{BranchKey, expires_at};
 use dedup_transport::link::{Class, FrameRecv, FrameSend, Link};
 
 use super::ConnectionEnd;
+use crate::catalog::CatalogError;
 use crate::server::Branch;
 
 /// How often a branch reports though nothing changed.
@@ -38,7 +39,8 @@ pub async fn greet(branch: &Branch, link: &Link) -> Result<Greeted, ConnectionEn
         branch.identity.anchor.clone(),
         catalog.endorsements()?,
         counter,
-    );
+    )
+    .with_roster(branch.people.counter());
     let (mut send, mut recv) = link.open(Class::Demand).await?;
     send.send(&control.hello(env!("CARGO_PKG_VERSION")).encode())
         .await?;
@@ -130,7 +132,18 @@ fn follow(
             branch.link.assigned.notify_one();
             branch.link.report_now.notify_one();
         }
-        BranchAction::Stale { counter } => tracing::debug!(counter, "assignment is not newer"),
+        BranchAction::Admit(roster, signed) => {
+            let (counter, people) = (roster.counter, roster.people.len());
+            branch
+                .people
+                .admit(*roster, &signed)
+                .map_err(CatalogError::from)?;
+            tracing::info!(counter, people, "roster");
+            branch.link.report_now.notify_one();
+        }
+        BranchAction::Stale { counter } => {
+            tracing::debug!(counter, "assignment or roster is not newer");
+        }
         BranchAction::Expired { expires_unix_s } => {
             tracing::warn!(
                 expires_unix_s,

@@ -32,7 +32,7 @@ impl Sealing {
                 &mut body,
             )
             .expect("far below the limit of GCM");
-        [&nonce[..], &body, tag.as_ref()].concat()
+        [&nonce[..], &body[..], tag.as_ref()].concat()
     }
 
     /// `None` if it was sealed for another account or realm, or damaged.

@@ -69,9 +69,9 @@ pub async fn serve(
     let mut told_policy = None;
     let mut told_profiles = HashMap::new();
     let mut asked_for = Vec::new();
-    // What its last report said; a first one on this connection may say otherwise.
-    let mut roster = reported_roster(dc, branch);
-    let mut reported = false;
+    // By its last report; the first one on this connection may say otherwise.
+    let believed = reported_roster(dc, branch);
+    let (mut roster, mut reported) = (believed, false);
     loop {
         changes.mark_unchanged();
         if is_revoked(dc, branch) {
@@ -145,7 +145,7 @@ pub async fn serve(
                         && !std::mem::replace(&mut reported, true);
                     act(dc, branch, action, &mut send).await?;
                     let has = reported_roster(dc, branch);
-                    if is_first && has < roster {
+                    if is_first && has < believed {
                         // It lost what it had, with its disk.
                         roster = has;
                         break;
