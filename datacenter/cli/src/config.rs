@@ -1,4 +1,4 @@
-//! Which datacenter a command speaks to: flags and environment before the configuration file.
+//! Which datacenter a command speaks to: flags and environment, then a session, then the configuration file.
 
 use std::path::{Path, PathBuf};
 
@@ -35,30 +35,62 @@ impl Context {
     /// A client of the datacenter. Commands that speak to something else never ask for it.
     pub fn client(&self) -> Result<Client, Failure> {
         let file = self.file()?;
+        let session = crate::session::load()?;
         let missing = |what: &str, flag: &str| {
             Failure::usage(format!("no {what} is configured")).help(format!(
                 "use --config with the cli.toml that `splice-datacenter init` wrote, or {flag}"
             ))
         };
         let url = self.global.url.clone().or(file.url);
-        let token = self.global.token.clone().or(file.token);
-        let ca = self.global.ca.clone().or(file.ca);
+        let url = url.or_else(|| Some(session.as_ref()?.url.clone()));
         let url = url.ok_or_else(|| missing("datacenter", "--url"))?;
-        let token = token.ok_or_else(|| missing("token", "$SPLICE_TOKEN"))?;
-        let ca = ca.ok_or_else(|| missing("CA certificate", "--ca"))?;
-        let ca_pem = read(&ca, "CA certificate")?;
+        // Of another datacenter it is nobody's.
+        let session = session.filter(|session| session.url == url);
+        let token = self.global.token.clone();
+        let token = token.or_else(|| Some(session.as_ref()?.token.clone()));
+        let token = token
+            .or(file.token)
+            .ok_or_else(|| missing("token", "$SPLICE_TOKEN, or log in: `splice login`"))?;
+        let ca_pem = match (self.global.ca.clone().or(file.ca), session) {
+            (Some(ca), _) => read(&ca, "CA certificate")?,
+            (None, Some(session)) => session.ca_pem,
+            (None, None) => return Err(missing("CA certificate", "--ca")),
+        };
         Ok(Client::new(&ClientOptions { url, token, ca_pem })?)
+    }
+
+    /// A client that nobody is known by as yet, with the datacenter's URL and the realm's authority.
+    pub fn stranger(&self) -> Result<(Client, String, String), Failure> {
+        let file = self.file()?;
+        let session = crate::session::load()?;
+        let missing = |what: &str, flag: &str| {
+            Failure::usage(format!("no {what} is known")).help(format!(
+                "pass {flag}; `ca.pem` of the datacenter's data folder is the realm's certificate, and no secret"
+            ))
+        };
+        let url = self.global.url.clone().or(file.url);
+        let url = url.or_else(|| Some(session.as_ref()?.url.clone()));
+        let url = url.ok_or_else(|| missing("datacenter", "--url"))?;
+        let session = session.filter(|session| session.url == url);
+        let ca_pem = match (self.global.ca.clone().or(file.ca), session) {
+            (Some(ca), _) => read(&ca, "CA certificate")?,
+            (None, Some(session)) => session.ca_pem,
+            (None, None) => return Err(missing("CA certificate", "--ca")),
+        };
+        let options = ClientOptions {
+            url: url.clone(),
+            token: String::new(),
+            ca_pem: ca_pem.clone(),
+        };
+        Ok((Client::new(&options)?, url, ca_pem))
     }
 
     fn file(&self) -> Result<ConfigFile, Failure> {
         if let Some(path) = &self.global.config {
             return parse(path);
         }
-        let home = std::env::var_os("XDG_CONFIG_HOME")
-            .map(PathBuf::from)
-            .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".config")));
         let candidates = [
-            home.map(|home| home.join("splice/cli.toml")),
+            home().map(|home| home.join("splice/cli.toml")),
             Some(PathBuf::from("/etc/splice/cli.toml")),
         ];
         match candidates.into_iter().flatten().find(|path| path.exists()) {
@@ -66,6 +98,13 @@ impl Context {
             None => Ok(ConfigFile::default()),
         }
     }
+}
+
+/// Where a person's configuration is.
+pub(crate) fn home() -> Option<PathBuf> {
+    std::env::var_os("XDG_CONFIG_HOME")
+        .map(PathBuf::from)
+        .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".config")))
 }
 
 fn parse(path: &Path) -> Result<ConfigFile, Failure> {

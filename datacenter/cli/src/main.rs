@@ -3,18 +3,25 @@
 //! One file per noun. Results go to standard output (as a table, or with `--json` as the API's JSON), everything else to standard
 //! error. Failures are one line: what, where, way out. Exit codes are documented in [`failure`].
 
+mod audit;
 mod backup;
 mod branch;
 mod config;
 mod desktop;
 mod failure;
+mod group;
 mod image;
+mod login;
 mod operation;
 mod output;
 mod progress;
 mod ready;
+mod secret;
+mod session;
 mod status;
 mod store;
+mod token;
+mod user;
 mod version;
 mod volume;
 
@@ -33,6 +40,8 @@ const HELP: &str = "Examples:
   splice branch assign new-york --pool office --image debian@3
   splice store gc --dry-run
   splice store backup /mnt/backup/splice
+  splice login carol
+  splice user add alice && splice entitle add office --user alice
   splice status --json
 
 The configuration is the first of: --config, $SPLICE_CONFIG, ~/.config/splice/cli.toml, /etc/splice/cli.toml.
@@ -105,8 +114,30 @@ enum Noun {
     /// What the datacenter keeps of desktops: leases, snapshots, forks.
     #[command(subcommand)]
     DesktopState(volume::Verb),
-    /// What somebody has to answer for: broken leases, discarded forks.
-    Audit,
+    /// The audit log: who did what, from where, and what came of it.
+    Audit(audit::Arguments),
+    /// Log in to the datacenter, or show who you are.
+    Login(login::LogInArguments),
+    /// End the session.
+    Logout,
+    /// Make an administrator with a one-time code.
+    Setup(login::SetupArguments),
+    /// Make a one-time code for an administrator's account.
+    SetupCode,
+    /// People's accounts.
+    #[command(subcommand)]
+    User(user::Verb),
+    /// Groups of people.
+    #[command(subcommand)]
+    Group(group::Verb),
+    /// Who may use which pool.
+    #[command(subcommand)]
+    Entitle(group::EntitleVerb),
+    /// Tokens for programs.
+    #[command(subcommand)]
+    Token(token::Verb),
+    /// Whether a branch lets somebody in, and to which pools (over the branch server's socket).
+    BranchLogIn(login::BranchArguments),
     /// The datacenter as a whole.
     Status(status::Arguments),
 }
@@ -139,7 +170,16 @@ async fn run(context: &Context, noun: Noun) -> Result<(), Failure> {
         Noun::BranchReady(arguments) => ready::run(context, arguments).await,
         Noun::BranchCache(arguments) => ready::cache(context, arguments).await,
         Noun::DesktopState(verb) => volume::run(context, verb).await,
-        Noun::Audit => volume::audit(context).await,
+        Noun::Audit(arguments) => audit::run(context, arguments).await,
+        Noun::Login(arguments) => login::log_in(context, arguments).await,
+        Noun::Logout => login::log_out(context).await,
+        Noun::Setup(arguments) => login::set_up(context, arguments).await,
+        Noun::SetupCode => login::setup_code(context).await,
+        Noun::User(verb) => user::run(context, verb).await,
+        Noun::Group(verb) => group::run(context, verb).await,
+        Noun::Entitle(verb) => group::entitle(context, verb).await,
+        Noun::Token(verb) => token::run(context, verb).await,
+        Noun::BranchLogIn(arguments) => login::at_branch(context, arguments).await,
         Noun::Status(arguments) => status::run(context, arguments).await,
     }
 }

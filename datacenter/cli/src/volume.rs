@@ -1,4 +1,4 @@
-//! `splice desktop-state` and `splice audit`: what the datacenter keeps of desktops' volumes, and who may write them.
+//! `splice desktop-state`: what the datacenter keeps of desktops' volumes, and who may write them.
 
 use std::path::PathBuf;
 
@@ -339,29 +339,6 @@ async fn policy(context: &Context, arguments: PolicyArguments) -> Result<(), Fai
         return output::json(&policy);
     }
     show_policy(&policy)
-}
-
-/// `splice audit`
-pub async fn audit(context: &Context) -> Result<(), Failure> {
-    let entries = context.client()?.audit().await?;
-    if context.json {
-        return output::json(&entries);
-    }
-    let rows: Vec<Vec<String>> = entries
-        .iter()
-        .map(|entry| {
-            vec![
-                output::time(entry.unix_s),
-                entry.event.clone(),
-                entry.desktop.clone(),
-                entry.volume.chars().take(8).collect(),
-                entry.branch.clone().unwrap_or_else(|| "-".into()),
-                entry.reason.clone(),
-            ]
-        })
-        .collect();
-    let heads = &["WHEN", "WHAT", "DESKTOP", "VOLUME", "BRANCH", "WHY"];
-    output::table(heads, &rows, "nothing to answer for")
 }
 
 fn kind(volume: &Volume) -> &'static str {
