@@ -114,6 +114,8 @@ enum Command {
     },
     /// Print the management API's OpenAPI document.
     Openapi,
+    /// Print what each endpoint of the management API needs, and which roles have it.
+    Rights,
 }
 
 fn main() -> ExitCode {
@@ -213,6 +215,10 @@ fn execute(command: Command) -> anyhow::Result<()> {
         }
         Command::Openapi => {
             let document = datacenter::http::openapi();
+            Ok(io::stdout().write_all(document.as_bytes())?)
+        }
+        Command::Rights => {
+            let document = datacenter::http::rights();
             Ok(io::stdout().write_all(document.as_bytes())?)
         }
     }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use datacenter::catalog::people;
 use datacenter::catalog::rows::{self, ImageRow, NumberKey, OperationRow, Row, RowKey};
 use datacenter::catalog::{Catalog, CatalogError};
 use dedup::{BranchId, ChunkerParams, RealmId, VersionId};
@@ -365,11 +366,8 @@ fn golden_rows() {
             "01027b7d".into(),
         ),
         (
-            hex_of(&rows::ApiTokenRow {
-                name: "init".into(),
-                created_unix_s: 1,
-            }),
-            "0104696e697401".into(),
+            hex_of(&people::ApiTokenRow::root("init", 1)),
+            "0204696e697401000001000000".into(),
         ),
         (
             hex_of(&rows::BranchStatusRow {

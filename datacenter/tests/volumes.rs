@@ -9,8 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use datacenter::catalog::Catalog;
+use datacenter::catalog::audit::AuditRow;
 use datacenter::catalog::rows::Meta;
-use datacenter::catalog::volumes::{AuditRow, BeginRow, LineKey};
+use datacenter::catalog::volumes::{BeginRow, LineKey};
 use datacenter::export::snapshot_operation;
 use datacenter::operations::Meter;
 use datacenter::realm::files::DataDir;
@@ -268,7 +269,7 @@ fn a_lease_is_given_back_and_goes_to_whoever_is_at_home() {
     other.ask(dc).unwrap();
     assert_eq!(other.generation(), Generation(3));
     let audit = dc.audit_log(None, 10).unwrap();
-    assert_eq!(audit[0].event, "home_changed");
+    assert_eq!(audit[0].facts.event, "home_changed");
 }
 
 #[test]
@@ -351,12 +352,15 @@ fn a_broken_lease_becomes_a_fork_that_is_restored() {
         .collect();
     assert_eq!(generations, [2, 3]);
     let audit = dc.audit_log(None, 10).unwrap();
-    let events: Vec<&str> = audit.iter().map(|entry| entry.event.as_str()).collect();
+    let events: Vec<&str> = audit
+        .iter()
+        .map(|entry| entry.facts.event.as_str())
+        .collect();
     assert_eq!(
         events,
         ["generation_settled", "fork_restored", "lease_broken"]
     );
-    assert_eq!(audit[2].branch.as_deref(), Some("ny"));
+    assert_eq!(audit[2].facts.branch.as_deref(), Some("ny"));
     let rows = dc.catalog().read(|tx| tx.list::<AuditRow>(&[], None, 10));
     assert_eq!(rows.unwrap().len(), 3);
 }
@@ -393,7 +397,7 @@ fn a_volume_goes_on_behind_a_snapshot() {
     let own = line_row(dc, LineKey::own(site.volume)).unwrap();
     assert!(read_disk(dc, &own.disks[0]) == at_snapshot);
     let audit = dc.audit_log(None, 10).unwrap();
-    assert_eq!(audit[0].event, "rolled_back");
+    assert_eq!(audit[0].facts.event, "rolled_back");
 
     // The branch hears of it, sends what it has as a fork, and goes on behind the snapshot.
     site.ask(dc).unwrap();

@@ -14,6 +14,7 @@ mod extract;
 mod images;
 mod operations;
 mod people;
+mod rights;
 mod session;
 mod status;
 mod store;
@@ -39,6 +40,7 @@ use crate::identity::rights::Permission;
 use crate::problem::ManageError;
 use access::Endpoints;
 pub use access::{At, Endpoint};
+pub use rights::rights;
 use error::ApiError;
 
 /// Items on a page unless asked otherwise.
