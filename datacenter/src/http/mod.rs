@@ -40,8 +40,8 @@ use crate::identity::rights::Permission;
 use crate::problem::ManageError;
 use access::Endpoints;
 pub use access::{At, Endpoint};
-pub use rights::rights;
 use error::ApiError;
+pub use rights::rights;
 
 /// Items on a page unless asked otherwise.
 const PAGE: usize = 100;
