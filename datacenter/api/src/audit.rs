@@ -190,7 +190,7 @@ impl Verifier {
     /// Takes the next entry.
     pub fn take(&mut self, line: &AuditLine) -> Result<(), AuditError> {
         let before = self.state.last;
-        if self.seen && line.id != before + 1 {
+        if self.seen && before.checked_add(1) != Some(line.id) {
             return Err(AuditError::Gap {
                 before,
                 found: line.id,

@@ -5,6 +5,9 @@ use dedup::manifest::LEAF_BYTES;
 use dedup::update::UpdateBatch;
 use dedup::{BranchId, Leaf, VersionId};
 use dedup_protocol::join::{JoinAnswer, JoinRequest, JoinToken};
+use dedup_protocol::people::totp::TotpSecret;
+use dedup_protocol::people::verifier::Verifier;
+use dedup_protocol::people::{Person, Roster};
 use dedup_protocol::records::{Assignment, MachineType, PoolAssignment, Tree, VersionRecord};
 use dedup_protocol::server::Responder;
 use dedup_protocol::trust::{Endorsement, Record, Signed, SigningKey, TrustAnchor};
@@ -336,6 +339,27 @@ fn records(seeds: &Seeds, content: &Fixed) {
     both(seeds, 2, "assignment", &assignment());
     let lease = SigningKey::generate().0.sign(&crate::state::lease());
     both(seeds, 4, "lease", &lease);
+    let verifier = Verifier {
+        memory_kib: 8,
+        passes: 1,
+        lanes: 1,
+        salt: [1; 16],
+        hash: [2; 32],
+    };
+    let roster = Roster {
+        realm: REALM,
+        branch: BranchId([1; 16]),
+        counter: 300,
+        issued_unix_s: 1,
+        people: vec![Person {
+            name: "alice".into(),
+            verifier,
+            totp: Some(TotpSecret([3; 20])),
+            pools: vec!["lab".into(), "office".into()],
+        }],
+    };
+    let roster = SigningKey::generate().0.sign(&roster);
+    both(seeds, 6, "roster", &roster);
     // Two boots of a few runs, cut in the middle of the seed.
     let boot = [4, 0, 20, 4, 30, 9, 1, 2];
     let seed = [&[2][..], &boot, &[0, 0], &boot, &[0, 0]].concat();

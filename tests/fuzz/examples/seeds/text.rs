@@ -38,6 +38,11 @@ pub fn write(seeds: &Seeds) {
         seeds.write("names", &index.to_string(), name.as_bytes());
     }
     seeds.write("names", "id", "0f".repeat(32).as_bytes());
+    seeds.write("names", "role", b"operator:branch=ny:pool=office");
+    let line = format!("3 {} {{\"unix_s\":1}}", "0f".repeat(32));
+    seeds.write("names", "audit-line", line.as_bytes());
+    let kept = format!("3:{}", "0f".repeat(32));
+    seeds.write("names", "audit-kept", kept.as_bytes());
     guest_lines(seeds);
     let version = format!(
         r#"{{"versions":[{{"id":"00","image":"i","number":1,"parent":null,"created_unix_s":1,"disk":{TREE},"data_bytes":1,"chunk_sizes":{{"min":1,"avg":2,"max":3}},"boot":{{"kernel_path":"/k","kernel":{TREE},"initrd":null,"root_argument":"root=/"}},"os":"x","note":null,"new_chunks":1,"stored_bytes":1}}],"next":2}}"#
@@ -83,6 +88,24 @@ pub fn write(seeds: &Seeds) {
             26,
             r#"{"bytes":1,"capacity_bytes":2,"connected":true,"ranks":[{"rank":"boot","chunks":1,"bytes":2,"evictable":false}],"pools":[{"pool":"p","versions":["a@1"],"total_bytes":3,"resident_bytes":2,"pinned_bytes":2,"boot_bytes":1,"evictable_bytes":0}]}"#,
         ),
+        (
+            29,
+            r#"{"name":"a","password":"p","code":"123456","bearer":true}"#,
+        ),
+        (
+            30,
+            r#"{"display":"A","password":"p","roles":[{"role":"help-desk","branch":"b","pool":null}],"disabled":true}"#,
+        ),
+        (
+            31,
+            r#"{"name":"ci","roles":[{"role":"admin"}],"expires_s":60}"#,
+        ),
+        (32, r#"{"code":"0-1","name":"a","password":"p"}"#),
+        (
+            33,
+            r#"{"entries":[{"id":2,"hash":null,"unix_s":1,"event":"call","who":"a","from":"::1","call":"PUT /x","result":"done","ends":1,"branch":"b"}],"next":2}"#,
+        ),
+        (34, r#"{"name":"a","password":"p"}"#),
     ] {
         let seed = [&[index][..], body.as_bytes()].concat();
         seeds.write("api_json", &index.to_string(), &seed);

@@ -25,7 +25,7 @@ fn same<T: DeserializeOwned + Serialize + PartialEq + Debug>(json: &[u8]) {
     }
 }
 
-const TYPES: [fn(&[u8]); 29] = [
+const TYPES: [fn(&[u8]); 35] = [
     // Answers and reports, in the order of the modules.
     parses::<datacenter_api::BranchStatus>,
     parses::<datacenter_api::BranchList>,
@@ -57,6 +57,12 @@ const TYPES: [fn(&[u8]); 29] = [
     // New ones at the end, so that seeds keep their meaning.
     same::<datacenter_api::BackupRequest>,
     same::<datacenter_api::BackupResult>,
+    same::<datacenter_api::LogInRequest>,
+    same::<datacenter_api::UserRequest>,
+    same::<datacenter_api::ApiTokenRequest>,
+    same::<datacenter_api::SetupRequest>,
+    same::<datacenter_api::AuditList>,
+    same::<branch_api::LogIn>,
 ];
 
 fuzz_target!(|data: &[u8]| {

@@ -1,8 +1,9 @@
-//! Text that people give: names, versions, ids, sizes and durations.
+//! Text that people give: names, versions, ids, sizes, durations, roles, and lines of exported audit logs.
 #![no_main]
 
 use datacenter_api::units::{format_duration, format_size, parse_duration, parse_size};
-use datacenter_api::{VersionRef, check_name};
+use datacenter_api::audit::{Verifier, hex, parse_kept};
+use datacenter_api::{AuditLine, Grant, VersionRef, check_name};
 use dedup::{BranchId, ChunkId};
 use libfuzzer_sys::fuzz_target;
 
@@ -20,6 +21,19 @@ fuzz_target!(|data: &[u8]| {
     }
     if let Ok(id) = text.parse::<BranchId>() {
         assert_eq!(id.to_string(), text.to_ascii_lowercase());
+    }
+    if let Ok(grant) = text.parse::<Grant>() {
+        assert_eq!(grant.to_string().parse().as_ref(), Ok(&grant));
+    }
+    if let Ok(line) = text.parse::<AuditLine>() {
+        assert_eq!(line.to_string().parse().as_ref(), Ok(&line));
+        // Whatever it says, one line is either believed or refused.
+        let mut verifier = Verifier::new(None);
+        let _ = verifier.take(&line).and_then(|()| verifier.take(&line));
+        let _ = verifier.finish();
+    }
+    if let Ok((id, hash)) = parse_kept(text) {
+        assert_eq!(parse_kept(&format!("{id}:{}", hex(hash))), Ok((id, hash)));
     }
     if let Ok(bytes) = parse_size(text) {
         assert!(!format_size(bytes).is_empty());
