@@ -321,6 +321,105 @@ fn without_a_configuration_it_says_where_to_get_one() {
 }
 
 #[test]
+fn people_log_in_and_do_what_their_roles_say() {
+    let site = Site::start();
+    let at = |name: &str| site.dir.path().join(name);
+    let (home, ca) = (at("home"), at("data/ca.pem"));
+    let password = at("password");
+    std::fs::write(&password, "correct horse battery\n").unwrap();
+    let file = show(&password);
+    site.ok("branch token ny");
+    let add = format!("user add bob --role operator:branch=ny --password-file {file}");
+    assert!(site.ok(&add).contains("operator:branch=ny"));
+    site.ok("user add alice --display Alice --no-password");
+    site.ok("group add staff");
+    site.ok("group join staff alice");
+    site.ok("entitle add office --group staff");
+    assert_eq!(site.json("group list")[0]["members"][0], "alice");
+    assert_eq!(site.json("entitle list")[0]["pool"], "office");
+    let managing = site.run("entitle add office --user bob");
+    fails(&managing, 4, "second account");
+
+    let bob = |line: &str| {
+        let mut command = bare();
+        command
+            .env("XDG_CONFIG_HOME", &home)
+            .env("SPLICE_URL", &site.url)
+            .env("SPLICE_CA", &ca);
+        command.args(line.split_whitespace()).output().unwrap()
+    };
+    fails(&bob("status"), 2, "splice login");
+    std::fs::write(at("wrong"), "wrong\n").unwrap();
+    let wrong = format!("login bob --password-file {}", show(&at("wrong")));
+    fails(&bob(&wrong), 1, "the name or the password is wrong");
+    let log_in = bob(&format!("login bob --password-file {file}"));
+    assert!(log_in.status.success(), "{}", err(&log_in));
+    let session = home.join("splice/session.toml");
+    let mode = std::os::unix::fs::PermissionsExt::mode(&session.metadata().unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
+    assert!(bob("status").status.success());
+    assert!(bob("branch set ny --fill-cap 1Mbit").status.success());
+    fails(&bob("image create deb"), 1, "permission");
+    fails(&bob("audit"), 1, "permission");
+    let out = bob("logout");
+    assert!(out.status.success(), "{}", err(&out));
+    assert!(!session.exists());
+    fails(&bob("status"), 2, "splice login");
+
+    let code = site.ok("setup-code");
+    std::fs::write(at("code"), code).unwrap();
+    let set_up = format!(
+        "setup carol --code-file {} --password-file {file}",
+        show(&at("code"))
+    );
+    assert!(bob(&set_up).status.success());
+    fails(&bob(&set_up), 1, "was used");
+    assert_eq!(site.json("user show carol")["roles"][0]["role"], "admin");
+
+    let token = site.ok("token create ci --role auditor --expires 1h");
+    let audited = bare()
+        .env("SPLICE_URL", &site.url)
+        .env("SPLICE_CA", &ca)
+        .env("SPLICE_TOKEN", token.trim())
+        .args(["audit", "--json"])
+        .output()
+        .unwrap();
+    assert!(audited.status.success(), "{}", err(&audited));
+    let id = site.json("token list")[0]["id"].clone();
+    assert!(id.is_string());
+}
+
+#[test]
+fn the_audit_log_is_exported_and_verified_without_the_datacenter() {
+    let site = Site::start();
+    for name in ["a", "b", "c"] {
+        site.ok(&format!("group add {name}"));
+    }
+    let state = site.json("audit verify");
+    assert_eq!(state["last"], 6, "each call has two entries");
+    let log = site.dir.path().join("audit.log");
+    site.ok(&format!("audit export {}", show(&log)));
+    let kept = format!("{}:{}", state["last"], state["hash"].as_str().unwrap());
+    let verify = |file: &Path| {
+        let mut command = bare();
+        command.args(["audit", "verify", "--kept", &kept, "--file", show(file)]);
+        command.output().unwrap()
+    };
+    assert!(verify(&log).status.success());
+    let text = std::fs::read_to_string(&log).unwrap();
+    let changed = site.dir.path().join("changed.log");
+    std::fs::write(&changed, text.replace("/v1/groups/b", "/v1/groups/x")).unwrap();
+    fails(&verify(&changed), 1, "entry 3");
+    let cut: String = text
+        .lines()
+        .take(4)
+        .map(|line| format!("{line}\n"))
+        .collect();
+    std::fs::write(&changed, cut).unwrap();
+    fails(&verify(&changed), 1, "cut off");
+}
+
+#[test]
 fn every_command_has_help() {
     for line in [
         "",
@@ -332,6 +431,15 @@ fn every_command_has_help() {
         "branch assign",
         "branch-ready",
         "branch-cache",
+        "branch-log-in",
+        "login",
+        "setup",
+        "user",
+        "user add",
+        "group",
+        "entitle",
+        "token",
+        "audit",
         "operation",
         "status",
     ] {

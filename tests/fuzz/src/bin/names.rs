@@ -1,8 +1,8 @@
 //! Text that people give: names, versions, ids, sizes, durations, roles, and lines of exported audit logs.
 #![no_main]
 
-use datacenter_api::units::{format_duration, format_size, parse_duration, parse_size};
 use datacenter_api::audit::{Verifier, hex, parse_kept};
+use datacenter_api::units::{format_duration, format_size, parse_duration, parse_size};
 use datacenter_api::{AuditLine, Grant, VersionRef, check_name};
 use dedup::{BranchId, ChunkId};
 use libfuzzer_sys::fuzz_target;
