@@ -170,8 +170,10 @@ fn a_second_factor_is_asked_for_once_a_code_was_shown() {
     let bench = Bench::new();
     add(&bench, "alice", &["admin"]);
     let alice = enter(&bench, "alice");
-    let made = bench.dc.make_own_totp(&alice).unwrap();
+    let made = bench.dc.make_own_totp(&alice, PASSWORD).unwrap();
     let secret = decode_base32(&made.secret);
+    let stolen = bench.dc.make_own_totp(&alice, "wrong");
+    assert!(matches!(stolen, Err(ManageError::Forbidden { .. })));
     enter(&bench, "alice");
     assert!(bench.dc.confirm_own_totp(&alice, "000000").is_err());
     let code = secret.code_at(START);
@@ -274,7 +276,7 @@ fn nothing_that_opens_a_door_is_in_the_catalog() {
     let code = bench.dc.make_setup_code().unwrap().code;
     let factor = bench
         .dc
-        .make_own_totp(&caller(&bench, &alice.bearer()).unwrap());
+        .make_own_totp(&caller(&bench, &alice.bearer()).unwrap(), PASSWORD);
     let factor = decode_base32(&factor.unwrap().secret);
     let secrets: [&[u8]; 5] = [
         PASSWORD.as_bytes(),

@@ -313,7 +313,7 @@ impl std::fmt::Debug for TotpSetup {
     }
 }
 
-/// A code that an authenticator application shows, or the password where a second factor is given up.
+/// The password where a second factor is made or given up; a code of it where it is confirmed.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]

@@ -76,9 +76,9 @@ told of them.")]
         /// The user.
         name: String,
     },
-    /// Make a second factor for one's own account, or give it up.
+    /// Make a second factor for one's own account, or give it up. The password is asked for.
     Totp {
-        /// Give it up; the password is asked for.
+        /// Give it up.
         #[arg(long)]
         drop: bool,
     },
@@ -212,12 +212,12 @@ async fn totp(
     client: &datacenter_api::Client,
     drop: bool,
 ) -> Result<(), Failure> {
+    let proof = secret::read("password", None)?;
     if drop {
-        let proof = secret::read("password", None)?;
         client.drop_totp(&ProofRequest { proof }).await?;
         return done(context, "the second factor is given up\n");
     }
-    let made = client.make_totp().await?;
+    let made = client.make_totp(&ProofRequest { proof }).await?;
     output::aside(format_args!(
         "type this secret into an authenticator application, or the address as a QR code:\n  {}\n  {}",
         made.secret, made.uri

@@ -122,14 +122,16 @@ pub(super) async fn password(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Makes a second factor for one's own account. It is asked for once a code of it was shown.
-#[utoipa::path(post, path = "/v1/session/totp", tag = "session", responses(
-    (status = 201, body = TotpSetup), (status = 409, body = Problem)))]
+/// Makes a second factor for one's own account, for the password. It is asked for once a code of it was shown.
+#[utoipa::path(post, path = "/v1/session/totp", tag = "session", request_body = ProofRequest, responses(
+    (status = 201, body = TotpSetup), (status = 403, body = Problem), (status = 409, body = Problem),
+    (status = 429, body = Problem)))]
 pub(super) async fn make_totp(
     State(dc): State<App>,
     Extension(caller): Extension<Caller>,
+    Body(request): Body<ProofRequest>,
 ) -> Result<Response, ApiError> {
-    let made = blocking(&dc, move |dc| dc.make_own_totp(&caller)).await?;
+    let made = blocking(&dc, move |dc| dc.make_own_totp(&caller, &request.proof)).await?;
     Ok((StatusCode::CREATED, Json(made)).into_response())
 }
 

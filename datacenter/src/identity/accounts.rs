@@ -1,20 +1,14 @@
-//! Accounts: making, changing, locking out and deleting them; one's own password and second factor.
+//! Accounts: making, changing, refusing and deleting them.
 //!
-//! Invariant: whatever makes an account's credentials doubtful (a new password, a second factor that is given up, a refusal) ends its sessions in the same
+//! Invariant: whatever makes an account's credentials doubtful (a new password, a second factor that was reset, a refusal) ends its sessions in the same
 //! transaction; an account that is deleted leaves no session, token, membership or entitlement behind, and one of the same name later is another.
 
-use datacenter_api::{
-    AccountKind, PasswordRequest, SubjectKind, TotpSetup, User, UserRequest, check_name,
-};
+use datacenter_api::{AccountKind, SubjectKind, User, UserRequest, check_name};
 use dedup_protocol::people::PASSWORD_BYTES_MAX;
 use dedup_protocol::people::strikes::Strikes;
-use dedup_protocol::people::totp::TotpSecret;
 use dedup_protocol::people::verifier::Verifier;
 
-use super::Caller;
-use crate::catalog::people::{
-    AccountRow, ApiTokenRow, EntitlementRow, SessionRow, TokenOwner, TotpRow,
-};
+use crate::catalog::people::{AccountRow, ApiTokenRow, EntitlementRow, SessionRow, TokenOwner};
 use crate::catalog::{CatalogError, Tx};
 use crate::datacenter::Datacenter;
 use crate::problem::ManageError;
@@ -52,7 +46,7 @@ pub(super) fn check_password(name: &str, password: &str) -> Result<(), ManageErr
     Err(ManageError::invalid(format!("the password {fault}")))
 }
 
-fn verifier_of(name: &str, password: &str) -> Result<Verifier, ManageError> {
+pub(super) fn verifier_of(name: &str, password: &str) -> Result<Verifier, ManageError> {
     check_password(name, password)?;
     Ok(Verifier::new(password.as_bytes(), random()))
 }
@@ -115,6 +109,18 @@ fn change(
         row.disabled = disabled;
     }
     Ok(())
+}
+
+/// Whether a roster may have to follow a change: else no branch has to be looked at.
+fn concerns_branches(before: &AccountRow, after: &AccountRow) -> bool {
+    let factor = |row: &AccountRow| {
+        let factor = row.totp.as_ref().filter(|totp| totp.confirmed);
+        factor.map(|factor| factor.sealed.clone())
+    };
+    before.verifier != after.verifier
+        || factor(before) != factor(after)
+        || before.disabled != after.disabled
+        || before.grants.is_empty() != after.grants.is_empty()
 }
 
 impl Datacenter {
@@ -192,9 +198,9 @@ impl Datacenter {
     /// Makes an account.
     pub fn create_user(&self, name: &str, request: &UserRequest) -> Result<User, ManageError> {
         let row = self.new_account(name, request)?;
+        // No roster can name it before it is in a group, or entitled.
         self.catalog()
             .transact(|tx| self.put_account(tx, name, &row))?;
-        self.people_changed();
         Ok(show_user(name, &row, self.now_unix_s()))
     }
 
@@ -225,19 +231,23 @@ impl Datacenter {
         })
     }
 
-    fn update(
+    pub(super) fn update(
         &self,
         name: &str,
         mut change: impl FnMut(&mut AccountRow) -> Result<(), ManageError>,
     ) -> Result<User, ManageError> {
         let now = self.now_unix_s();
-        let user = self.catalog().transact(|tx| {
+        let (user, concerned) = self.catalog().transact(|tx| {
             let mut row = require(tx, name)?;
+            let before = row.clone();
             change(&mut row)?;
             tx.put(&name.to_owned(), &row);
-            Ok::<_, ManageError>(show_user(name, &row, now))
+            let concerned = concerns_branches(&before, &row);
+            Ok::<_, ManageError>((show_user(name, &row, now), concerned))
         })?;
-        self.people_changed();
+        if concerned {
+            self.people_changed();
+        }
         Ok(user)
     }
 
@@ -264,117 +274,6 @@ impl Datacenter {
             Ok::<_, ManageError>(())
         })?;
         self.people_changed();
-        Ok(())
-    }
-
-    /// Changes the caller's own password; all sessions end, this one too.
-    pub fn change_own_password(
-        &self,
-        caller: &Caller,
-        request: &PasswordRequest,
-    ) -> Result<(), ManageError> {
-        let name = &caller.own_account()?.name;
-        self.prove_own(name, &request.old)?;
-        let new = verifier_of(name, &request.new)?;
-        self.update(name, |row| {
-            row.verifier = Some(new.clone());
-            row.strikes.clear();
-            row.epoch += 1;
-            Ok(())
-        })?;
-        Ok(())
-    }
-
-    /// Makes a second factor for the caller; it is asked for once a code of it was shown.
-    pub fn make_own_totp(&self, caller: &Caller) -> Result<TotpSetup, ManageError> {
-        let account = caller.own_account()?;
-        let secret = TotpSecret(random());
-        let sealed = self.identity().sealing().seal(&account.id, &secret);
-        self.update(&account.name, |row| {
-            if row.totp.as_ref().is_some_and(|totp| totp.confirmed) {
-                return Err(ManageError::conflict(
-                    "the account has a second factor already",
-                    "give it up first: `splice user totp --drop`",
-                ));
-            }
-            row.totp = Some(TotpRow {
-                sealed: sealed.clone(),
-                confirmed: false,
-                last_step: 0,
-            });
-            Ok(())
-        })?;
-        let issuer: String = self
-            .realm_name()
-            .chars()
-            .filter(char::is_ascii_alphanumeric)
-            .collect();
-        let issuer = if issuer.is_empty() {
-            "splice".into()
-        } else {
-            issuer
-        };
-        Ok(TotpSetup {
-            secret: secret.base32(),
-            uri: secret.uri(&issuer, &account.name),
-        })
-    }
-
-    /// Shows a code of the caller's second factor: it is asked for from now on.
-    pub fn confirm_own_totp(&self, caller: &Caller, code: &str) -> Result<(), ManageError> {
-        let account = caller.own_account()?;
-        let now = self.now_unix_s();
-        self.update(&account.name, |row| {
-            let totp = row.totp.as_mut().filter(|totp| !totp.confirmed);
-            let totp = totp.ok_or_else(|| {
-                ManageError::conflict(
-                    "there is no second factor that waits for a code",
-                    "make one first: `splice user totp`",
-                )
-            })?;
-            let secret = self.identity().sealing().open(&account.id, &totp.sealed);
-            let step = secret.and_then(|secret| secret.check(code, now, totp.last_step));
-            totp.last_step = step.ok_or_else(|| {
-                ManageError::invalid("the code is wrong; is the clock of both sides right?")
-            })?;
-            totp.confirmed = true;
-            Ok(())
-        })?;
-        Ok(())
-    }
-
-    /// Gives up the caller's second factor, for his password.
-    pub fn drop_own_totp(&self, caller: &Caller, password: &str) -> Result<(), ManageError> {
-        let name = &caller.own_account()?.name;
-        self.prove_own(name, password)?;
-        self.update(name, |row| {
-            row.totp = None;
-            Ok(())
-        })?;
-        Ok(())
-    }
-
-    /// Whoever has somebody's session does not have the account: what changes its credentials wants the password again.
-    fn prove_own(&self, name: &str, password: &str) -> Result<(), ManageError> {
-        let now = self.now_unix_s();
-        let verifier = self.catalog().transact(|tx| {
-            let mut row = require(tx, name)?;
-            let counted = row.strikes.attempt(now);
-            tx.put(&name.to_owned(), &row);
-            Ok::<_, ManageError>(counted.map(|()| row.verifier))
-        })?;
-        let verifier = verifier.map_err(|wait_s| ManageError::TooMany {
-            message: format!("account {name:?} is locked for {wait_s} seconds more"),
-        })?;
-        if !verifier.is_some_and(|verifier| verifier.fits(password.as_bytes())) {
-            return Err(ManageError::Forbidden {
-                message: "the password is wrong".into(),
-            });
-        }
-        self.update(name, |row| {
-            row.strikes.clear();
-            Ok(())
-        })?;
         Ok(())
     }
 }

@@ -62,13 +62,13 @@ impl Datacenter {
             }
         };
         let account = match self.count_attempt(&name)? {
-            Attempt::Locked { wait_s } => {
+            Err(wait_s) => {
                 let message = format!(
                     "account {name:?} is locked for {wait_s} seconds more, because of wrong passwords"
                 );
                 return Err(refused("locked", ManageError::TooMany { message }));
             }
-            Attempt::Counted(account) => account,
+            Ok(account) => account,
         };
         // People whose passwords are proven elsewhere have none here.
         let local = account
@@ -104,17 +104,18 @@ impl Datacenter {
         Ok(begun)
     }
 
-    fn count_attempt(&self, name: &str) -> Result<Attempt, ManageError> {
+    /// Counts an attempt at an account, if there is one; or for how many seconds it is locked.
+    fn count_attempt(&self, name: &str) -> Result<Result<Option<AccountRow>, u64>, ManageError> {
         let (name, now) = (name.to_owned(), self.now_unix_s());
         self.catalog().transact(|tx| {
             let Some(mut row) = tx.get::<AccountRow>(&name)? else {
-                return Ok(Attempt::Counted(None));
+                return Ok(Ok(None));
             };
             if let Err(wait_s) = row.strikes.attempt(now) {
-                return Ok(Attempt::Locked { wait_s });
+                return Ok(Err(wait_s));
             }
             tx.put(&name, &row);
-            Ok(Attempt::Counted(Some(row)))
+            Ok(Ok(Some(row)))
         })
     }
 
@@ -198,15 +199,9 @@ impl Datacenter {
             append(tx, &facts)?;
             Ok::<_, ManageError>(())
         })?;
-        self.people_changed();
         tracing::info!(user = name, "the first administrator's account is made");
         Ok(show_user(&name, &row, now))
     }
-}
-
-enum Attempt {
-    Locked { wait_s: u64 },
-    Counted(Option<AccountRow>),
 }
 
 /// A code and what is kept of it.

@@ -10,18 +10,17 @@ pub mod accounts;
 pub mod gate;
 pub mod groups;
 pub mod log_in;
+mod own;
 pub mod rights;
 pub mod roster;
 mod seal;
 pub mod sessions;
 pub mod tokens;
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
 use datacenter_api::{AuditFacts, Grant};
-use dedup::BranchId;
 use tokio::sync::Semaphore;
 
 use crate::catalog::audit::append;
@@ -44,8 +43,8 @@ pub struct Identity {
     gate: Mutex<Gate>,
     stretching: Semaphore,
     sealing: Sealing,
-    /// What each branch's roster was made of.
-    rosters: Mutex<HashMap<BranchId, roster::MadeOf>>,
+    /// What rosters were made of; never locked inside a transaction.
+    rosters: Mutex<roster::Rosters>,
 }
 
 impl Identity {
@@ -74,7 +73,7 @@ impl Identity {
         &self.sealing
     }
 
-    fn rosters(&self) -> MutexGuard<'_, HashMap<BranchId, roster::MadeOf>> {
+    fn rosters(&self) -> MutexGuard<'_, roster::Rosters> {
         self.rosters.lock().unwrap_or_else(|e| e.into_inner())
     }
 

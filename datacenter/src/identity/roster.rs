@@ -4,7 +4,7 @@
 //! roster is signed when its people changed, with a counter that only goes up, also after a restore; one that became empty is signed too, as it
 //! takes rights away. It decides nothing about when a branch is told.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use dedup::BranchId;
 use dedup_protocol::people::{PEOPLE_MAX, Person, Roster};
@@ -22,34 +22,42 @@ use crate::restored;
 /// Most bytes of a roster's people: a signed record is at most 1 MiB.
 const BYTES_MAX: usize = 900 * 1024;
 
-/// What a branch's roster was made of when it was looked at last.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct MadeOf {
-    revision: u64,
-    pools: BTreeSet<String>,
-    counter: u64,
+/// What rosters were made of when they were looked at last.
+#[derive(Default)]
+pub(super) struct Rosters {
+    /// All accounts, as of a revision: read once for all branches.
+    accounts: Option<(u64, Vec<(String, AccountRow)>)>,
+    /// Of each branch the revision, its pools, and the counter of what came of them.
+    made: HashMap<BranchId, (u64, BTreeSet<String>, u64)>,
 }
 
 impl Datacenter {
     /// The counter of a branch's current roster, which is signed anew if its people changed; 0: it never had anybody.
     pub fn roster_counter(&self, branch: BranchId) -> Result<u64, CatalogError> {
+        // Held until it is signed, so that nobody signs what he read earlier behind it.
+        let mut rosters = self.identity().rosters();
         // Before anything is read: what changes meanwhile is looked at the next time.
         let revision = self.identity().revision();
         let pools = self.catalog().read(|tx| pools_of(tx, branch))?;
-        let known = self.identity().rosters().get(&branch).cloned();
-        if let Some(known) = known
-            && known.revision == revision
-            && known.pools == pools
+        if let Some((made_at, of, counter)) = rosters.made.get(&branch)
+            && *made_at == revision
+            && *of == pools
         {
-            return Ok(known.counter);
+            return Ok(*counter);
         }
-        let counter = self.catalog().transact(|tx| self.sign_roster(tx, branch))?;
-        let made_of = MadeOf {
-            revision,
-            pools,
-            counter,
+        let accounts = match rosters.accounts.take() {
+            Some((read_at, accounts)) if read_at == revision => accounts,
+            _ => self
+                .catalog()
+                .read(|tx| tx.list::<AccountRow>(&[], None, ACCOUNTS_MAX))?,
         };
-        self.identity().rosters().insert(branch, made_of);
+        let sealing = self.identity().sealing();
+        let people = self
+            .catalog()
+            .read(|tx| people_of(sealing, &accounts, &pools, tx, branch))?;
+        rosters.accounts = Some((revision, accounts));
+        let counter = self.sign_roster(branch, people)?;
+        rosters.made.insert(branch, (revision, pools, counter));
         Ok(counter)
     }
 
@@ -59,12 +67,14 @@ impl Datacenter {
         Ok(row.map(|row| row.signed))
     }
 
-    fn sign_roster(&self, tx: &mut Tx<'_>, branch: BranchId) -> Result<u64, CatalogError> {
-        let people = people_of(self.identity().sealing(), tx, branch)?;
+    /// Signs a branch's people, unless the roster that it has says the same; answers the counter.
+    fn sign_roster(&self, branch: BranchId, people: Vec<Person>) -> Result<u64, CatalogError> {
         let bytes = postcard::to_stdvec(&people).expect("people serialise without failing");
         let hash = *blake3::hash(&bytes).as_bytes();
-        let before: Option<RosterRow> = tx.get(&branch)?;
-        let floor = restored::counter_floor(tx)?;
+        let (before, floor) = self.catalog().read(|tx| {
+            let before: Option<RosterRow> = tx.get(&branch)?;
+            Ok::<_, CatalogError>((before, restored::counter_floor(tx)?))
+        })?;
         match &before {
             None if people.is_empty() => return Ok(0),
             // After a restore the branch may have a later one, which this one must replace.
@@ -84,7 +94,10 @@ impl Datacenter {
             people: hash,
             signed: self.publisher().sign(&roster).to_bytes(),
         };
-        tx.put(&branch, &row);
+        self.catalog().transact(|tx| {
+            tx.put(&branch, &row);
+            Ok::<_, CatalogError>(())
+        })?;
         Ok(counter)
     }
 }
@@ -97,6 +110,8 @@ fn pools_of(tx: &mut Tx<'_>, branch: BranchId) -> Result<BTreeSet<String>, Catal
 /// Who may use which of a branch's pools, in the order of their names.
 fn people_of(
     sealing: &Sealing,
+    accounts: &[(String, AccountRow)],
+    pools: &BTreeSet<String>,
     tx: &mut Tx<'_>,
     branch: BranchId,
 ) -> Result<Vec<Person>, CatalogError> {
@@ -105,7 +120,7 @@ fn people_of(
     };
     let mut of_users: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     let mut of_groups: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for pool in pools_of(tx, branch)? {
+    for pool in pools {
         let mut prefix = pool.as_bytes().to_vec();
         prefix.push(0);
         for (key, _) in tx.list::<EntitlementRow>(&prefix, None, ENTITLEMENTS_MAX)? {
@@ -127,17 +142,17 @@ fn people_of(
     }
     let mut people = Vec::new();
     let mut bytes = 0;
-    for (name, row) in tx.list::<AccountRow>(&[], None, ACCOUNTS_MAX)? {
-        let direct = of_users.get(&name);
+    for (name, row) in accounts {
+        let direct = of_users.get(name);
         let by_group = row.groups.iter().filter_map(|group| of_groups.get(group));
         let pools: BTreeSet<&String> = direct.into_iter().chain(by_group).flatten().collect();
         if pools.is_empty() || row.disabled || !row.grants.is_empty() {
             continue;
         }
-        let Some(verifier) = row.verifier else {
+        let Some(verifier) = row.verifier.clone() else {
             continue;
         };
-        let factor = row.totp.filter(|totp| totp.confirmed);
+        let factor = row.totp.as_ref().filter(|totp| totp.confirmed);
         let totp = match factor.map(|factor| sealing.open(&row.id, &factor.sealed)) {
             None => None,
             Some(Some(secret)) => Some(secret),
@@ -154,7 +169,7 @@ fn people_of(
             verifier,
             totp,
             pools: pools.into_iter().cloned().collect(),
-            name,
+            name: name.clone(),
         };
         let person_bytes = postcard::to_stdvec(&person).map_or(0, |bytes| bytes.len());
         bytes += person_bytes;

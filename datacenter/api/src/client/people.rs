@@ -50,9 +50,8 @@ impl Client {
     }
 
     /// Makes a second factor, which is asked for once a code of it was shown.
-    pub async fn make_totp(&self) -> Result<TotpSetup, ClientError> {
-        self.json(self.request(Method::POST, "/v1/session/totp"))
-            .await
+    pub async fn make_totp(&self, request: &ProofRequest) -> Result<TotpSetup, ClientError> {
+        self.with(Method::POST, "/v1/session/totp", request).await
     }
 
     /// Shows a code of a second factor: it is asked for from now on.
