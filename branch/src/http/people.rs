@@ -19,7 +19,7 @@ impl From<LogInError> for ApiError {
                 StatusCode::UNAUTHORIZED
             }
             LogInError::Locked { .. } => StatusCode::TOO_MANY_REQUESTS,
-            LogInError::Alone { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            LogInError::Alone { .. } | LogInError::NobodyTold => StatusCode::SERVICE_UNAVAILABLE,
             LogInError::Kv(_) | LogInError::Row { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self(status, error_line(&error))

@@ -42,6 +42,11 @@ pub enum LogInError {
     /// Its code does not fit, or was used.
     #[error("the code is wrong, or was used already")]
     WrongCode,
+    /// No roster ever came.
+    #[error(
+        "this branch was not told of anybody yet; people are entitled to its pools with `splice entitle`, at a datacenter that is not older than this branch server"
+    )]
+    NobodyTold,
     /// Too many wrong passwords.
     #[error("the account is locked for {wait_s} seconds more, because of wrong passwords")]
     Locked {
@@ -183,8 +188,8 @@ impl People {
             }
         }
         let name = name.trim().to_ascii_lowercase();
-        let roster = self.roster();
-        let person = roster.as_ref().and_then(|roster| roster.person(&name));
+        let roster = self.roster().ok_or(LogInError::NobodyTold)?;
+        let person = roster.person(&name);
         if person.is_some() {
             self.count(&name, |row| {
                 let counted = row.strikes.attempt(now_unix_s);

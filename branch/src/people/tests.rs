@@ -122,7 +122,8 @@ impl World {
 #[test]
 fn who_is_on_the_roster_is_let_in_to_the_pools_that_are_there() {
     let world = World::new();
-    assert!(!world.is_let_in("alice", NOW), "nobody came yet");
+    let early = world.try_at("alice", PASSWORD, None, NOW);
+    assert!(matches!(early, Err(LogInError::NobodyTold)));
     world.admit(1, vec![person("alice", None)]);
     let admitted = world.try_at(" Alice", PASSWORD, None, NOW).unwrap();
     assert_eq!(

@@ -17,6 +17,9 @@ use crate::identity::Caller;
 use crate::identity::rights::{Permission, Place};
 use crate::problem::ManageError;
 
+/// Most of a call that the audit log keeps, in characters: names are short, and nobody fills the log with one line.
+const CALL_CHARS_MAX: usize = 512;
+
 /// Where in the realm an endpoint's thing is, by the call's path and query.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum At {
@@ -167,12 +170,13 @@ async fn authorise(
         return Ok(next.run(request).await);
     }
     let path = request.uri().path_and_query();
+    let call = format!(
+        "{} {}",
+        request.method(),
+        path.map_or("/", |path| path.as_str())
+    );
     let facts = AuditFacts {
-        call: format!(
-            "{} {}",
-            request.method(),
-            path.map_or("/", |path| path.as_str())
-        ),
+        call: call.chars().take(CALL_CHARS_MAX).collect(),
         branch: place.branch,
         pool: place.pool,
         ..caller.facts("call", app.now_unix_s())

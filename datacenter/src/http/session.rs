@@ -1,4 +1,4 @@
-//! Log-ins and what people do with their own accounts. Three endpoints here need no session: they are how one is had.
+//! Log-ins and what people do with their own accounts. Two endpoints here need no session: they are how one is had.
 
 use std::net::SocketAddr;
 

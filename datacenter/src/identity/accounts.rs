@@ -20,8 +20,8 @@ const PASSWORD_CHARS_MIN: usize = 12;
 const DISPLAY_BYTES_MAX: usize = 200;
 /// Most accounts: a roster and a list of members look at all of them.
 pub const ACCOUNTS_MAX: usize = 100_000;
-/// Most roles of one account.
-const GRANTS_MAX: usize = 64;
+/// Most roles of one account, or token.
+pub(super) const GRANTS_MAX: usize = 64;
 
 /// A name as it is kept: people type capitals, and mean the same account.
 pub(super) fn folded(name: &str) -> String {

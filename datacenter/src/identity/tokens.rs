@@ -4,6 +4,7 @@
 use datacenter_api::{ApiToken, ApiTokenRequest, NewApiToken};
 
 use super::Caller;
+use super::accounts::GRANTS_MAX;
 use super::rights::{Permission, Place, include};
 use crate::catalog::Catalog;
 use crate::catalog::CatalogError;
@@ -92,10 +93,10 @@ impl Datacenter {
                 request.expires_s
             )));
         }
-        if request.roles.is_empty() {
-            return Err(ManageError::invalid(
-                "a token without a role can do nothing",
-            ));
+        if request.roles.is_empty() || request.roles.len() > GRANTS_MAX {
+            return Err(ManageError::invalid(format!(
+                "a token has between 1 and {GRANTS_MAX} roles"
+            )));
         }
         let own = caller.roles();
         if let Some(more) = request.roles.iter().find(|role| !include(&own, role)) {
