@@ -12,23 +12,27 @@ use crate::profile::{BootScore, Entries};
 use crate::records::Tree;
 use crate::state::message::{
     AskLease, DenyLease, FenceLease, LeaseReturned, OfferPart, PartChunks, PartStaged, ProveLease,
-    RestartSegment, ReturnLease, SegmentApplied, WantChunks,
+    RecallLease, RestartSegment, ReturnLease, SegmentApplied, WantChunks,
 };
 use crate::trust::Endorsement;
+use crate::wipe::Wiped;
 
 /// First byte of every frame. The major version is in the connection's ALPN.
 pub const FRAME_VERSION: u8 = 1;
 
 /// Newest message set that this program speaks, told in the greeting. Revisions: 1, the first; 2, assignments of
 /// the second kind (machine types); 3, `Wanted`, `Restore`, `Restored`, and assignments of the third kind (user volumes); 4, leases and
-/// write-back of desktops.
-pub const PROTOCOL_MINOR: u16 = 4;
+/// write-back of desktops; 5, checkouts to laptops, recalls of leases, and wipes.
+pub const PROTOCOL_MINOR: u16 = 5;
 
 /// The message set from which on `Wanted` is understood.
 pub const MINOR_WANTED: u16 = 3;
 
 /// The message set from which on leases and write-back are understood.
 pub const MINOR_STATE: u16 = 4;
+
+/// The message set from which on checkouts, recalls of leases and wipes are understood.
+pub const MINOR_LAPTOP: u16 = 5;
 
 /// Largest frame of any kind, in bytes: a solid batch (see [`BATCH_RAW_BYTES`]) that did not compress, and its head.
 pub const FRAME_BYTES_MAX: usize = 8 << 20;
@@ -244,6 +248,15 @@ messages! {
     0x6C => SegmentApplied(SegmentApplied),
     /// Datacenter → branch: begin the segment again.
     0x6D => RestartSegment(RestartSegment),
+
+    /// Datacenter → branch, on the control stream: a desktop is checked out to it, signed; on connection and at each change.
+    0x70 => CheckOut(SignedBytes),
+    /// Datacenter → branch, on the control stream: a volume is to be given back when it stands still.
+    0x71 => RecallLease(RecallLease),
+    /// Datacenter → branch, on the control stream: destroy keys, signed; on each connection until it was done.
+    0x72 => Wipe(SignedBytes),
+    /// Branch → datacenter, on the control stream: it was done. Back: that is noted.
+    0x73 => Wiped(Wiped),
 }
 
 /// Greeting of a branch.

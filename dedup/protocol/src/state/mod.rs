@@ -19,6 +19,7 @@
 
 pub mod authority;
 pub mod began;
+pub mod checkout;
 pub mod lease;
 pub mod message;
 pub mod writeback;

@@ -4,10 +4,11 @@ use dedup::{ChunkId, DesktopId};
 use dedup_protocol::state::lease::Lease;
 use dedup_protocol::state::message::{
     AskLease, Cut, DenyLease, DenyReason, FenceLease, LeaseReturned, OfferPart, PartChunks,
-    PartStaged, ProveLease, RestartSegment, ReturnLease, SegmentApplied, WantChunks,
+    PartStaged, ProveLease, RecallLease, RestartSegment, ReturnLease, SegmentApplied, WantChunks,
 };
 use dedup_protocol::state::writeback::{Part, Range, RangeSource};
 use dedup_protocol::state::{Ended, Generation, Head, Line, Nonce, Position};
+use dedup_protocol::wipe::Wiped;
 use dedup_protocol::wire::{Batch, BatchEncoding, Message, SignedBytes};
 
 use super::{BRANCH, REALM};
@@ -160,5 +161,16 @@ pub fn messages() -> Vec<Message> {
             line: MAIN,
             segment: SEGMENT,
         }),
+        Message::CheckOut(SignedBytes {
+            bytes: vec![13, 14, 15],
+        }),
+        Message::RecallLease(RecallLease {
+            desktop: DESKTOP,
+            generation: GENERATION,
+        }),
+        Message::Wipe(SignedBytes {
+            bytes: vec![16, 17, 18],
+        }),
+        Message::Wiped(Wiped { number: 300 }),
     ]
 }
