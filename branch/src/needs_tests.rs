@@ -140,6 +140,7 @@ fn pool(name: &str, version: VersionId, pinned: &[VersionId], prestage: bool) ->
         machine: MachineType::Auto,
         tpm: false,
         user_volume_mib: 0,
+        pooled: false,
     }
 }
 

@@ -177,6 +177,9 @@ pub struct Pool {
     /// Size of the user volume that each of its desktops gets, in MiB; 0 for none.
     #[serde(default)]
     pub user_volume_mib: u32,
+    /// Whether its desktops' systems begin anew at log-off, on the version that the pool runs then. Else they are kept.
+    #[serde(default)]
+    pub pooled: bool,
 }
 
 /// The pools of a branch.
@@ -215,6 +218,9 @@ pub struct AssignRequest {
     /// Size of the user volume that each of its desktops gets, in MiB; 0 for none (default 0). Desktops that have one keep theirs.
     #[serde(default)]
     pub user_volume_mib: Option<u32>,
+    /// Whether its desktops' systems begin anew at log-off (default false). A desktop whose system was kept keeps it until it is reset.
+    #[serde(default)]
+    pub pooled: Option<bool>,
 }
 
 /// What a branch says about itself. The same value travels over the link as JSON and stands in [`Branch::status`].

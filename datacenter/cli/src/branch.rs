@@ -89,6 +89,12 @@ pub enum Verb {
         /// Give its desktops no user volume (the default). Desktops that have one keep theirs.
         #[arg(long)]
         no_user_volume: bool,
+        /// Have the systems of its desktops begin anew at log-off, on the version that the pool runs then; user volumes stay.
+        #[arg(long, conflicts_with = "persistent")]
+        pooled: bool,
+        /// Keep what is written to its desktops' systems (the default). A desktop whose system was kept keeps it until it is reset.
+        #[arg(long)]
+        persistent: bool,
     },
     /// Set what a branch may take of its line, and when. Options left out keep what the branch has.
     ///
@@ -212,6 +218,8 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
             no_tpm,
             user_volume,
             no_user_volume,
+            pooled,
+            persistent,
         } => {
             let pins =
                 (no_pin || !pin.is_empty()).then(|| pin.iter().map(ToString::to_string).collect());
@@ -224,6 +232,7 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
                 machine,
                 tpm: (tpm || no_tpm).then_some(tpm),
                 user_volume_mib: if no_user_volume { Some(0) } else { user_volume },
+                pooled: (pooled || persistent).then_some(pooled),
             };
             let pool = client.assign(&name, &pool, &request).await?;
             if context.json {
@@ -364,6 +373,7 @@ fn pool_row(pool: &Pool) -> Vec<String> {
             0 => "-".into(),
             mib => format_size(u64::from(mib) << 20),
         },
+        if pool.pooled { "anew" } else { "kept" }.into(),
         pool.pinned.join(" "),
     ]
 }

@@ -174,6 +174,7 @@ mod tests {
             machine: MachineType::Auto,
             tpm: false,
             user_volume_mib: 0,
+            pooled: false,
         };
         let told = |(pool, version, boots): &(&str, &str, OfflineBoot)| PoolReadiness {
             pool: (*pool).into(),

@@ -11,8 +11,8 @@ use crate::policy::Policy;
 use crate::profile::{BootScore, Entries};
 use crate::records::Tree;
 use crate::state::message::{
-    AskLease, DenyLease, FenceLease, LeaseReturned, OfferPart, PartChunks, PartStaged, ProveLease,
-    RecallLease, RestartSegment, ReturnLease, SegmentApplied, WantChunks,
+    AskLease, DenyLease, DropLease, FenceLease, LeaseReturned, OfferPart, PartChunks, PartStaged,
+    ProveLease, RecallLease, RestartSegment, ReturnLease, SegmentApplied, WantChunks,
 };
 use crate::trust::Endorsement;
 use crate::wipe::Wiped;
@@ -22,7 +22,8 @@ pub const FRAME_VERSION: u8 = 1;
 
 /// Newest message set that this program speaks, told in the greeting. Revisions: 1, the first; 2, assignments of
 /// the second kind (machine types); 3, `Wanted`, `Restore`, `Restored`, and assignments of the third kind (user volumes); 4, leases and
-/// write-back of desktops; 5, checkouts to laptops, recalls of leases, and wipes.
+/// write-back of desktops; 5, checkouts to laptops, moves between branches, recalls of leases, leases that are given up, wipes, and assignments
+/// of the fourth kind (pooled desktops).
 pub const PROTOCOL_MINOR: u16 = 5;
 
 /// The message set from which on `Wanted` is understood.
@@ -236,6 +237,8 @@ messages! {
     0x65 => ReturnLease(ReturnLease),
     /// Datacenter → branch: it was.
     0x66 => LeaseReturned(LeaseReturned),
+    /// Branch → datacenter: what was written under a generation was destroyed; it is to end.
+    0x67 => DropLease(DropLease),
     /// Branch → datacenter: a part of a segment, by names of chunks.
     0x68 => OfferPart(OfferPart),
     /// Datacenter → branch: the chunks of it that are wanted.

@@ -99,7 +99,16 @@ pub struct ReturnLease {
     pub at: Position,
 }
 
-/// Datacenter → branch: the desktop was given back.
+/// Branch → datacenter: somebody gave up what was written here, and it is destroyed. The generation is to end with what is at the datacenter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DropLease {
+    /// Which desktop.
+    pub desktop: DesktopId,
+    /// Under which generation it had it.
+    pub generation: Generation,
+}
+
+/// Datacenter → branch: the desktop was given back, or its generation has ended as it was to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaseReturned {
     /// Which desktop.

@@ -4,8 +4,8 @@
 //!
 //! ```text
 //!   branch                                            datacenter
-//!   authority::Hold   ── AskLease, ReturnLease ──►    authority::Authority     who may write: a lease with a generation
-//!                     ◄── LeaseGranted, FenceLease ──
+//!   authority::Hold   ── AskLease, ReturnLease, DropLease ──►   authority::Authority     who may write: a lease with a generation
+//!                     ◄── LeaseGranted, FenceLease, RecallLease ──
 //!   writeback::Sender ── OfferPart, PartChunks ──►    writeback::Receiver      what is written: segments in order
 //!                     ◄── WantChunks, SegmentApplied ──
 //! ```

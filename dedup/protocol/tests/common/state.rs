@@ -3,8 +3,9 @@
 use dedup::{ChunkId, DesktopId};
 use dedup_protocol::state::lease::Lease;
 use dedup_protocol::state::message::{
-    AskLease, Cut, DenyLease, DenyReason, FenceLease, LeaseReturned, OfferPart, PartChunks,
-    PartStaged, ProveLease, RecallLease, RestartSegment, ReturnLease, SegmentApplied, WantChunks,
+    AskLease, Cut, DenyLease, DenyReason, DropLease, FenceLease, LeaseReturned, OfferPart,
+    PartChunks, PartStaged, ProveLease, RecallLease, RestartSegment, ReturnLease, SegmentApplied,
+    WantChunks,
 };
 use dedup_protocol::state::writeback::{Part, Range, RangeSource};
 use dedup_protocol::state::{Ended, Generation, Head, Line, Nonce, Position};
@@ -126,6 +127,10 @@ pub fn messages() -> Vec<Message> {
             at: AT,
         }),
         Message::LeaseReturned(LeaseReturned {
+            desktop: DESKTOP,
+            generation: GENERATION,
+        }),
+        Message::DropLease(DropLease {
             desktop: DESKTOP,
             generation: GENERATION,
         }),

@@ -309,6 +309,7 @@ fn assignment() -> Signed<Assignment> {
             machine: MachineType::Qemu,
             tpm: true,
             user_volume_mib: 8192,
+            pooled: false,
         }],
     })
 }
