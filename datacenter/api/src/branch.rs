@@ -328,6 +328,9 @@ pub struct VersionResidency {
 pub struct DesktopStatus {
     /// Its id.
     pub id: String,
+    /// Its random id, which its agent makes the machine's; branch servers that are older do not tell.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub identity: String,
     /// Its pool.
     pub pool: String,
     /// Id of the version that it runs.

@@ -14,11 +14,12 @@ use serde::de::DeserializeOwned;
 use crate::{
     AssignRequest, AuditEntry, AuditList, BackupRequest, Branch, BranchList, BranchPolicy,
     BreakLeaseRequest, CollectRequest, CreateImage, DatacenterStatus, DeletedVersion,
-    DeletedVersionList, ExportRequest, Image, ImageList, Operation, OperationList, OperationState,
-    PinRequest, PolicyRequest, Pool, PoolList, Problem, ProblemCode, PublishRequest, ReasonRequest,
-    Retention, RollBackRequest, ScrubRequest, StatePolicy, StatePolicyRequest, StoreReport,
-    TokenRequest, TokenResponse, UpdateRequest, Version, VersionDiff, VersionList, VersionPin,
-    VersionRef, Volume, VolumeList, VolumeSnapshot, VolumeState,
+    DeletedVersionList, ExportRequest, Image, ImageList, Move, MoveList, MoveRequest, Operation,
+    OperationList, OperationState, PinRequest, PolicyRequest, Pool, PoolList, Problem, ProblemCode,
+    PublishRequest, ReasonRequest, Retention, RollBackRequest, ScrubRequest, StatePolicy,
+    StatePolicyRequest, StoreReport, TokenRequest, TokenResponse, UpdateRequest, Version,
+    VersionDiff, VersionList, VersionPin, VersionRef, Volume, VolumeList, VolumeSnapshot,
+    VolumeState,
 };
 
 /// How to reach a datacenter.
@@ -602,6 +603,32 @@ impl Client {
         request: &ReasonRequest,
     ) -> Result<VolumeState, ClientError> {
         let path = volume_path(volume, &format!("/generations/{generation}/settle"))?;
+        self.with(Method::POST, &path, request).await
+    }
+
+    /// Moves a desktop to another branch. It goes on by itself; asked again, it is the same move.
+    pub async fn move_desktop(&self, request: &MoveRequest) -> Result<Move, ClientError> {
+        self.with(Method::POST, "/v1/moves", request).await
+    }
+
+    /// The last moves of all desktops that were ever moved.
+    pub async fn moves(&self) -> Result<Vec<Move>, ClientError> {
+        let list: MoveList = self.get("/v1/moves").await?;
+        Ok(list.moves)
+    }
+
+    /// The last move of the desktop that a volume is of.
+    pub async fn move_of(&self, volume: &str) -> Result<Move, ClientError> {
+        self.get(&format!("/v1/moves/{}", segment(volume)?)).await
+    }
+
+    /// Takes a move back.
+    pub async fn cancel_move(
+        &self,
+        volume: &str,
+        request: &ReasonRequest,
+    ) -> Result<Move, ClientError> {
+        let path = format!("/v1/moves/{}/cancel", segment(volume)?);
         self.with(Method::POST, &path, request).await
     }
 

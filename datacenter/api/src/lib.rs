@@ -47,7 +47,8 @@ pub use store::{
     VersionPin,
 };
 pub use volume::{
-    AuditEntry, AuditList, BreakLeaseRequest, EndedLease, ReasonRequest, RollBackRequest,
-    SnapshotCause, StatePolicy, StatePolicyRequest, Volume, VolumeFork, VolumeKind, VolumeLease,
-    VolumeList, VolumeReport, VolumeSnapshot, VolumeState,
+    AuditEntry, AuditList, BreakLeaseRequest, EndedLease, Move, MoveList, MoveRequest, MoveState,
+    MoveVolume, ReasonRequest, RollBackRequest, SnapshotCause, StatePolicy, StatePolicyRequest,
+    Volume, VolumeFork, VolumeKind, VolumeLease, VolumeList, VolumeReport, VolumeSnapshot,
+    VolumeState,
 };

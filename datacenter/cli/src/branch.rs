@@ -446,7 +446,7 @@ fn show(branch: &Branch) -> Result<(), Failure> {
     let pools: Vec<_> = branch.pools.iter().map(pool_row).collect();
     output::table(
         &[
-            "POOL", "VERSION", "MEMORY", "CPUS", "FETCH", "MACHINE", "USERS", "PINNED",
+            "POOL", "VERSION", "MEMORY", "CPUS", "FETCH", "MACHINE", "USERS", "SYSTEM", "PINNED",
         ],
         &pools,
         "no pools; assign one with `splice branch assign`",

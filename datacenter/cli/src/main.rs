@@ -9,6 +9,7 @@ mod config;
 mod desktop;
 mod failure;
 mod image;
+mod moves;
 mod operation;
 mod output;
 mod progress;

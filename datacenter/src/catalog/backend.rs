@@ -79,6 +79,8 @@ pub enum Table {
     StatePolicies = 56,
     /// What somebody has to answer for, newest first.
     Audit = 57,
+    /// Moves of desktops to other branches, by the volumes that move.
+    Moves = 58,
 }
 
 /// Is shown a table's number with a key, and the row there; may break.

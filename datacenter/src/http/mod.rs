@@ -9,6 +9,7 @@ mod branches;
 mod error;
 mod extract;
 mod images;
+mod moves;
 mod operations;
 mod status;
 mod store;
@@ -109,6 +110,9 @@ fn protected() -> OpenApiRouter<App> {
         .routes(routes!(volumes::restore_fork))
         .routes(routes!(volumes::discard_fork))
         .routes(routes!(volumes::settle))
+        .routes(routes!(moves::list, moves::start))
+        .routes(routes!(moves::show))
+        .routes(routes!(moves::cancel))
         .routes(routes!(volumes::audit))
 }
 

@@ -6,7 +6,8 @@ use datacenter_api::BranchStatus;
 use dedup::{BranchId, VersionId};
 use dedup_protocol::control::{ControlError, DatacenterAction, DatacenterControl};
 use dedup_protocol::wire::{
-    Der, FRAME_BYTES_MAX, MINOR_STATE, Message, PROTOCOL_MINOR, RefuseCode, SignedBytes, Welcome,
+    Der, FRAME_BYTES_MAX, MINOR_LAPTOP, MINOR_STATE, Message, PROTOCOL_MINOR, RefuseCode,
+    SignedBytes, Welcome,
 };
 use dedup_transport::link::{Caps, Class, FrameRecv, FrameSend, Link, LinkError};
 
@@ -68,6 +69,8 @@ pub async fn serve(
     let mut told_policy = None;
     let mut told_profiles = HashMap::new();
     let mut asked_for = Vec::new();
+    // Desktops that are moved from or to it, once a connection; after that it is told as they go on.
+    let mut moves = dc.moves_to_tell(branch);
     loop {
         changes.mark_unchanged();
         if is_revoked(dc, branch) {
@@ -118,8 +121,12 @@ pub async fn serve(
         tell_profiles(dc, branch, &mut told_profiles, &mut send).await?;
         repair::ask(dc, branch, minor, &mut asked_for, &mut send).await?;
         // Of one that does not know leases nobody has any.
-        for notice in dc.take_notices(branch) {
-            if minor >= MINOR_STATE {
+        for notice in dc.take_notices(branch).into_iter().chain(moves.drain(..)) {
+            let needs = match notice {
+                Message::RecallLease(_) | Message::Moved(_) => MINOR_LAPTOP,
+                _ => MINOR_STATE,
+            };
+            if minor >= needs {
                 send.send(&notice.encode()).await?;
             }
         }
@@ -190,6 +197,10 @@ async fn act(
                 }
             };
             send.send(&answer.encode()).await?;
+        }
+        // Nobody is told to wipe anything here, so nobody says that it did.
+        DatacenterAction::Wiped(number) => {
+            tracing::warn!(%branch, number, "a wipe that was not ordered")
         }
         DatacenterAction::Greeted { .. } => {}
     }

@@ -190,6 +190,7 @@ async fn stream_task(
         Ok(
             request @ (Message::AskLease(_)
             | Message::ReturnLease(_)
+            | Message::DropLease(_)
             | Message::OfferPart(_)
             | Message::PartChunks(_)),
         ) => state::answer(shared, branch, states, request, &mut send, &mut recv).await,

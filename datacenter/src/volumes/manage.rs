@@ -79,7 +79,7 @@ pub(super) fn find(tx: &mut Tx<'_>, text: &str) -> Result<(DesktopId, VolumeRow)
     }
 }
 
-fn branch_name(tx: &mut Tx<'_>, id: BranchId) -> Result<String, CatalogError> {
+pub(super) fn branch_name(tx: &mut Tx<'_>, id: BranchId) -> Result<String, CatalogError> {
     let row: Option<BranchRow> = tx.get(&id)?;
     Ok(row.map_or_else(|| id.to_string(), |row| row.name))
 }
@@ -116,6 +116,8 @@ fn event_name(event: AuditEvent) -> &'static str {
         AuditEvent::VolumeDeleted => "volume_deleted",
         AuditEvent::HomeChanged => "home_changed",
         AuditEvent::RolledBack => "rolled_back",
+        AuditEvent::Moved => "moved",
+        AuditEvent::MoveCancelled => "move_cancelled",
     }
 }
 
@@ -262,7 +264,7 @@ impl Datacenter {
 
     /// What the volume's holder last said, if it is worked with. Nothing is waited for: whoever has the machines may wait for the transaction
     /// that this is called in.
-    fn told_of(&self, id: DesktopId) -> Option<Told> {
+    pub(super) fn told_of(&self, id: DesktopId) -> Option<Told> {
         let open = self.volumes().open.try_lock().ok()?;
         let machines = Arc::clone(&open.get(&id)?.machines);
         drop(open);

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   branch      Greeting ──Welcome──► Open ──Assign, Policy, Renewed, ProfileAvailable, Wanted, ProveLease, FenceLease, RecallLease,
-//!                                            CheckOut, Wipe, Wiped──► Open
+//!                                            CheckOut, Wipe, Wiped, Moved──► Open
 //!   datacenter  Greeting ──Hello────► Open ──Status, Renew, Wiped────► Open
 //! ```
 //!
@@ -14,6 +14,7 @@ use dedup::BranchId;
 use crate::policy::Policy;
 use crate::records::Assignment;
 use crate::state::checkout::Checkout;
+use crate::state::moved::MovedDesktop;
 use crate::trust::{Endorsement, Signed, Trust, TrustAnchor, TrustError};
 use crate::wipe::Wipe;
 use crate::wire::{
@@ -69,6 +70,8 @@ pub enum BranchAction {
     Lease(Message),
     /// A desktop is checked out to this branch; keep the envelope.
     CheckedOut(Box<Checkout>, Signed<Checkout>),
+    /// A desktop was moved to this branch.
+    Moved(Box<MovedDesktop>),
     /// Destroy keys; keep the envelope first.
     Wipe(Box<Wipe>, Signed<Wipe>),
     /// The datacenter knows that this wipe was done.
@@ -168,6 +171,13 @@ impl BranchControl {
             }
             Message::CheckOut(SignedBytes { bytes }) if self.greeted => {
                 self.checked_out(&bytes, now_unix_s)
+            }
+            Message::Moved(moved) if self.greeted => {
+                if moved.is_valid() {
+                    Ok(BranchAction::Moved(Box::new(moved)))
+                } else {
+                    Err(WireError::Malformed { name: "Moved" }.into())
+                }
             }
             Message::Wipe(SignedBytes { bytes }) if self.greeted => self.wipe(&bytes),
             Message::Wiped(wiped) if self.greeted => Ok(BranchAction::WipeNoted(wiped.number)),

@@ -14,6 +14,7 @@ use crate::state::message::{
     AskLease, DenyLease, DropLease, FenceLease, LeaseReturned, OfferPart, PartChunks, PartStaged,
     ProveLease, RecallLease, RestartSegment, ReturnLease, SegmentApplied, WantChunks,
 };
+use crate::state::moved::MovedDesktop;
 use crate::trust::Endorsement;
 use crate::wipe::Wiped;
 
@@ -260,6 +261,8 @@ messages! {
     0x72 => Wipe(SignedBytes),
     /// Branch → datacenter, on the control stream: it was done. Back: that is noted.
     0x73 => Wiped(Wiped),
+    /// Datacenter → branch, on the control stream: a desktop was moved there; on each connection until it has its leases.
+    0x74 => Moved(MovedDesktop),
 }
 
 /// Greeting of a branch.

@@ -10,8 +10,9 @@ use dedup_protocol::control::{
 };
 use dedup_protocol::policy::{Hours, Policy};
 use dedup_protocol::records::{Assignment, MachineType};
-use dedup_protocol::state::checkout::Checkout;
+use dedup_protocol::state::checkout::{Checkout, UserVolume};
 use dedup_protocol::state::message::{FenceLease, ProveLease, RecallLease};
+use dedup_protocol::state::moved::MovedDesktop;
 use dedup_protocol::state::{Ended, Generation};
 use dedup_protocol::trust::{Endorsement, SigningKey, TrustError};
 use dedup_protocol::wipe::{Target, Wipe, Wiped};
@@ -399,4 +400,28 @@ fn that_a_wipe_was_done_is_heard_behind_the_greeting() {
     datacenter.handle(&hello).unwrap();
     let heard = datacenter.handle(&done);
     assert!(matches!(heard, Ok(DatacenterAction::Wiped(8))));
+}
+
+#[test]
+fn a_moved_desktop_is_heard_of_behind_the_greeting_and_if_it_makes_sense() {
+    let moved = MovedDesktop {
+        name: "alice".into(),
+        pool: "office".into(),
+        identity: DesktopId([1; 16]),
+        system: None,
+        user: Some(UserVolume {
+            id: DesktopId([2; 16]),
+            size_bytes: 1 << 30,
+        }),
+    };
+    let frame = |moved: &MovedDesktop| Message::Moved(moved.clone()).encode();
+    let told = greeted(0).handle(&frame(&moved), NOW);
+    assert!(matches!(told, Ok(BranchAction::Moved(m)) if *m == moved));
+    let mut early = BranchControl::new(BRANCH, anchor(), vec![], 0);
+    assert!(early.handle(&frame(&moved), NOW).is_err());
+    let nothing = MovedDesktop {
+        user: None,
+        ..moved
+    };
+    assert!(greeted(0).handle(&frame(&nothing), NOW).is_err());
 }

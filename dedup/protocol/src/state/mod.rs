@@ -22,6 +22,7 @@ pub mod began;
 pub mod checkout;
 pub mod lease;
 pub mod message;
+pub mod moved;
 pub mod writeback;
 
 #[cfg(test)]

@@ -1,12 +1,14 @@
 //! Examples of what is said about leases and write-back.
 
 use dedup::{ChunkId, DesktopId};
+use dedup_protocol::state::checkout::UserVolume;
 use dedup_protocol::state::lease::Lease;
 use dedup_protocol::state::message::{
     AskLease, Cut, DenyLease, DenyReason, DropLease, FenceLease, LeaseReturned, OfferPart,
     PartChunks, PartStaged, ProveLease, RecallLease, RestartSegment, ReturnLease, SegmentApplied,
     WantChunks,
 };
+use dedup_protocol::state::moved::MovedDesktop;
 use dedup_protocol::state::writeback::{Part, Range, RangeSource};
 use dedup_protocol::state::{Ended, Generation, Head, Line, Nonce, Position};
 use dedup_protocol::wipe::Wiped;
@@ -177,5 +179,15 @@ pub fn messages() -> Vec<Message> {
             bytes: vec![16, 17, 18],
         }),
         Message::Wiped(Wiped { number: 300 }),
+        Message::Moved(MovedDesktop {
+            name: "alice".into(),
+            pool: "office".into(),
+            identity: DESKTOP,
+            system: None,
+            user: Some(UserVolume {
+                id: DesktopId([0xE6; 16]),
+                size_bytes: 512,
+            }),
+        }),
     ]
 }
