@@ -191,11 +191,12 @@ impl Versions {
             self.need_all(version, Rank::Whole, &mut needs);
         }
         let mut under: HashMap<VersionId, Rank> = HashMap::new();
-        for desktop in self.catalog.desktops()? {
+        let trials = self.catalog.trials()?;
+        for desktop in self.catalog.desktops()?.into_iter().chain(trials) {
             let Ok(version) = desktop.version.parse::<VersionId>() else {
                 continue;
             };
-            let rank = if desktop.is_up() {
+            let rank = if desktop.is_up() || desktop.trial {
                 Rank::Open
             } else {
                 Rank::Spare

@@ -8,8 +8,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::{
-    CacheReport, Desktop, DesktopList, LibvirtDomain, Prepare, Prepared, Problem, SnapshotAsked,
-    StartDesktop, StopDesktop,
+    CacheReport, Desktop, DesktopList, LibvirtDomain, Preflight, Prepare, Prepared, Problem,
+    Rebase, SnapshotAsked, StartDesktop, StopDesktop,
 };
 
 /// Why a call failed.
@@ -145,6 +145,30 @@ impl Client {
     pub async fn reset(&self, name: &str) -> Result<Desktop, ClientError> {
         let path = format!("/v1/desktops/{name}/reset");
         self.call(reqwest::Method::POST, &path, None::<&()>).await
+    }
+
+    /// Has a stopped desktop run another version with what its user has.
+    pub async fn rebase(&self, name: &str, request: &Rebase) -> Result<Desktop, ClientError> {
+        let path = format!("/v1/desktops/{name}/rebase");
+        self.call(reqwest::Method::POST, &path, Some(request)).await
+    }
+
+    /// Begins to try a stopped desktop out on another version.
+    pub async fn preflight(&self, name: &str, request: &Rebase) -> Result<Preflight, ClientError> {
+        let path = format!("/v1/desktops/{name}/preflight");
+        self.call(reqwest::Method::POST, &path, Some(request)).await
+    }
+
+    /// How that goes, or what came of the last one.
+    pub async fn preflight_of(&self, name: &str) -> Result<Preflight, ClientError> {
+        let path = format!("/v1/desktops/{name}/preflight");
+        self.call(reqwest::Method::GET, &path, None::<&()>).await
+    }
+
+    /// Ends it.
+    pub async fn cancel_preflight(&self, name: &str) -> Result<Preflight, ClientError> {
+        let path = format!("/v1/desktops/{name}/preflight");
+        self.call(reqwest::Method::DELETE, &path, None::<&()>).await
     }
 
     /// Asks for a snapshot of what a desktop has written.

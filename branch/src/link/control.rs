@@ -164,6 +164,23 @@ fn follow(
             // It may have to wait for a part that is being made; nothing else does.
             tokio::task::spawn_blocking(move || worker.desktops.hear_of_lease(message));
         }
+        BranchAction::Moved(moved) => {
+            let worker = Arc::clone(branch);
+            tokio::task::spawn_blocking(move || {
+                if let Err(error) = worker.desktops.take_in(&moved) {
+                    let error = crate::desktop::error_line(&error);
+                    tracing::warn!(
+                        desktop = moved.name,
+                        error,
+                        "a desktop that was moved here is not taken in yet"
+                    );
+                }
+                worker.link.report_now.notify_one();
+            });
+        }
+        BranchAction::CheckedOut(..) | BranchAction::Wipe(..) | BranchAction::WipeNoted(_) => {
+            tracing::warn!("an order for laptops came to a branch that is none");
+        }
         BranchAction::Welcomed(_) => {}
     }
     Ok(())

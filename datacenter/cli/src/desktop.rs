@@ -6,15 +6,15 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use branch_api::{
-    Client, ClientError, Desktop, Guest, GuestVolume, SnapshotAsked, StartDesktop, StopDesktop,
-    VolumeLine,
+    Client, ClientError, Desktop, Guest, GuestVolume, Rebase, SnapshotAsked, StartDesktop,
+    StopDesktop, VolumeLine,
 };
 use clap::{Args, Subcommand};
 use datacenter_api::units::format_size;
 
 use crate::config::Context;
 use crate::failure::Failure;
-use crate::output;
+use crate::{output, preflight};
 
 /// Which branch server is meant.
 #[derive(Args)]
@@ -81,6 +81,40 @@ enum Verb {
     Reset {
         /// Its name.
         name: String,
+    },
+    /// Have a stopped desktop run another version with what its user has.
+    ///
+    /// A pooled desktop's system begins anew on it. What was written to a persistent one's system goes on over it where nothing changes under that, and else
+    /// the desktop stays on its version and says why.
+    #[command(
+        after_help = "Examples:\n  splice desktop rebase alice\n  splice desktop rebase alice --version debian@8"
+    )]
+    Rebase {
+        /// Its name.
+        name: String,
+        /// The version [default: what its pool runs, now and from now on].
+        #[arg(long, value_name = "IMAGE@N")]
+        version: Option<String>,
+    },
+    /// Try a stopped desktop out on another version, with what its user has, in a machine without a network that is thrown away.
+    #[command(
+        after_help = "Examples:\n  splice desktop preflight alice --version debian@8\n  splice desktop preflight alice --last"
+    )]
+    Preflight {
+        /// Its name.
+        name: String,
+        /// The version [default: what its pool runs].
+        #[arg(long, value_name = "IMAGE@N", conflicts_with_all = ["last", "cancel"])]
+        version: Option<String>,
+        /// Only show how it goes, or what came of the last one.
+        #[arg(long, conflicts_with = "cancel")]
+        last: bool,
+        /// End it.
+        #[arg(long)]
+        cancel: bool,
+        /// Do not wait for the end.
+        #[arg(long)]
+        no_wait: bool,
     },
     /// Ask for a snapshot of what a desktop has written; the datacenter cuts it when that is there.
     Snapshot {
@@ -232,6 +266,18 @@ fn show(context: &Context, desktop: &Desktop) -> Result<(), Failure> {
                 desktop.image, desktop.version_number, desktop.version
             )),
         ),
+        (
+            "system",
+            Some(
+                if desktop.pooled {
+                    "begins anew at log-off"
+                } else {
+                    "kept"
+                }
+                .into(),
+            ),
+        ),
+        ("stays on that version", desktop.kept_back.clone()),
         ("state", Some(state(desktop))),
         ("error", desktop.error.clone()),
         ("room missing", desktop.missing_bytes.map(format_size)),
@@ -304,6 +350,25 @@ pub async fn run(context: &Context, arguments: Arguments) -> Result<(), Failure>
             show(context, &client.stop(&name, StopDesktop { force }).await?)
         }
         Verb::Reset { name } => show(context, &client.reset(&name).await?),
+        Verb::Rebase { name, version } => {
+            show(context, &client.rebase(&name, &Rebase { version }).await?)
+        }
+        Verb::Preflight {
+            name,
+            version,
+            last,
+            cancel,
+            no_wait,
+        } => {
+            let begun = if last {
+                client.preflight_of(&name).await?
+            } else if cancel {
+                client.cancel_preflight(&name).await?
+            } else {
+                client.preflight(&name, &Rebase { version }).await?
+            };
+            preflight::follow(context, &client, begun, !(last || no_wait)).await
+        }
         Verb::Snapshot { name } => {
             let asked = client.snapshot(&name).await?;
             if context.json {

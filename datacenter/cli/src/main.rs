@@ -12,6 +12,7 @@ mod image;
 mod moves;
 mod operation;
 mod output;
+mod preflight;
 mod progress;
 mod ready;
 mod status;

@@ -194,7 +194,7 @@ impl Line {
     /// See [`LineError`].
     pub fn start(&mut self, now_unix_s: u64) -> Result<(), LineError> {
         match self.hold.row().stage {
-            Stage::Idle { .. } => Ok(()),
+            Stage::Idle { .. } | Stage::Dropped { .. } => Ok(()),
             Stage::Held { .. } | Stage::Fenced { .. } => {
                 let actions = vec![HoldAction::Aim];
                 self.do_holds(actions, now_unix_s)
@@ -419,6 +419,13 @@ impl Line {
                 let actions = self.hold.returned(&returned);
                 self.do_holds(actions, now_unix_s)?;
             }
+            Message::RecallLease(recall) => {
+                self.hold.recalled(&recall);
+                if self.hold.is_recalled() {
+                    // Perhaps it can go at once.
+                    self.asked_unix_s = None;
+                }
+            }
             other => self.hear_of_segment(&other, now_unix_s)?,
         }
         Ok(std::mem::take(&mut self.replies))
@@ -430,7 +437,7 @@ impl Line {
             self.volume,
             self.hold.row(),
             self.send.as_ref(),
-            self.may_run(now_unix_s).err(),
+            (self.may_run(now_unix_s).err(), self.is_recalled()),
             self.applied_unix_s,
             self.trouble.clone(),
             now_unix_s,
