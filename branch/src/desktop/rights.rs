@@ -564,6 +564,7 @@ impl Desktops {
         let volume = match &message {
             Message::ProveLease(prove) => prove.desktop,
             Message::FenceLease(fence) => fence.desktop,
+            Message::RecallLease(recall) => recall.desktop,
             _ => return,
         };
         if !self.has_volume(volume) {

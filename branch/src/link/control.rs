@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use dedup_protocol::control::{BranchAction, BranchControl};
+use dedup_protocol::state::moved::MovedDesktop;
 use dedup_protocol::wire::{Der, FRAME_BYTES_MAX, Message, StatusReport};
 use dedup_transport::identity::{BranchKey, expires_at};
 use dedup_transport::link::{Class, FrameRecv, FrameSend, Link};
@@ -21,6 +22,11 @@ const REPORT_AT_MOST_EVERY: Duration = Duration::from_secs(1);
 const GREETING_MAX: Duration = Duration::from_secs(30);
 /// The certificate is renewed when less than this is left of it.
 const RENEW_BEFORE_S: u64 = 30 * 24 * 3600;
+
+/// How often it is tried to take a desktop in that was moved here; after that the datacenter has to tell it again.
+const TAKE_IN_TRIES: u32 = 60;
+/// Between two of these.
+const TAKE_IN_AGAIN: Duration = Duration::from_secs(10);
 
 /// A control stream past its greeting.
 pub struct Greeted {
@@ -165,18 +171,7 @@ fn follow(
             tokio::task::spawn_blocking(move || worker.desktops.hear_of_lease(message));
         }
         BranchAction::Moved(moved) => {
-            let worker = Arc::clone(branch);
-            tokio::task::spawn_blocking(move || {
-                if let Err(error) = worker.desktops.take_in(&moved) {
-                    let error = crate::desktop::error_line(&error);
-                    tracing::warn!(
-                        desktop = moved.name,
-                        error,
-                        "a desktop that was moved here is not taken in yet"
-                    );
-                }
-                worker.link.report_now.notify_one();
-            });
+            tokio::spawn(take_in(Arc::clone(branch), *moved));
         }
         BranchAction::CheckedOut(..) | BranchAction::Wipe(..) | BranchAction::WipeNoted(_) => {
             tracing::warn!("an order for laptops came to a branch that is none");
@@ -184,6 +179,30 @@ fn follow(
         BranchAction::Welcomed(_) => {}
     }
     Ok(())
+}
+
+/// Takes in a desktop that was moved here. Its pool may be assigned, and that one's version come, a little later.
+async fn take_in(branch: Arc<Branch>, moved: MovedDesktop) {
+    for attempt in 1..=TAKE_IN_TRIES {
+        let (worker, desktop) = (Arc::clone(&branch), moved.clone());
+        let taken = tokio::task::spawn_blocking(move || worker.desktops.take_in(&desktop)).await;
+        match taken {
+            Ok(Ok(())) => break,
+            Ok(Err(error)) => {
+                let error = crate::desktop::error_line(&error);
+                tracing::warn!(
+                    desktop = moved.name,
+                    error,
+                    attempt,
+                    "a desktop that was moved here is not taken in yet"
+                );
+            }
+            // The server stops.
+            Err(_) => return,
+        }
+        tokio::time::sleep(TAKE_IN_AGAIN).await;
+    }
+    branch.link.report_now.notify_one();
 }
 
 async fn request_renewal(

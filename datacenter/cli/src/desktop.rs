@@ -367,7 +367,8 @@ pub async fn run(context: &Context, arguments: Arguments) -> Result<(), Failure>
             } else {
                 client.preflight(&name, &Rebase { version }).await?
             };
-            preflight::follow(context, &client, begun, !(last || no_wait)).await
+            let waits = !(last || no_wait);
+            preflight::follow(context, &client, begun, (waits, cancel)).await
         }
         Verb::Snapshot { name } => {
             let asked = client.snapshot(&name).await?;

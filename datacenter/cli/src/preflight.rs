@@ -11,12 +11,12 @@ use crate::output;
 /// How often the branch server is asked.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Shows a trial, at its end if it is to be waited for. One that did not end well is a failure.
+/// Shows a trial, at its end if it is to be waited for. One that did not end well is a failure, unless it was to end.
 pub async fn follow(
     context: &Context,
     client: &Client,
     begun: Preflight,
-    waits: bool,
+    (waits, is_to_end): (bool, bool),
 ) -> Result<(), Failure> {
     let mut seen = begun;
     let mut told = String::new();
@@ -39,6 +39,7 @@ pub async fn follow(
     shown(context, &seen)?;
     match seen.state {
         PreflightState::Running | PreflightState::Healthy => Ok(()),
+        _ if is_to_end => Ok(()),
         PreflightState::Unhealthy => Err(Failure::failed("it is not well on that version")),
         PreflightState::Failed => Err(Failure::failed("it could not be tried out")),
         PreflightState::Ended => Err(Failure::conflict("it was ended before it was known")),

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs, dead_code)]
 
 pub mod backup;
+pub mod cuts;
 pub mod daemon;
 pub mod site;
 
