@@ -228,7 +228,7 @@ fn what_was_given_up_is_told_after_a_restart_too_until_it_is_known() {
     let lines = world.lines();
     let lease = World::lease(question(&lines));
     granted(&lines, &world.publisher, &lease).unwrap();
-    assert_eq!(world.catalog.dropped().unwrap(), []);
+    assert!(world.catalog.dropped().unwrap().is_empty());
     let dropped = lines.with(VOLUME, |line, now| line.drop_writes(now));
     assert!(dropped.unwrap());
     for _ in 0..2 {
@@ -251,7 +251,7 @@ fn what_was_given_up_is_told_after_a_restart_too_until_it_is_known() {
         line.hear(Message::LeaseReturned(returned), now)
     });
     heard.unwrap();
-    assert_eq!(world.catalog.dropped().unwrap(), []);
+    assert!(world.catalog.dropped().unwrap().is_empty());
     assert_eq!(said(&lines), None);
 }
 
