@@ -237,9 +237,8 @@ impl Desktops {
         let (before, after) = match (layout::read(&bases[0]), layout::read(&bases[1])) {
             (Ok(before), Ok(after)) => (before, after),
             (Err(error), _) | (_, Err(error)) => {
-                return Ok(Some(format!(
-                    "a partition table cannot be read now: {error}"
-                )));
+                let error = error_line(&error);
+                return Ok(Some(format!("a partition table does not tell: {error}")));
             }
         };
         let why = layout::why_not(

@@ -634,12 +634,15 @@ impl Volumes {
     ) -> Result<(), VolumeError> {
         let name = &desktop.name;
         let dir = overlay_dir(name);
-        let mut overlays = self.overlays.lock().expect("no panic under this lock");
-        let open = overlays.remove(&dir);
-        if open.is_some_and(|overlay| overlay.strong_count() > 0) {
-            return Err(VolumeError::InUse(name.clone()));
+        {
+            let overlays = self.overlays.lock().expect("no panic under this lock");
+            if overlays
+                .get(&dir)
+                .is_some_and(|open| open.strong_count() > 0)
+            {
+                return Err(VolumeError::InUse(name.clone()));
+            }
         }
-        drop(overlays);
         let overlay_error = |source| VolumeError::Overlay {
             name: name.clone(),
             source,

@@ -3,8 +3,8 @@
 use dedup::{BranchId, ChunkId, DesktopId};
 use dedup_protocol::state::lease::Lease;
 use dedup_protocol::state::message::{
-    AskLease, Cut, FenceLease, LeaseReturned, OfferPart, PartChunks, PartStaged, ProveLease,
-    RestartSegment, ReturnLease, SegmentApplied, WantChunks,
+    AskLease, Cut, DropLease, FenceLease, LeaseReturned, OfferPart, PartChunks, PartStaged,
+    ProveLease, RecallLease, RestartSegment, ReturnLease, SegmentApplied, WantChunks,
 };
 use dedup_protocol::state::writeback::{Part, Range, RangeSource};
 use dedup_protocol::state::{Ended, Generation, Head, Line, Nonce, Position};
@@ -140,6 +140,14 @@ fn messages() -> Vec<Message> {
             ended: Ended::Broken,
         }),
         Message::LeaseReturned(LeaseReturned {
+            desktop,
+            generation,
+        }),
+        Message::RecallLease(RecallLease {
+            desktop,
+            generation,
+        }),
+        Message::DropLease(DropLease {
             desktop,
             generation,
         }),

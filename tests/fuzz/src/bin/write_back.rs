@@ -156,10 +156,9 @@ impl Desktop {
                 authority.give_back(BRANCH, &at, &progress, challenge, NOW);
             }
             Message::DropLease(message) => {
-                let _ = self.authority.drop_lease(BRANCH, &message, NOW);
-                assert!(
-                    self.authority.row().holder.is_none() || message.generation != Generation(1)
-                );
+                drop(self.authority.drop_lease(BRANCH, &message, NOW));
+                let row = self.authority.row();
+                assert!(row.holder.is_none() || row.last != message.generation);
             }
             Message::OfferPart(offer) => {
                 let standing = self.authority.standing(BRANCH, offer.line.generation);
