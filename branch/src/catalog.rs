@@ -3,6 +3,8 @@
 //! Rows live in the branch's key-value store under one-letter prefixes (`docs/disk-formats/branch.md`). Leaves may be lost in a crash,
 //! they are fetched again; a manifest row is written, synced, only when all its leaves are there.
 
+pub mod laptop;
+
 use std::ops::ControlFlow;
 use std::sync::Arc;
 

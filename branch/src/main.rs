@@ -15,13 +15,13 @@ use branch::clock::{Clock, HostClock};
 use branch::desktop::machine::confine::{Confinement, Level};
 use branch::desktop::machine::uids::{self, UidRange};
 use branch::desktop::machine::{DiskFront, MachineHost};
-use branch::desktop::{Desktops, Volumes};
+use branch::desktop::{Desktops, Volumes, wiping};
 use branch::exports::Exports;
 use branch::fetch::Fetcher;
 use branch::guest::Directory;
 use branch::identity::{self, Identity};
-use branch::keys::Mode;
-use branch::link::LinkState;
+use branch::keys::{self, Mode};
+use branch::link::{self, LinkState};
 use branch::network::choice::{InterfaceName, PoolChoice};
 use branch::network::subnet::{self, Subnet};
 use branch::network::{self, Network};
@@ -32,6 +32,8 @@ use branch::volume::OverlayOptions;
 use branch::writeback::lines::Lines;
 use clap::{Parser, Subcommand};
 use dedup_protocol::join::JoinToken;
+use dedup_protocol::trust::Signed;
+use dedup_protocol::wipe::Wipe;
 use dedup_store::disk::{Disk, HostDisk};
 use dedup_store::kv::{Kv, RocksKv, RocksOptions};
 use dedup_transport::congestion::KnownPaths;
@@ -262,12 +264,21 @@ fn lock(data: &Path) -> Result<std::fs::File> {
 
 async fn serve(options: Run) -> Result<()> {
     let data = std::path::absolute(&options.data)?;
+    let wiped = wipe_order(&data)?;
+    if wiped.is_some() && !data.join("identity/realm.json").exists() {
+        // Also the datacenter knows it.
+        bail!(keys::KeyError::Wiped);
+    }
     let mut identity = Identity::load(&data)?;
     identity.finish_renewal()?;
     if let Some(address) = &options.address {
         identity.address.clone_from(address);
     }
     let _lock = lock(&data)?;
+    if let Some(order) = wiped {
+        return finish_wipe(&options, &data, &identity, &order).await;
+    }
+    let bearer = identity.clone();
     let cancel = CancellationToken::new();
     let (branch, nbd) = open(&options, &data, identity)?;
     let socket = options
@@ -299,8 +310,13 @@ async fn serve(options: Run) -> Result<()> {
     let attending = tokio::spawn(branch::guest::watch(directory, guests, cancel.clone()));
     let keeping = tokio::spawn(keep_cache(Arc::clone(&branch), cancel.clone()));
     let upkeep = tokio::spawn(keep_overlays(Arc::clone(&branch), cancel.clone()));
-    wait_for_signal().await?;
-    tracing::info!("stopping; machines go on running");
+    tokio::select! {
+        signal = wait_for_signal() => {
+            signal?;
+            tracing::info!("stopping; machines go on running");
+        }
+        () = branch.link.wiped() => {}
+    }
     cancel.cancel();
     let _ = tokio::time::timeout(Duration::from_secs(5), link).await;
     let _ = tokio::time::timeout(Duration::from_secs(5), http).await;
@@ -320,7 +336,46 @@ async fn serve(options: Run) -> Result<()> {
     })
     .await?;
     let _ = std::fs::remove_file(&socket);
-    Ok(())
+    match wipe_order(&data)? {
+        Some(order) => finish_wipe(&options, &data, &bearer, &order).await,
+        None => Ok(()),
+    }
+}
+
+/// The order by which all keys of this branch were destroyed, if there is one.
+fn wipe_order(data: &Path) -> Result<Option<Vec<u8>>> {
+    // Not made by looking.
+    if !data.join("keys").exists() {
+        return Ok(None);
+    }
+    Ok(keys::wiped(&*key_command::disk(data)?)?)
+}
+
+/// Completes a wipe of everything, tells the datacenter, then gives up being a branch.
+async fn finish_wipe(options: &Run, data: &Path, identity: &Identity, order: &[u8]) -> Result<()> {
+    let wipe = Signed::<Wipe>::from_bytes(order)?.open_own()?;
+    let (folder, bearer, kept) = (data.to_owned(), identity.clone(), order.to_vec());
+    tokio::task::spawn_blocking(move || -> Result<()> {
+        keys::wipe(&*key_command::disk(&folder)?, &kept, keys::system_random)?;
+        let rows = RocksKv::open(folder.join("state"), &RocksOptions::default())?;
+        let catalog = Catalog::new(Arc::new(rows), bearer.anchor);
+        Ok(wiping::end_all(&catalog, &folder.join("desktops"))?)
+    })
+    .await??;
+    let tuning = LinkTuning {
+        congestion: options.congestion,
+        ..LinkTuning::default()
+    };
+    tracing::warn!("this branch is wiped; the datacenter is told");
+    tokio::select! {
+        () = link::wiped::tell(identity, &wipe, &tuning) => {}
+        signal = wait_for_signal() => {
+            signal?;
+            bail!("this branch is wiped, and the datacenter does not know it yet; start the server again where there is a line");
+        }
+    }
+    identity.destroy()?;
+    bail!(keys::KeyError::Wiped)
 }
 
 /// Opens everything that lives in the data directory, then the NBD server.

@@ -13,6 +13,7 @@
 //! listens for NBD, so that a guest that reconnects finds everything it wrote.
 
 mod began;
+mod checkouts;
 mod error;
 mod growth;
 mod guest;
@@ -25,6 +26,7 @@ mod starting;
 mod tree_file;
 mod user_volume;
 mod volumes;
+pub mod wiping;
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -79,6 +81,10 @@ pub struct Desktops {
     made_room: Mutex<Option<bool>>,
     /// Held while a desktop is given what no other has.
     giving: Mutex<()>,
+    /// Held while orders to wipe are followed.
+    wiping: Mutex<()>,
+    /// What is made whole for desktops that are checked out to this branch.
+    filled: Mutex<checkouts::Filled>,
 }
 
 /// Keeps a desktop's name busy until dropped.
@@ -122,6 +128,8 @@ impl Desktops {
             lending: Mutex::default(),
             made_room: Mutex::default(),
             giving: Mutex::default(),
+            wiping: Mutex::default(),
+            filled: Mutex::default(),
         }
     }
 
@@ -301,6 +309,7 @@ impl Desktops {
             .record(name)?
             .ok_or_else(|| DesktopError::NotFound(name.into()))?;
         refuse_if_up(&desktop)?;
+        self.refuse_if_checked_out(&desktop)?;
         self.volumes.close(name)?;
         let volumes = desktop.volumes();
         self.give_up(name, &volumes)?;
@@ -336,6 +345,7 @@ impl Desktops {
     /// Looks after machines: those that ended are noted, those that paused on a failed read or write are let go on. To be called about
     /// every second; `connected` says whether the link is up.
     pub fn tend(&self, connected: bool) {
+        self.tend_wipes();
         self.tend_boots();
         self.make_room();
         self.network.tend();
@@ -351,6 +361,7 @@ impl Desktops {
         };
         self.tend_writes(&desktops, Instant::now());
         self.tend_rights(&desktops, connected);
+        self.tend_checkouts();
         for listed in desktops {
             if listed.machine.is_none() {
                 continue;
@@ -496,6 +507,7 @@ impl Desktops {
             overlay_bytes: volume.as_ref().map_or(0, |v| v.overlay_bytes()),
             user_volume,
             volumes: self.described_volumes(desktop),
+            checkout: self.described_checkout(desktop),
             guest: self.guests.shown(&desktop.name),
             agent_socket: alive.and_then(|_| there(&files.agent_socket())),
         }

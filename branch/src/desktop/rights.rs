@@ -55,7 +55,7 @@ impl Desktops {
         self.watch.lock().expect("no panic under this lock")
     }
 
-    fn line_error(name: &str, source: LineError) -> DesktopError {
+    pub(super) fn line_error(name: &str, source: LineError) -> DesktopError {
         let name = name.to_owned();
         VolumeError::Line { name, source }.into()
     }
@@ -197,7 +197,7 @@ impl Desktops {
         Ok(())
     }
 
-    fn detach(&self, name: &str, volume: DesktopId) -> Result<(), DesktopError> {
+    pub(super) fn detach(&self, name: &str, volume: DesktopId) -> Result<(), DesktopError> {
         let detached = self.lines().with(volume, |line, _| {
             line.detach();
             Ok(())
@@ -450,6 +450,7 @@ impl Desktops {
         let volume = match &message {
             Message::ProveLease(prove) => prove.desktop,
             Message::FenceLease(fence) => fence.desktop,
+            Message::RecallLease(recall) => recall.desktop,
             _ => return,
         };
         if !self.has_volume(volume) {

@@ -55,6 +55,37 @@ impl Line {
         self.asked_unix_s = None;
     }
 
+    /// Whether somebody wants to run it here, and it was not granted since.
+    pub fn is_wanted(&self) -> bool {
+        self.is_wanted
+    }
+
+    /// It is to be given back: as soon as no machine uses it and all of it is at the datacenter. Until then it can be run.
+    pub fn hand_back(&mut self) {
+        if !self.is_recalled {
+            (self.is_recalled, self.asked_unix_s) = (true, None);
+        }
+    }
+
+    /// Whether nothing of it is here, and no right to it.
+    pub fn is_away(&self) -> bool {
+        matches!(self.hold.row().stage, Stage::Idle { .. }) && self.overlay_of == OverlayOf::Gone
+    }
+
+    /// Under which generation it is held.
+    pub(super) fn generation_held(&self) -> Option<Generation> {
+        match &self.hold.row().stage {
+            Stage::Held { lease, .. } => Some(lease.generation),
+            Stage::Idle { .. } | Stage::Fenced { .. } => None,
+        }
+    }
+
+    /// Whether it can be given back now: how much was written is known, and all of it is at the datacenter.
+    fn can_be_given_back(&self) -> bool {
+        let is_known = self.attached.is_some() || self.is_spent || self.send.is_none();
+        is_known && !self.is_in_use() && self.is_drained()
+    }
+
     /// The generation that is held while the state that it goes on behind is not here, and the base of its leases.
     pub fn awaited(&self) -> Option<(Generation, Head)> {
         match &self.hold.row().stage {
@@ -109,7 +140,9 @@ impl Line {
                 is_returning,
             } => {
                 let age = now_unix_s.abs_diff(lease.issued_unix_s);
-                (row.asking.is_some() || age >= RENEW_EVERY_S, *is_returning)
+                let goes = self.is_recalled && self.can_be_given_back();
+                let is_due = row.asking.is_some() || age >= RENEW_EVERY_S;
+                (is_due, *is_returning || goes)
             }
             Stage::Fenced { .. } => return Ok(()),
         };
@@ -141,12 +174,19 @@ impl Line {
     }
 
     pub(super) fn facts(&self) -> Facts {
-        let nothing = Facts {
-            acked: Position::START,
+        if let Some(send) = &self.send {
+            return send.facts();
+        }
+        let acked = match &self.hold.row().stage {
+            // What it goes on behind has not come, so it is where it began.
+            Stage::Held { lease, .. } => Position::begin(lease.base),
+            Stage::Idle { .. } | Stage::Fenced { .. } => Position::START,
+        };
+        Facts {
+            acked,
             sealed: Nonce::NONE,
             flushed: 0,
-        };
-        self.send.as_ref().map_or(nothing, Sender::facts)
+        }
     }
 
     pub(super) fn do_holds(
@@ -177,7 +217,7 @@ impl Line {
 
     pub(super) fn keep_hold(&mut self, row: HoldRow) -> Result<(), LineError> {
         if !matches!(row.stage, Stage::Held { .. }) {
-            self.lease = None;
+            (self.lease, self.is_recalled) = (None, false);
         }
         let kept = KeptHold {
             row,
