@@ -32,7 +32,7 @@ use branch::volume::OverlayOptions;
 use branch::writeback::lines::Lines;
 use clap::{Parser, Subcommand};
 use dedup_protocol::join::JoinToken;
-use dedup_protocol::trust::Signed;
+use dedup_protocol::trust::{Signed, TrustAnchor};
 use dedup_protocol::wipe::Wipe;
 use dedup_store::disk::{Disk, HostDisk};
 use dedup_store::kv::{Kv, RocksKv, RocksOptions};
@@ -147,6 +147,10 @@ struct Run {
     /// Name of the NAT's bridge.
     #[arg(long, value_name = "NAME", default_value = "splice0")]
     nat_bridge: InterfaceName,
+    /// Single-user mode, for a laptop: the socket of the branch-local API belongs to this user (a number), and desktops of two pools are never at
+    /// one bridge of somebody else's, where they would reach each other.
+    #[arg(long, value_name = "UID")]
+    single_user: Option<u32>,
     /// The NAT's addresses: a private network of 22 to 29 bits that this host does not reach otherwise.
     #[arg(long, value_name = "NETWORK/BITS", default_value_t = subnet::DEFAULT)]
     nat_subnet: Subnet,
@@ -276,7 +280,9 @@ async fn serve(options: Run) -> Result<()> {
     }
     let _lock = lock(&data)?;
     if let Some(order) = wiped {
-        return finish_wipe(&options, &data, &identity, &order).await;
+        let (folder, anchor) = (data.clone(), identity.anchor.clone());
+        tokio::task::spawn_blocking(move || end_machines(&folder, anchor)).await??;
+        return finish_wipe(&options, &data, &identity, order).await;
     }
     let bearer = identity.clone();
     let cancel = CancellationToken::new();
@@ -287,6 +293,10 @@ async fn serve(options: Run) -> Result<()> {
         .unwrap_or_else(|| data.join("branch.sock"));
     let listener = branch::http::bind(&socket)
         .with_context(|| format!("branch-local API at {}", socket.display()))?;
+    if let Some(uid) = options.single_user {
+        std::os::unix::fs::chown(&socket, Some(uid), None)
+            .with_context(|| format!("give {} to user {uid}", socket.display()))?;
+    }
     tracing::info!(branch = branch.identity.name, socket = %socket.display(), "serving");
 
     let tuning = LinkTuning {
@@ -337,7 +347,7 @@ async fn serve(options: Run) -> Result<()> {
     .await?;
     let _ = std::fs::remove_file(&socket);
     match wipe_order(&data)? {
-        Some(order) => finish_wipe(&options, &data, &bearer, &order).await,
+        Some(order) => finish_wipe(&options, &data, &bearer, order).await,
         None => Ok(()),
     }
 }
@@ -351,17 +361,24 @@ fn wipe_order(data: &Path) -> Result<Option<Vec<u8>>> {
     Ok(keys::wiped(&*key_command::disk(data)?)?)
 }
 
-/// Completes a wipe of everything, tells the datacenter, then gives up being a branch.
-async fn finish_wipe(options: &Run, data: &Path, identity: &Identity, order: &[u8]) -> Result<()> {
-    let wipe = Signed::<Wipe>::from_bytes(order)?.open_own()?;
-    let (folder, bearer, kept) = (data.to_owned(), identity.clone(), order.to_vec());
-    tokio::task::spawn_blocking(move || -> Result<()> {
-        keys::wipe(&*key_command::disk(&folder)?, &kept, keys::system_random)?;
-        let rows = RocksKv::open(folder.join("state"), &RocksOptions::default())?;
-        let catalog = Catalog::new(Arc::new(rows), bearer.anchor);
-        Ok(wiping::end_all(&catalog, &folder.join("desktops"))?)
-    })
-    .await??;
+/// Ends machines that a server which was wiped left.
+fn end_machines(data: &Path, anchor: TrustAnchor) -> Result<()> {
+    let rows = RocksKv::open(data.join("state"), &RocksOptions::default())?;
+    let catalog = Catalog::new(Arc::new(rows), anchor);
+    Ok(wiping::end_all(&catalog, &data.join("desktops"))?)
+}
+
+/// Completes a wipe of everything, tells the datacenter, then gives up being a branch. Machines have ended.
+async fn finish_wipe(
+    options: &Run,
+    data: &Path,
+    identity: &Identity,
+    order: Vec<u8>,
+) -> Result<()> {
+    let wipe = Signed::<Wipe>::from_bytes(&order)?.open_own()?;
+    let disk = key_command::disk(data)?;
+    // What is reported is done.
+    tokio::task::spawn_blocking(move || keys::wipe(&*disk, &order, keys::system_random)).await??;
     let tuning = LinkTuning {
         congestion: options.congestion,
         ..LinkTuning::default()
@@ -441,7 +458,15 @@ fn open(options: &Run, data: &Path, identity: Identity) -> Result<(Arc<Branch>, 
         floor_bytes: options.keep_free,
         ..OverlayOptions::default()
     };
-    let network = Network::new(options.networks(), data, Path::new(NETWORK_RUN));
+    let networks = options.networks();
+    if options.single_user.is_some()
+        && let Some(bridge) = networks.shared_bridge()
+    {
+        bail!(
+            "desktops of several pools would reach each other at bridge {bridge}; in single-user mode give each pool its own with --pool-network, or use nat, which keeps desktops apart"
+        );
+    }
+    let network = Network::new(networks, data, Path::new(NETWORK_RUN));
     let desktops = Arc::new(Desktops::new(
         data.join("desktops"),
         Arc::clone(&versions),
