@@ -79,6 +79,10 @@ pub enum Table {
     StatePolicies = 56,
     /// What somebody has to answer for, newest first.
     Audit = 57,
+    /// Desktops that are checked out, by laptop and system volume.
+    Checkouts = 60,
+    /// Orders to wipe, by branch and number.
+    Wipes = 61,
 }
 
 /// Is shown a table's number with a key, and the row there; may break.

@@ -21,11 +21,19 @@ use crate::restored::counter_floor;
 
 /// What a branch hears of a volume that is none, or not its own: the two are not told apart.
 fn unknown(volume: DesktopId, nonce: Nonce) -> Message {
+    refusal(volume, nonce, None)
+}
+
+/// The same of a volume that is away, for people.
+fn refusal(volume: DesktopId, nonce: Nonce, away: Option<String>) -> Message {
+    let message = away.unwrap_or_else(|| {
+        "no such desktop for this branch; it is to be in the branch's report first".to_owned()
+    });
     Message::DenyLease(DenyLease {
         desktop: volume,
         nonce,
         reason: DenyReason::Unknown,
-        message: "no such desktop for this branch; it is to be in the branch's report first".into(),
+        message,
     })
 }
 
@@ -40,7 +48,8 @@ impl Datacenter {
         let mut authority = machines.authority.clone();
         let standing = authority.standing(branch, ask.generation);
         if volume.home != branch && standing == Standing::Unknown {
-            return Ok(vec![unknown(ask.desktop, ask.nonce)]);
+            let away = self.away(branch, ask.desktop)?;
+            return Ok(vec![refusal(ask.desktop, ask.nonce, away)]);
         }
         if ask.generation == Generation::NONE && authority.row().holder.is_none() {
             authority = self.above_floor(authority)?;
@@ -53,7 +62,7 @@ impl Datacenter {
             return Ok(vec![unknown(ask.desktop, ask.nonce)]);
         };
         let now = self.now_unix_s();
-        let terms = self.lease_terms(&volume)?;
+        let terms = self.lease_terms(ask.desktop, &volume)?;
         let actions = authority.ask(branch, ask, &progress, &terms, fresh(), now);
         let answers = self.decide(&mut machines, ask.desktop, &volume, authority, actions)?;
         if standing == Standing::Current {
@@ -78,13 +87,17 @@ impl Datacenter {
         Ok(Authority::open(row))
     }
 
-    fn lease_terms(&self, volume: &VolumeRow) -> Result<Terms, CatalogError> {
-        let policy = self
-            .catalog()
-            .read(|tx| super::policy::policy_of(tx, volume.home, &volume.pool))?;
-        Ok(Terms {
-            lease_s: policy.lease_s,
-            offline_grace_s: policy.offline_grace_s,
+    fn lease_terms(&self, id: DesktopId, volume: &VolumeRow) -> Result<Terms, CatalogError> {
+        let now = self.now_unix_s();
+        self.catalog().read(|tx| {
+            if let Some(terms) = Self::checkout_terms(tx, volume.home, id, now)? {
+                return Ok(terms);
+            }
+            let policy = super::policy::policy_of(tx, volume.home, &volume.pool)?;
+            Ok(Terms {
+                lease_s: policy.lease_s,
+                offline_grace_s: policy.offline_grace_s,
+            })
         })
     }
 
@@ -106,7 +119,10 @@ impl Datacenter {
         let mut authority = machines.authority.clone();
         let now = self.now_unix_s();
         let actions = authority.give_back(branch, message, &progress, fresh(), now);
-        self.decide(&mut machines, id, &volume, authority, actions)
+        let answers = self.decide(&mut machines, id, &volume, authority, actions)?;
+        drop(machines);
+        self.advance_checkout_of(id);
+        Ok(answers)
     }
 
     /// Breaks a lease at IT's word; `home` is the branch that may ask for the volume from now on. The branch that held it is told at once if its

@@ -79,7 +79,7 @@ pub(super) fn find(tx: &mut Tx<'_>, text: &str) -> Result<(DesktopId, VolumeRow)
     }
 }
 
-fn branch_name(tx: &mut Tx<'_>, id: BranchId) -> Result<String, CatalogError> {
+pub(super) fn branch_name(tx: &mut Tx<'_>, id: BranchId) -> Result<String, CatalogError> {
     let row: Option<BranchRow> = tx.get(&id)?;
     Ok(row.map_or_else(|| id.to_string(), |row| row.name))
 }
@@ -116,6 +116,10 @@ fn event_name(event: AuditEvent) -> &'static str {
         AuditEvent::VolumeDeleted => "volume_deleted",
         AuditEvent::HomeChanged => "home_changed",
         AuditEvent::RolledBack => "rolled_back",
+        AuditEvent::CheckedOut => "checked_out",
+        AuditEvent::CheckedIn => "checked_in",
+        AuditEvent::WipeOrdered => "wipe_ordered",
+        AuditEvent::Wiped => "wiped",
     }
 }
 
