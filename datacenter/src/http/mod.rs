@@ -9,6 +9,7 @@ mod branches;
 mod error;
 mod extract;
 mod images;
+mod laptop;
 mod operations;
 mod status;
 mod store;
@@ -110,6 +111,11 @@ fn protected() -> OpenApiRouter<App> {
         .routes(routes!(volumes::discard_fork))
         .routes(routes!(volumes::settle))
         .routes(routes!(volumes::audit))
+        .routes(routes!(laptop::list))
+        .routes(routes!(laptop::check_out))
+        .routes(routes!(laptop::extend))
+        .routes(routes!(laptop::check_in))
+        .routes(routes!(laptop::wipes, laptop::wipe))
 }
 
 /// The OpenAPI document, as text.

@@ -168,7 +168,7 @@ impl Laptop {
         branch: BranchId,
         send: &mut FrameSend,
     ) -> Result<(), LinkError> {
-        let failed = |error: CatalogError, what| {
+        let failed = |error: CatalogError, what: &'static str| {
             tracing::error!(%branch, error = error_line(&error), what, "cannot be read for a branch");
         };
         match dc.wipes_to_tell(branch, false) {

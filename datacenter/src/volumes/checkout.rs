@@ -68,7 +68,7 @@ fn require(tx: &mut Tx<'_>, text: &str) -> Result<(CheckoutKey, CheckoutRow), Ma
         ManageError::not_found(
             "checkout of volume",
             text,
-            "`splice desktop-state checkouts` lists what is checked out",
+            "`splice laptop list` shows what is checked out",
         )
     })
 }
@@ -226,7 +226,7 @@ impl Datacenter {
             if let Some((_, other)) = of_volume(tx, id)? {
                 return Err(ManageError::conflict(
                     format!("desktop {:?} is being checked out already", other.desktop),
-                    "`splice desktop-state checkouts` shows to where; `splice desktop-state check-in` ends it",
+                    "`splice laptop list` shows to where; `splice laptop check-in` ends it",
                 ));
             }
             let volume = CheckedVolume {
