@@ -158,7 +158,7 @@ impl Datacenter {
     }
 
     /// The orders to a branch that are not done, as they are signed; with `whole` those to wipe all of it, done or not.
-    pub(crate) fn wipes_to_tell(
+    pub fn wipes_to_tell(
         &self,
         branch: BranchId,
         whole: bool,
@@ -189,7 +189,7 @@ impl Datacenter {
     }
 
     /// A branch says that it has destroyed what an order named. Its leases of that are over: nothing can come of them.
-    pub(crate) fn record_wiped(&self, branch: BranchId, number: u64) -> Result<(), ManageError> {
+    pub fn record_wiped(&self, branch: BranchId, number: u64) -> Result<(), ManageError> {
         let key = WipeKey { branch, number };
         let row = self.catalog().read(|tx| tx.get::<WipeRow>(&key))?;
         let Some(row) = row.filter(|row| row.done_unix_s.is_none()) else {
@@ -287,7 +287,7 @@ impl Datacenter {
     }
 
     /// Whether a branch is refused for everything but to be told that all of it is to be wiped.
-    pub(crate) fn is_wiped_whole(&self, branch: BranchId) -> Result<bool, CatalogError> {
+    pub fn is_wiped_whole(&self, branch: BranchId) -> Result<bool, CatalogError> {
         self.catalog().read(|tx| {
             let row: Option<BranchRow> = tx.get(&branch)?;
             let is_revoked = row.is_some_and(|row| row.revoked_unix_s.is_some());

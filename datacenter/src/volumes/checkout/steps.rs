@@ -23,7 +23,7 @@ fn was_returned(authority: &AuthorityRow) -> bool {
 
 impl Datacenter {
     /// Takes the next step of a checkout, if nobody holds its volumes.
-    pub(crate) fn advance_checkout(&self, key: CheckoutKey) -> Result<(), CatalogError> {
+    pub fn advance_checkout(&self, key: CheckoutKey) -> Result<(), CatalogError> {
         let now = self.now_unix_s();
         let moved = self.catalog().transact(|tx| {
             let Some(mut row) = tx.get::<CheckoutRow>(&key)? else {
@@ -114,7 +114,7 @@ impl Datacenter {
     }
 
     /// A branch has connected: checkouts that it has to do with go on, and it is told what it is to give back.
-    pub(crate) fn meet_checkouts(&self, branch: BranchId) -> Result<Vec<Message>, CatalogError> {
+    pub fn meet_checkouts(&self, branch: BranchId) -> Result<Vec<Message>, CatalogError> {
         let rows = self.catalog().read(all)?;
         let mut messages = Vec::new();
         for (key, row) in rows {
@@ -130,7 +130,7 @@ impl Datacenter {
     }
 
     /// What is checked out to a laptop: for each desktop its record's number, and the record as it is signed.
-    pub(crate) fn checkouts_of(
+    pub fn checkouts_of(
         &self,
         laptop: BranchId,
     ) -> Result<Vec<(DesktopId, u64, Vec<u8>)>, CatalogError> {
