@@ -3,6 +3,7 @@
 
 pub mod backup;
 pub mod daemon;
+pub mod http;
 pub mod site;
 
 use std::fs::File;
