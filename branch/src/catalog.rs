@@ -3,6 +3,8 @@
 //! Rows live in the branch's key-value store under one-letter prefixes (`docs/disk-formats/branch.md`). Leaves may be lost in a crash,
 //! they are fetched again; a manifest row is written, synced, only when all its leaves are there.
 
+pub mod laptop;
+
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -422,7 +424,7 @@ impl Catalog {
 
     /// Takes in a desktop whose volumes are somewhere else: what they go on behind comes with their leases. All at once; a volume that was here
     /// before stays as it is.
-    pub fn take_in(
+    pub fn take_in_moved(
         &self,
         desktop: &DesktopRecord,
         volumes: &[DesktopId],

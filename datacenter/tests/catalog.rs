@@ -312,8 +312,9 @@ fn golden_rows() {
                     expires_unix_s: 3,
                 }),
                 revoked_unix_s: None,
+                kind: rows::BranchKind::Laptop,
             }),
-            "01026e79 00 01 0102 01010903 00".replace(' ', ""),
+            "02026e79 00 01 0102 01010903 00 01".replace(' ', ""),
         ),
         (hex_of(&rows::BranchNameRow { branch }), format!("01{bb}")),
         (

@@ -177,6 +177,12 @@ impl Client {
         self.call(reqwest::Method::POST, &path, None::<&()>).await
     }
 
+    /// Has a stopped desktop that is checked out to this branch go back.
+    pub async fn check_in(&self, name: &str) -> Result<Desktop, ClientError> {
+        let path = format!("/v1/desktops/{name}/check-in");
+        self.call(reqwest::Method::POST, &path, None::<&()>).await
+    }
+
     /// Deletes a stopped desktop and all that was written to it.
     pub async fn delete(&self, name: &str) -> Result<DesktopList, ClientError> {
         let path = format!("/v1/desktops/{name}");

@@ -191,12 +191,27 @@ pub struct Desktop {
     /// Its volumes, and how far they are written back.
     #[serde(default)]
     pub volumes: Vec<VolumeLine>,
+    /// How its checkout stands, if it is checked out to this branch.
+    #[serde(default)]
+    pub checkout: Option<CheckedOut>,
     /// What its agent says; none if it has none or is not running.
     #[serde(default)]
     pub guest: Option<Guest>,
     /// Unix socket of its agent's port, while it runs.
     #[serde(default)]
     pub agent_socket: Option<String>,
+}
+
+/// A desktop that is checked out to this branch, a laptop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckedOut {
+    /// Until when it runs without the datacenter's word, unix seconds; its volumes' leases say it exactly.
+    pub until_unix_s: u64,
+    /// It is being checked in.
+    pub ending: bool,
+    /// Bytes that are not here and that it may read; none before that is known.
+    #[serde(default)]
+    pub missing_bytes: Option<u64>,
 }
 
 /// A desktop's user volume.

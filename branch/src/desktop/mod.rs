@@ -14,6 +14,7 @@
 //! listens for NBD, so that a guest that reconnects finds everything it wrote.
 
 mod began;
+mod checkouts;
 mod error;
 mod growth;
 mod guest;
@@ -30,6 +31,7 @@ mod tree_file;
 mod trial;
 mod user_volume;
 mod volumes;
+pub mod wiping;
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -87,6 +89,10 @@ pub struct Desktops {
     giving: Mutex<()>,
     /// Desktops that are tried out on another version, and what came of it.
     trials: Mutex<trial::Trials>,
+    /// Held while orders to wipe are followed.
+    wiping: Mutex<()>,
+    /// What is made whole for desktops that are checked out to this branch.
+    filled: Mutex<checkouts::Filled>,
 }
 
 /// Keeps a desktop's name busy until dropped.
@@ -131,6 +137,8 @@ impl Desktops {
             made_room: Mutex::default(),
             giving: Mutex::default(),
             trials: Mutex::default(),
+            wiping: Mutex::default(),
+            filled: Mutex::default(),
         }
     }
 
@@ -318,6 +326,7 @@ impl Desktops {
             .record(name)?
             .ok_or_else(|| DesktopError::NotFound(name.into()))?;
         refuse_if_up(&desktop)?;
+        self.refuse_if_checked_out(&desktop)?;
         self.volumes.close(name)?;
         let volumes = desktop.volumes();
         self.give_up(name, &volumes)?;
@@ -353,6 +362,7 @@ impl Desktops {
     /// Looks after machines: those that ended are noted, those that paused on a failed read or write are let go on. To be called about
     /// every second; `connected` says whether the link is up.
     pub fn tend(&self, connected: bool) {
+        self.tend_wipes();
         self.tend_boots();
         self.make_room();
         self.network.tend();
@@ -368,6 +378,7 @@ impl Desktops {
         };
         self.tend_writes(&desktops, Instant::now());
         self.tend_rights(&desktops, connected);
+        self.tend_checkouts();
         for listed in desktops {
             if listed.machine.is_none() {
                 continue;
@@ -521,6 +532,7 @@ impl Desktops {
             overlay_bytes: volume.as_ref().map_or(0, |v| v.overlay_bytes()),
             user_volume,
             volumes: self.described_volumes(desktop),
+            checkout: self.described_checkout(desktop),
             guest: self.guests.shown(&desktop.name),
             agent_socket: alive.and_then(|_| there(&files.agent_socket())),
         }

@@ -36,7 +36,8 @@ impl Desktops {
             }
             None => {
                 let desktop = self.record_of_moved(moved)?;
-                self.versions.catalog().take_in(&desktop, &volumes)?;
+                let catalog = self.versions.catalog();
+                catalog.take_in_moved(&desktop, &volumes)?;
                 tracing::info!(
                     desktop = moved.name,
                     pool = moved.pool,

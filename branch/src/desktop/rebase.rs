@@ -29,6 +29,7 @@ impl Desktops {
         let desktop = self.record(name)?;
         let mut desktop = desktop.ok_or_else(|| DesktopError::NotFound(name.into()))?;
         refuse_if_up(&desktop)?;
+        self.refuse_if_checked_out(&desktop)?;
         let version = self.version_wanted(&desktop).ok();
         self.begin_anew(&mut desktop, version)?;
         tracing::info!(
@@ -48,6 +49,7 @@ impl Desktops {
         let desktop = self.record(name)?;
         let mut desktop = desktop.ok_or_else(|| DesktopError::NotFound(name.into()))?;
         refuse_if_up(&desktop)?;
+        self.refuse_if_checked_out(&desktop)?;
         self.finish_rebase(&mut desktop)?;
         let chosen = version.map(|text| self.version_named(text)).transpose()?;
         desktop.chosen = chosen.map(|version| version.to_string());
@@ -106,6 +108,10 @@ impl Desktops {
     /// Brings a stopped desktop that is about to start to the version that it is to run. A pooled one begins anew anyway. That a persistent one cannot
     /// follow keeps it from nothing.
     pub(super) fn follow_version(&self, desktop: &mut DesktopRecord) -> Result<(), DesktopError> {
+        if self.is_checked_out(desktop) {
+            // It goes back as it came.
+            return Ok(());
+        }
         self.finish_rebase(desktop)?;
         let wanted = self.version_wanted(desktop).ok();
         if desktop.pooled {

@@ -257,7 +257,7 @@ impl Desktops {
         Ok(())
     }
 
-    fn detach(&self, name: &str, volume: DesktopId) -> Result<(), DesktopError> {
+    pub(super) fn detach(&self, name: &str, volume: DesktopId) -> Result<(), DesktopError> {
         let detached = self.lines().with(volume, |line, _| {
             line.detach();
             Ok(())
@@ -283,7 +283,7 @@ impl Desktops {
                 return Err(DesktopError::Busy {
                     name: name.into(),
                     state: RECALLED,
-                    way_out: "wait until it has gone, or have IT take the move back: `splice desktop-state cancel-move`",
+                    way_out: "wait until it has gone, or have IT take that back: `splice desktop-state cancel-move`, `splice laptop check-in`",
                 });
             }
         }

@@ -23,6 +23,7 @@ impl Desktops {
         record::check_name(name).map_err(DesktopError::Name)?;
         let _turn = self.turn(name)?;
         let mut desktop = self.stopped(pool, name)?;
+        self.refuse_if_ending(&desktop)?;
         if let Some(too_long) = self.files(name).too_long() {
             return Err(DesktopError::PathTooLong(too_long));
         }
@@ -55,6 +56,7 @@ impl Desktops {
         record::check_name(name).map_err(DesktopError::Name)?;
         let _turn = self.turn(name)?;
         let mut desktop = self.stopped(pool, name)?;
+        self.refuse_if_ending(&desktop)?;
         if let Some(too_long) = self.files(name).too_long() {
             return Err(DesktopError::PathTooLong(too_long));
         }
@@ -148,7 +150,8 @@ impl Desktops {
 
     /// Gives a desktop a user volume if its pool asks for one and it has none. The caller keeps the record before the volume is opened.
     fn give_user_volume(&self, desktop: &mut DesktopRecord) {
-        if desktop.user_volume.is_some() {
+        // One that came from elsewhere goes back as it came.
+        if desktop.user_volume.is_some() || self.is_checked_out(desktop) {
             return;
         }
         let assignment = self.versions.assignment();

@@ -664,6 +664,24 @@ impl Volumes {
         Overlay::lay_over(&*self.disk, &dir, &identity, version, &key).map_err(overlay_error)
     }
 
+    /// Destroys all keys of this branch, by an order that is kept.
+    pub fn wipe_keys(&self, order: &[u8]) -> Result<(), VolumeError> {
+        let wiped = self.keys.wipe(order);
+        wiped.map_err(|source| VolumeError::Keys { source })
+    }
+
+    /// Destroys a desktop's keys, also while its overlays are open: what lies on the disk is noise then.
+    pub fn destroy_keys(&self, desktop: &DesktopRecord) -> Result<(), VolumeError> {
+        for key in [desktop.name.clone(), user_volume::key_name(&desktop.name)] {
+            let destroyed = self.keys.destroy_desktop(&key);
+            destroyed.map_err(|source| VolumeError::Key {
+                name: desktop.name.clone(),
+                source,
+            })?;
+        }
+        Ok(())
+    }
+
     /// Destroys the key of a closed volume's overlay, then removes that: what was written to the system. The user volume stays.
     pub fn delete_system(&self, desktop: &DesktopRecord) -> Result<(), VolumeError> {
         self.delete_overlay(desktop, &desktop.name, &overlay_dir(&desktop.name))

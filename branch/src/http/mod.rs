@@ -129,6 +129,7 @@ pub async fn serve(
             get(preflight_of).post(preflight).delete(cancel_preflight),
         )
         .route("/v1/desktops/{name}/snapshot", post(snapshot))
+        .route("/v1/desktops/{name}/check-in", post(check_in))
         .route("/v1/desktops/{name}/libvirt", get(libvirt))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(branch);
@@ -270,6 +271,13 @@ async fn snapshot(
     UrlPath(name): UrlPath<String>,
 ) -> Answer<SnapshotAsked> {
     blocking(branch, move |branch| branch.desktops.snapshot(&name)).await
+}
+
+async fn check_in(
+    State(branch): State<Arc<Branch>>,
+    UrlPath(name): UrlPath<String>,
+) -> Answer<Desktop> {
+    blocking(branch, move |branch| branch.desktops.check_in(&name)).await
 }
 
 async fn delete(

@@ -1,5 +1,6 @@
 //! The control stream: greeting, assignments in, reports out, certificate renewal.
 
+use std::collections::HashSet;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -7,6 +8,8 @@ use std::time::Duration;
 
 use dedup_protocol::control::{BranchAction, BranchControl};
 use dedup_protocol::state::moved::MovedDesktop;
+use dedup_protocol::trust::Signed;
+use dedup_protocol::wipe::{Target, Wipe, Wiped};
 use dedup_protocol::wire::{Der, FRAME_BYTES_MAX, Message, StatusReport};
 use dedup_transport::identity::{BranchKey, expires_at};
 use dedup_transport::link::{Class, FrameRecv, FrameSend, Link};
@@ -80,8 +83,13 @@ pub async fn run(branch: &Arc<Branch>, greeted: Greeted) -> Result<Infallible, C
     } = greeted;
     let mut renewal = request_renewal(branch, &mut send).await?;
     let (mut introduced, mut unreadable) = (false, false);
+    let mut told = HashSet::new();
     let reports = async {
         loop {
+            for number in wipes_done(branch, &mut told)? {
+                send.send(&Message::Wiped(Wiped { number }).encode())
+                    .await?;
+            }
             match branch.status_json(!introduced) {
                 Ok(json) => {
                     let report = Message::Status(StatusReport { json });
@@ -173,9 +181,21 @@ fn follow(
         BranchAction::Moved(moved) => {
             tokio::spawn(take_in(Arc::clone(branch), *moved));
         }
-        BranchAction::CheckedOut(..) | BranchAction::Wipe(..) | BranchAction::WipeNoted(_) => {
-            tracing::warn!("an order for laptops came to a branch that is none");
+        BranchAction::CheckedOut(checkout, signed) => {
+            let worker = Arc::clone(branch);
+            // It waits for whoever works on a desktop of that name.
+            tokio::task::spawn_blocking(move || {
+                if let Err(error) = worker.desktops.check_out(&checkout, &signed) {
+                    let error = crate::desktop::error_line(&error);
+                    tracing::error!(desktop = checkout.name, error, "not checked out");
+                }
+                // What it begins with is to be fetched, and the datacenter to know that it is here.
+                worker.link.assigned.notify_one();
+                worker.link.report_now.notify_one();
+            });
         }
+        BranchAction::Wipe(wipe, signed) => follow_wipe(branch, *wipe, signed)?,
+        BranchAction::WipeNoted(number) => branch.versions.catalog().forget_wipe(number)?,
         BranchAction::Welcomed(_) => {}
     }
     Ok(())
@@ -203,6 +223,43 @@ async fn take_in(branch: Arc<Branch>, moved: MovedDesktop) {
         tokio::time::sleep(TAKE_IN_AGAIN).await;
     }
     branch.link.report_now.notify_one();
+}
+
+/// Orders to wipe desktops that were done, and that the datacenter was not told of on this connection.
+fn wipes_done(branch: &Branch, told: &mut HashSet<u64>) -> Result<Vec<u64>, ConnectionEnd> {
+    let wipes = branch.versions.catalog().wipes()?.into_iter();
+    let done = wipes.filter(|kept| kept.is_done && told.insert(kept.wipe.number));
+    Ok(done.map(|kept| kept.wipe.number).collect())
+}
+
+/// Follows an order to wipe. It is kept before anything else is done, so that what stops us does not stop it.
+fn follow_wipe(
+    branch: &Arc<Branch>,
+    wipe: Wipe,
+    signed: Signed<Wipe>,
+) -> Result<(), ConnectionEnd> {
+    let worker = Arc::clone(branch);
+    match wipe.target {
+        Target::Desktop { name, .. } => {
+            branch.versions.catalog().put_wipe(wipe.number, &signed)?;
+            tracing::warn!(desktop = name, order = wipe.number, "an order to wipe");
+            tokio::task::spawn_blocking(move || {
+                worker.desktops.tend_wipes();
+                worker.link.report_now.notify_one();
+            });
+        }
+        Target::Branch => {
+            tracing::warn!(order = wipe.number, "an order to wipe this branch");
+            tokio::task::spawn_blocking(move || {
+                if let Err(error) = worker.desktops.wipe_all(&signed.to_bytes()) {
+                    let error = crate::desktop::error_line(&error);
+                    tracing::error!(error, "wiped as far as possible; the next start goes on");
+                }
+                worker.link.wiped.cancel();
+            });
+        }
+    }
+    Ok(())
 }
 
 async fn request_renewal(

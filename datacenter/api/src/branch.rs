@@ -19,7 +19,19 @@ pub enum BranchState {
     Revoked,
 }
 
-/// A site with a branch server.
+/// What a branch is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum BranchKind {
+    /// A site with a branch server.
+    #[default]
+    Site,
+    /// One user's machine, which desktops are checked out to.
+    Laptop,
+}
+
+/// A site with a branch server, or a laptop.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Branch {
@@ -29,6 +41,9 @@ pub struct Branch {
     pub name: String,
     /// Where it is, for people.
     pub site: Option<String>,
+    /// What it is.
+    #[serde(default)]
+    pub kind: BranchKind,
     /// Where it stands.
     pub state: BranchState,
     /// When it was first invited, unix seconds.
@@ -94,6 +109,9 @@ pub struct TokenRequest {
     /// certificate is revoked at that moment.
     #[serde(default)]
     pub replace: bool,
+    /// It is a laptop: desktops can be checked out to it. Only of a branch that has not joined; what it is stays.
+    #[serde(default)]
+    pub laptop: bool,
 }
 
 /// A join token; it is shown once and cannot be had again.

@@ -9,6 +9,7 @@ pub mod branch;
 #[cfg(feature = "client")]
 pub mod client;
 pub mod image;
+pub mod laptop;
 pub mod operation;
 pub mod policy;
 pub mod problem;
@@ -21,9 +22,9 @@ pub mod volume;
 
 pub use backup::{BackupRequest, BackupResult};
 pub use branch::{
-    AssignRequest, BootReport, Branch, BranchAhead, BranchIntroduction, BranchList, BranchState,
-    BranchStatus, CacheStatus, DesktopStatus, Latencies, LinkReport, MachineType, Pool, PoolList,
-    TokenRequest, TokenResponse, TransferCounters, VersionResidency,
+    AssignRequest, BootReport, Branch, BranchAhead, BranchIntroduction, BranchKind, BranchList,
+    BranchState, BranchStatus, CacheStatus, DesktopStatus, Latencies, LinkReport, MachineType,
+    Pool, PoolList, TokenRequest, TokenResponse, TransferCounters, VersionResidency,
 };
 #[cfg(feature = "client")]
 pub use client::{Client, ClientError, ClientOptions};
@@ -31,6 +32,10 @@ pub use image::{
     BootOutcome, BootSummary, ChunkSizes, CreateImage, Image, ImageList, ProfileSummary,
     PublishRequest, TreeSummary, UpdateRequest, UpdateSummary, VerifyMode, Version, VersionDiff,
     VersionList,
+};
+pub use laptop::{
+    CheckInRequest, CheckOutRequest, Checkout, CheckoutList, CheckoutStage, ExtendRequest,
+    WipeOrder, WipeOrderList, WipeRequest,
 };
 pub use operation::{
     DamagedItem, Operation, OperationKind, OperationList, OperationResult, OperationState, Phase,

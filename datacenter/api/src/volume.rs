@@ -254,11 +254,11 @@ pub struct AuditEntry {
     pub id: u64,
     /// When, unix seconds.
     pub unix_s: u64,
-    /// What: `lease_broken`, `old_copy`, `fork_discarded`, `fork_restored`, `generation_settled`, `snapshot_deleted`, `volume_deleted`, `home_changed`, `rolled_back`, `moved` or `move_cancelled`.
+    /// What: `lease_broken`, `old_copy`, `fork_discarded`, `fork_restored`, `generation_settled`, `snapshot_deleted`, `volume_deleted`, `home_changed`, `rolled_back`, `checked_out`, `checked_in`, `wipe_ordered`, `wiped`, `moved` or `move_cancelled`.
     pub event: String,
-    /// Of which volume.
+    /// Of which volume; zeros if it is of a whole branch.
     pub volume: String,
-    /// The desktop's name.
+    /// The desktop's name, if it is of one.
     pub desktop: String,
     /// Of which generation; 0 if it is of none.
     pub generation: u64,

@@ -4,13 +4,13 @@ use clap::{ArgAction, Subcommand};
 use datacenter_api::policy::{DayPart, format_rate, parse_rate, parse_utc_offset};
 use datacenter_api::units::{format_duration, format_size, parse_duration, parse_size};
 use datacenter_api::{
-    AssignRequest, Branch, BranchAhead, BranchPolicy, BranchState, Latencies, MachineType,
-    PolicyRequest, Pool, TokenRequest, VersionRef,
+    AssignRequest, Branch, BranchAhead, BranchKind, BranchPolicy, BranchState, Latencies,
+    MachineType, PolicyRequest, Pool, TokenRequest, VersionRef,
 };
 
 use crate::config::Context;
 use crate::failure::Failure;
-use crate::{output, ready};
+use crate::{laptop, output, ready};
 
 /// What can be done with branches.
 #[derive(Subcommand)]
@@ -33,6 +33,9 @@ pub enum Verb {
         /// Allow it for a branch that has joined: the server that joins with it replaces the one that is there.
         #[arg(long)]
         replace: bool,
+        /// It is a laptop: desktops can be checked out to it.
+        #[arg(long)]
+        laptop: bool,
     },
     /// List the branches.
     List,
@@ -132,6 +135,18 @@ pub enum Verb {
         /// The branch's name.
         name: String,
     },
+    /// Have a lost branch or laptop destroy its keys at its next contact, and refuse it for everything else from now on.
+    ///
+    /// With --desktop only the keys of that desktop are destroyed, and the branch goes on. What was not written back is lost with them.
+    #[command(
+        after_help = "Example:\n  splice branch wipe alice-laptop --reason 'carol: left in a taxi'\n  splice branch wipes alice-laptop"
+    )]
+    Wipe(laptop::WipeArguments),
+    /// List what a branch was ordered to destroy, and whether it did.
+    Wipes {
+        /// The branch's name.
+        name: String,
+    },
 }
 
 fn parse_hours(text: &str) -> Result<String, String> {
@@ -166,11 +181,13 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
             expires,
             site,
             replace,
+            laptop,
         } => {
             let request = TokenRequest {
                 expires_s: Some(expires.as_secs()),
                 site,
                 replace,
+                laptop,
             };
             let token = client.join_token(&name, &request).await?;
             if context.json {
@@ -276,6 +293,8 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
             }
             output::text(&format!("branch {name} is revoked\n"))
         }
+        Verb::Wipe(arguments) => laptop::wipe(context, arguments).await,
+        Verb::Wipes { name } => laptop::wipes(context, &name).await,
     }
 }
 
@@ -385,6 +404,10 @@ fn show(branch: &Branch) -> Result<(), Failure> {
         ("branch", Some(branch.name.clone())),
         ("id", Some(branch.id.clone())),
         ("site", branch.site.clone()),
+        (
+            "kind",
+            (branch.kind == BranchKind::Laptop).then(|| "laptop".into()),
+        ),
         ("state", Some(state(branch).into())),
         ("joined", branch.joined_unix_s.map(output::time)),
         ("revoked", branch.revoked_unix_s.map(output::time)),

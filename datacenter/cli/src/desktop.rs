@@ -6,8 +6,8 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use branch_api::{
-    Client, ClientError, Desktop, Guest, GuestVolume, Rebase, SnapshotAsked, StartDesktop,
-    StopDesktop, VolumeLine,
+    CheckedOut, Client, ClientError, Desktop, Guest, GuestVolume, Rebase, SnapshotAsked,
+    StartDesktop, StopDesktop, VolumeLine,
 };
 use clap::{Args, Subcommand};
 use datacenter_api::units::format_size;
@@ -121,6 +121,11 @@ enum Verb {
         /// Its name.
         name: String,
     },
+    /// Have a stopped desktop that is checked out to this laptop go back. It leaves when all of it is at the datacenter.
+    CheckIn {
+        /// Its name.
+        name: String,
+    },
     /// Delete a stopped desktop and all that was written to it, its user volume as well.
     Delete {
         /// Its name.
@@ -230,6 +235,17 @@ fn volume(volume: &VolumeLine) -> String {
     line
 }
 
+fn checkout(checkout: CheckedOut) -> String {
+    let until = output::time(checkout.until_unix_s);
+    let state = match (checkout.ending, checkout.missing_bytes) {
+        (true, _) => "it goes back when it stands still and all of it is at the datacenter".into(),
+        (false, None) => "what it goes on behind is on its way".into(),
+        (false, Some(0)) => "all of it is here".into(),
+        (false, Some(bytes)) => format!("{} of it are not here yet", format_size(bytes)),
+    };
+    format!("until {until}; {state}")
+}
+
 /// The volume that is behind the longest.
 fn lag(desktop: &Desktop) -> String {
     let volumes = desktop.volumes.iter();
@@ -321,6 +337,7 @@ fn show(context: &Context, desktop: &Desktop) -> Result<(), Failure> {
                 format!("{size}{written}, disk {}", volume.serial)
             }),
         ),
+        ("checked out", desktop.checkout.map(checkout)),
         ("at the datacenter", volumes(desktop)),
         ("agent", desktop.guest.as_ref().map(agent)),
         ("logged on", desktop.guest.as_ref().and_then(users)),
@@ -377,6 +394,7 @@ pub async fn run(context: &Context, arguments: Arguments) -> Result<(), Failure>
             }
             output::text(&snapshot_line(asked))
         }
+        Verb::CheckIn { name } => show(context, &client.check_in(&name).await?),
         Verb::Delete { name } => list(context, &client.delete(&name).await?),
         Verb::LibvirtXml { name, disk } => {
             let domain = client.libvirt(&name, &disk).await?;

@@ -9,6 +9,7 @@ mod config;
 mod desktop;
 mod failure;
 mod image;
+mod laptop;
 mod moves;
 mod operation;
 mod output;
@@ -107,7 +108,10 @@ enum Noun {
     /// What the datacenter keeps of desktops: leases, snapshots, forks.
     #[command(subcommand)]
     DesktopState(volume::Verb),
-    /// What somebody has to answer for: broken leases, discarded forks.
+    /// Desktops that are checked out to laptops.
+    #[command(subcommand)]
+    Laptop(laptop::Verb),
+    /// What somebody has to answer for: broken leases, discarded forks, checkouts, wipes, moves.
     Audit,
     /// The datacenter as a whole.
     Status(status::Arguments),
@@ -141,6 +145,7 @@ async fn run(context: &Context, noun: Noun) -> Result<(), Failure> {
         Noun::BranchReady(arguments) => ready::run(context, arguments).await,
         Noun::BranchCache(arguments) => ready::cache(context, arguments).await,
         Noun::DesktopState(verb) => volume::run(context, verb).await,
+        Noun::Laptop(verb) => laptop::run(context, verb).await,
         Noun::Audit => volume::audit(context).await,
         Noun::Status(arguments) => status::run(context, arguments).await,
     }

@@ -81,6 +81,10 @@ pub enum Table {
     Audit = 57,
     /// Moves of desktops to other branches, by the volumes that move.
     Moves = 58,
+    /// Desktops that are checked out, by laptop and system volume.
+    Checkouts = 60,
+    /// Orders to wipe, by branch and number.
+    Wipes = 61,
 }
 
 /// Is shown a table's number with a key, and the row there; may break.

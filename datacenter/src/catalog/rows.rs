@@ -295,6 +295,16 @@ pub struct CertificateRow {
     pub expires_unix_s: u64,
 }
 
+/// What a branch is. The tags are on disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BranchKind {
+    /// A site with a branch server.
+    #[default]
+    Site,
+    /// One user's machine, which desktops are checked out to.
+    Laptop,
+}
+
 /// A branch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BranchRow {
@@ -310,6 +320,41 @@ pub struct BranchRow {
     pub certificate: Option<CertificateRow>,
     /// When it was revoked.
     pub revoked_unix_s: Option<u64>,
+    /// What it is.
+    pub kind: BranchKind,
+}
+
+/// [`BranchRow`] in format 1.
+#[derive(Deserialize)]
+struct FirstBranchRow {
+    name: String,
+    site: Option<String>,
+    created_unix_s: u64,
+    joined_unix_s: Option<u64>,
+    certificate: Option<CertificateRow>,
+    revoked_unix_s: Option<u64>,
+}
+
+impl Row for BranchRow {
+    const TABLE: Table = Table::Branches;
+    const FORMAT: u8 = 2;
+    type Key = BranchId;
+
+    fn upgrade(format: u8, bytes: &[u8]) -> Option<Self> {
+        if format != 1 {
+            return None;
+        }
+        let first: FirstBranchRow = postcard::from_bytes(bytes).ok()?;
+        Some(Self {
+            name: first.name,
+            site: first.site,
+            created_unix_s: first.created_unix_s,
+            joined_unix_s: first.joined_unix_s,
+            certificate: first.certificate,
+            revoked_unix_s: first.revoked_unix_s,
+            kind: BranchKind::Site,
+        })
+    }
 }
 
 /// Which branch has a name.
@@ -640,7 +685,6 @@ rows! {
     ImageRow, String, Images;
     VersionRow, VersionId, Versions;
     VersionNumberRow, NumberKey, VersionNumbers;
-    BranchRow, BranchId, Branches;
     BranchNameRow, String, BranchNames;
     JoinTokenRow, SecretHash, JoinTokens;
     AssignmentRow, BranchId, Assignments;
@@ -658,4 +702,27 @@ rows! {
     RetentionRow, String, Retentions;
     RestoreRow, (), Restores;
     AheadRow, BranchId, Ahead;
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_branch_of_before_laptops_is_a_site() {
+        let row = BranchRow {
+            name: "ny".into(),
+            site: None,
+            created_unix_s: 1,
+            joined_unix_s: Some(2),
+            certificate: None,
+            revoked_unix_s: Some(3),
+            kind: BranchKind::Site,
+        };
+        let first = hex::decode("01026e79000101020001 03".replace(' ', "")).unwrap();
+        assert_eq!(decode::<BranchRow>(&first).unwrap(), row);
+        assert_eq!(decode::<BranchRow>(&encode(&row)).unwrap(), row);
+        assert!(decode::<BranchRow>(&[9, 0]).is_err());
+    }
 }

@@ -228,6 +228,14 @@ pub enum AuditEvent {
     HomeChanged,
     /// IT made a snapshot the volume's state.
     RolledBack,
+    /// IT checked a desktop out to a laptop, or changed until when it is.
+    CheckedOut,
+    /// IT wants a desktop back from a laptop, or it came back.
+    CheckedIn,
+    /// IT ordered that keys are destroyed.
+    WipeOrdered,
+    /// A branch said that they are.
+    Wiped,
     /// IT moved the desktop to another branch.
     Moved,
     /// IT took a move back.

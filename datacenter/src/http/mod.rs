@@ -9,6 +9,7 @@ mod branches;
 mod error;
 mod extract;
 mod images;
+mod laptop;
 mod moves;
 mod operations;
 mod status;
@@ -114,6 +115,11 @@ fn protected() -> OpenApiRouter<App> {
         .routes(routes!(moves::show))
         .routes(routes!(moves::cancel))
         .routes(routes!(volumes::audit))
+        .routes(routes!(laptop::list))
+        .routes(routes!(laptop::check_out))
+        .routes(routes!(laptop::extend))
+        .routes(routes!(laptop::check_in))
+        .routes(routes!(laptop::wipes, laptop::wipe))
 }
 
 /// The OpenAPI document, as text.

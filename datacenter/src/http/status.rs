@@ -186,6 +186,7 @@ mod tests {
             id: "01".into(),
             name: "ny".into(),
             site: None,
+            kind: datacenter_api::BranchKind::Site,
             state: BranchState::Joined,
             created_unix_s: 1,
             joined_unix_s: Some(2),

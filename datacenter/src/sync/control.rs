@@ -1,9 +1,9 @@
 //! The datacenter's end of a control stream: greeting, assignments and ended leases out, reports in, certificates renewed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use datacenter_api::BranchStatus;
-use dedup::{BranchId, VersionId};
+use dedup::{BranchId, DesktopId, VersionId};
 use dedup_protocol::control::{ControlError, DatacenterAction, DatacenterControl};
 use dedup_protocol::wire::{
     Der, FRAME_BYTES_MAX, MINOR_LAPTOP, MINOR_STATE, Message, PROTOCOL_MINOR, RefuseCode,
@@ -11,8 +11,9 @@ use dedup_protocol::wire::{
 };
 use dedup_transport::link::{Caps, Class, FrameRecv, FrameSend, Link, LinkError};
 
-use super::{error_line, is_revoked, refuse, repair};
+use super::{error_line, is_revoked, refuse, repair, wipe};
 use crate::Datacenter;
+use crate::catalog::CatalogError;
 
 /// Why a control stream ended.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +72,7 @@ pub async fn serve(
     let mut asked_for = Vec::new();
     // Desktops that are moved from or to it, once a connection; after that it is told as they go on.
     let mut moves = dc.moves_to_tell(branch);
+    let mut laptop = Laptop::default();
     loop {
         changes.mark_unchanged();
         if is_revoked(dc, branch) {
@@ -120,6 +122,9 @@ pub async fn serve(
         }
         tell_profiles(dc, branch, &mut told_profiles, &mut send).await?;
         repair::ask(dc, branch, minor, &mut asked_for, &mut send).await?;
+        if minor >= MINOR_LAPTOP {
+            laptop.tell(dc, branch, &mut send).await?;
+        }
         // Of one that does not know leases nobody has any.
         for notice in dc.take_notices(branch).into_iter().chain(moves.drain(..)) {
             let needs = match notice {
@@ -144,6 +149,65 @@ pub async fn serve(
                 }
             }
         }
+    }
+}
+
+/// What a branch was told on this connection of checkouts and wipes.
+#[derive(Default)]
+struct Laptop {
+    /// Recalls of what it is to give back were looked for.
+    met: bool,
+    /// Desktops that are checked out to it, and the number of the record it was told.
+    checkouts: HashMap<DesktopId, u64>,
+    wipes: HashSet<u64>,
+}
+
+impl Laptop {
+    /// Tells what it was not told yet. What cannot be read is told later.
+    async fn tell(
+        &mut self,
+        dc: &Datacenter,
+        branch: BranchId,
+        send: &mut FrameSend,
+    ) -> Result<(), LinkError> {
+        let failed = |error: CatalogError, what: &'static str| {
+            tracing::error!(%branch, error = error_line(&error), what, "cannot be read for a branch");
+        };
+        match dc.wipes_to_tell(branch, false) {
+            Ok(wipes) => {
+                for (number, bytes) in wipes {
+                    if self.wipes.insert(number) {
+                        send.send(&Message::Wipe(SignedBytes { bytes }).encode())
+                            .await?;
+                    }
+                }
+            }
+            Err(error) => failed(error, "orders to wipe"),
+        }
+        if !self.met {
+            match dc.meet_checkouts(branch) {
+                Ok(recalls) => {
+                    self.met = true;
+                    for recall in recalls {
+                        send.send(&recall.encode()).await?;
+                    }
+                }
+                Err(error) => failed(error, "recalls"),
+            }
+        }
+        match dc.checkouts_of(branch) {
+            Ok(checkouts) => {
+                for (system, number, bytes) in checkouts {
+                    let before = self.checkouts.insert(system, number).unwrap_or(0);
+                    if number > before {
+                        send.send(&Message::CheckOut(SignedBytes { bytes }).encode())
+                            .await?;
+                    }
+                }
+            }
+            Err(error) => failed(error, "checkouts"),
+        }
+        Ok(())
     }
 }
 
@@ -198,10 +262,7 @@ async fn act(
             };
             send.send(&answer.encode()).await?;
         }
-        // Nobody is told to wipe anything here, so nobody says that it did.
-        DatacenterAction::Wiped(number) => {
-            tracing::warn!(%branch, number, "a wipe that was not ordered")
-        }
+        DatacenterAction::Wiped(number) => wipe::note(dc, branch, number, send).await?,
         DatacenterAction::Greeted { .. } => {}
     }
     Ok(())

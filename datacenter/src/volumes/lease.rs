@@ -27,16 +27,19 @@ const MOVED: &str =
 
 /// What a branch hears of a volume that is none, or not its own: the two are not told apart.
 fn unknown(volume: DesktopId, nonce: Nonce) -> Message {
-    let message = "no such desktop for this branch; it is to be in the branch's report first";
-    denied(volume, nonce, message)
+    refusal(volume, nonce, None)
 }
 
-fn denied(volume: DesktopId, nonce: Nonce, message: &str) -> Message {
+/// The same of a volume that is away, for people.
+fn refusal(volume: DesktopId, nonce: Nonce, away: Option<String>) -> Message {
+    let message = away.unwrap_or_else(|| {
+        "no such desktop for this branch; it is to be in the branch's report first".to_owned()
+    });
     Message::DenyLease(DenyLease {
         desktop: volume,
         nonce,
         reason: DenyReason::Unknown,
-        message: message.to_owned(),
+        message,
     })
 }
 
@@ -56,16 +59,12 @@ impl Datacenter {
         };
         // Who holds it may not know that yet, and asks as if for the first time.
         if volume.home != branch && standing == Standing::Unknown && !holds(&authority) {
-            let had = authority
-                .row()
-                .past
-                .iter()
-                .any(|past| past.branch == branch);
-            return Ok(vec![if had {
-                denied(ask.desktop, ask.nonce, MOVED)
-            } else {
-                unknown(ask.desktop, ask.nonce)
-            }]);
+            let mut past = authority.row().past.iter();
+            let why = match self.away(branch, ask.desktop)? {
+                None if past.any(|past| past.branch == branch) => Some(MOVED.to_owned()),
+                away => away,
+            };
+            return Ok(vec![refusal(ask.desktop, ask.nonce, why)]);
         }
         if ask.generation == Generation::NONE && authority.row().holder.is_none() {
             authority = self.above_floor(authority)?;
@@ -78,10 +77,11 @@ impl Datacenter {
             return Ok(vec![unknown(ask.desktop, ask.nonce)]);
         };
         let now = self.now_unix_s();
-        let terms = self.lease_terms(&volume)?;
+        let terms = self.lease_terms(ask.desktop, &volume)?;
         let actions = authority.ask(branch, ask, &progress, &terms, fresh(), now);
         let mut answers = self.decide(&mut machines, ask.desktop, &volume, authority, actions)?;
-        if volume.home != branch && holds(&machines.authority) {
+        let is_wanted = volume.home != branch || self.awaits_checkout(ask.desktop)?;
+        if is_wanted && holds(&machines.authority) {
             // Behind the lease, which takes the wish back.
             answers.push(Message::RecallLease(RecallLease {
                 desktop: ask.desktop,
@@ -117,13 +117,17 @@ impl Datacenter {
         Ok(Authority::open(row))
     }
 
-    fn lease_terms(&self, volume: &VolumeRow) -> Result<Terms, CatalogError> {
-        let policy = self
-            .catalog()
-            .read(|tx| super::policy::policy_of(tx, volume.home, &volume.pool))?;
-        Ok(Terms {
-            lease_s: policy.lease_s,
-            offline_grace_s: policy.offline_grace_s,
+    fn lease_terms(&self, id: DesktopId, volume: &VolumeRow) -> Result<Terms, CatalogError> {
+        let now = self.now_unix_s();
+        self.catalog().read(|tx| {
+            if let Some(terms) = Self::checkout_terms(tx, volume.home, id, now)? {
+                return Ok(terms);
+            }
+            let policy = super::policy::policy_of(tx, volume.home, &volume.pool)?;
+            Ok(Terms {
+                lease_s: policy.lease_s,
+                offline_grace_s: policy.offline_grace_s,
+            })
         })
     }
 
@@ -147,6 +151,7 @@ impl Datacenter {
         let actions = authority.give_back(branch, message, &progress, fresh(), now);
         let answers = self.decide(&mut machines, id, &volume, authority, actions)?;
         drop(machines);
+        self.advance_checkout_of(id);
         self.advance_move(id);
         Ok(answers)
     }
@@ -173,6 +178,7 @@ impl Datacenter {
         {
             tracing::info!(volume = %id, desktop = volume.desktop, %branch, "given up at its branch");
         }
+        self.advance_checkout_of(id);
         self.advance_move(id);
         Ok(answers)
     }

@@ -116,6 +116,10 @@ fn event_name(event: AuditEvent) -> &'static str {
         AuditEvent::VolumeDeleted => "volume_deleted",
         AuditEvent::HomeChanged => "home_changed",
         AuditEvent::RolledBack => "rolled_back",
+        AuditEvent::CheckedOut => "checked_out",
+        AuditEvent::CheckedIn => "checked_in",
+        AuditEvent::WipeOrdered => "wipe_ordered",
+        AuditEvent::Wiped => "wiped",
         AuditEvent::Moved => "moved",
         AuditEvent::MoveCancelled => "move_cancelled",
     }

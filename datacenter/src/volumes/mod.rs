@@ -10,7 +10,7 @@
 //!   OfferPart, PartChunks ──► write_back ──► keep: one transaction each, which reads the rows that it was decided by
 //!                                 └► build: manifests from parts
 //!   GetVersion, GetOutline, … of a state ──► began   what the holder's generation goes on behind
-//!   people ──► manage, forks, back, moves
+//!   people ──► manage, forks, back, moves, checkout, wipe
 //! ```
 //!
 //! Invariants: what a message says is durable before it is sent; a row is written only over the row that the decision was made from, so that of
@@ -20,6 +20,7 @@
 mod back;
 mod began;
 mod build;
+mod checkout;
 mod forks;
 mod keep;
 mod lease;
@@ -28,6 +29,7 @@ mod moves;
 mod policy;
 mod reading;
 mod register;
+mod wipe;
 mod write_back;
 
 use std::collections::HashMap;

@@ -4,6 +4,7 @@
 pub mod backup;
 pub mod cuts;
 pub mod daemon;
+pub mod http;
 pub mod site;
 
 use std::fs::File;

@@ -56,6 +56,18 @@ impl Line {
         self.asked_unix_s = None;
     }
 
+    /// Whether somebody wants to run it here, and it was not granted since.
+    pub fn is_wanted(&self) -> bool {
+        self.is_wanted
+    }
+
+    /// It is to be given back: as soon as no machine uses it and all of it is at the datacenter. Until then it can be run.
+    pub fn hand_back(&mut self) {
+        if !self.is_recalled {
+            (self.is_recalled, self.asked_unix_s) = (true, None);
+        }
+    }
+
     /// Whether nothing of it is here, and no right to it.
     pub fn is_away(&self) -> bool {
         matches!(self.hold.row().stage, Stage::Idle { .. }) && self.overlay_of == OverlayOf::Gone
@@ -63,7 +75,7 @@ impl Line {
 
     /// Whether it is to be given back as soon as no machine uses it and all of it is at the datacenter. Until then it can be run.
     pub fn is_recalled(&self) -> bool {
-        self.hold.is_recalled()
+        self.is_recalled || self.hold.is_recalled()
     }
 
     /// Gives up what was written here, which is destroyed next. The datacenter is told when there is a link, again and again until it answers. False, and
@@ -89,6 +101,14 @@ impl Line {
     /// Whether it was given up, and the datacenter may not know it.
     pub fn is_dropped(&self) -> bool {
         matches!(self.hold.row().stage, Stage::Dropped { .. })
+    }
+
+    /// Under which generation it is held.
+    pub(super) fn generation_held(&self) -> Option<Generation> {
+        match &self.hold.row().stage {
+            Stage::Held { lease, .. } => Some(lease.generation),
+            Stage::Idle { .. } | Stage::Fenced { .. } | Stage::Dropped { .. } => None,
+        }
     }
 
     /// Whether it can be given back now: how much was written is known, and all of it is at the datacenter.
@@ -160,7 +180,7 @@ impl Line {
                 is_returning,
             } => {
                 let age = now_unix_s.abs_diff(lease.issued_unix_s);
-                let goes = self.hold.is_recalled() && self.can_be_given_back();
+                let goes = self.is_recalled() && self.can_be_given_back();
                 let is_due = row.asking.is_some() || age >= RENEW_EVERY_S;
                 (is_due, *is_returning || goes)
             }
@@ -238,7 +258,7 @@ impl Line {
 
     pub(super) fn keep_hold(&mut self, row: HoldRow) -> Result<(), LineError> {
         if !matches!(row.stage, Stage::Held { .. }) {
-            self.lease = None;
+            (self.lease, self.is_recalled) = (None, false);
         }
         let kept = KeptHold {
             row,

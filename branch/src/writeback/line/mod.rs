@@ -103,6 +103,8 @@ pub struct Line {
     is_linked: bool,
     /// Somebody wants to run it here.
     is_wanted: bool,
+    /// It is to be given back.
+    is_recalled: bool,
     is_broken: bool,
     /// The overlay was let go, with nothing in it that is to be sent.
     is_spent: bool,
@@ -134,6 +136,7 @@ impl Line {
             asked_unix_s: None,
             is_linked: false,
             is_wanted: false,
+            is_recalled: false,
             is_broken: false,
             is_spent: false,
             denied: None,

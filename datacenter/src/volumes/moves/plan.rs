@@ -3,8 +3,9 @@
 use datacenter_api::{DesktopStatus, MoveRequest, VolumeReport};
 use dedup::{DesktopId, VersionId};
 
+use super::super::checkout::of_volume;
 use super::Named;
-use crate::catalog::rows::{PoolKey, PoolRow};
+use crate::catalog::rows::{BranchKind, BranchRow, PoolKey, PoolRow};
 use crate::catalog::volumes::{MoveRow, VolumeKind, VolumeRow};
 use crate::catalog::{CatalogError, Tx};
 use crate::datacenter::Datacenter;
@@ -12,6 +13,13 @@ use crate::problem::ManageError;
 
 /// The pool at the target that a desktop comes into.
 fn target_pool(tx: &mut Tx<'_>, to: &Named, pool: &str) -> Result<PoolRow, ManageError> {
+    let branch: Option<BranchRow> = tx.get(&to.id)?;
+    if branch.is_some_and(|branch| branch.kind == BranchKind::Laptop) {
+        return Err(ManageError::conflict(
+            format!("branch {} is a laptop", to.name),
+            "check the desktop out to it: `splice laptop check-out`",
+        ));
+    }
     let key = PoolKey {
         branch: to.id,
         pool: pool.to_owned(),
@@ -152,6 +160,17 @@ fn known(
         Some(id) => tx.get(&id)?,
         None => None,
     };
+    if let Some(id) = id
+        && let Some((_, checkout)) = of_volume(tx, id)?
+    {
+        return Err(ManageError::conflict(
+            format!(
+                "desktop {} is checked out to a laptop, or about to be",
+                checkout.desktop
+            ),
+            "have it checked in first: `splice laptop check-in`",
+        ));
+    }
     let found = id.zip(row.filter(|row| homes.iter().any(|home| home.id == row.home)));
     found.ok_or_else(|| {
         ManageError::conflict(

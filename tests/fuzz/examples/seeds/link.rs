@@ -337,6 +337,9 @@ fn records(seeds: &Seeds, content: &Fixed) {
     both(seeds, 2, "assignment", &assignment());
     let lease = SigningKey::generate().0.sign(&crate::state::lease());
     both(seeds, 4, "lease", &lease);
+    let (key, _) = SigningKey::generate();
+    both(seeds, 8, "checkout", &key.sign(&crate::state::checkout()));
+    both(seeds, 10, "wipe", &key.sign(&crate::state::wipe()));
     // Two boots of a few runs, cut in the middle of the seed.
     let boot = [4, 0, 20, 4, 30, 9, 1, 2];
     let seed = [&[2][..], &boot, &[0, 0], &boot, &[0, 0]].concat();
