@@ -6,7 +6,7 @@ mod support;
 use datacenter::problem::ManageError;
 use datacenter_api::{
     AssignRequest, BranchKind, CheckInRequest, CheckOutRequest, CheckoutStage, ExtendRequest,
-    TokenRequest, WipeRequest,
+    MoveRequest, TokenRequest, WipeRequest,
 };
 use dedup::{BranchId, DesktopId};
 use dedup_protocol::join::JoinToken;
@@ -291,6 +291,55 @@ fn what_cannot_be_checked_out_is_refused_with_the_way_out() {
     };
     let refused = dc.create_join_token("la", &request);
     assert!(matches!(refused, Err(Conflict { .. })), "{refused:?}");
+}
+
+#[test]
+fn a_desktop_is_not_moved_and_checked_out_at_once() {
+    let world = World::new();
+    let dc = world.bench.dc.clone();
+    let la = join(&world.bench, "la");
+    let office = AssignRequest {
+        version: "deb@1".into(),
+        ..AssignRequest::default()
+    };
+    dc.assign_pool("la", "office", &office).unwrap();
+    let branches = [(world.ny.branch, 1_u16), (la, 2), (world.laptop, 3)];
+    let _links = branches.map(|(branch, port)| dc.link_up(branch, ([127, 0, 0, 1], port).into()));
+    let move_to = |to: &str| {
+        dc.move_desktop(&MoveRequest {
+            desktop: "alice".into(),
+            from: "ny".into(),
+            to: to.into(),
+            reason: WHY.into(),
+            ..MoveRequest::default()
+        })
+    };
+    let refused = move_to("lap").unwrap_err().to_string();
+    assert!(refused.contains("is a laptop"), "{refused}");
+    move_to("la").unwrap();
+    let request = CheckOutRequest {
+        to: "lap".into(),
+        for_s: DAY,
+        reason: WHY.into(),
+    };
+    let refused = dc.check_out("ny", "alice", &request);
+    assert!(
+        matches!(refused, Err(ManageError::Conflict { .. })),
+        "{refused:?}"
+    );
+    dc.cancel_move(&VOLUME.to_string(), WHY).unwrap();
+    world.check_out(1);
+    let refused = move_to("la").unwrap_err().to_string();
+    assert!(refused.contains("checked out"), "{refused}");
+}
+
+#[test]
+fn a_renewal_says_again_that_it_is_wanted_for_a_checkout() {
+    let mut world = World::new();
+    let dc = world.bench.dc.clone();
+    world.check_out(1);
+    world.ny.ask(&dc).unwrap();
+    assert!(world.ny.holds() && world.ny.hold.is_recalled());
 }
 
 fn order(bytes: &[u8]) -> Wipe {
