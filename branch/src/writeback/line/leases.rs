@@ -103,14 +103,6 @@ impl Line {
         matches!(self.hold.row().stage, Stage::Dropped { .. })
     }
 
-    /// Under which generation it is held.
-    pub(super) fn generation_held(&self) -> Option<Generation> {
-        match &self.hold.row().stage {
-            Stage::Held { lease, .. } => Some(lease.generation),
-            Stage::Idle { .. } | Stage::Fenced { .. } | Stage::Dropped { .. } => None,
-        }
-    }
-
     /// Whether it can be given back now: how much was written is known, and all of it is at the datacenter.
     fn can_be_given_back(&self) -> bool {
         let is_known = self.attached.is_some() || self.is_spent || self.send.is_none();
