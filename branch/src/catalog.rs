@@ -3,6 +3,8 @@
 //! Rows live in the branch's key-value store under one-letter prefixes (`docs/disk-formats/branch.md`). Leaves may be lost in a crash,
 //! they are fetched again; a manifest row is written, synced, only when all its leaves are there.
 
+pub mod laptop;
+
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -11,7 +13,7 @@ use dedup::{ChunkerParams, DesktopId, Manifest, NodeId, NodeSource, VersionId};
 use dedup_protocol::policy::Policy;
 use dedup_protocol::profile::BootProfile;
 use dedup_protocol::records::{Assignment, VersionRecord};
-use dedup_protocol::state::authority::Stage;
+use dedup_protocol::state::authority::{HoldRow, Stage};
 use dedup_protocol::state::began::StateRecord;
 use dedup_protocol::state::lease::Lease;
 use dedup_protocol::state::writeback::SendRow;
@@ -325,6 +327,23 @@ impl Catalog {
         Ok(Some(kept))
     }
 
+    /// Volumes that were given up here, of which the datacenter may not know it yet.
+    pub fn dropped(&self) -> Result<Vec<DesktopId>, CatalogError> {
+        let mut rows = Vec::new();
+        self.kv.scan(b"h", b"h", &mut |key, row| {
+            rows.push((key.to_vec(), row.to_vec()));
+            ControlFlow::Continue(())
+        })?;
+        let mut dropped = Vec::new();
+        for (key, row) in rows {
+            let kept: KeptHold = read_row(&row).map_err(|e| malformed(&key, e))?;
+            if matches!(kept.row.stage, Stage::Dropped { .. }) {
+                dropped.push(kept.row.desktop);
+            }
+        }
+        Ok(dropped)
+    }
+
     /// How far a volume's write-back is.
     pub fn send_row(&self, volume: DesktopId) -> Result<Option<SendRow>, CatalogError> {
         let key = key(b's', volume.as_bytes());
@@ -383,8 +402,12 @@ impl Catalog {
 
     /// All desktops, by name.
     pub fn desktops(&self) -> Result<Vec<DesktopRecord>, CatalogError> {
+        self.desktops_under(b'd')
+    }
+
+    fn desktops_under(&self, prefix: u8) -> Result<Vec<DesktopRecord>, CatalogError> {
         let mut rows = Vec::new();
-        self.kv.scan(b"d", b"d", &mut |key, value| {
+        self.kv.scan(&[prefix], &[prefix], &mut |key, value| {
             rows.push((key.to_vec(), value.to_vec()));
             ControlFlow::Continue(())
         })?;
@@ -397,6 +420,48 @@ impl Catalog {
     pub fn put_desktop(&self, desktop: &DesktopRecord) -> Result<(), CatalogError> {
         let row = serde_json::to_vec(desktop).expect("desktop records serialise without failing");
         self.put(key(b'd', desktop.name.as_bytes()), row)
+    }
+
+    /// Takes in a desktop whose volumes are somewhere else: what they go on behind comes with their leases. All at once; a volume that was here
+    /// before stays as it is.
+    pub fn take_in_moved(
+        &self,
+        desktop: &DesktopRecord,
+        volumes: &[DesktopId],
+    ) -> Result<(), CatalogError> {
+        let mut batch = Batch::new();
+        for volume in volumes {
+            let key = key(b'h', volume.as_bytes());
+            if self.kv.get(&key)?.is_none() {
+                let kept = KeptHold {
+                    row: HoldRow::new(*volume),
+                    lease: None,
+                    overlay: OverlayOf::Gone,
+                };
+                batch.put(key, write_row(&kept));
+            }
+        }
+        let row = serde_json::to_vec(desktop).expect("desktop records serialise without failing");
+        batch.put(key(b'd', desktop.name.as_bytes()), row);
+        Ok(self.kv.commit(batch, Durability::Synced)?)
+    }
+
+    /// Desktops that are tried out and thrown away.
+    pub fn trials(&self) -> Result<Vec<DesktopRecord>, CatalogError> {
+        self.desktops_under(b'y')
+    }
+
+    /// Keeps one that is tried out, so that nothing of it is left after a crash.
+    pub fn put_trial(&self, desktop: &DesktopRecord) -> Result<(), CatalogError> {
+        let row = serde_json::to_vec(desktop).expect("desktop records serialise without failing");
+        self.put(key(b'y', desktop.name.as_bytes()), row)
+    }
+
+    /// Forgets one that was thrown away.
+    pub fn delete_trial(&self, name: &str) -> Result<(), CatalogError> {
+        let mut batch = Batch::new();
+        batch.delete(key(b'y', name.as_bytes()));
+        Ok(self.kv.commit(batch, Durability::Synced)?)
     }
 
     /// Forgets a desktop.

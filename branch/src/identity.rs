@@ -205,6 +205,39 @@ impl Identity {
     }
 }
 
+impl Identity {
+    /// Overwrites and removes what makes this machine a branch. To be called last: nobody can be told anything afterwards.
+    ///
+    /// # Errors
+    /// A file could not be removed.
+    pub fn destroy(&self) -> Result<(), IdentityError> {
+        let folder = self.dir.join("identity");
+        // The one that says that there is a branch goes last, so that this can be done again.
+        for name in [
+            "renewed.pem",
+            "branch.key",
+            "id.key",
+            "branch.crt",
+            "ca.crt",
+            "realm.json",
+        ] {
+            let path = folder.join(name);
+            let len = match std::fs::metadata(&path) {
+                Ok(found) => found.len(),
+                Err(e) if e.kind() == ErrorKind::NotFound => continue,
+                Err(e) => return Err(io(&path)(e)),
+            };
+            let file = OpenOptions::new().write(true).open(&path);
+            let mut file = file.map_err(io(&path))?;
+            let noise: Vec<u8> = (0..len).map(|_| rand::random()).collect();
+            file.write_all(&noise).map_err(io(&path))?;
+            file.sync_all().map_err(io(&path))?;
+            std::fs::remove_file(&path).map_err(io(&path))?;
+        }
+        Ok(())
+    }
+}
+
 /// Enrols: spends `token` and writes the identity into `dir`. `address` replaces the token's.
 pub async fn join(
     dir: &Path,

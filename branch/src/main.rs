@@ -15,13 +15,13 @@ use branch::clock::{Clock, HostClock};
 use branch::desktop::machine::confine::{Confinement, Level};
 use branch::desktop::machine::uids::{self, UidRange};
 use branch::desktop::machine::{DiskFront, MachineHost};
-use branch::desktop::{Desktops, Volumes};
+use branch::desktop::{Desktops, Volumes, wiping};
 use branch::exports::Exports;
 use branch::fetch::Fetcher;
 use branch::guest::Directory;
 use branch::identity::{self, Identity};
-use branch::keys::Mode;
-use branch::link::LinkState;
+use branch::keys::{self, Mode};
+use branch::link::{self, LinkState};
 use branch::network::choice::{InterfaceName, PoolChoice};
 use branch::network::subnet::{self, Subnet};
 use branch::network::{self, Network};
@@ -33,6 +33,8 @@ use branch::volume::OverlayOptions;
 use branch::writeback::lines::Lines;
 use clap::{Parser, Subcommand};
 use dedup_protocol::join::JoinToken;
+use dedup_protocol::trust::{Signed, TrustAnchor};
+use dedup_protocol::wipe::Wipe;
 use dedup_store::disk::{Disk, HostDisk};
 use dedup_store::kv::{Kv, RocksKv, RocksOptions};
 use dedup_transport::congestion::KnownPaths;
@@ -146,6 +148,10 @@ struct Run {
     /// Name of the NAT's bridge.
     #[arg(long, value_name = "NAME", default_value = "splice0")]
     nat_bridge: InterfaceName,
+    /// Single-user mode, for a laptop: the socket of the branch-local API belongs to this user (a number), and desktops of two pools are never at
+    /// one bridge of somebody else's, where they would reach each other.
+    #[arg(long, value_name = "UID")]
+    single_user: Option<u32>,
     /// The NAT's addresses: a private network of 22 to 29 bits that this host does not reach otherwise.
     #[arg(long, value_name = "NETWORK/BITS", default_value_t = subnet::DEFAULT)]
     nat_subnet: Subnet,
@@ -263,12 +269,23 @@ fn lock(data: &Path) -> Result<std::fs::File> {
 
 async fn serve(options: Run) -> Result<()> {
     let data = std::path::absolute(&options.data)?;
+    let wiped = wipe_order(&data)?;
+    if wiped.is_some() && !data.join("identity/realm.json").exists() {
+        // Also the datacenter knows it.
+        bail!(keys::KeyError::Wiped);
+    }
     let mut identity = Identity::load(&data)?;
     identity.finish_renewal()?;
     if let Some(address) = &options.address {
         identity.address.clone_from(address);
     }
     let _lock = lock(&data)?;
+    if let Some(order) = wiped {
+        let (folder, anchor) = (data.clone(), identity.anchor.clone());
+        tokio::task::spawn_blocking(move || end_machines(&folder, anchor)).await??;
+        return finish_wipe(&options, &data, &identity, order).await;
+    }
+    let bearer = identity.clone();
     let cancel = CancellationToken::new();
     let (branch, nbd) = open(&options, &data, identity)?;
     let socket = options
@@ -277,6 +294,10 @@ async fn serve(options: Run) -> Result<()> {
         .unwrap_or_else(|| data.join("branch.sock"));
     let listener = branch::http::bind(&socket)
         .with_context(|| format!("branch-local API at {}", socket.display()))?;
+    if let Some(uid) = options.single_user {
+        std::os::unix::fs::chown(&socket, Some(uid), None)
+            .with_context(|| format!("give {} to user {uid}", socket.display()))?;
+    }
     tracing::info!(branch = branch.identity.name, socket = %socket.display(), "serving");
 
     let tuning = LinkTuning {
@@ -300,8 +321,13 @@ async fn serve(options: Run) -> Result<()> {
     let attending = tokio::spawn(branch::guest::watch(directory, guests, cancel.clone()));
     let keeping = tokio::spawn(keep_cache(Arc::clone(&branch), cancel.clone()));
     let upkeep = tokio::spawn(keep_overlays(Arc::clone(&branch), cancel.clone()));
-    wait_for_signal().await?;
-    tracing::info!("stopping; machines go on running");
+    tokio::select! {
+        signal = wait_for_signal() => {
+            signal?;
+            tracing::info!("stopping; machines go on running");
+        }
+        () = branch.link.wiped() => {}
+    }
     cancel.cancel();
     let _ = tokio::time::timeout(Duration::from_secs(5), link).await;
     let _ = tokio::time::timeout(Duration::from_secs(5), http).await;
@@ -321,7 +347,53 @@ async fn serve(options: Run) -> Result<()> {
     })
     .await?;
     let _ = std::fs::remove_file(&socket);
-    Ok(())
+    match wipe_order(&data)? {
+        Some(order) => finish_wipe(&options, &data, &bearer, order).await,
+        None => Ok(()),
+    }
+}
+
+/// The order by which all keys of this branch were destroyed, if there is one.
+fn wipe_order(data: &Path) -> Result<Option<Vec<u8>>> {
+    // Not made by looking.
+    if !data.join("keys").exists() {
+        return Ok(None);
+    }
+    Ok(keys::wiped(&*key_command::disk(data)?)?)
+}
+
+/// Ends machines that a server which was wiped left.
+fn end_machines(data: &Path, anchor: TrustAnchor) -> Result<()> {
+    let rows = RocksKv::open(data.join("state"), &RocksOptions::default())?;
+    let catalog = Catalog::new(Arc::new(rows), anchor);
+    Ok(wiping::end_all(&catalog, &data.join("desktops"))?)
+}
+
+/// Completes a wipe of everything, tells the datacenter, then gives up being a branch. Machines have ended.
+async fn finish_wipe(
+    options: &Run,
+    data: &Path,
+    identity: &Identity,
+    order: Vec<u8>,
+) -> Result<()> {
+    let wipe = Signed::<Wipe>::from_bytes(&order)?.open_own()?;
+    let disk = key_command::disk(data)?;
+    // What is reported is done.
+    tokio::task::spawn_blocking(move || keys::wipe(&*disk, &order, keys::system_random)).await??;
+    let tuning = LinkTuning {
+        congestion: options.congestion,
+        ..LinkTuning::default()
+    };
+    tracing::warn!("this branch is wiped; the datacenter is told");
+    tokio::select! {
+        () = link::wiped::tell(identity, &wipe, &tuning) => {}
+        signal = wait_for_signal() => {
+            signal?;
+            bail!("this branch is wiped, and the datacenter does not know it yet; start the server again where there is a line");
+        }
+    }
+    identity.destroy()?;
+    bail!(keys::KeyError::Wiped)
 }
 
 /// Opens everything that lives in the data directory, then the NBD server.
@@ -388,7 +460,15 @@ fn open(options: &Run, data: &Path, identity: Identity) -> Result<(Arc<Branch>, 
         floor_bytes: options.keep_free,
         ..OverlayOptions::default()
     };
-    let network = Network::new(options.networks(), data, Path::new(NETWORK_RUN));
+    let networks = options.networks();
+    if options.single_user.is_some()
+        && let Some(bridge) = networks.shared_bridge()
+    {
+        bail!(
+            "desktops of several pools would reach each other at bridge {bridge}; in single-user mode give each pool its own with --pool-network, or use nat, which keeps desktops apart"
+        );
+    }
+    let network = Network::new(networks, data, Path::new(NETWORK_RUN));
     let desktops = Arc::new(Desktops::new(
         data.join("desktops"),
         Arc::clone(&versions),

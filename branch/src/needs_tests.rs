@@ -116,6 +116,11 @@ impl World {
             tpm: false,
             system: None,
             user_volume: None,
+            pooled: false,
+            chosen: None,
+            kept_back: None,
+            rebasing: None,
+            trial: false,
             created_unix_ms: 1,
             served,
             machine: None,
@@ -140,6 +145,7 @@ fn pool(name: &str, version: VersionId, pinned: &[VersionId], prestage: bool) ->
         machine: MachineType::Auto,
         tpm: false,
         user_volume_mib: 0,
+        pooled: false,
     }
 }
 

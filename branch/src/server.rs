@@ -81,6 +81,7 @@ impl Branch {
                         .ok()
                         .and_then(|v| v.as_str().map(str::to_owned))
                         .unwrap_or_default(),
+                    identity: d.identity,
                     pool: d.pool,
                     version: d.version,
                     started_unix_s: d.started_unix_ms.unwrap_or(0) / 1000,

@@ -111,6 +111,12 @@ impl Versions {
         wanted
     }
 
+    /// Versions that desktops which are checked out to this branch began with. What cannot be read is as good as none: it is looked at again.
+    pub fn checked_out(&self) -> Vec<VersionId> {
+        let kept = self.catalog.checkouts().unwrap_or_default();
+        kept.iter().map(|kept| kept.checkout.version).collect()
+    }
+
     /// Whether all manifests of `record` are here.
     pub fn can_boot(&self, record: &VersionRecord) -> Result<bool, CatalogError> {
         for tree in TREES.iter().filter_map(|t| record.tree(*t)) {
@@ -190,13 +196,20 @@ impl Versions {
         for version in held {
             self.need_all(version, Rank::Whole, &mut needs);
         }
+        let checkouts = self.catalog.checkouts().unwrap_or_default();
         let mut under: HashMap<VersionId, Rank> = HashMap::new();
-        for desktop in self.catalog.desktops()? {
+        let trials = self.catalog.trials()?;
+        for desktop in self.catalog.desktops()?.into_iter().chain(trials) {
             let Ok(version) = desktop.version.parse::<VersionId>() else {
                 continue;
             };
-            let rank = if desktop.is_up() {
+            let system = desktop.system_volume();
+            let mut checkouts = checkouts.iter();
+            let rank = if desktop.is_up() || desktop.trial {
                 Rank::Open
+            } else if checkouts.any(|kept| kept.checkout.system == system) {
+                // It is to start where there is no line.
+                Rank::Whole
             } else {
                 Rank::Spare
             };

@@ -278,6 +278,7 @@ impl Datacenter {
                     machine: row.machine,
                     tpm: row.tpm,
                     user_volume_mib: row.user_volume_mib,
+                    pooled: row.pooled,
                 })
                 .collect(),
         };
@@ -356,6 +357,10 @@ fn pool_row(
         machine,
         tpm,
         user_volume_mib: user_volume(request, before)?,
+        pooled: request
+            .pooled
+            .or(before.map(|row| row.pooled))
+            .unwrap_or(false),
     })
 }
 
@@ -426,6 +431,7 @@ fn show_pool(tx: &mut Tx<'_>, key: &PoolKey, row: &PoolRow) -> Result<Pool, Mana
         machine: shown_type(row.machine),
         tpm: row.tpm,
         user_volume_mib: row.user_volume_mib,
+        pooled: row.pooled,
     })
 }
 

@@ -3,15 +3,17 @@
 //! Invariant: a join token pays for one certificate, and every certificate that a token pays for begins a new identity; when a
 //! server replaces another, the identity before it is revoked in the same transaction.
 
-use datacenter_api::{Branch, BranchState, BranchStatus, TokenRequest, TokenResponse, check_name};
+use datacenter_api::{
+    Branch, BranchKind as Kind, BranchState, BranchStatus, TokenRequest, TokenResponse, check_name,
+};
 use dedup::BranchId;
 use dedup_protocol::join::JoinToken;
 use dedup_transport::identity::IdentityError;
 use x509_parser::prelude::{FromDer, X509Certificate, X509CertificationRequest};
 
 use crate::catalog::rows::{
-    AssignmentRow, BranchNameRow, BranchRow, BranchStatusRow, CertificateRow, JoinTokenRow,
-    PoolKey, PoolRow, SecretHash, TokenUse,
+    AssignmentRow, BranchKind, BranchNameRow, BranchRow, BranchStatusRow, CertificateRow,
+    JoinTokenRow, PoolKey, PoolRow, SecretHash, TokenUse,
 };
 use crate::catalog::{CatalogError, Tx};
 use crate::datacenter::Datacenter;
@@ -166,6 +168,15 @@ impl Datacenter {
             }
             if let Some(site) = &request.site {
                 row.site = Some(site.clone());
+            }
+            if request.laptop && row.kind != BranchKind::Laptop {
+                if row.joined_unix_s.is_some() {
+                    return Err(ManageError::conflict(
+                        format!("branch {:?} has joined as a site", row.name),
+                        "invite the laptop under another name",
+                    ));
+                }
+                row.kind = BranchKind::Laptop;
             }
             tx.put(&name.to_owned(), &BranchNameRow { branch: id });
             tx.put(&id, &row);
@@ -353,7 +364,7 @@ impl Datacenter {
     }
 
     /// The same for who is in a transaction already: a second one in it would wait for a writer that waits for the first.
-    fn status_of(
+    pub(crate) fn status_of(
         &self,
         tx: &mut Tx<'_>,
         branch: BranchId,
@@ -403,6 +414,10 @@ impl Datacenter {
             id: id.to_string(),
             name: row.name.clone(),
             site: row.site.clone(),
+            kind: match row.kind {
+                BranchKind::Site => Kind::Site,
+                BranchKind::Laptop => Kind::Laptop,
+            },
             state: row.state(),
             created_unix_s: row.created_unix_s,
             joined_unix_s: row.joined_unix_s,
@@ -429,6 +444,7 @@ impl BranchRow {
             joined_unix_s: None,
             certificate: None,
             revoked_unix_s: None,
+            kind: BranchKind::Site,
         }
     }
 
@@ -436,6 +452,7 @@ impl BranchRow {
     fn reinvited(&self, now_unix_s: u64) -> Self {
         Self {
             site: self.site.clone(),
+            kind: self.kind,
             ..Self::invited(&self.name, now_unix_s)
         }
     }

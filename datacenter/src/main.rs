@@ -27,7 +27,8 @@ const EXAMPLES: &str = "Examples:
 
 const RESTORE_EXAMPLES: &str = "Examples:
   splice-datacenter restore /mnt/backup/splice --data /var/lib/splice --passphrase-file /media/usb/passphrase
-  splice-datacenter restore /mnt/backup/splice --data /var/lib/splice --passphrase-file ./passphrase --revoke new-york";
+  splice-datacenter restore /mnt/backup/splice --data /var/lib/splice --passphrase-file ./passphrase --revoke new-york
+  splice-datacenter restore s3://backups/splice --s3-file ./s3.toml --data /var/lib/splice --passphrase-file ./passphrase";
 
 #[derive(Subcommand)]
 enum Command {
@@ -79,8 +80,11 @@ enum Command {
     /// same address, and the former one must never run again. A restore that is interrupted goes on when it is run again.
     #[command(after_help = RESTORE_EXAMPLES)]
     Restore {
-        /// The backup's folder.
+        /// The backup's folder, or s3://BUCKET/FOLDER.
         folder: PathBuf,
+        /// File with endpoint, region, access_key_id and secret_access_key of a backup in a bucket.
+        #[arg(long, value_name = "FILE")]
+        s3_file: Option<PathBuf>,
         /// The new data folder; it is made if it does not exist, and must be empty.
         #[arg(long, value_name = "DIR")]
         data: PathBuf,
@@ -175,6 +179,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
         }
         Command::Restore {
             folder,
+            s3_file,
             data,
             passphrase_file,
             revoke,
@@ -182,6 +187,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
         } => {
             let options = RestoreOptions {
                 folder,
+                s3_file,
                 data,
                 passphrase_file,
                 revoke,

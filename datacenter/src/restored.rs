@@ -367,6 +367,7 @@ fn learn(
             machine: pool.machine,
             tpm: pool.tpm,
             user_volume_mib: pool.user_volume_mib,
+            pooled: pool.pooled,
         };
         tx.put(&key, &row);
     }

@@ -401,6 +401,7 @@ fn fields_left_out_of_an_assignment_keep_what_the_pool_has() {
         machine: Some(MachineType::Qemu),
         tpm: Some(true),
         user_volume_mib: Some(8192),
+        pooled: Some(true),
     };
     bench.dc.assign_pool("ny", "office", &request).unwrap();
     assign(&bench, "ny", "deb").unwrap();
@@ -414,7 +415,7 @@ fn fields_left_out_of_an_assignment_keep_what_the_pool_has() {
         (2048, 4, false)
     );
     assert_eq!((pool.machine, pool.tpm), (MachineType::Qemu, true));
-    assert_eq!(pool.user_volume_mib, 8192);
+    assert_eq!((pool.user_volume_mib, pool.pooled), (8192, true));
     let request = AssignRequest {
         version: "deb".into(),
         user_volume_mib: Some(63),

@@ -313,8 +313,9 @@ fn golden_rows() {
                     expires_unix_s: 3,
                 }),
                 revoked_unix_s: None,
+                kind: rows::BranchKind::Laptop,
             }),
-            "01026e79 00 01 0102 01010903 00".replace(' ', ""),
+            "02026e79 00 01 0102 01010903 00 01".replace(' ', ""),
         ),
         (hex_of(&rows::BranchNameRow { branch }), format!("01{bb}")),
         (
@@ -343,8 +344,9 @@ fn golden_rows() {
                 machine: MachineType::Qemu,
                 tpm: true,
                 user_volume_mib: 8192,
+                pooled: true,
             }),
-            format!("0303646562{aa}01{aa}8008020102018040"),
+            format!("0403646562{aa}01{aa}800802010201804001"),
         ),
         (
             hex_of(&rows::AssignmentRow {
@@ -510,4 +512,8 @@ fn golden_rows() {
     let pool: rows::PoolRow = rows::decode(&second).unwrap();
     assert_eq!((pool.machine, pool.tpm), (MachineType::Qemu, true));
     assert_eq!(pool.user_volume_mib, 0);
+    // And as programs before pooled desktops wrote it.
+    let third = hex::decode(format!("0303646562{aa}01{aa}8008020102018040")).unwrap();
+    let pool: rows::PoolRow = rows::decode(&third).unwrap();
+    assert_eq!((pool.user_volume_mib, pool.pooled), (8192, false));
 }

@@ -8,8 +8,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::{
-    CacheReport, Desktop, DesktopList, LibvirtDomain, LogIn, LoggedIn, Prepare, Prepared, Problem,
-    SnapshotAsked, StartDesktop, StopDesktop,
+    CacheReport, Desktop, DesktopList, LibvirtDomain, LogIn, LoggedIn, Preflight, Prepare,
+    Prepared, Problem, Rebase, SnapshotAsked, StartDesktop, StopDesktop,
 };
 
 /// Why a call failed.
@@ -153,9 +153,39 @@ impl Client {
         self.call(reqwest::Method::POST, &path, None::<&()>).await
     }
 
+    /// Has a stopped desktop run another version with what its user has.
+    pub async fn rebase(&self, name: &str, request: &Rebase) -> Result<Desktop, ClientError> {
+        let path = format!("/v1/desktops/{name}/rebase");
+        self.call(reqwest::Method::POST, &path, Some(request)).await
+    }
+
+    /// Begins to try a stopped desktop out on another version.
+    pub async fn preflight(&self, name: &str, request: &Rebase) -> Result<Preflight, ClientError> {
+        let path = format!("/v1/desktops/{name}/preflight");
+        self.call(reqwest::Method::POST, &path, Some(request)).await
+    }
+
+    /// How that goes, or what came of the last one.
+    pub async fn preflight_of(&self, name: &str) -> Result<Preflight, ClientError> {
+        let path = format!("/v1/desktops/{name}/preflight");
+        self.call(reqwest::Method::GET, &path, None::<&()>).await
+    }
+
+    /// Ends it.
+    pub async fn cancel_preflight(&self, name: &str) -> Result<Preflight, ClientError> {
+        let path = format!("/v1/desktops/{name}/preflight");
+        self.call(reqwest::Method::DELETE, &path, None::<&()>).await
+    }
+
     /// Asks for a snapshot of what a desktop has written.
     pub async fn snapshot(&self, name: &str) -> Result<SnapshotAsked, ClientError> {
         let path = format!("/v1/desktops/{name}/snapshot");
+        self.call(reqwest::Method::POST, &path, None::<&()>).await
+    }
+
+    /// Has a stopped desktop that is checked out to this branch go back.
+    pub async fn check_in(&self, name: &str) -> Result<Desktop, ClientError> {
+        let path = format!("/v1/desktops/{name}/check-in");
         self.call(reqwest::Method::POST, &path, None::<&()>).await
     }
 

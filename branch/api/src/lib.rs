@@ -68,6 +68,58 @@ pub struct StopDesktop {
     pub force: bool,
 }
 
+/// Has a desktop run another version.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rebase {
+    /// `IMAGE@N` or an id; none: what its pool runs, now and from now on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+}
+
+/// Where the trial of a desktop on another version stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PreflightState {
+    /// It goes on.
+    Running,
+    /// It has booted, with the user's volume mounted.
+    Healthy,
+    /// It has not, or not so.
+    Unhealthy,
+    /// It could not be tried.
+    Failed,
+    /// Somebody wanted the desktop before it was known.
+    Ended,
+}
+
+/// The trial of a desktop on another version, in a machine that is thrown away.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Preflight {
+    /// The desktop.
+    pub desktop: String,
+    /// Id of the version.
+    pub version: String,
+    /// That version's image.
+    pub image: String,
+    /// That version's number in the image.
+    pub version_number: u32,
+    /// Where it stands.
+    pub state: PreflightState,
+    /// What it does, or how it ended.
+    pub says: String,
+    /// What its agent finds wrong.
+    pub complaints: Vec<String>,
+    /// The agent inside, if one was heard.
+    pub agent: Option<String>,
+    /// How its boot went, once that had settled.
+    pub boot: Option<BootReport>,
+    /// When it began, unix milliseconds.
+    pub started_unix_ms: u64,
+    /// When it ended, unix milliseconds.
+    pub ended_unix_ms: Option<u64>,
+}
+
 /// What a desktop is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -94,6 +146,15 @@ pub struct Desktop {
     pub name: String,
     /// Its pool.
     pub pool: String,
+    /// Its random id, which its agent makes the machine's.
+    #[serde(default)]
+    pub identity: String,
+    /// Whether its system begins anew at log-off. Else it is kept.
+    #[serde(default)]
+    pub pooled: bool,
+    /// Why it stays on its version though it is to run another one.
+    #[serde(default)]
+    pub kept_back: Option<String>,
     /// Id of the version under it.
     pub version: String,
     /// That version's image.
@@ -159,12 +220,27 @@ pub struct Desktop {
     /// Its volumes, and how far they are written back.
     #[serde(default)]
     pub volumes: Vec<VolumeLine>,
+    /// How its checkout stands, if it is checked out to this branch.
+    #[serde(default)]
+    pub checkout: Option<CheckedOut>,
     /// What its agent says; none if it has none or is not running.
     #[serde(default)]
     pub guest: Option<Guest>,
     /// Unix socket of its agent's port, while it runs.
     #[serde(default)]
     pub agent_socket: Option<String>,
+}
+
+/// A desktop that is checked out to this branch, a laptop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckedOut {
+    /// Until when it runs without the datacenter's word, unix seconds; its volumes' leases say it exactly.
+    pub until_unix_s: u64,
+    /// It is being checked in.
+    pub ending: bool,
+    /// Bytes that are not here and that it may read; none before that is known.
+    #[serde(default)]
+    pub missing_bytes: Option<u64>,
 }
 
 /// A desktop's user volume.
@@ -189,7 +265,8 @@ pub struct VolumeLine {
     pub id: String,
     /// `system` or `user`.
     pub kind: String,
-    /// `held`, `returning`, `fenced`, `idle`, or `unleased`: the datacenter was not reached yet or knows no leases.
+    /// `held`, `recalled` (it is being moved to another branch), `returning`, `fenced`, `given up`, `idle`, or `unleased`: the datacenter was not reached
+    /// yet or knows no leases.
     pub lease: String,
     /// Which time it is that it was given to a branch; 0: never.
     pub generation: u64,

@@ -8,6 +8,7 @@ use dedup::{DesktopId, VersionId};
 use dedup_protocol::records::Tree;
 
 use super::record::DesktopRecord;
+use super::volumes::UserBase;
 use super::{DesktopError, Desktops};
 use crate::fetch::base::CachedBase;
 
@@ -58,10 +59,14 @@ impl Desktops {
     pub(super) fn user_base(
         &self,
         desktop: &DesktopRecord,
-    ) -> Result<Option<Arc<CachedBase>>, DesktopError> {
-        match &desktop.user_volume {
-            Some(user) => self.state_base(desktop, DesktopId(user.id)),
-            None => Ok(None),
-        }
+    ) -> Result<Option<UserBase>, DesktopError> {
+        let Some(user) = &desktop.user_volume else {
+            return Ok(None);
+        };
+        let base = self.state_base(desktop, DesktopId(user.id))?;
+        Ok(base.map(|base| UserBase {
+            name: base.version(),
+            base,
+        }))
     }
 }

@@ -52,6 +52,32 @@ pub enum DesktopError {
         /// Seconds past the end of the grace.
         since_s: u64,
     },
+    /// It cannot come to run another version with what was written to its system.
+    #[error(
+        "desktop {name:?} stays on its version: {why}; `splice desktop reset {name}` gives up what was written to its system, and its user volume stays"
+    )]
+    NotRebased {
+        /// The desktop.
+        name: String,
+        /// Why.
+        why: String,
+    },
+    /// There is no such version here.
+    #[error("version {version:?} is not at this branch; it has: {known}")]
+    NoVersion {
+        /// As it was named.
+        version: String,
+        /// Those that can boot here.
+        known: String,
+    },
+    /// It cannot be tried out.
+    #[error("desktop {name:?} is not tried out: {why}")]
+    NoTrial {
+        /// The desktop.
+        name: String,
+        /// Why.
+        why: String,
+    },
     /// This branch may not run it.
     #[error("desktop {name:?} may not run here for its {kind}")]
     NoRight {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use branch_guest::{HostName, Id, Identity, Serial, UserVolume};
 
 use super::record::DesktopRecord;
+use super::trial::desktop_of;
 use super::{Desktops, machine};
 use crate::guest::{Directory, Facts, GuestPort, Guests};
 
@@ -29,8 +30,9 @@ impl Desktops {
 impl Directory for Desktops {
     /// Also of machines that somebody else runs.
     fn ports(&self) -> Option<Vec<GuestPort>> {
-        let desktops = self.versions.catalog().desktops().ok()?;
-        let running = desktops.into_iter().filter_map(|desktop| {
+        let catalog = self.versions.catalog();
+        let (desktops, trials) = (catalog.desktops().ok()?, catalog.trials().ok()?);
+        let running = desktops.into_iter().chain(trials).filter_map(|desktop| {
             let run = match &desktop.machine {
                 Some(machine) if machine::is_alive(machine) => machine.start_ticks,
                 _ if desktop.served => 0,
@@ -46,7 +48,9 @@ impl Directory for Desktops {
     }
 
     fn facts(&self, name: &str) -> Option<Facts> {
-        let desktop = self.record(name).ok().flatten()?;
+        let mut trials = self.versions.catalog().trials().ok()?.into_iter();
+        let desktop = self.record(name).ok().flatten();
+        let desktop = desktop.or_else(|| trials.find(|trial| trial.name == name))?;
         Some(Facts {
             identity: identity(&desktop)?,
             user_volume: self.told_user_volume(&desktop),
@@ -61,7 +65,7 @@ impl Directory for Desktops {
 /// Who a desktop is: its name, and its random id as the machine's.
 fn identity(desktop: &DesktopRecord) -> Option<Identity> {
     // Names may end in what host names may not.
-    let name = desktop.name.trim_end_matches('-').to_owned();
+    let name = desktop_of(&desktop.name).trim_end_matches('-').to_owned();
     Some(Identity {
         host_name: HostName::try_from(name).ok()?,
         machine_id: Id::new(desktop.id)?,

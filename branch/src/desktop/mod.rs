@@ -6,25 +6,32 @@
 //!                       │  ▲                                  │
 //!                  stop ▼  │ start (goes on with its overlay) │ delete
 //!                     Stopped ──────────delete────────────► (none)
-//!                      └──reset──► Stopped (its system begins anew, its user volume stays)
+//!                      └──reset, rebase──► Stopped (its system begins anew or lies over another version, its user volume stays)
+//!                     Running, Stopped ──moved away──► Stopped (nothing of it is here) ──moved back──► Stopped
 //! ```
 //!
 //! A machine outlives the branch server. On start the server opens the volumes of all machines that still run before it
 //! listens for NBD, so that a guest that reconnects finds everything it wrote.
 
 mod began;
+mod checkouts;
 mod error;
 mod growth;
 mod guest;
+mod layout;
 pub mod machine;
+mod moved;
 mod outfit;
+mod rebase;
 pub mod record;
 mod rights;
 mod room;
 mod starting;
 mod tree_file;
+mod trial;
 mod user_volume;
 mod volumes;
+pub mod wiping;
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -33,7 +40,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use branch_api::{Desktop, DesktopState, UserVolume};
-use dedup::VersionId;
+use dedup::{DesktopId, VersionId};
 use dedup_protocol::records::{MachineType, VersionRecord};
 use dedup_protocol::state::message::Cut;
 
@@ -48,6 +55,7 @@ use crate::volume::Shortage;
 pub use error::{DesktopError, error_line};
 use machine::{Files, MachineError, MachineHost};
 use record::DesktopRecord;
+use volumes::Under;
 pub use volumes::{OpenVolume, VolumeError, Volumes};
 
 /// How long a guest gets to shut down when it is asked to.
@@ -79,6 +87,12 @@ pub struct Desktops {
     made_room: Mutex<Option<bool>>,
     /// Held while a desktop is given what no other has.
     giving: Mutex<()>,
+    /// Desktops that are tried out on another version, and what came of it.
+    trials: Mutex<trial::Trials>,
+    /// Held while orders to wipe are followed.
+    wiping: Mutex<()>,
+    /// What is made whole for desktops that are checked out to this branch.
+    filled: Mutex<checkouts::Filled>,
 }
 
 /// Keeps a desktop's name busy until dropped.
@@ -122,6 +136,9 @@ impl Desktops {
             lending: Mutex::default(),
             made_room: Mutex::default(),
             giving: Mutex::default(),
+            trials: Mutex::default(),
+            wiping: Mutex::default(),
+            filled: Mutex::default(),
         }
     }
 
@@ -132,6 +149,8 @@ impl Desktops {
     /// Takes the desktop for one call. Another call, or [`Self::tend`], may have it for a moment: that is waited for.
     fn turn(&self, name: &str) -> Result<Turn<'_>, DesktopError> {
         let begun = Instant::now();
+        // Whoever wants the desktop itself does not wait for what only tries it out.
+        self.end_trial(name);
         let mut busy = self.busy();
         while busy.contains(name) {
             let waited = begun.elapsed();
@@ -189,9 +208,11 @@ impl Desktops {
     /// Opens the volumes of machines that run since before this server started, and forgets machines that ended meanwhile. To be called
     /// before the NBD server listens.
     pub fn recover(&self) -> Result<(), DesktopError> {
+        self.throw_away_trials()?;
         let desktops = self.versions.catalog().desktops()?;
         self.volumes.adopt_plain(&desktops)?;
         for mut desktop in desktops {
+            self.finish_interrupted(&mut desktop);
             if desktop.served
                 && let Err(error) = self.open_volume(&desktop)
             {
@@ -257,15 +278,18 @@ impl Desktops {
     }
 
     fn open_volume(&self, desktop: &DesktopRecord) -> Result<(), DesktopError> {
-        let base = self.system_base(desktop)?;
-        let under_user = self.user_base(desktop)?;
+        let under = Under {
+            system: self.system_base(desktop)?,
+            through: None,
+            user: self.user_base(desktop)?,
+        };
         let files = self.files(&desktop.name);
         machine::private_folder(files.dir()).map_err(|source| MachineError::Io {
             name: desktop.name.clone(),
             what: "make its directory".into(),
             source,
         })?;
-        self.volumes.open(desktop, base, under_user, &files)?;
+        self.volumes.open(desktop, under, &files)?;
         Ok(())
     }
 
@@ -290,6 +314,7 @@ impl Desktops {
         desktop.served = false;
         self.volumes.close(name)?;
         self.versions.catalog().put_desktop(&desktop)?;
+        self.drop_pooled(&mut desktop);
         tracing::info!(desktop = name, "stopped");
         Ok(self.describe(&desktop, false))
     }
@@ -301,6 +326,7 @@ impl Desktops {
             .record(name)?
             .ok_or_else(|| DesktopError::NotFound(name.into()))?;
         refuse_if_up(&desktop)?;
+        self.refuse_if_checked_out(&desktop)?;
         self.volumes.close(name)?;
         let volumes = desktop.volumes();
         self.give_up(name, &volumes)?;
@@ -336,6 +362,7 @@ impl Desktops {
     /// Looks after machines: those that ended are noted, those that paused on a failed read or write are let go on. To be called about
     /// every second; `connected` says whether the link is up.
     pub fn tend(&self, connected: bool) {
+        self.tend_wipes();
         self.tend_boots();
         self.make_room();
         self.network.tend();
@@ -351,6 +378,7 @@ impl Desktops {
         };
         self.tend_writes(&desktops, Instant::now());
         self.tend_rights(&desktops, connected);
+        self.tend_checkouts();
         for listed in desktops {
             if listed.machine.is_none() {
                 continue;
@@ -397,12 +425,16 @@ impl Desktops {
                     "state not kept"
                 );
             }
+            self.drop_pooled(&mut desktop);
         }
     }
 
     /// Notes how boots went that have settled.
     fn tend_boots(&self) {
         for (name, score) in self.boots.settled() {
+            if self.note_trial_boot(&name, &score) {
+                continue;
+            }
             // A call that works on it waits for nothing of ours.
             let Ok(_turn) = self.turn(&name) else {
                 continue;
@@ -429,7 +461,8 @@ impl Desktops {
         let failed = volume.as_ref().and_then(|v| v.failure());
         let waits_for = volume.as_ref().and_then(|v| v.waits_for());
         // Who works on it knows its state; only a look from outside can meet it half way.
-        let starting = look && alive.is_none() && self.busy().contains(&desktop.name);
+        let is_tried = self.is_tried(&desktop.name);
+        let starting = look && alive.is_none() && !is_tried && self.busy().contains(&desktop.name);
         let state = match alive {
             _ if failed.is_some() => DesktopState::Failed,
             // Its writes wait, and so does it soon: reads go on until then.
@@ -457,6 +490,9 @@ impl Desktops {
         Desktop {
             name: desktop.name.clone(),
             pool: desktop.pool.clone(),
+            identity: DesktopId(desktop.id).to_string(),
+            pooled: desktop.pooled,
+            kept_back: desktop.kept_back.clone(),
             version: desktop.version.clone(),
             image: version
                 .as_ref()
@@ -496,6 +532,7 @@ impl Desktops {
             overlay_bytes: volume.as_ref().map_or(0, |v| v.overlay_bytes()),
             user_volume,
             volumes: self.described_volumes(desktop),
+            checkout: self.described_checkout(desktop),
             guest: self.guests.shown(&desktop.name),
             agent_socket: alive.and_then(|_| there(&files.agent_socket())),
         }

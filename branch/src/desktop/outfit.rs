@@ -20,8 +20,10 @@ impl Desktops {
         name: &str,
         has: impl Fn(&DesktopRecord) -> Option<T>,
     ) -> Result<BTreeSet<T>, DesktopError> {
-        let desktops = self.versions.catalog().desktops()?;
-        let others = desktops.iter().filter(|other| other.name != name);
+        let catalog = self.versions.catalog();
+        let (desktops, trials) = (catalog.desktops()?, catalog.trials()?);
+        let all = desktops.iter().chain(&trials);
+        let others = all.filter(|other| other.name != name);
         Ok(others.filter_map(has).collect())
     }
 
@@ -39,7 +41,7 @@ impl Desktops {
             source,
         })?;
         desktop.uid = Some(given);
-        Ok(self.versions.catalog().put_desktop(desktop)?)
+        self.keep(desktop)
     }
 
     /// A card for the desktop's machine, as its pool has it here.

@@ -43,6 +43,21 @@ pub struct DesktopRecord {
     /// Its address behind the branch's NAT, once it was given one.
     #[serde(default)]
     pub address: Option<Ipv4Addr>,
+    /// Its system begins anew at log-off: nothing of it is leased or written back. Decided when the system begins.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pooled: bool,
+    /// Id of the version that it is to run instead of its pool's, if somebody chose one for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chosen: Option<String>,
+    /// Why it stays on its version though it is to run another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept_back: Option<String>,
+    /// A rebase that is under way: its overlay comes to lie over another version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rebasing: Option<Rebasing>,
+    /// It is tried out and thrown away: nothing of it is leased or written back.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub trial: bool,
     /// Created, unix milliseconds.
     pub created_unix_ms: u64,
     /// Its volume is open for a machine that somebody else runs.
@@ -68,11 +83,22 @@ impl DesktopRecord {
         DesktopId(self.system.unwrap_or(self.id))
     }
 
-    /// Ids of its volumes. It runs while this branch may run all of them.
+    /// Ids of its volumes that are leased and written back. It runs while this branch may run all of them.
     pub fn volumes(&self) -> Vec<DesktopId> {
+        let system = (!self.pooled).then(|| self.system_volume());
         let user = self.user_volume.as_ref().map(|user| DesktopId(user.id));
-        std::iter::once(self.system_volume()).chain(user).collect()
+        let volumes = system.into_iter().chain(user);
+        volumes.filter(|_| !self.trial).collect()
     }
+}
+
+/// Where a rebase leads. Kept before anything is changed, so that it is finished after any stop.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rebasing {
+    /// Id of the version.
+    pub version: String,
+    /// Id of the system volume from then on: what was written back of the one before is no past of it.
+    pub system: [u8; 16],
 }
 
 /// A desktop's user volume.
@@ -162,6 +188,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_begins_anew_or_is_thrown_away_is_not_leased() {
+        let row = r#"{"name":"alice","pool":"office","id":[1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1],"version":"00","memory_mib":1024,"vcpus":2,
+            "user_volume":{"id":[2,2,2,2,2,2,2,2,2,2,2,2,2,2,2,2],"size_bytes":512},"created_unix_ms":1,"machine":null,"error":null}"#;
+        let mut desktop: DesktopRecord = serde_json::from_str(row).unwrap();
+        let (system, user) = (DesktopId([1; 16]), DesktopId([2; 16]));
+        assert_eq!(desktop.volumes(), [system, user]);
+        desktop.pooled = true;
+        assert_eq!(desktop.volumes(), [user]);
+        desktop.trial = true;
+        assert!(desktop.volumes().is_empty());
+    }
+
+    #[test]
     fn rows_of_former_programs_are_read() {
         let row = r#"{"name":"alice","pool":"office","id":[0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0],"version":"00","memory_mib":1024,"vcpus":2,
             "created_unix_ms":1,"machine":{"pid":7,"start_ticks":8,"accelerator":"kvm","started_unix_ms":9},"error":null}"#;
@@ -169,6 +208,7 @@ mod tests {
         assert_eq!((desktop.wanted, desktop.tpm), (MachineType::Auto, false));
         assert_eq!(desktop.user_volume, None);
         assert_eq!((desktop.uid, desktop.address), (None, None));
+        assert!(!desktop.pooled && !desktop.trial && desktop.rebasing.is_none());
         let machine = desktop.machine.clone().unwrap();
         assert_eq!(machine.kind, MachineKind::QemuKvm);
         assert_eq!(

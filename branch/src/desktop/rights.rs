@@ -3,7 +3,8 @@
 //! Invariant: a desktop runs only while this branch may run all of its volumes, and an overlay is removed for its line's sake only when that says so. A volume that was never
 //! leased runs as before: nobody else knows of it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use branch_api::{SnapshotAsked, VolumeLine};
@@ -30,16 +31,28 @@ const TICK_EVERY: Duration = Duration::from_secs(60);
 /// How long a guest may hold its file system still for a snapshot: its writes are made durable meanwhile.
 const FREEZE_MAX: Duration = Duration::from_secs(10);
 
+/// Of a volume that is on its way to another branch.
+const RECALLED: &str = "being moved to another branch";
+
 /// What is remembered between two looks.
 #[derive(Debug, Default)]
 pub(super) struct Watch {
     /// Names of the desktops of all volumes.
     names: HashMap<DesktopId, String>,
+    /// Volumes that were given up, of which the datacenter is to be told; none: the catalog was not asked yet.
+    dropped: Option<HashSet<DesktopId>>,
     /// Desktops in which somebody was logged on.
     logged_on: HashMap<String, bool>,
     /// Desktops whose lease is over, since when that is seen.
     over: HashMap<String, Instant>,
     ticked: Option<Instant>,
+}
+
+impl Watch {
+    fn is_dropped(&self, volume: DesktopId) -> bool {
+        let dropped = self.dropped.as_ref();
+        dropped.is_some_and(|dropped| dropped.contains(&volume))
+    }
 }
 
 /// Whether a desktop may run, and whether its line has a link.
@@ -55,15 +68,24 @@ impl Desktops {
         self.watch.lock().expect("no panic under this lock")
     }
 
-    fn line_error(name: &str, source: LineError) -> DesktopError {
+    pub(super) fn line_error(name: &str, source: LineError) -> DesktopError {
         let name = name.to_owned();
         VolumeError::Line { name, source }.into()
     }
 
-    /// Ids of all volumes here. Where the catalog cannot be read, as they were last.
+    /// Ids of all volumes here, and of those that were given up and are to be told of. Where the catalog cannot be read, as they were last.
     pub fn volume_ids(&self) -> Vec<DesktopId> {
         let desktops = self.versions.catalog().desktops();
         let mut watch = self.watch();
+        if watch.dropped.is_none() {
+            match self.versions.catalog().dropped() {
+                Ok(dropped) => watch.dropped = Some(dropped.into_iter().collect()),
+                Err(error) => {
+                    let error = error_line(&error);
+                    tracing::error!(error, "what was given up here cannot be read");
+                }
+            }
+        }
         if let Ok(desktops) = desktops {
             let names = desktops.iter().flat_map(|desktop| {
                 let ids = desktop.volumes().into_iter();
@@ -71,12 +93,14 @@ impl Desktops {
             });
             watch.names = names.collect();
         }
-        watch.names.keys().copied().collect()
+        let dropped = watch.dropped.iter().flatten();
+        watch.names.keys().chain(dropped).copied().collect()
     }
 
     /// Whether there was such a volume at the last look.
     pub fn has_volume(&self, volume: DesktopId) -> bool {
-        self.watch().names.contains_key(&volume)
+        let watch = self.watch();
+        watch.names.contains_key(&volume) || watch.is_dropped(volume)
     }
 
     fn name_of(&self, volume: DesktopId) -> Option<String> {
@@ -149,6 +173,10 @@ impl Desktops {
         if !self.has_volume(volume) {
             return;
         }
+        if self.watch().is_dropped(volume) {
+            self.tend_dropped(volume);
+            return;
+        }
         let state = self.lines().with(volume, |line, _| {
             if line.is_at_rest() && line.is_drained() && !line.is_to_leave() {
                 line.let_go();
@@ -171,6 +199,38 @@ impl Desktops {
         if let Err(error) = self.leave(&name, volume) {
             let error = error_line(&error);
             tracing::error!(desktop = name, %volume, error, "what is at the datacenter could not be removed here");
+        }
+    }
+
+    /// Forgets a volume that was given up, as soon as the datacenter knows.
+    fn tend_dropped(&self, volume: DesktopId) {
+        let told = self.lines().with(volume, |line, _| Ok(!line.is_dropped()));
+        if !matches!(told, Ok(true)) {
+            return;
+        }
+        {
+            let mut watch = self.watch();
+            if watch.names.contains_key(&volume) {
+                // Whoever gave it up was interrupted, and its desktop is there still.
+                watch.dropped.iter_mut().for_each(|dropped| {
+                    dropped.remove(&volume);
+                });
+                return;
+            }
+        }
+        let forgotten = self.lines().forget(volume);
+        match forgotten {
+            Ok(()) => {
+                let mut watch = self.watch();
+                watch.dropped.iter_mut().for_each(|dropped| {
+                    dropped.remove(&volume);
+                });
+                tracing::info!(%volume, "the datacenter knows that it was given up here");
+            }
+            Err(error) => {
+                let error = error_line(&error);
+                tracing::error!(%volume, error, "what was given up cannot be forgotten");
+            }
         }
     }
 
@@ -197,7 +257,7 @@ impl Desktops {
         Ok(())
     }
 
-    fn detach(&self, name: &str, volume: DesktopId) -> Result<(), DesktopError> {
+    pub(super) fn detach(&self, name: &str, volume: DesktopId) -> Result<(), DesktopError> {
         let detached = self.lines().with(volume, |line, _| {
             line.detach();
             Ok(())
@@ -205,35 +265,77 @@ impl Desktops {
         detached.map_err(|source| Self::line_error(name, source))
     }
 
-    /// Has the lines of volumes let go of overlays that are to be deleted by somebody's wish.
+    /// Gives up what was written to volumes, by somebody's wish: their lines let go of the overlays, which are to be deleted next.
     pub(super) fn give_up(&self, name: &str, volumes: &[DesktopId]) -> Result<(), DesktopError> {
+        let fenced = || DesktopError::Busy {
+            name: name.into(),
+            state: "fenced",
+            way_out: "what was written goes to the datacenter as a fork first; try again when it is there",
+        };
         for volume in volumes {
             let shown = self.lines().shown(*volume);
             let shown = shown.map_err(|source| Self::line_error(name, source))?;
             if matches!(shown.no_right, Some(NoRight::Fenced { .. })) {
+                return Err(fenced());
+            }
+            let recalled = self.lines().with(*volume, |line, _| Ok(line.is_recalled()));
+            if recalled.map_err(|source| Self::line_error(name, source))? {
                 return Err(DesktopError::Busy {
                     name: name.into(),
-                    state: "fenced",
-                    way_out: "what was written goes to the datacenter as a fork first; try again when it is there",
+                    state: RECALLED,
+                    way_out: "wait until it has gone, or have IT take that back: `splice desktop-state cancel-move`, `splice laptop check-in`",
                 });
             }
         }
-        volumes
-            .iter()
-            .try_for_each(|volume| self.detach(name, *volume))
+        for volume in volumes {
+            // From here on nothing of it is sent or run; what is left to do can be done again.
+            let dropped = self.lines().with(*volume, |line, now| {
+                line.detach();
+                line.drop_writes(now)
+            });
+            if !dropped.map_err(|source| Self::line_error(name, source))? {
+                return Err(fenced());
+            }
+        }
+        Ok(())
     }
 
-    /// Forgets the lines of volumes that are no more.
+    /// Why a stopped desktop's volume is not this branch's to change now.
+    pub(super) fn why_not_worked_on(
+        &self,
+        desktop: &DesktopRecord,
+        volume: DesktopId,
+    ) -> Result<Option<String>, DesktopError> {
+        let looked = self.lines().with(volume, |line, now| {
+            let why = line.may_run(now).err().map(|why| why.to_string());
+            let recalled = line.is_recalled().then(|| RECALLED.to_owned());
+            Ok(why.or(recalled))
+        });
+        looked.map_err(|source| Self::line_error(&desktop.name, source))
+    }
+
+    /// Forgets the lines of volumes that are no more; those that the datacenter thinks are here when it was told that they are not.
     pub(super) fn forget_lines(
         &self,
         name: &str,
         volumes: &[DesktopId],
     ) -> Result<(), DesktopError> {
         for volume in volumes {
-            self.watch().names.remove(volume);
+            let dropped = self.lines().with(*volume, |line, _| Ok(line.is_dropped()));
+            let is_dropped = dropped.map_err(|source| Self::line_error(name, source))?;
+            let mut watch = self.watch();
+            watch.names.remove(volume);
+            if is_dropped {
+                watch.dropped.iter_mut().for_each(|dropped| {
+                    dropped.insert(*volume);
+                });
+                continue;
+            }
+            drop(watch);
             let forgotten = self.lines().forget(*volume);
             forgotten.map_err(|source| Self::line_error(name, source))?;
         }
+        self.lines().hurry();
         Ok(())
     }
 
@@ -317,6 +419,15 @@ impl Desktops {
         let was_on = self.watch().logged_on.insert(desktop.name.clone(), is_on);
         if was_on == Some(true) && !is_on {
             self.wish(desktop, Cut::LogOff);
+            if desktop.pooled {
+                // Its system begins anew when its machine has ended. A guest that takes its time holds up nobody else.
+                let (guests, name) = (Arc::clone(&self.guests), desktop.name.clone());
+                std::thread::spawn(move || {
+                    if let Err(error) = guests.shut_down(&name) {
+                        tracing::warn!(desktop = name, %error, "its user has logged off, and it does not shut down");
+                    }
+                });
+            }
         }
     }
 
@@ -402,6 +513,8 @@ impl Desktops {
             let tree = version
                 .as_ref()
                 .and_then(|(_, record)| record.tree(Tree::Disk));
+            // What begins anew at log-off is nobody else's matter.
+            let tree = tree.filter(|_| !desktop.pooled);
             reports.extend(tree.map(|tree| VolumeReport {
                 id: desktop.system_volume().to_string(),
                 kind: VolumeKind::System,
@@ -443,6 +556,7 @@ impl Desktops {
             let error = error_line(&error);
             tracing::error!(desktop = name, error, "state not kept");
         }
+        self.drop_pooled(&mut desktop);
     }
 
     /// Takes word of a lease that nobody asked for.
@@ -450,6 +564,7 @@ impl Desktops {
         let volume = match &message {
             Message::ProveLease(prove) => prove.desktop,
             Message::FenceLease(fence) => fence.desktop,
+            Message::RecallLease(recall) => recall.desktop,
             _ => return,
         };
         if !self.has_volume(volume) {

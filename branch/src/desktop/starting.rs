@@ -23,6 +23,7 @@ impl Desktops {
         record::check_name(name).map_err(DesktopError::Name)?;
         let _turn = self.turn(name)?;
         let mut desktop = self.stopped(pool, name)?;
+        self.refuse_if_ending(&desktop)?;
         if let Some(too_long) = self.files(name).too_long() {
             return Err(DesktopError::PathTooLong(too_long));
         }
@@ -55,6 +56,7 @@ impl Desktops {
         record::check_name(name).map_err(DesktopError::Name)?;
         let _turn = self.turn(name)?;
         let mut desktop = self.stopped(pool, name)?;
+        self.refuse_if_ending(&desktop)?;
         if let Some(too_long) = self.files(name).too_long() {
             return Err(DesktopError::PathTooLong(too_long));
         }
@@ -82,7 +84,11 @@ impl Desktops {
                 name: name.into(),
                 pool: desktop.pool,
             }),
-            Some(desktop) => refuse_if_up(&desktop).map(|()| desktop),
+            Some(mut desktop) => {
+                refuse_if_up(&desktop)?;
+                self.follow_version(&mut desktop)?;
+                Ok(desktop)
+            }
             None => self.fresh(pool, name),
         }
     }
@@ -144,7 +150,8 @@ impl Desktops {
 
     /// Gives a desktop a user volume if its pool asks for one and it has none. The caller keeps the record before the volume is opened.
     fn give_user_volume(&self, desktop: &mut DesktopRecord) {
-        if desktop.user_volume.is_some() {
+        // One that came from elsewhere goes back as it came.
+        if desktop.user_volume.is_some() || self.is_checked_out(desktop) {
             return;
         }
         let assignment = self.versions.assignment();
@@ -163,41 +170,8 @@ impl Desktops {
         Ok(self.versions.catalog().put_desktop(desktop)?)
     }
 
-    /// Has a stopped desktop's system begin anew, on what its pool runs now, or on its own version where the pool cannot say. Its user volume stays.
-    pub fn reset(&self, name: &str) -> Result<Desktop, DesktopError> {
-        let _turn = self.turn(name)?;
-        let desktop = self.record(name)?;
-        let mut desktop = desktop.ok_or_else(|| DesktopError::NotFound(name.into()))?;
-        refuse_if_up(&desktop)?;
-        self.volumes.close(name)?;
-        let former = [desktop.system_volume()];
-        self.give_up(name, &former)?;
-        // Before the row: an overlay never lies over another version than it was made for. Interrupted, it is to be done again.
-        self.volumes.delete_system(&desktop)?;
-        if self.versions.catalog().hold(former[0])?.is_some() {
-            // What the datacenter has of the former system is no past of the one that begins.
-            desktop.system = Some(rand::random());
-        }
-        if let Ok((_, version)) = self.pool_version(&desktop.pool) {
-            desktop.version = version.to_string();
-        }
-        desktop.machine = None;
-        desktop.error = None;
-        desktop.boot = None;
-        self.versions.catalog().put_desktop(&desktop)?;
-        if desktop.system_volume() != former[0] {
-            self.forget_lines(name, &former)?;
-        }
-        tracing::info!(
-            desktop = name,
-            version = desktop.version,
-            "its system begins anew"
-        );
-        Ok(self.describe(&desktop, false))
-    }
-
     /// Which machine runs it. What the pool asks for now holds; where the pool is gone, what it asked for last.
-    fn choose_machine(
+    pub(super) fn choose_machine(
         &self,
         desktop: &mut DesktopRecord,
         record: &VersionRecord,
@@ -221,7 +195,7 @@ impl Desktops {
         })
     }
 
-    fn spec(
+    pub(super) fn spec(
         &self,
         desktop: &DesktopRecord,
         version: VersionId,
@@ -279,7 +253,7 @@ impl Desktops {
     }
 
     /// A new desktop on the pool's version.
-    fn fresh(&self, pool: &str, name: &str) -> Result<DesktopRecord, DesktopError> {
+    pub(super) fn fresh(&self, pool: &str, name: &str) -> Result<DesktopRecord, DesktopError> {
         let (assigned, version) = self.pool_version(pool)?;
         if version != assigned.version {
             tracing::info!(pool, assigned = %assigned.version, boots = %version, "the assigned version is not here yet");
@@ -297,6 +271,11 @@ impl Desktops {
             tpm: assigned.tpm,
             system: None,
             user_volume: None,
+            pooled: assigned.pooled,
+            chosen: None,
+            kept_back: None,
+            rebasing: None,
+            trial: false,
             uid: None,
             address: None,
             created_unix_ms: self.clock.now_unix_ms(),
@@ -377,7 +356,7 @@ impl Desktops {
     }
 
     /// Kernel and initrd as files, read through the cache.
-    fn boot_files(
+    pub(super) fn boot_files(
         &self,
         version: VersionId,
         record: &VersionRecord,

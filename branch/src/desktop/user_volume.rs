@@ -15,9 +15,9 @@ use vmm_block::vhost_user::{DiskSpec, VhostUserServer};
 
 use super::machine::{Files, disk_queues};
 use super::record::{DesktopRecord, UserVolumeRecord};
-use super::volumes::{SOCKET_MODE, VolumeError};
+use super::volumes::{SOCKET_MODE, UserBase, VolumeError};
 use crate::keys::KeyStore;
-use crate::volume::{Base, Overlay, OverlayIdentity, OverlayOptions, OverlayState, Volume};
+use crate::volume::{Base, NoBase, Overlay, OverlayIdentity, OverlayOptions, OverlayState, Volume};
 
 /// What stands for the version under an overlay that has none.
 const NO_VERSION: VersionId = VersionId([0; 32]);
@@ -61,12 +61,14 @@ pub struct UserDisk {
     /// None once it is being closed.
     vhost_user: Mutex<Option<VhostUserServer>>,
     overlay: Arc<Overlay>,
+    /// Whether something was written to it before what its overlay has.
+    has_base: bool,
 }
 
 impl UserDisk {
-    /// Serves a desktop's user volume, whose overlay is open, over `base`.
+    /// Serves a desktop's user volume, whose overlay is open, over what lies under it.
     pub fn serve(
-        base: Arc<dyn Base>,
+        under: Option<UserBase>,
         overlay: Arc<Overlay>,
         desktop: &DesktopRecord,
         record: &UserVolumeRecord,
@@ -76,6 +78,11 @@ impl UserDisk {
         let overlay_error = |source| VolumeError::Overlay {
             name: name(),
             source,
+        };
+        let has_base = under.is_some();
+        let base: Arc<dyn Base> = match under {
+            Some(under) => under.base,
+            None => Arc::new(NoBase),
         };
         let volume = Volume::new(base, Arc::clone(&overlay), 0).map_err(overlay_error)?;
         let export = Export::new(&export_name(&desktop.name), "user volume", Arc::new(volume));
@@ -97,6 +104,7 @@ impl UserDisk {
             export,
             vhost_user: Mutex::new(Some(served)),
             overlay,
+            has_base,
         })
     }
 
@@ -147,7 +155,7 @@ impl UserDisk {
 
     /// Whether nothing was ever written to it.
     pub fn is_unwritten(&self) -> bool {
-        self.overlay.is_unwritten()
+        !self.has_base && self.overlay.is_unwritten()
     }
 }
 
@@ -200,7 +208,6 @@ mod tests {
 
     use super::*;
     use crate::keys::system_random;
-    use crate::volume::NoBase;
 
     fn disk(root: &std::path::Path) -> Arc<dyn Disk> {
         Arc::new(HostDisk::new(root.join("disks")).unwrap())

@@ -22,8 +22,7 @@ use super::{OpenVolumes, user_volume};
 use crate::fetch::base::CachedBase;
 use crate::keys::{KeyError, KeyStore};
 use crate::volume::{
-    Base, NoBase, Overlay, OverlayError, OverlayIdentity, OverlayOptions, OverlayState, Shortage,
-    Volume,
+    Base, Overlay, OverlayError, OverlayIdentity, OverlayOptions, OverlayState, Shortage, Volume,
 };
 use crate::writeback::line::LineError;
 use crate::writeback::lines::Lines;
@@ -210,6 +209,24 @@ impl OpenVolume {
     }
 }
 
+/// What lies under a user volume's overlay.
+pub struct UserBase {
+    /// What the overlay names it by.
+    pub name: VersionId,
+    /// It.
+    pub base: Arc<dyn Base>,
+}
+
+/// What lies under a desktop's overlays.
+pub struct Under {
+    /// Its version, or the state that its system goes on behind.
+    pub system: Arc<CachedBase>,
+    /// What its system shows instead, of which that is the lowest part.
+    pub through: Option<Arc<dyn Base>>,
+    /// What is under its user volume, if anything is.
+    pub user: Option<UserBase>,
+}
+
 /// See the module.
 pub struct Volumes {
     disk: Arc<dyn Disk>,
@@ -228,6 +245,11 @@ pub fn export_name(desktop: &str) -> String {
 
 fn overlay_dir(desktop: &str) -> String {
     format!("overlays/{desktop}")
+}
+
+/// The volume, if it is one that is leased and written back.
+fn leased(desktop: &DesktopRecord, volume: DesktopId) -> Option<DesktopId> {
+    desktop.volumes().contains(&volume).then_some(volume)
 }
 
 impl Volumes {
@@ -253,11 +275,12 @@ impl Volumes {
         &self.lines
     }
 
-    /// The overlay of a volume: the one that is open, or the one that `open` opens, which its line has then. The caller has the desktop's turn.
+    /// The overlay of a volume: the one that is open, or the one that `open` opens, which its line has then, if it is one that has a line. The caller has
+    /// the desktop's turn.
     fn shared(
         &self,
         desktop: &str,
-        (volume, in_use): (DesktopId, bool),
+        (volume, in_use): (Option<DesktopId>, bool),
         dir: &str,
         open: impl FnOnce() -> Result<Overlay, VolumeError>,
     ) -> Result<Arc<Overlay>, VolumeError> {
@@ -272,26 +295,32 @@ impl Volumes {
         if let Some(overlay) = known(self) {
             // One that failed is to be opened anew, once nobody has it any more.
             if overlay.failure().is_none() {
-                let used = self.lines.with(volume, |line, now| {
-                    if !line.is_attached() {
-                        return line.attach(Arc::clone(&overlay), in_use, now);
-                    }
-                    line.set_in_use(in_use || line.is_in_use(), now);
-                    Ok(())
-                });
-                used.map_err(line_error)?;
+                if let Some(volume) = volume {
+                    let used = self.lines.with(volume, |line, now| {
+                        if !line.is_attached() {
+                            return line.attach(Arc::clone(&overlay), in_use, now);
+                        }
+                        line.set_in_use(in_use || line.is_in_use(), now);
+                        Ok(())
+                    });
+                    used.map_err(line_error)?;
+                }
                 return Ok(overlay);
             }
             drop(overlay);
-            let let_go = self.lines.with(volume, |line, _| {
-                line.detach();
-                Ok(())
-            });
-            let_go.map_err(line_error)?;
+            if let Some(volume) = volume {
+                let let_go = self.lines.with(volume, |line, _| {
+                    line.detach();
+                    Ok(())
+                });
+                let_go.map_err(line_error)?;
+            }
         }
         let overlay = Arc::new(open()?);
-        let attached = self.lines.attach(volume, &overlay, in_use);
-        attached.map_err(line_error)?;
+        if let Some(volume) = volume {
+            let attached = self.lines.attach(volume, &overlay, in_use);
+            attached.map_err(line_error)?;
+        }
         let mut overlays = self.overlays.lock().expect("no panic under this lock");
         overlays.insert(dir.to_owned(), Arc::downgrade(&overlay));
         Ok(overlay)
@@ -305,7 +334,7 @@ impl Volumes {
         in_use: bool,
     ) -> Result<Arc<Overlay>, VolumeError> {
         let name = &desktop.name;
-        let volume = (desktop.system_volume(), in_use);
+        let volume = (leased(desktop, desktop.system_volume()), in_use);
         let dir = overlay_dir(name);
         self.shared(name, volume, &dir, || {
             let overlay_error = |source| VolumeError::Overlay {
@@ -350,7 +379,7 @@ impl Volumes {
         in_use: bool,
     ) -> Result<Arc<Overlay>, VolumeError> {
         let name = &desktop.name;
-        let volume = (DesktopId(record.id), in_use);
+        let volume = (leased(desktop, DesktopId(record.id)), in_use);
         self.shared(name, volume, &user_volume::overlay_dir(name), || {
             user_volume::open_overlay(&self.disk, &self.keys, name, record, base, self.options)
         })
@@ -434,19 +463,18 @@ impl Volumes {
         of_each.map(Arc::clone).collect()
     }
 
-    /// Opens a desktop's volume over `base`, or makes it, and its user volume over `under_user` or over nothing; nothing happens if it is open.
+    /// Opens a desktop's volume over what lies under it, or makes it, and its user volume; nothing happens if it is open.
     pub fn open(
         &self,
         desktop: &DesktopRecord,
-        base: Arc<CachedBase>,
-        under_user: Option<Arc<CachedBase>>,
+        under: Under,
         files: &Files,
     ) -> Result<(), VolumeError> {
         let name = &desktop.name;
         if self.lock().contains_key(name) {
             return Ok(());
         }
-        let opened = self.open_for_use(desktop, base, under_user, files);
+        let opened = self.open_for_use(desktop, under, files);
         if opened.is_err() {
             self.rest(name, &desktop.volumes());
         }
@@ -457,18 +485,25 @@ impl Volumes {
     fn open_for_use(
         &self,
         desktop: &DesktopRecord,
-        base: Arc<CachedBase>,
-        under_user: Option<Arc<CachedBase>>,
+        under: Under,
         files: &Files,
     ) -> Result<OpenVolume, VolumeError> {
         let name = &desktop.name;
+        let Under {
+            system: base,
+            through,
+            user: under_user,
+        } = under;
         let overlay_error = |source| VolumeError::Overlay {
             name: name.clone(),
             source,
         };
         let disk = (base.version(), base.size_bytes());
         let overlay = self.system_overlay(desktop, disk, true)?;
-        let shared: Arc<dyn Base> = base.clone();
+        let shared: Arc<dyn Base> = match through {
+            Some(through) => through,
+            None => base.clone(),
+        };
         let volume = Volume::new(shared, Arc::clone(&overlay), 0).map_err(overlay_error)?;
         let export = Export::new(&export_name(name), "desktop", Arc::new(volume));
         let export = export.map_err(|source| VolumeError::Export {
@@ -487,13 +522,9 @@ impl Volumes {
         })?;
         let user = desktop.user_volume.as_ref();
         let user = user.map(|record| {
-            let over = under_user.as_ref().map(|base| base.version());
+            let over = under_user.as_ref().map(|under| under.name);
             let overlay = self.user_overlay(desktop, (record, over), true)?;
-            let base: Arc<dyn Base> = match under_user {
-                Some(base) => base,
-                None => Arc::new(NoBase),
-            };
-            UserDisk::serve(base, overlay, desktop, record, files)
+            UserDisk::serve(under_user, overlay, desktop, record, files)
         });
         Ok(OpenVolume {
             export,
@@ -592,6 +623,63 @@ impl Volumes {
                 }
             }
         }
+    }
+
+    /// Has the overlay of a system volume that is closed lie over another version's disk of the same size. Nothing happens if it does already.
+    pub fn rebase_system(
+        &self,
+        desktop: &DesktopRecord,
+        (former, version): (VersionId, VersionId),
+        size_bytes: u64,
+    ) -> Result<(), VolumeError> {
+        let name = &desktop.name;
+        let dir = overlay_dir(name);
+        {
+            let overlays = self.overlays.lock().expect("no panic under this lock");
+            if overlays
+                .get(&dir)
+                .is_some_and(|open| open.strong_count() > 0)
+            {
+                return Err(VolumeError::InUse(name.clone()));
+            }
+        }
+        let overlay_error = |source| VolumeError::Overlay {
+            name: name.clone(),
+            source,
+        };
+        let state = Overlay::state(&*self.disk, &dir).map_err(overlay_error)?;
+        if state == OverlayState::Absent {
+            return Ok(());
+        }
+        let key = self.keys.desktop(name, &desktop.id, state);
+        let key = key.map_err(|source| VolumeError::Key {
+            name: name.clone(),
+            source,
+        })?;
+        let identity = OverlayIdentity {
+            desktop: desktop.id,
+            base: former,
+            disks: vec![size_bytes.next_multiple_of(512)],
+        };
+        Overlay::lay_over(&*self.disk, &dir, &identity, version, &key).map_err(overlay_error)
+    }
+
+    /// Destroys all keys of this branch, by an order that is kept.
+    pub fn wipe_keys(&self, order: &[u8]) -> Result<(), VolumeError> {
+        let wiped = self.keys.wipe(order);
+        wiped.map_err(|source| VolumeError::Keys { source })
+    }
+
+    /// Destroys a desktop's keys, also while its overlays are open: what lies on the disk is noise then.
+    pub fn destroy_keys(&self, desktop: &DesktopRecord) -> Result<(), VolumeError> {
+        for key in [desktop.name.clone(), user_volume::key_name(&desktop.name)] {
+            let destroyed = self.keys.destroy_desktop(&key);
+            destroyed.map_err(|source| VolumeError::Key {
+                name: desktop.name.clone(),
+                source,
+            })?;
+        }
+        Ok(())
     }
 
     /// Destroys the key of a closed volume's overlay, then removes that: what was written to the system. The user volume stays.

@@ -15,8 +15,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use branch_api::{
-    CacheReport, Desktop, DesktopList, LibvirtDomain, Prepare, Prepared, Problem, SnapshotAsked,
-    StartDesktop, StopDesktop,
+    CacheReport, Desktop, DesktopList, LibvirtDomain, Preflight, Prepare, Prepared, Problem,
+    Rebase, SnapshotAsked, StartDesktop, StopDesktop,
 };
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
@@ -41,9 +41,13 @@ impl From<DesktopError> for ApiError {
     fn from(error: DesktopError) -> Self {
         let status = match &error {
             DesktopError::Name(_) => StatusCode::UNPROCESSABLE_ENTITY,
-            DesktopError::NotFound(_) | DesktopError::NoPool { .. } => StatusCode::NOT_FOUND,
+            DesktopError::NotFound(_)
+            | DesktopError::NoPool { .. }
+            | DesktopError::NoVersion { .. } => StatusCode::NOT_FOUND,
             DesktopError::OtherPool { .. }
             | DesktopError::Busy { .. }
+            | DesktopError::NotRebased { .. }
+            | DesktopError::NoTrial { .. }
             | DesktopError::NoState { .. }
             | DesktopError::Volume(VolumeError::Key { .. } | VolumeError::UserVolumeGone { .. })
             | DesktopError::Machine(
@@ -122,7 +126,13 @@ pub async fn serve(
         .route("/v1/desktops/{name}", get(show).delete(delete))
         .route("/v1/desktops/{name}/stop", post(stop))
         .route("/v1/desktops/{name}/reset", post(reset))
+        .route("/v1/desktops/{name}/rebase", post(rebase))
+        .route(
+            "/v1/desktops/{name}/preflight",
+            get(preflight_of).post(preflight).delete(cancel_preflight),
+        )
         .route("/v1/desktops/{name}/snapshot", post(snapshot))
+        .route("/v1/desktops/{name}/check-in", post(check_in))
         .route("/v1/desktops/{name}/libvirt", get(libvirt))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(branch);
@@ -220,11 +230,57 @@ async fn reset(
     blocking(branch, move |branch| branch.desktops.reset(&name)).await
 }
 
+async fn rebase(
+    State(branch): State<Arc<Branch>>,
+    UrlPath(name): UrlPath<String>,
+    Json(request): Json<Rebase>,
+) -> Answer<Desktop> {
+    blocking(branch, move |branch| {
+        branch.desktops.rebase(&name, request.version.as_deref())
+    })
+    .await
+}
+
+async fn preflight(
+    State(branch): State<Arc<Branch>>,
+    UrlPath(name): UrlPath<String>,
+    Json(request): Json<Rebase>,
+) -> Answer<Preflight> {
+    blocking(branch, move |branch| {
+        branch.desktops.preflight(&name, request.version.as_deref())
+    })
+    .await
+}
+
+async fn preflight_of(
+    State(branch): State<Arc<Branch>>,
+    UrlPath(name): UrlPath<String>,
+) -> Answer<Preflight> {
+    blocking(branch, move |branch| branch.desktops.preflight_of(&name)).await
+}
+
+async fn cancel_preflight(
+    State(branch): State<Arc<Branch>>,
+    UrlPath(name): UrlPath<String>,
+) -> Answer<Preflight> {
+    blocking(branch, move |branch| {
+        branch.desktops.cancel_preflight(&name)
+    })
+    .await
+}
+
 async fn snapshot(
     State(branch): State<Arc<Branch>>,
     UrlPath(name): UrlPath<String>,
 ) -> Answer<SnapshotAsked> {
     blocking(branch, move |branch| branch.desktops.snapshot(&name)).await
+}
+
+async fn check_in(
+    State(branch): State<Arc<Branch>>,
+    UrlPath(name): UrlPath<String>,
+) -> Answer<Desktop> {
+    blocking(branch, move |branch| branch.desktops.check_in(&name)).await
 }
 
 async fn delete(

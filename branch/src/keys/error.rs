@@ -68,6 +68,11 @@ pub enum KeyError {
         /// What else can be done.
         way_out: String,
     },
+    /// They were destroyed.
+    #[error(
+        "the keys of this branch were destroyed by its datacenter's order: nothing that lies here can be read again; to use this machine anew, remove its data directory and join with another token"
+    )]
+    Wiped,
     /// The key there is another desktop's.
     #[error(
         "key keys/{file} belongs to another desktop than {name}; put the right one back from a copy"

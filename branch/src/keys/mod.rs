@@ -19,12 +19,16 @@ mod store;
 mod tests;
 mod tpm;
 mod unlock;
+mod wipe;
+#[cfg(test)]
+mod wipe_tests;
 mod wrap;
 
 pub use error::KeyError;
 pub use store::{KeyStatus, KeyStore};
 pub use tpm::TpmError;
 pub use unlock::{Mode, Unlock, UnlockError};
+pub use wipe::{wipe, wiped};
 pub use wrap::{Secret, WrapError};
 
 use zeroize::Zeroizing;

@@ -7,6 +7,7 @@
 //! | `unlock.key` | the key file, if that is the mode: 64 hexadecimal digits |
 //! | `cache.key` | the cache's key, under the branch key |
 //! | `plain.key` | only until the first start has seen all overlays: a token under the branch key that lets those in the clear be taken |
+//! | `wipe.order` | the order by which all of them were destroyed: [`super::wipe`] |
 //! | `desktops/NAME.key` | a desktop's key, under the branch key; `NAME.user.key`: its user volume's |
 //!
 //! Invariant: a file is replaced whole or not at all, and a key is durable before anything is encrypted with it. Changing the branch key
@@ -22,14 +23,15 @@ use super::error::KeyError;
 use super::files::{destroy, io_error, overwrite, read, replace};
 use super::key_file::{UNLOCK, make_key_file, unlock_for};
 use super::unlock::{BranchKeyFile, Mode, Unlock, UnlockError};
+use super::wipe;
 use super::wrap::{DataKey, Purpose, Secret, WrapError};
 use crate::volume::{FillRandom, OverlayKey, OverlayState};
 
 pub(super) const BRANCH: &str = "branch.key";
-const NEXT: &str = "branch.next";
+pub(super) const NEXT: &str = "branch.next";
 const CACHE: &str = "cache.key";
 const PLAIN: &str = "plain.key";
-const DESKTOPS: &str = "desktops";
+pub(super) const DESKTOPS: &str = "desktops";
 
 /// Figures about the keys, for operators.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +58,8 @@ pub struct KeyStore {
 struct State {
     branch_key: Secret,
     mode: Mode,
+    /// All keys were destroyed: none is made or opened any more.
+    is_wiped: bool,
 }
 
 impl KeyStore {
@@ -63,7 +67,8 @@ impl KeyStore {
     /// is made beside it. Completes a change of the branch key that was cut.
     ///
     /// # Errors
-    /// [`KeyError::Unlock`], [`KeyError::NoKeyFile`], [`KeyError::Data`], [`KeyError::Io`].
+    /// [`KeyError::Unlock`], [`KeyError::NoKeyFile`], [`KeyError::Data`], [`KeyError::Io`]; [`KeyError::Wiped`] if an order to destroy them was
+    /// begun, which is completed first.
     pub fn open(
         disk: Arc<dyn Disk>,
         passphrase: Option<Zeroizing<Vec<u8>>>,
@@ -71,6 +76,10 @@ impl KeyStore {
     ) -> Result<Self, KeyError> {
         disk.create_dir(DESKTOPS)
             .map_err(io_error(DESKTOPS, "create the directory"))?;
+        if wipe::wiped(&*disk)?.is_some() {
+            wipe::destroy_all(&*disk, random)?;
+            return Err(KeyError::Wiped);
+        }
         let Some(file) = load_branch_key(&*disk, BRANCH)? else {
             return Self::create(disk, passphrase, random);
         };
@@ -82,6 +91,7 @@ impl KeyStore {
             state: Mutex::new(State {
                 branch_key,
                 mode: file.mode,
+                is_wiped: false,
             }),
         };
         if let Some(next) = load_branch_key(&*store.disk, NEXT)? {
@@ -130,12 +140,33 @@ impl KeyStore {
             state: Mutex::new(State {
                 branch_key,
                 mode: file.mode,
+                is_wiped: false,
             }),
         })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no panic under this lock")
+    }
+
+    /// The state, if there are still keys.
+    fn live(&self) -> Result<MutexGuard<'_, State>, KeyError> {
+        let state = self.lock();
+        if state.is_wiped {
+            return Err(KeyError::Wiped);
+        }
+        Ok(state)
+    }
+
+    /// Destroys all keys, on the disk and here, by an order that is kept as it was signed. What was handed out before is its holders' to forget.
+    ///
+    /// # Errors
+    /// [`KeyError::Io`]; what is done stays done, and the next opening goes on.
+    pub fn wipe(&self, order: &[u8]) -> Result<(), KeyError> {
+        let mut state = self.lock();
+        state.is_wiped = true;
+        state.branch_key = Secret::random(self.random);
+        wipe::wipe(&*self.disk, order, self.random)
     }
 
     /// How the branch key is protected.
@@ -172,7 +203,7 @@ impl KeyStore {
         overlay: OverlayState,
     ) -> Result<OverlayKey, KeyError> {
         let file = desktop_file(name);
-        let state = self.lock();
+        let state = self.live()?;
         let may_make = overlay != OverlayState::Plain || self.takes_plain(&state)?;
         let found = match self.load_data_key(&file) {
             // A destruction that was cut leaves a file of noise.
@@ -263,7 +294,7 @@ impl KeyStore {
     /// [`KeyError::Data`], [`KeyError::Io`].
     pub fn desktop_is_sealed(&self, name: &str) -> Result<(), KeyError> {
         let file = desktop_file(name);
-        let state = self.lock();
+        let state = self.live()?;
         let Some(key) = self.load_data_key(&file)?.filter(|key| key.takes_plain) else {
             return Ok(());
         };
@@ -295,7 +326,7 @@ impl KeyStore {
     /// # Errors
     /// [`KeyError::Data`], [`KeyError::Io`].
     pub fn cache(&self) -> Result<Secret, KeyError> {
-        let state = self.lock();
+        let state = self.live()?;
         let opened = self.load_data_key(CACHE).and_then(|found| {
             found
                 .filter(|key| key.purpose == Purpose::Cache)
@@ -329,7 +360,7 @@ impl KeyStore {
     /// # Errors
     /// As [`KeyStore::open`]. What is done stays done, and the next opening goes on.
     pub fn rotate(&self, passphrase: Option<Zeroizing<Vec<u8>>>) -> Result<(), KeyError> {
-        let mut state = self.lock();
+        let mut state = self.live()?;
         let unlock = unlock_for(&*self.disk, state.mode, passphrase)?;
         // It must be what opens the key at the next start as well.
         let file = load_branch_key(&*self.disk, BRANCH)?;
@@ -399,7 +430,7 @@ impl KeyStore {
     /// # Errors
     /// [`KeyError::Unlock`], [`KeyError::Io`].
     pub fn protect(&self, unlock: Option<Unlock>) -> Result<(), KeyError> {
-        let mut state = self.lock();
+        let mut state = self.live()?;
         let unlock = match unlock {
             Some(unlock) => unlock,
             None => make_key_file(&*self.disk, self.random)?,
@@ -445,7 +476,7 @@ fn desktop_files(disk: &dyn Disk) -> Result<Vec<String>, KeyError> {
     Ok(files)
 }
 
-fn join(dir: &str, name: &str) -> String {
+pub(super) fn join(dir: &str, name: &str) -> String {
     if dir.is_empty() {
         name.to_owned()
     } else {

@@ -1,11 +1,15 @@
 //! The control stream: greeting, assignments and rosters in, reports out, certificate renewal.
 
+use std::collections::HashSet;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use dedup_protocol::control::{BranchAction, BranchControl};
+use dedup_protocol::state::moved::MovedDesktop;
+use dedup_protocol::trust::Signed;
+use dedup_protocol::wipe::{Target, Wipe, Wiped};
 use dedup_protocol::wire::{Der, FRAME_BYTES_MAX, Message, StatusReport};
 use dedup_transport::identity::{BranchKey, expires_at};
 use dedup_transport::link::{Class, FrameRecv, FrameSend, Link};
@@ -22,6 +26,11 @@ const REPORT_AT_MOST_EVERY: Duration = Duration::from_secs(1);
 const GREETING_MAX: Duration = Duration::from_secs(30);
 /// The certificate is renewed when less than this is left of it.
 const RENEW_BEFORE_S: u64 = 30 * 24 * 3600;
+
+/// How often it is tried to take a desktop in that was moved here; after that the datacenter has to tell it again.
+const TAKE_IN_TRIES: u32 = 60;
+/// Between two of these.
+const TAKE_IN_AGAIN: Duration = Duration::from_secs(10);
 
 /// A control stream past its greeting.
 pub struct Greeted {
@@ -76,8 +85,13 @@ pub async fn run(branch: &Arc<Branch>, greeted: Greeted) -> Result<Infallible, C
     } = greeted;
     let mut renewal = request_renewal(branch, &mut send).await?;
     let (mut introduced, mut unreadable) = (false, false);
+    let mut told = HashSet::new();
     let reports = async {
         loop {
+            for number in wipes_done(branch, &mut told)? {
+                send.send(&Message::Wiped(Wiped { number }).encode())
+                    .await?;
+            }
             match branch.status_json(!introduced) {
                 Ok(json) => {
                     let report = Message::Status(StatusReport { json });
@@ -177,7 +191,86 @@ fn follow(
             // It may have to wait for a part that is being made; nothing else does.
             tokio::task::spawn_blocking(move || worker.desktops.hear_of_lease(message));
         }
+        BranchAction::Moved(moved) => {
+            tokio::spawn(take_in(Arc::clone(branch), *moved));
+        }
+        BranchAction::CheckedOut(checkout, signed) => {
+            let worker = Arc::clone(branch);
+            // It waits for whoever works on a desktop of that name.
+            tokio::task::spawn_blocking(move || {
+                if let Err(error) = worker.desktops.check_out(&checkout, &signed) {
+                    let error = crate::desktop::error_line(&error);
+                    tracing::error!(desktop = checkout.name, error, "not checked out");
+                }
+                // What it begins with is to be fetched, and the datacenter to know that it is here.
+                worker.link.assigned.notify_one();
+                worker.link.report_now.notify_one();
+            });
+        }
+        BranchAction::Wipe(wipe, signed) => follow_wipe(branch, *wipe, signed)?,
+        BranchAction::WipeNoted(number) => branch.versions.catalog().forget_wipe(number)?,
         BranchAction::Welcomed(_) => {}
+    }
+    Ok(())
+}
+
+/// Takes in a desktop that was moved here. Its pool may be assigned, and that one's version come, a little later.
+async fn take_in(branch: Arc<Branch>, moved: MovedDesktop) {
+    for attempt in 1..=TAKE_IN_TRIES {
+        let (worker, desktop) = (Arc::clone(&branch), moved.clone());
+        let taken = tokio::task::spawn_blocking(move || worker.desktops.take_in(&desktop)).await;
+        match taken {
+            Ok(Ok(())) => break,
+            Ok(Err(error)) => {
+                let error = crate::desktop::error_line(&error);
+                tracing::warn!(
+                    desktop = moved.name,
+                    error,
+                    attempt,
+                    "a desktop that was moved here is not taken in yet"
+                );
+            }
+            // The server stops.
+            Err(_) => return,
+        }
+        tokio::time::sleep(TAKE_IN_AGAIN).await;
+    }
+    branch.link.report_now.notify_one();
+}
+
+/// Orders to wipe desktops that were done, and that the datacenter was not told of on this connection.
+fn wipes_done(branch: &Branch, told: &mut HashSet<u64>) -> Result<Vec<u64>, ConnectionEnd> {
+    let wipes = branch.versions.catalog().wipes()?.into_iter();
+    let done = wipes.filter(|kept| kept.is_done && told.insert(kept.wipe.number));
+    Ok(done.map(|kept| kept.wipe.number).collect())
+}
+
+/// Follows an order to wipe. It is kept before anything else is done, so that what stops us does not stop it.
+fn follow_wipe(
+    branch: &Arc<Branch>,
+    wipe: Wipe,
+    signed: Signed<Wipe>,
+) -> Result<(), ConnectionEnd> {
+    let worker = Arc::clone(branch);
+    match wipe.target {
+        Target::Desktop { name, .. } => {
+            branch.versions.catalog().put_wipe(wipe.number, &signed)?;
+            tracing::warn!(desktop = name, order = wipe.number, "an order to wipe");
+            tokio::task::spawn_blocking(move || {
+                worker.desktops.tend_wipes();
+                worker.link.report_now.notify_one();
+            });
+        }
+        Target::Branch => {
+            tracing::warn!(order = wipe.number, "an order to wipe this branch");
+            tokio::task::spawn_blocking(move || {
+                if let Err(error) = worker.desktops.wipe_all(&signed.to_bytes()) {
+                    let error = crate::desktop::error_line(&error);
+                    tracing::error!(error, "wiped as far as possible; the next start goes on");
+                }
+                worker.link.wiped.cancel();
+            });
+        }
     }
     Ok(())
 }

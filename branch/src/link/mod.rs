@@ -15,6 +15,7 @@ mod repair;
 mod state;
 mod update;
 mod versions;
+pub mod wiped;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
@@ -83,6 +84,8 @@ pub struct LinkState {
     pub(crate) report_now: Notify,
     /// Chunks that the datacenter lost and asks for.
     pub(crate) asked_back: repair::AskedBack,
+    /// All keys of this branch were destroyed: the server is to end, and the datacenter to be told.
+    pub(crate) wiped: CancellationToken,
 }
 
 impl LinkState {
@@ -110,6 +113,11 @@ impl LinkState {
     /// Newest message set that the datacenter spoke when it was last reached; 0: it was not since this server started.
     pub fn minor(&self) -> u16 {
         self.minor.load(Ordering::Relaxed)
+    }
+
+    /// Waits until all keys of this branch were destroyed by the datacenter's order.
+    pub async fn wiped(&self) {
+        self.wiped.cancelled().await;
     }
 
     /// Bytes received since the process started, as the transport counts them.

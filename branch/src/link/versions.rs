@@ -7,6 +7,7 @@ use std::time::Duration;
 use dedup::{Manifest, VersionId};
 use dedup_protocol::client::{Step, TreeSync};
 use dedup_protocol::records::{Tree, VersionRecord};
+use dedup_protocol::state::began::StateName;
 use dedup_protocol::trust::{Signed, Trust};
 use dedup_protocol::wire::{FRAME_BYTES_MAX, GetVersion, Message, WireError};
 use dedup_transport::link::{Class, Link};
@@ -31,10 +32,16 @@ pub async fn run(
 ) -> Result<Infallible, ConnectionEnd> {
     loop {
         let mut updates = Vec::new();
-        let wanted = branch.versions.wanted();
-        branch
-            .fetcher
-            .retain_fills(|id| wanted.iter().any(|(w, _)| *w == id));
+        let mut wanted = branch.versions.wanted();
+        for version in branch.versions.checked_out() {
+            if wanted.iter().all(|(id, _)| *id != version) {
+                wanted.push((version, false));
+            }
+        }
+        // States are filled for desktops that are checked out to this branch only.
+        branch.fetcher.retain_fills(|id| {
+            StateName::of_version(id).is_some() || wanted.iter().any(|(w, _)| *w == id)
+        });
         let mut refused = false;
         for (version, whole) in wanted {
             if !sync_version(branch, link, version).await? {

@@ -1,6 +1,6 @@
 //! Which network desktops have here: the branch's choice, and its pools' where they differ.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 
 use super::subnet::{self, Subnet};
@@ -61,6 +61,18 @@ impl Settings {
     /// The choice for a pool.
     pub fn of(&self, pool: &str) -> &Choice {
         self.pools.get(pool).unwrap_or(&self.default)
+    }
+
+    /// A bridge of somebody else's at which desktops of more than one pool may be, where they reach each other. Behind the NAT they do not.
+    pub fn shared_bridge(&self) -> Option<&str> {
+        if let Choice::Bridge(name) = &self.default {
+            return Some(name);
+        }
+        let mut seen = BTreeSet::new();
+        self.pools.values().find_map(|choice| match choice {
+            Choice::Bridge(name) if !seen.insert(name) => Some(name.as_str()),
+            _ => None,
+        })
     }
 
     /// Whether any pool may be behind the NAT.
@@ -167,5 +179,22 @@ mod tests {
         assert!(settings.has_nat());
         assert_eq!(settings.of("office"), &Choice::Nat);
         assert_eq!(settings.of("lab"), &Choice::None);
+    }
+
+    #[test]
+    fn pools_share_a_bridge_that_two_have_or_that_is_everybody_s() {
+        let mut settings = Settings {
+            default: Choice::Nat,
+            ..Settings::default()
+        };
+        let bridge = |name: &str| Choice::Bridge(name.to_owned());
+        settings.pools.insert("office".into(), bridge("br0"));
+        settings.pools.insert("home".into(), bridge("br1"));
+        assert_eq!(settings.shared_bridge(), None);
+        settings.pools.insert("lab".into(), bridge("br0"));
+        assert_eq!(settings.shared_bridge(), Some("br0"));
+        settings.pools.clear();
+        settings.default = bridge("br2");
+        assert_eq!(settings.shared_bridge(), Some("br2"));
     }
 }

@@ -1,6 +1,8 @@
 //! Lines against a datacenter made of the pure machines: with losses, kills at every durable step, openings, wrong clocks and broken leases.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod recall;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -165,6 +167,14 @@ impl Center {
                 let actions = self
                     .authority
                     .ask(BRANCH, &ask, &progress, &TERMS, challenge, now);
+                self.decide(actions)
+            }
+            Message::ReturnLease(message) => {
+                let row = self.lines[&None].receiver.row();
+                let progress = row.progress(message.generation);
+                let actions = self
+                    .authority
+                    .give_back(BRANCH, &message, &progress, challenge, now);
                 self.decide(actions)
             }
             Message::OfferPart(offer) => self.offer(&offer),

@@ -9,6 +9,7 @@ use dedup_protocol::records::TreeRef;
 use dedup_protocol::state::authority::{HoldRow, Stage};
 use dedup_protocol::state::began::StateRecord;
 use dedup_protocol::state::lease::Lease;
+use dedup_protocol::state::message::{LeaseReturned, RecallLease};
 use dedup_protocol::state::{Generation, Head, Nonce};
 use dedup_protocol::trust::{SigningKey, TrustAnchor};
 use dedup_protocol::wire::{Message, SignedBytes};
@@ -209,4 +210,90 @@ fn a_state_lies_under_an_overlay_of_its_own_generation_only() {
     assert!(matches!(forged, Err(CatalogError::Trust(_))), "{forged:?}");
     catalog.forget_volume(VOLUME).unwrap();
     assert_eq!(catalog.state_under(VOLUME).unwrap(), None);
+}
+
+/// What a line wants to say just after its link came up.
+fn said(lines: &Lines) -> Option<Message> {
+    let said = lines.with(VOLUME, |line, now| {
+        line.linked(now)?;
+        line.tick(now)?;
+        Ok(line.next_message())
+    });
+    said.unwrap()
+}
+
+#[test]
+fn what_was_given_up_is_told_after_a_restart_too_until_it_is_known() {
+    let world = World::new();
+    let lines = world.lines();
+    let lease = World::lease(question(&lines));
+    granted(&lines, &world.publisher, &lease).unwrap();
+    assert!(world.catalog.dropped().unwrap().is_empty());
+    let dropped = lines.with(VOLUME, |line, now| line.drop_writes(now));
+    assert!(dropped.unwrap());
+    for _ in 0..2 {
+        let lines = world.lines();
+        assert_eq!(world.catalog.dropped().unwrap(), [VOLUME]);
+        let shown = lines.shown(VOLUME).unwrap();
+        assert_eq!(shown.lease, "given up");
+        assert_eq!(shown.no_right, Some(NoRight::Dropped));
+        match said(&lines) {
+            Some(Message::DropLease(told)) => assert_eq!(told.generation, Generation(1)),
+            other => panic!("{other:?} tells nothing"),
+        }
+    }
+    let lines = world.lines();
+    let returned = LeaseReturned {
+        desktop: VOLUME,
+        generation: Generation(1),
+    };
+    let heard = lines.with(VOLUME, |line, now| {
+        line.hear(Message::LeaseReturned(returned), now)
+    });
+    heard.unwrap();
+    assert!(world.catalog.dropped().unwrap().is_empty());
+    assert_eq!(said(&lines), None);
+}
+
+#[test]
+fn a_question_that_is_out_is_not_forgotten_with_what_is_given_up() {
+    let world = World::new();
+    let lines = world.lines();
+    let nonce = question(&lines);
+    let dropped = lines.with(VOLUME, |line, now| line.drop_writes(now));
+    assert!(dropped.unwrap());
+    let lines = world.lines();
+    assert_eq!(question(&lines), nonce, "asked until it is answered");
+    granted(&lines, &world.publisher, &World::lease(nonce)).unwrap();
+    let told = lines.with(VOLUME, |line, _| Ok(line.next_message()));
+    assert!(
+        matches!(told.unwrap(), Some(Message::DropLease(told)) if told.generation == Generation(1))
+    );
+    // Of what nobody ever asked for there is nothing to tell.
+    let other = DesktopId([9; 16]);
+    let dropped = lines.with(other, |line, now| line.drop_writes(now));
+    assert!(dropped.unwrap());
+    assert_eq!(world.catalog.hold(other).unwrap(), None);
+}
+
+#[test]
+fn what_is_recalled_is_not_given_back_before_it_is_known_what_was_written() {
+    let world = World::new();
+    let lines = world.lines();
+    let lease = World::lease(question(&lines));
+    granted(&lines, &world.publisher, &lease).unwrap();
+    let recall = Message::RecallLease(RecallLease {
+        desktop: VOLUME,
+        generation: Generation(1),
+    });
+    let heard = lines.with(VOLUME, |line, now| {
+        line.hear(recall, now)?;
+        line.tick(now)?;
+        assert!(line.needs_overlay());
+        Ok(line.next_message())
+    });
+    assert_eq!(heard.unwrap(), None);
+    assert_eq!(lines.shown(VOLUME).unwrap().lease, "recalled");
+    // What IT takes back is forgotten with a restart, and told again where it holds still.
+    assert_eq!(world.lines().shown(VOLUME).unwrap().lease, "held");
 }

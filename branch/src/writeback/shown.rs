@@ -43,6 +43,11 @@ pub enum NoRight {
         /// How.
         why: &'static str,
     },
+    /// Somebody gave it up, and was interrupted.
+    #[error(
+        "what was written to it was given up, and that was interrupted; reset or delete the desktop again"
+    )]
+    Dropped,
     /// It is being given back.
     #[error("it is being given back to the datacenter; start it when that is done")]
     Returning,
@@ -53,7 +58,7 @@ pub enum NoRight {
 pub struct LineShown {
     /// The volume.
     pub volume: DesktopId,
-    /// `unleased`, `held`, `returning`, `fenced` or `idle`.
+    /// `unleased`, `held`, `recalled`, `returning`, `fenced`, `given up` or `idle`.
     pub lease: &'static str,
     /// Under which generation it is or was last held; none: never.
     pub generation: Generation,
@@ -77,7 +82,7 @@ impl LineShown {
         volume: DesktopId,
         hold: &HoldRow,
         send: Option<&Sender>,
-        no_right: Option<NoRight>,
+        (no_right, is_recalled): (Option<NoRight>, bool),
         applied_unix_s: Option<u64>,
         trouble: Option<String>,
         now_unix_s: u64,
@@ -89,10 +94,15 @@ impl LineShown {
                 lease,
                 is_returning,
             } => {
-                let name = if *is_returning { "returning" } else { "held" };
+                let name = match (*is_returning, is_recalled) {
+                    (true, _) => "returning",
+                    (false, true) => "recalled",
+                    (false, false) => "held",
+                };
                 (name, lease.generation, Some(lease.ends_unix_s()))
             }
             Stage::Fenced { generation, .. } => ("fenced", *generation, None),
+            Stage::Dropped { generation } => ("given up", *generation, None),
         };
         let lag = send.map(|send| send.lag(now_unix_s));
         Self {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct BackupRequest {
-    /// Absolute path of a folder on the datacenter's host; it is made if it does not exist.
+    /// Absolute path of a folder on the datacenter's host, which is made if it does not exist; or `s3://BUCKET/FOLDER`, by the settings in its `secrets/s3.toml`.
     pub folder: String,
     /// Read what is there already and compare it with what was written.
     #[serde(default)]

@@ -19,7 +19,19 @@ pub enum BranchState {
     Revoked,
 }
 
-/// A site with a branch server.
+/// What a branch is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum BranchKind {
+    /// A site with a branch server.
+    #[default]
+    Site,
+    /// One user's machine, which desktops are checked out to.
+    Laptop,
+}
+
+/// A site with a branch server, or a laptop.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Branch {
@@ -29,6 +41,9 @@ pub struct Branch {
     pub name: String,
     /// Where it is, for people.
     pub site: Option<String>,
+    /// What it is.
+    #[serde(default)]
+    pub kind: BranchKind,
     /// Where it stands.
     pub state: BranchState,
     /// When it was first invited, unix seconds.
@@ -94,6 +109,9 @@ pub struct TokenRequest {
     /// certificate is revoked at that moment.
     #[serde(default)]
     pub replace: bool,
+    /// It is a laptop: desktops can be checked out to it. Only of a branch that has not joined; what it is stays.
+    #[serde(default)]
+    pub laptop: bool,
 }
 
 /// A join token; it is shown once and cannot be had again.
@@ -177,6 +195,9 @@ pub struct Pool {
     /// Size of the user volume that each of its desktops gets, in MiB; 0 for none.
     #[serde(default)]
     pub user_volume_mib: u32,
+    /// Whether its desktops' systems begin anew at log-off, on the version that the pool runs then. Else they are kept.
+    #[serde(default)]
+    pub pooled: bool,
 }
 
 /// The pools of a branch.
@@ -215,6 +236,9 @@ pub struct AssignRequest {
     /// Size of the user volume that each of its desktops gets, in MiB; 0 for none (default 0). Desktops that have one keep theirs.
     #[serde(default)]
     pub user_volume_mib: Option<u32>,
+    /// Whether its desktops' systems begin anew at log-off (default false). A desktop whose system was kept keeps it until it is reset.
+    #[serde(default)]
+    pub pooled: Option<bool>,
 }
 
 /// What a branch says about itself. The same value travels over the link as JSON and stands in [`Branch::status`].
@@ -324,6 +348,9 @@ pub struct VersionResidency {
 pub struct DesktopStatus {
     /// Its id.
     pub id: String,
+    /// Its random id, which its agent makes the machine's; branch servers that are older do not tell.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub identity: String,
     /// Its pool.
     pub pool: String,
     /// Id of the version that it runs.

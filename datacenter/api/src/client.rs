@@ -15,12 +15,13 @@ use serde::de::DeserializeOwned;
 
 use crate::{
     AssignRequest, BackupRequest, Branch, BranchList, BranchPolicy, BreakLeaseRequest,
-    CollectRequest, CreateImage, DatacenterStatus, DeletedVersion, DeletedVersionList,
-    ExportRequest, Image, ImageList, Operation, OperationList, OperationState, PinRequest,
+    CheckInRequest, CheckOutRequest, Checkout, CheckoutList, CollectRequest, CreateImage,
+    DatacenterStatus, DeletedVersion, DeletedVersionList, ExportRequest, ExtendRequest, Image,
+    ImageList, Move, MoveList, MoveRequest, Operation, OperationList, OperationState, PinRequest,
     PolicyRequest, Pool, PoolList, Problem, ProblemCode, PublishRequest, ReasonRequest, Retention,
     RollBackRequest, ScrubRequest, StatePolicy, StatePolicyRequest, StoreReport, TokenRequest,
     TokenResponse, UpdateRequest, Version, VersionDiff, VersionList, VersionPin, VersionRef,
-    Volume, VolumeList, VolumeSnapshot, VolumeState,
+    Volume, VolumeList, VolumeSnapshot, VolumeState, WipeOrder, WipeOrderList, WipeRequest,
 };
 
 /// How to reach a datacenter.
@@ -607,6 +608,32 @@ impl Client {
         self.with(Method::POST, &path, request).await
     }
 
+    /// Moves a desktop to another branch. It goes on by itself; asked again, it is the same move.
+    pub async fn move_desktop(&self, request: &MoveRequest) -> Result<Move, ClientError> {
+        self.with(Method::POST, "/v1/moves", request).await
+    }
+
+    /// The last moves of all desktops that were ever moved.
+    pub async fn moves(&self) -> Result<Vec<Move>, ClientError> {
+        let list: MoveList = self.get("/v1/moves").await?;
+        Ok(list.moves)
+    }
+
+    /// The last move of the desktop that a volume is of.
+    pub async fn move_of(&self, volume: &str) -> Result<Move, ClientError> {
+        self.get(&format!("/v1/moves/{}", segment(volume)?)).await
+    }
+
+    /// Takes a move back.
+    pub async fn cancel_move(
+        &self,
+        volume: &str,
+        request: &ReasonRequest,
+    ) -> Result<Move, ClientError> {
+        let path = format!("/v1/moves/{}/cancel", segment(volume)?);
+        self.with(Method::POST, &path, request).await
+    }
+
     /// How a pool's volumes are leased, and which snapshots of them are kept.
     pub async fn state_policy(&self, branch: &str, pool: &str) -> Result<StatePolicy, ClientError> {
         self.get(&policy_path(branch, pool)?).await
@@ -621,6 +648,61 @@ impl Client {
     ) -> Result<StatePolicy, ClientError> {
         self.with(Method::PUT, &policy_path(branch, pool)?, request)
             .await
+    }
+
+    /// Desktops that are checked out, or about to be.
+    pub async fn checkouts(&self) -> Result<Vec<Checkout>, ClientError> {
+        let list: CheckoutList = self.get("/v1/checkouts").await?;
+        Ok(list.checkouts)
+    }
+
+    /// Checks a desktop out to a laptop.
+    pub async fn check_out(
+        &self,
+        branch: &str,
+        desktop: &str,
+        request: &CheckOutRequest,
+    ) -> Result<Checkout, ClientError> {
+        let (branch, desktop) = (segment(branch)?, segment(desktop)?);
+        let path = format!("/v1/branches/{branch}/desktops/{desktop}/check-out");
+        self.with(Method::POST, &path, request).await
+    }
+
+    /// Changes until when a desktop is checked out.
+    pub async fn extend_checkout(
+        &self,
+        volume: &str,
+        request: &ExtendRequest,
+    ) -> Result<Checkout, ClientError> {
+        let path = format!("/v1/checkouts/{}/extend", segment(volume)?);
+        self.with(Method::POST, &path, request).await
+    }
+
+    /// Wants a desktop back from its laptop.
+    pub async fn check_in(
+        &self,
+        volume: &str,
+        request: &CheckInRequest,
+    ) -> Result<Checkout, ClientError> {
+        let path = format!("/v1/checkouts/{}/check-in", segment(volume)?);
+        self.with(Method::POST, &path, request).await
+    }
+
+    /// The orders to wipe that a branch was given.
+    pub async fn wipes(&self, branch: &str) -> Result<Vec<WipeOrder>, ClientError> {
+        let path = format!("/v1/branches/{}/wipes", segment(branch)?);
+        let list: WipeOrderList = self.get(&path).await?;
+        Ok(list.orders)
+    }
+
+    /// Orders a branch to destroy keys at its next contact.
+    pub async fn wipe(
+        &self,
+        branch: &str,
+        request: &WipeRequest,
+    ) -> Result<WipeOrder, ClientError> {
+        let path = format!("/v1/branches/{}/wipes", segment(branch)?);
+        self.with(Method::POST, &path, request).await
     }
 }
 

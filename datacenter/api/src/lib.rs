@@ -10,6 +10,7 @@ pub mod branch;
 #[cfg(feature = "client")]
 pub mod client;
 pub mod image;
+pub mod laptop;
 pub mod operation;
 pub mod people;
 pub mod policy;
@@ -25,9 +26,9 @@ pub mod volume;
 pub use audit::{AuditEntry, AuditFacts, AuditLine, AuditList, AuditState};
 pub use backup::{BackupRequest, BackupResult};
 pub use branch::{
-    AssignRequest, BootReport, Branch, BranchAhead, BranchIntroduction, BranchList, BranchState,
-    BranchStatus, CacheStatus, DesktopStatus, Latencies, LinkReport, MachineType, Pool, PoolList,
-    TokenRequest, TokenResponse, TransferCounters, VersionResidency,
+    AssignRequest, BootReport, Branch, BranchAhead, BranchIntroduction, BranchKind, BranchList,
+    BranchState, BranchStatus, CacheStatus, DesktopStatus, Latencies, LinkReport, MachineType,
+    Pool, PoolList, TokenRequest, TokenResponse, TransferCounters, VersionResidency,
 };
 #[cfg(feature = "client")]
 pub use client::{Client, ClientError, ClientOptions};
@@ -35,6 +36,10 @@ pub use image::{
     BootOutcome, BootSummary, ChunkSizes, CreateImage, Image, ImageList, ProfileSummary,
     PublishRequest, TreeSummary, UpdateRequest, UpdateSummary, VerifyMode, Version, VersionDiff,
     VersionList,
+};
+pub use laptop::{
+    CheckInRequest, CheckOutRequest, Checkout, CheckoutList, CheckoutStage, ExtendRequest,
+    WipeOrder, WipeOrderList, WipeRequest,
 };
 pub use operation::{
     DamagedItem, Operation, OperationKind, OperationList, OperationResult, OperationState, Phase,
@@ -57,7 +62,7 @@ pub use store::{
 };
 pub use token::{ApiToken, ApiTokenList, ApiTokenRequest, NewApiToken};
 pub use volume::{
-    BreakLeaseRequest, EndedLease, ReasonRequest, RollBackRequest, SnapshotCause, StatePolicy,
-    StatePolicyRequest, Volume, VolumeFork, VolumeKind, VolumeLease, VolumeList, VolumeReport,
-    VolumeSnapshot, VolumeState,
+    BreakLeaseRequest, EndedLease, Move, MoveList, MoveRequest, MoveState, MoveVolume,
+    ReasonRequest, RollBackRequest, SnapshotCause, StatePolicy, StatePolicyRequest, Volume,
+    VolumeFork, VolumeKind, VolumeLease, VolumeList, VolumeReport, VolumeSnapshot, VolumeState,
 };

@@ -245,3 +245,87 @@ pub struct StatePolicyRequest {
     /// The newest of each of so many weeks.
     pub keep_weekly: Option<u32>,
 }
+
+/// Moves a desktop to another branch.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct MoveRequest {
+    /// The desktop's name at the branch where it is.
+    pub desktop: String,
+    /// That branch.
+    pub from: String,
+    /// The branch that it comes to.
+    pub to: String,
+    /// Its pool there; none: one of the same name.
+    #[serde(default)]
+    pub pool: Option<String>,
+    /// Who does it and why; kept in the audit log.
+    pub reason: String,
+    /// Without waiting for the branch where it is: its leases are broken, and what it has not sent becomes a fork.
+    #[serde(default)]
+    pub break_lease: bool,
+}
+
+/// Where a move stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum MoveState {
+    /// The former branch holds some of it.
+    Leaving,
+    /// The former branch has given all of it back, and the new one does not have all of it yet.
+    Arriving,
+    /// The new branch holds it.
+    Done,
+    /// It was taken back.
+    Cancelled,
+}
+
+/// A volume that is moved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct MoveVolume {
+    /// Its id.
+    pub id: String,
+    /// Which of the desktop's.
+    pub kind: VolumeKind,
+    /// The branch that holds it, if one does.
+    pub held_by: Option<String>,
+    /// Durable records there that are not here, as that branch last said.
+    pub lag_records: Option<u64>,
+}
+
+/// A desktop that is moved, or was moved last, to another branch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Move {
+    /// Id of its first volume, which names the move.
+    pub id: String,
+    /// The desktop's name.
+    pub desktop: String,
+    /// The branch that it leaves.
+    pub from: String,
+    /// The branch that it comes to.
+    pub to: String,
+    /// Its pool there.
+    pub pool: String,
+    /// Where it stands.
+    pub state: MoveState,
+    /// What it waits for, or how it ended.
+    pub says: String,
+    /// What moves. A system that begins anew at log-off does not.
+    pub volumes: Vec<MoveVolume>,
+    /// When it was asked for, unix seconds.
+    pub asked_unix_s: u64,
+    /// When it ended, unix seconds.
+    pub ended_unix_s: Option<u64>,
+}
+
+/// Moves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct MoveList {
+    /// One for each desktop that was ever moved, in the order of their ids.
+    pub moves: Vec<Move>,
+}

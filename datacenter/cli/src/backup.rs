@@ -14,7 +14,8 @@ use crate::{output, progress};
 /// What a backup is told.
 #[derive(Args)]
 pub struct Arguments {
-    /// The folder, on the datacenter's host; it is made if it does not exist. Best on another disk, or mounted from another machine.
+    /// The folder, on the datacenter's host; it is made if it does not exist. Best on another disk, or mounted from another machine. Or
+    /// s3://BUCKET/FOLDER, with endpoint, region and key in the datacenter's secrets/s3.toml.
     folder: PathBuf,
     /// Read what is there already and compare it with what was written.
     #[arg(long)]
@@ -27,7 +28,16 @@ pub struct Arguments {
 /// Does it.
 pub async fn run(context: &Context, arguments: Arguments) -> Result<(), Failure> {
     let client = context.client()?;
-    let folder = std::path::absolute(&arguments.folder)
+    // A place in a bucket is no path.
+    let in_bucket = arguments
+        .folder
+        .to_str()
+        .filter(|text| text.starts_with("s3://"));
+    let path = match in_bucket {
+        Some(_) => Ok(arguments.folder.clone()),
+        None => std::path::absolute(&arguments.folder),
+    };
+    let folder = path
         .ok()
         .and_then(|path| path.into_os_string().into_string().ok())
         .ok_or_else(|| {

@@ -4,13 +4,13 @@ use clap::{ArgAction, Subcommand};
 use datacenter_api::policy::{DayPart, format_rate, parse_rate, parse_utc_offset};
 use datacenter_api::units::{format_duration, format_size, parse_duration, parse_size};
 use datacenter_api::{
-    AssignRequest, Branch, BranchAhead, BranchPolicy, BranchState, Latencies, MachineType,
-    PolicyRequest, Pool, TokenRequest, VersionRef,
+    AssignRequest, Branch, BranchAhead, BranchKind, BranchPolicy, BranchState, Latencies,
+    MachineType, PolicyRequest, Pool, TokenRequest, VersionRef,
 };
 
 use crate::config::Context;
 use crate::failure::Failure;
-use crate::{output, ready};
+use crate::{laptop, output, ready};
 
 /// What can be done with branches.
 #[derive(Subcommand)]
@@ -33,6 +33,9 @@ pub enum Verb {
         /// Allow it for a branch that has joined: the server that joins with it replaces the one that is there.
         #[arg(long)]
         replace: bool,
+        /// It is a laptop: desktops can be checked out to it.
+        #[arg(long)]
+        laptop: bool,
     },
     /// List the branches.
     List,
@@ -89,6 +92,12 @@ pub enum Verb {
         /// Give its desktops no user volume (the default). Desktops that have one keep theirs.
         #[arg(long)]
         no_user_volume: bool,
+        /// Have the systems of its desktops begin anew at log-off, on the version that the pool runs then; user volumes stay.
+        #[arg(long, conflicts_with = "persistent")]
+        pooled: bool,
+        /// Keep what is written to its desktops' systems (the default). A desktop whose system was kept keeps it until it is reset.
+        #[arg(long)]
+        persistent: bool,
     },
     /// Set what a branch may take of its line, and when. Options left out keep what the branch has.
     ///
@@ -126,6 +135,18 @@ pub enum Verb {
         /// The branch's name.
         name: String,
     },
+    /// Have a lost branch or laptop destroy its keys at its next contact, and refuse it for everything else from now on.
+    ///
+    /// With --desktop only the keys of that desktop are destroyed, and the branch goes on. What was not written back is lost with them.
+    #[command(
+        after_help = "Example:\n  splice branch wipe alice-laptop --reason 'carol: left in a taxi'\n  splice branch wipes alice-laptop"
+    )]
+    Wipe(laptop::WipeArguments),
+    /// List what a branch was ordered to destroy, and whether it did.
+    Wipes {
+        /// The branch's name.
+        name: String,
+    },
 }
 
 fn parse_hours(text: &str) -> Result<String, String> {
@@ -160,11 +181,13 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
             expires,
             site,
             replace,
+            laptop,
         } => {
             let request = TokenRequest {
                 expires_s: Some(expires.as_secs()),
                 site,
                 replace,
+                laptop,
             };
             let token = client.join_token(&name, &request).await?;
             if context.json {
@@ -212,6 +235,8 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
             no_tpm,
             user_volume,
             no_user_volume,
+            pooled,
+            persistent,
         } => {
             let pins =
                 (no_pin || !pin.is_empty()).then(|| pin.iter().map(ToString::to_string).collect());
@@ -224,6 +249,7 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
                 machine,
                 tpm: (tpm || no_tpm).then_some(tpm),
                 user_volume_mib: if no_user_volume { Some(0) } else { user_volume },
+                pooled: (pooled || persistent).then_some(pooled),
             };
             let pool = client.assign(&name, &pool, &request).await?;
             if context.json {
@@ -267,6 +293,8 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
             }
             output::text(&format!("branch {name} is revoked\n"))
         }
+        Verb::Wipe(arguments) => laptop::wipe(context, arguments).await,
+        Verb::Wipes { name } => laptop::wipes(context, &name).await,
     }
 }
 
@@ -364,6 +392,7 @@ fn pool_row(pool: &Pool) -> Vec<String> {
             0 => "-".into(),
             mib => format_size(u64::from(mib) << 20),
         },
+        if pool.pooled { "anew" } else { "kept" }.into(),
         pool.pinned.join(" "),
     ]
 }
@@ -375,6 +404,10 @@ fn show(branch: &Branch) -> Result<(), Failure> {
         ("branch", Some(branch.name.clone())),
         ("id", Some(branch.id.clone())),
         ("site", branch.site.clone()),
+        (
+            "kind",
+            (branch.kind == BranchKind::Laptop).then(|| "laptop".into()),
+        ),
         ("state", Some(state(branch).into())),
         ("joined", branch.joined_unix_s.map(output::time)),
         ("revoked", branch.revoked_unix_s.map(output::time)),
@@ -436,7 +469,7 @@ fn show(branch: &Branch) -> Result<(), Failure> {
     let pools: Vec<_> = branch.pools.iter().map(pool_row).collect();
     output::table(
         &[
-            "POOL", "VERSION", "MEMORY", "CPUS", "FETCH", "MACHINE", "USERS", "PINNED",
+            "POOL", "VERSION", "MEMORY", "CPUS", "FETCH", "MACHINE", "USERS", "SYSTEM", "PINNED",
         ],
         &pools,
         "no pools; assign one with `splice branch assign`",

@@ -6,15 +6,15 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use branch_api::{
-    Client, ClientError, Desktop, Guest, GuestVolume, SnapshotAsked, StartDesktop, StopDesktop,
-    VolumeLine,
+    CheckedOut, Client, ClientError, Desktop, Guest, GuestVolume, Rebase, SnapshotAsked,
+    StartDesktop, StopDesktop, VolumeLine,
 };
 use clap::{Args, Subcommand};
 use datacenter_api::units::format_size;
 
 use crate::config::Context;
 use crate::failure::Failure;
-use crate::output;
+use crate::{output, preflight};
 
 /// Which branch server is meant.
 #[derive(Args)]
@@ -82,8 +82,47 @@ enum Verb {
         /// Its name.
         name: String,
     },
+    /// Have a stopped desktop run another version with what its user has.
+    ///
+    /// A pooled desktop's system begins anew on it. What was written to a persistent one's system goes on over it where nothing changes under that, and else
+    /// the desktop stays on its version and says why.
+    #[command(
+        after_help = "Examples:\n  splice desktop rebase alice\n  splice desktop rebase alice --version debian@8"
+    )]
+    Rebase {
+        /// Its name.
+        name: String,
+        /// The version [default: what its pool runs, now and from now on].
+        #[arg(long, value_name = "IMAGE@N")]
+        version: Option<String>,
+    },
+    /// Try a stopped desktop out on another version, with what its user has, in a machine without a network that is thrown away.
+    #[command(
+        after_help = "Examples:\n  splice desktop preflight alice --version debian@8\n  splice desktop preflight alice --last"
+    )]
+    Preflight {
+        /// Its name.
+        name: String,
+        /// The version [default: what its pool runs].
+        #[arg(long, value_name = "IMAGE@N", conflicts_with_all = ["last", "cancel"])]
+        version: Option<String>,
+        /// Only show how it goes, or what came of the last one.
+        #[arg(long, conflicts_with = "cancel")]
+        last: bool,
+        /// End it.
+        #[arg(long)]
+        cancel: bool,
+        /// Do not wait for the end.
+        #[arg(long)]
+        no_wait: bool,
+    },
     /// Ask for a snapshot of what a desktop has written; the datacenter cuts it when that is there.
     Snapshot {
+        /// Its name.
+        name: String,
+    },
+    /// Have a stopped desktop that is checked out to this laptop go back. It leaves when all of it is at the datacenter.
+    CheckIn {
         /// Its name.
         name: String,
     },
@@ -196,6 +235,17 @@ fn volume(volume: &VolumeLine) -> String {
     line
 }
 
+fn checkout(checkout: CheckedOut) -> String {
+    let until = output::time(checkout.until_unix_s);
+    let state = match (checkout.ending, checkout.missing_bytes) {
+        (true, _) => "it goes back when it stands still and all of it is at the datacenter".into(),
+        (false, None) => "what it goes on behind is on its way".into(),
+        (false, Some(0)) => "all of it is here".into(),
+        (false, Some(bytes)) => format!("{} of it are not here yet", format_size(bytes)),
+    };
+    format!("until {until}; {state}")
+}
+
 /// The volume that is behind the longest.
 fn lag(desktop: &Desktop) -> String {
     let volumes = desktop.volumes.iter();
@@ -232,6 +282,18 @@ fn show(context: &Context, desktop: &Desktop) -> Result<(), Failure> {
                 desktop.image, desktop.version_number, desktop.version
             )),
         ),
+        (
+            "system",
+            Some(
+                if desktop.pooled {
+                    "begins anew at log-off"
+                } else {
+                    "kept"
+                }
+                .into(),
+            ),
+        ),
+        ("stays on that version", desktop.kept_back.clone()),
         ("state", Some(state(desktop))),
         ("error", desktop.error.clone()),
         ("room missing", desktop.missing_bytes.map(format_size)),
@@ -275,6 +337,7 @@ fn show(context: &Context, desktop: &Desktop) -> Result<(), Failure> {
                 format!("{size}{written}, disk {}", volume.serial)
             }),
         ),
+        ("checked out", desktop.checkout.map(checkout)),
         ("at the datacenter", volumes(desktop)),
         ("agent", desktop.guest.as_ref().map(agent)),
         ("logged on", desktop.guest.as_ref().and_then(users)),
@@ -304,6 +367,26 @@ pub async fn run(context: &Context, arguments: Arguments) -> Result<(), Failure>
             show(context, &client.stop(&name, StopDesktop { force }).await?)
         }
         Verb::Reset { name } => show(context, &client.reset(&name).await?),
+        Verb::Rebase { name, version } => {
+            show(context, &client.rebase(&name, &Rebase { version }).await?)
+        }
+        Verb::Preflight {
+            name,
+            version,
+            last,
+            cancel,
+            no_wait,
+        } => {
+            let begun = if last {
+                client.preflight_of(&name).await?
+            } else if cancel {
+                client.cancel_preflight(&name).await?
+            } else {
+                client.preflight(&name, &Rebase { version }).await?
+            };
+            let waits = !(last || no_wait);
+            preflight::follow(context, &client, begun, (waits, cancel)).await
+        }
         Verb::Snapshot { name } => {
             let asked = client.snapshot(&name).await?;
             if context.json {
@@ -311,6 +394,7 @@ pub async fn run(context: &Context, arguments: Arguments) -> Result<(), Failure>
             }
             output::text(&snapshot_line(asked))
         }
+        Verb::CheckIn { name } => show(context, &client.check_in(&name).await?),
         Verb::Delete { name } => list(context, &client.delete(&name).await?),
         Verb::LibvirtXml { name, disk } => {
             let domain = client.libvirt(&name, &disk).await?;

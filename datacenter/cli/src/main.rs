@@ -11,9 +11,12 @@ mod desktop;
 mod failure;
 mod group;
 mod image;
+mod laptop;
 mod login;
+mod moves;
 mod operation;
 mod output;
+mod preflight;
 mod progress;
 mod ready;
 mod secret;
@@ -138,6 +141,9 @@ enum Noun {
     Token(token::Verb),
     /// Whether a branch lets somebody in, and to which pools (over the branch server's socket).
     BranchLogIn(login::BranchArguments),
+    /// Desktops that are checked out to laptops.
+    #[command(subcommand)]
+    Laptop(laptop::Verb),
     /// The datacenter as a whole.
     Status(status::Arguments),
 }
@@ -180,6 +186,7 @@ async fn run(context: &Context, noun: Noun) -> Result<(), Failure> {
         Noun::Entitle(verb) => group::entitle(context, verb).await,
         Noun::Token(verb) => token::run(context, verb).await,
         Noun::BranchLogIn(arguments) => login::at_branch(context, arguments).await,
+        Noun::Laptop(verb) => laptop::run(context, verb).await,
         Noun::Status(arguments) => status::run(context, arguments).await,
     }
 }

@@ -12,6 +12,7 @@ use datacenter_api::{
 
 use crate::config::Context;
 use crate::failure::Failure;
+use crate::moves::{self, MoveArguments};
 use crate::version::{Format, started};
 use crate::{output, progress};
 
@@ -21,6 +22,13 @@ pub struct Reason {
     /// Who does it and why; it is kept in the audit log.
     #[arg(long, value_name = "TEXT")]
     reason: String,
+}
+
+impl Reason {
+    /// Its text.
+    pub fn into_text(self) -> String {
+        self.reason
+    }
 }
 
 impl From<Reason> for ReasonRequest {
@@ -115,6 +123,20 @@ pub enum Verb {
     /// Delete a volume that nobody holds, with its snapshots.
     Delete {
         /// The volume.
+        volume: String,
+        #[command(flatten)]
+        reason: Reason,
+    },
+    /// Move a desktop to another branch: what it wrote is sent, its leases are handed over, and what it stands on is fetched as it is read.
+    #[command(
+        after_help = "Examples:\n  splice desktop-state move alice --from new-york --to boston --reason 'carol: alice moves'\n  splice desktop-state move alice --from new-york --to boston --break-lease --reason 'carol: new-york burnt down'"
+    )]
+    Move(MoveArguments),
+    /// List moves of desktops, and what those wait for that go on.
+    Moves,
+    /// Take a move back, as long as the new branch has nothing of the desktop.
+    CancelMove {
+        /// A volume of the desktop, as `moves` names the move.
         volume: String,
         #[command(flatten)]
         reason: Reason,
@@ -282,6 +304,9 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
             client.delete_volume(&volume, &reason.into()).await?;
             output::text("the volume is deleted\n")
         }
+        Verb::Move(arguments) => moves::run(context, arguments).await,
+        Verb::Moves => moves::list(context).await,
+        Verb::CancelMove { volume, reason } => moves::cancel(context, &volume, reason).await,
         Verb::Policy(arguments) => policy(context, arguments).await,
     }
 }

@@ -15,7 +15,9 @@ use dedup_store::disk::{Disk, HostDisk};
 use dedup_store::kv::{RocksKv, RocksOptions};
 use zeroize::Zeroizing;
 
+use super::bucket::settings::BucketPlace;
 use super::folder::Folder;
+use super::operation::open_bucket;
 use super::restore::{self, Opened};
 use super::whole::{Lacking, lacking};
 use crate::catalog::Catalog;
@@ -33,8 +35,10 @@ const NAMED_MAX: usize = 20;
 /// What `restore` is told.
 #[derive(Debug, Clone)]
 pub struct RestoreOptions {
-    /// The backup's folder.
+    /// The backup's folder, or `s3://BUCKET/FOLDER`.
     pub folder: PathBuf,
+    /// Where buckets are, for one of those.
+    pub s3_file: Option<PathBuf>,
     /// The new data folder.
     pub data: PathBuf,
     /// Where the passphrase is.
@@ -54,7 +58,7 @@ pub fn restore(
     progress: &mut Progress<'_>,
 ) -> anyhow::Result<Vec<String>> {
     let dir = absolute(&options.data)?;
-    let folder = open_folder(&options.folder)?;
+    let folder = open_folder(options)?;
     let found = restore::find(&folder)?;
     let id = hex::encode(found.id());
     refuse_used(&dir, &id)?;
@@ -88,7 +92,17 @@ pub fn restore(
 }
 
 /// The backup's folder, which is not made if it is not there.
-fn open_folder(path: &Path) -> anyhow::Result<Folder> {
+fn open_folder(options: &RestoreOptions) -> anyhow::Result<Folder> {
+    let path = &options.folder;
+    if let Some(text) = path.to_str().filter(|text| BucketPlace::is_meant(text)) {
+        let settings = options.s3_file.as_deref();
+        let settings = settings.with_context(|| {
+            format!(
+                "{text} is in a bucket; name the file with endpoint, region and key with --s3-file"
+            )
+        })?;
+        return open_bucket(text, settings).map_err(|error| anyhow::anyhow!(error));
+    }
     if !path.is_dir() {
         bail!(
             "{} is no folder; give the one that `splice store backup` was given",

@@ -1,4 +1,4 @@
-//! Backup of the datacenter itself, while it works: realm, catalog and packs into a folder, and back.
+//! Backup of the datacenter itself, while it works: realm, catalog and packs into a folder or a bucket, and back.
 //!
 //! The order is: packs are kept where they are, the catalog is looked at, then the pack that grows is sealed and all closed packs are
 //! listed. A version is in the catalog only after its chunks are durable in packs; so whatever a catalog of one moment speaks of lies in the
@@ -9,9 +9,10 @@
 //! dies leaves the one before as it was, and the next goes on with the packs that the dead one copied. Packs that are in the folder
 //! already are proven, not copied.
 //!
-//! Start reading at [`backup`]; then [`folder`] (the place), [`manifest`] (what is in it), [`snapshot`] (the catalog as a file),
+//! Start reading at [`backup`]; then [`folder`] and [`bucket`] (the place), [`manifest`] (what is in it), [`snapshot`] (the catalog as a file),
 //! [`restore`] (back, onto any disk), [`whole`] (whether all of it is there) and [`machine`] (back, onto this machine). What it never takes: the passphrase, the root key, API tokens.
 
+pub mod bucket;
 pub mod folder;
 pub mod machine;
 pub mod manifest;

@@ -10,6 +10,8 @@ use datacenter_api::{
 };
 use dedup_store::disk::HostDisk;
 
+use super::bucket::Bucket;
+use super::bucket::settings::{BucketPlace, Settings};
 use super::folder::Folder;
 use super::manifest::ManifestError;
 use super::{BackupError, Source, backup, read_file};
@@ -41,27 +43,57 @@ impl Drop for Turn {
 /// Starts a backup. What can be refused at once is.
 pub fn start(dc: &Arc<Datacenter>, request: BackupRequest) -> Result<Operation, ManageError> {
     let turn = Turn::take(dc)?;
-    let path = PathBuf::from(&request.folder);
-    check_path(dc, &path)?;
-    let disk = HostDisk::new(&path).map_err(|e| {
+    let (folder, path) = match BucketPlace::is_meant(&request.folder) {
+        true => (bucket(dc, &request.folder)?, None),
+        false => {
+            let path = PathBuf::from(&request.folder);
+            (on_host(dc, &path)?, Some(path))
+        }
+    };
+    dc.operations().start(
+        OperationKind::Backup,
+        request.folder,
+        move |meter| match run(&turn.0, &folder, request.verify, meter) {
+            Ok(mut result) => {
+                result.warnings = warnings(&turn.0, path.as_deref(), &result);
+                Ok(OperationResult::Backup(result))
+            }
+            Err(error) => Err((&error).into()),
+        },
+    )
+}
+
+/// A folder on the datacenter's host, which is made.
+fn on_host(dc: &Datacenter, path: &Path) -> Result<Folder, ManageError> {
+    check_path(dc, path)?;
+    let disk = HostDisk::new(path).map_err(|e| {
         ManageError::invalid(format!(
             "the folder {} cannot be made: {}",
             path.display(),
             describe(&e)
         ))
     })?;
-    let folder = Folder::new(Arc::new(disk), path.display().to_string());
-    dc.operations().start(
-        OperationKind::Backup,
-        request.folder,
-        move |meter| match run(&turn.0, &folder, request.verify, meter) {
-            Ok(mut result) => {
-                result.warnings = warnings(&turn.0, &path, &result);
-                Ok(OperationResult::Backup(result))
-            }
-            Err(error) => Err((&error).into()),
-        },
-    )
+    Ok(Folder::new(Arc::new(disk), path.display().to_string()))
+}
+
+/// A folder in a bucket.
+fn bucket(dc: &Datacenter, text: &str) -> Result<Folder, ManageError> {
+    if !dc.config().backup_dirs.is_empty() {
+        return Err(ManageError::invalid(format!(
+            "{text}: backups are limited to the configured backup_dirs"
+        )));
+    }
+    open_bucket(text, &dc.dir().buckets()).map_err(|error| ManageError::invalid(describe(&*error)))
+}
+
+/// The folder in a bucket that a text names, by the settings in a file.
+pub(super) fn open_bucket(
+    text: &str,
+    settings: &Path,
+) -> Result<Folder, Box<dyn std::error::Error + Send + Sync>> {
+    let place = BucketPlace::parse(text)?;
+    let bucket = Bucket::new(place, Settings::read(settings)?)?;
+    Ok(Folder::in_bucket(bucket, text))
 }
 
 /// Backs up into a folder; long.
@@ -140,7 +172,7 @@ fn check_path(dc: &Datacenter, path: &Path) -> Result<(), ManageError> {
     Ok(())
 }
 
-fn warnings(dc: &Datacenter, path: &Path, result: &BackupResult) -> Vec<String> {
+fn warnings(dc: &Datacenter, path: Option<&Path>, result: &BackupResult) -> Vec<String> {
     let mut warnings = Vec::new();
     let passphrase = dc.config().passphrase_file.clone();
     let passphrase = passphrase.unwrap_or_else(|| dc.dir().passphrase());
@@ -149,7 +181,7 @@ fn warnings(dc: &Datacenter, path: &Path, result: &BackupResult) -> Vec<String> 
         passphrase.display()
     ));
     let device = |path: &Path| path.metadata().map(|m| m.dev()).ok();
-    if device(path) == device(dc.dir().root()) {
+    if path.is_some_and(|path| device(path) == device(dc.dir().root())) {
         warnings.push(
             "the backup is on the datacenter's own file system and will be lost with it".into(),
         );
@@ -174,7 +206,7 @@ impl From<&BackupError> for Problem {
             ),
             BackupError::Folder(_) => with(
                 ProblemCode::Unavailable,
-                "check the backup's disk, then back up again; the backup before is as it was",
+                "check the backup's disk or bucket, then back up again; the backup before is as it was",
             ),
             BackupError::Manifest {
                 source: ManifestError::Format(_),

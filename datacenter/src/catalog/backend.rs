@@ -79,6 +79,12 @@ pub enum Table {
     StatePolicies = 56,
     /// What somebody has to answer for, newest first.
     Audit = 57,
+    /// Moves of desktops to other branches, by the volumes that move.
+    Moves = 58,
+    /// Desktops that are checked out, by laptop and system volume.
+    Checkouts = 60,
+    /// Orders to wipe, by branch and number.
+    Wipes = 61,
     /// People's accounts by name.
     Accounts = 70,
     /// Groups of people by name.

@@ -295,6 +295,16 @@ pub struct CertificateRow {
     pub expires_unix_s: u64,
 }
 
+/// What a branch is. The tags are on disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BranchKind {
+    /// A site with a branch server.
+    #[default]
+    Site,
+    /// One user's machine, which desktops are checked out to.
+    Laptop,
+}
+
 /// A branch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BranchRow {
@@ -310,6 +320,41 @@ pub struct BranchRow {
     pub certificate: Option<CertificateRow>,
     /// When it was revoked.
     pub revoked_unix_s: Option<u64>,
+    /// What it is.
+    pub kind: BranchKind,
+}
+
+/// [`BranchRow`] in format 1.
+#[derive(Deserialize)]
+struct FirstBranchRow {
+    name: String,
+    site: Option<String>,
+    created_unix_s: u64,
+    joined_unix_s: Option<u64>,
+    certificate: Option<CertificateRow>,
+    revoked_unix_s: Option<u64>,
+}
+
+impl Row for BranchRow {
+    const TABLE: Table = Table::Branches;
+    const FORMAT: u8 = 2;
+    type Key = BranchId;
+
+    fn upgrade(format: u8, bytes: &[u8]) -> Option<Self> {
+        if format != 1 {
+            return None;
+        }
+        let first: FirstBranchRow = postcard::from_bytes(bytes).ok()?;
+        Some(Self {
+            name: first.name,
+            site: first.site,
+            created_unix_s: first.created_unix_s,
+            joined_unix_s: first.joined_unix_s,
+            certificate: first.certificate,
+            revoked_unix_s: first.revoked_unix_s,
+            kind: BranchKind::Site,
+        })
+    }
 }
 
 /// Which branch has a name.
@@ -368,6 +413,8 @@ pub struct PoolRow {
     pub tpm: bool,
     /// Size of desktops' user volumes in MiB; 0 for none.
     pub user_volume_mib: u32,
+    /// Whether desktops' systems begin anew at log-off.
+    pub pooled: bool,
 }
 
 /// [`PoolRow`] in format 1.
@@ -389,6 +436,22 @@ struct SecondPoolRow {
     tpm: bool,
 }
 
+/// [`PoolRow`] in format 3.
+#[derive(Deserialize)]
+struct ThirdPoolRow {
+    second: SecondPoolRow,
+    user_volume_mib: u32,
+}
+
+impl From<ThirdPoolRow> for PoolRow {
+    fn from(third: ThirdPoolRow) -> Self {
+        Self {
+            user_volume_mib: third.user_volume_mib,
+            ..third.second.into()
+        }
+    }
+}
+
 impl From<SecondPoolRow> for PoolRow {
     fn from(second: SecondPoolRow) -> Self {
         let first = second.first;
@@ -402,13 +465,14 @@ impl From<SecondPoolRow> for PoolRow {
             machine: second.machine,
             tpm: second.tpm,
             user_volume_mib: 0,
+            pooled: false,
         }
     }
 }
 
 impl Row for PoolRow {
     const TABLE: Table = Table::Pools;
-    const FORMAT: u8 = 3;
+    const FORMAT: u8 = 4;
     type Key = PoolKey;
 
     fn upgrade(format: u8, bytes: &[u8]) -> Option<Self> {
@@ -419,6 +483,11 @@ impl Row for PoolRow {
                 tpm: false,
             },
             2 => postcard::from_bytes(bytes).ok()?,
+            3 => {
+                return postcard::from_bytes::<ThirdPoolRow>(bytes)
+                    .ok()
+                    .map(Self::from);
+            }
             _ => return None,
         };
         Some(second.into())
@@ -607,7 +676,6 @@ rows! {
     ImageRow, String, Images;
     VersionRow, VersionId, Versions;
     VersionNumberRow, NumberKey, VersionNumbers;
-    BranchRow, BranchId, Branches;
     BranchNameRow, String, BranchNames;
     JoinTokenRow, SecretHash, JoinTokens;
     AssignmentRow, BranchId, Assignments;
@@ -624,4 +692,27 @@ rows! {
     RetentionRow, String, Retentions;
     RestoreRow, (), Restores;
     AheadRow, BranchId, Ahead;
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_branch_of_before_laptops_is_a_site() {
+        let row = BranchRow {
+            name: "ny".into(),
+            site: None,
+            created_unix_s: 1,
+            joined_unix_s: Some(2),
+            certificate: None,
+            revoked_unix_s: Some(3),
+            kind: BranchKind::Site,
+        };
+        let first = hex::decode("01026e79000101020001 03".replace(' ', "")).unwrap();
+        assert_eq!(decode::<BranchRow>(&first).unwrap(), row);
+        assert_eq!(decode::<BranchRow>(&encode(&row)).unwrap(), row);
+        assert!(decode::<BranchRow>(&[9, 0]).is_err());
+    }
 }

@@ -228,6 +228,18 @@ pub enum AuditEvent {
     HomeChanged,
     /// IT made a snapshot the volume's state.
     RolledBack,
+    /// IT checked a desktop out to a laptop, or changed until when it is.
+    CheckedOut,
+    /// IT wants a desktop back from a laptop, or it came back.
+    CheckedIn,
+    /// IT ordered that keys are destroyed.
+    WipeOrdered,
+    /// A branch said that they are.
+    Wiped,
+    /// IT moved the desktop to another branch.
+    Moved,
+    /// IT took a move back.
+    MoveCancelled,
 }
 
 impl AuditEvent {
@@ -243,13 +255,19 @@ impl AuditEvent {
             Self::VolumeDeleted => "volume_deleted",
             Self::HomeChanged => "home_changed",
             Self::RolledBack => "rolled_back",
+            Self::CheckedOut => "checked_out",
+            Self::CheckedIn => "checked_in",
+            Self::WipeOrdered => "wipe_ordered",
+            Self::Wiped => "wiped",
+            Self::Moved => "moved",
+            Self::MoveCancelled => "move_cancelled",
         }
     }
 
     /// Who is behind it: who it was of those that manage is told by the call that the entry stands between the beginning and the end of.
     pub fn who(self) -> &'static str {
         match self {
-            Self::OldCopy => "datacenter",
+            Self::OldCopy | Self::Wiped => "datacenter",
             _ => "management",
         }
     }
@@ -274,6 +292,55 @@ pub struct VolumeEvent {
     pub reason: String,
 }
 
+/// How a move ended. The tags are on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MoveEnd {
+    /// The target holds all of it.
+    Done {
+        /// Since when, unix seconds.
+        unix_s: u64,
+    },
+    /// IT took it back.
+    Cancelled {
+        /// When, unix seconds.
+        unix_s: u64,
+    },
+}
+
+/// A desktop that is moved to another branch, or was last. Each volume that moves has the same row.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MoveRow {
+    /// The desktop's name.
+    pub desktop: String,
+    /// Its pool at the target.
+    pub pool: String,
+    /// Its pool at the source.
+    pub from_pool: String,
+    /// The source.
+    pub from: BranchId,
+    /// The target.
+    pub to: BranchId,
+    /// The desktop's random id.
+    pub identity: DesktopId,
+    /// Its system volume and the version that began with, if it moves.
+    pub system: Option<(DesktopId, VersionId)>,
+    /// Its user volume and that one's size in bytes, if it has one.
+    pub user: Option<(DesktopId, u64)>,
+    /// When it was asked for, unix seconds.
+    pub asked_unix_s: u64,
+    /// How it ended.
+    pub end: Option<MoveEnd>,
+}
+
+impl MoveRow {
+    /// Ids of the volumes that move, the system's first.
+    pub fn volumes(&self) -> Vec<DesktopId> {
+        let system = self.system.map(|(id, _)| id);
+        let user = self.user.map(|(id, _)| id);
+        system.into_iter().chain(user).collect()
+    }
+}
+
 macro_rules! rows {
     ($($row:ty, $key:ty, $table:ident;)*) => {
         $(impl Row for $row {
@@ -291,6 +358,7 @@ rows! {
     BeginRow, GenerationKey, Begins;
     Snapshot, SnapshotKey, Snapshots;
     StatePolicyRow, PoolKey, StatePolicies;
+    MoveRow, DesktopId, Moves;
 }
 
 #[cfg(test)]
@@ -422,6 +490,28 @@ mod tests {
             },
         };
         assert_eq!(hex_of(&row), "01ac0201020103040506");
+    }
+
+    #[test]
+    fn golden_rows_of_moves() {
+        let [volume, branch, ..] = words();
+        let (aa, other) = ("aa".repeat(32), "ee".repeat(16));
+        let row = MoveRow {
+            desktop: "alice".into(),
+            pool: "office".into(),
+            from_pool: "desk".into(),
+            from: BRANCH,
+            to: BranchId([0xee; 16]),
+            identity: VOLUME,
+            system: Some((VOLUME, VersionId([0xaa; 32]))),
+            user: Some((DesktopId([0xee; 16]), 300)),
+            asked_unix_s: 1,
+            end: Some(MoveEnd::Cancelled { unix_s: 2 }),
+        };
+        let golden = format!(
+            "01 05616c696365 066f6666696365 046465736b {branch} {other} {volume} 01{volume}{aa} 01{other}ac02 01 010102"
+        );
+        assert_eq!(hex_of(&row), plain(&golden));
     }
 
     #[test]

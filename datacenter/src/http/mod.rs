@@ -12,6 +12,8 @@ mod branches;
 mod error;
 mod extract;
 mod images;
+mod laptop;
+mod moves;
 mod operations;
 mod people;
 mod rights;
@@ -171,6 +173,16 @@ fn protected() -> Endpoints {
         .add(Help, Volume, routes!(volumes::restore_fork))
         .add(Operate, Volume, routes!(volumes::discard_fork))
         .add(Operate, Volume, routes!(volumes::settle))
+        .add(See, Each, routes!(moves::list))
+        .add(Operate, Each, routes!(moves::start))
+        .add(See, Volume, routes!(moves::show))
+        .add(Operate, Volume, routes!(moves::cancel))
+        .add(See, Each, routes!(laptop::list))
+        .add(Operate, Branch, routes!(laptop::check_out))
+        .add(Operate, Volume, routes!(laptop::extend))
+        .add(Operate, Volume, routes!(laptop::check_in))
+        .add(See, Branch, routes!(laptop::wipes))
+        .add(Administer, Branch, routes!(laptop::wipe))
         .add(Audit, Each, routes!(audit::list))
         .add(Audit, Realm, routes!(audit::state))
         .add(Audit, Realm, routes!(audit::lines))

@@ -174,6 +174,7 @@ mod tests {
             machine: MachineType::Auto,
             tpm: false,
             user_volume_mib: 0,
+            pooled: false,
         };
         let told = |(pool, version, boots): &(&str, &str, OfflineBoot)| PoolReadiness {
             pool: (*pool).into(),
@@ -185,6 +186,7 @@ mod tests {
             id: "01".into(),
             name: "ny".into(),
             site: None,
+            kind: datacenter_api::BranchKind::Site,
             state: BranchState::Joined,
             created_unix_s: 1,
             joined_unix_s: Some(2),

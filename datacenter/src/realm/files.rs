@@ -67,6 +67,11 @@ impl DataDir {
         self.secrets().join("passphrase")
     }
 
+    /// Where buckets for backups are, and the key to them; the operator's to write.
+    pub fn buckets(&self) -> PathBuf {
+        self.secrets().join("s3.toml")
+    }
+
     /// There while a backup is restored into the folder: which.
     pub fn restoring(&self) -> PathBuf {
         self.root.join("restoring")

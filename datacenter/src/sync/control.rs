@@ -1,18 +1,19 @@
 //! The datacenter's end of a control stream: greeting, assignments, rosters and ended leases out, reports in, certificates renewed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use datacenter_api::BranchStatus;
-use dedup::{BranchId, VersionId};
+use dedup::{BranchId, DesktopId, VersionId};
 use dedup_protocol::control::{ControlError, DatacenterAction, DatacenterControl};
 use dedup_protocol::wire::{
-    Der, FRAME_BYTES_MAX, MINOR_ROSTER, MINOR_STATE, Message, PROTOCOL_MINOR, RefuseCode,
-    SignedBytes, Welcome,
+    Der, FRAME_BYTES_MAX, MINOR_LAPTOP, MINOR_ROSTER, MINOR_STATE, Message, PROTOCOL_MINOR,
+    RefuseCode, SignedBytes, Welcome,
 };
 use dedup_transport::link::{Caps, Class, FrameRecv, FrameSend, Link, LinkError};
 
-use super::{error_line, is_revoked, refuse, repair};
+use super::{error_line, is_revoked, refuse, repair, wipe};
 use crate::Datacenter;
+use crate::catalog::CatalogError;
 
 /// Why a control stream ended.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +73,9 @@ pub async fn serve(
     // By its last report; the first one on this connection may say otherwise.
     let believed = reported_roster(dc, branch);
     let (mut roster, mut reported) = (believed, false);
+    // Desktops that are moved from or to it, once a connection; after that it is told as they go on.
+    let mut moves = dc.moves_to_tell(branch);
+    let mut laptop = Laptop::default();
     loop {
         changes.mark_unchanged();
         if is_revoked(dc, branch) {
@@ -89,7 +93,7 @@ pub async fn serve(
                         %branch,
                         software,
                         "the branch goes on with its last assignment: its splice-branch is too old for what its pools ask for (machine types and \
-                         TPMs, or user volumes); upgrade it, or assign its pools with --machine auto, --no-tpm and --no-user-volume"
+                         TPMs, user volumes, or pooled desktops); upgrade it, or assign its pools with --machine auto, --no-tpm, --no-user-volume and --persistent"
                     );
                     told = counter;
                 } else if counter > told {
@@ -124,9 +128,16 @@ pub async fn serve(
         }
         tell_profiles(dc, branch, &mut told_profiles, &mut send).await?;
         repair::ask(dc, branch, minor, &mut asked_for, &mut send).await?;
+        if minor >= MINOR_LAPTOP {
+            laptop.tell(dc, branch, &mut send).await?;
+        }
         // Of one that does not know leases nobody has any.
-        for notice in dc.take_notices(branch) {
-            if minor >= MINOR_STATE {
+        for notice in dc.take_notices(branch).into_iter().chain(moves.drain(..)) {
+            let needs = match notice {
+                Message::RecallLease(_) | Message::Moved(_) => MINOR_LAPTOP,
+                _ => MINOR_STATE,
+            };
+            if minor >= needs {
                 send.send(&notice.encode()).await?;
             }
         }
@@ -190,6 +201,65 @@ async fn tell_roster(
     Ok(())
 }
 
+/// What a branch was told on this connection of checkouts and wipes.
+#[derive(Default)]
+struct Laptop {
+    /// Recalls of what it is to give back were looked for.
+    met: bool,
+    /// Desktops that are checked out to it, and the number of the record it was told.
+    checkouts: HashMap<DesktopId, u64>,
+    wipes: HashSet<u64>,
+}
+
+impl Laptop {
+    /// Tells what it was not told yet. What cannot be read is told later.
+    async fn tell(
+        &mut self,
+        dc: &Datacenter,
+        branch: BranchId,
+        send: &mut FrameSend,
+    ) -> Result<(), LinkError> {
+        let failed = |error: CatalogError, what: &'static str| {
+            tracing::error!(%branch, error = error_line(&error), what, "cannot be read for a branch");
+        };
+        match dc.wipes_to_tell(branch, false) {
+            Ok(wipes) => {
+                for (number, bytes) in wipes {
+                    if self.wipes.insert(number) {
+                        send.send(&Message::Wipe(SignedBytes { bytes }).encode())
+                            .await?;
+                    }
+                }
+            }
+            Err(error) => failed(error, "orders to wipe"),
+        }
+        if !self.met {
+            match dc.meet_checkouts(branch) {
+                Ok(recalls) => {
+                    self.met = true;
+                    for recall in recalls {
+                        send.send(&recall.encode()).await?;
+                    }
+                }
+                Err(error) => failed(error, "recalls"),
+            }
+        }
+        match dc.checkouts_of(branch) {
+            Ok(checkouts) => {
+                for (system, number, bytes) in checkouts {
+                    let before = self.checkouts.insert(system, number).unwrap_or(0);
+                    if number > before {
+                        send.send(&Message::CheckOut(SignedBytes { bytes }).encode())
+                            .await?;
+                    }
+                }
+            }
+            Err(error) => failed(error, "checkouts"),
+        }
+        Ok(())
+    }
+}
+
 /// Tells of boot profiles that are newer than what was told before, of the versions that the branch's pools run or pin.
 async fn tell_profiles(
     dc: &Datacenter,
@@ -241,6 +311,7 @@ async fn act(
             };
             send.send(&answer.encode()).await?;
         }
+        DatacenterAction::Wiped(number) => wipe::note(dc, branch, number, send).await?,
         DatacenterAction::Greeted { .. } => {}
     }
     Ok(())

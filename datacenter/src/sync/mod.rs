@@ -11,6 +11,7 @@ mod profiles;
 mod repair;
 mod state;
 mod update;
+mod wipe;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -105,7 +106,13 @@ async fn connection_task(shared: &Arc<Shared>, connection: Result<Accepted, Link
             if let Err(error) = shared.dc.adopt_branch(branch) {
                 tracing::error!(%branch, error = error_line(&error), "a branch cannot be looked up");
             }
-            if is_revoked(&shared.dc, branch) {
+            let is_refused = is_revoked(&shared.dc, branch);
+            if is_refused && is_to_be_wiped(&shared.dc, branch) {
+                tracing::warn!(%branch, peer = %link.remote_addr(), "a branch that is to be wiped is in contact");
+                wipe::serve(&shared.dc, branch, &link).await;
+                return;
+            }
+            if is_refused {
                 tracing::warn!(%branch, peer = %link.remote_addr(), "a revoked branch was refused");
                 link.refuse("this branch's certificate is revoked");
                 return;
@@ -123,6 +130,14 @@ fn is_revoked(dc: &Datacenter, branch: BranchId) -> bool {
     dc.is_revoked(branch).unwrap_or_else(|error| {
         tracing::error!(%branch, error = error_line(&error), "revocation cannot be looked up");
         true
+    })
+}
+
+/// Whether a branch that is refused has an order to wipe all of it.
+fn is_to_be_wiped(dc: &Datacenter, branch: BranchId) -> bool {
+    dc.is_wiped_whole(branch).unwrap_or_else(|error| {
+        tracing::error!(%branch, error = error_line(&error), "orders to wipe cannot be looked up");
+        false
     })
 }
 
@@ -190,6 +205,7 @@ async fn stream_task(
         Ok(
             request @ (Message::AskLease(_)
             | Message::ReturnLease(_)
+            | Message::DropLease(_)
             | Message::OfferPart(_)
             | Message::PartChunks(_)),
         ) => state::answer(shared, branch, states, request, &mut send, &mut recv).await,

@@ -1,7 +1,7 @@
 //! Leases and write-back over a link: one stream for each question, and one for each part with its chunks.
 //!
 //! ```text
-//!   AskLease, ReturnLease ──►   ◄── the answer
+//!   AskLease, ReturnLease, DropLease ──►   ◄── the answer
 //!   OfferPart ──►               ◄── WantChunks
 //!   PartChunks, … ──►           ◄── PartStaged; behind the last part SegmentApplied, when the state is built
 //! ```
@@ -41,7 +41,10 @@ pub(super) async fn answer(
     let mut next = Some(first);
     while let Some(message) = next.take() {
         let were_chunks = matches!(message, Message::PartChunks(_));
-        let is_lease = matches!(message, Message::AskLease(_) | Message::ReturnLease(_));
+        let is_lease = matches!(
+            message,
+            Message::AskLease(_) | Message::ReturnLease(_) | Message::DropLease(_)
+        );
         let task = move |dc: &Datacenter| handle(dc, branch, message);
         // A lease costs a row, and does not wait behind states that are built.
         let handled = if is_lease {
@@ -125,6 +128,7 @@ fn handle(dc: &Datacenter, branch: BranchId, message: Message) -> Result<Receive
     match message {
         Message::AskLease(ask) => dc.ask_lease(branch, &ask).map(told),
         Message::ReturnLease(message) => dc.return_lease(branch, &message).map(told),
+        Message::DropLease(message) => dc.drop_lease(branch, &message).map(told),
         Message::OfferPart(offer) => dc.offer_part(branch, &offer),
         Message::PartChunks(frame) => dc.take_part_chunks(branch, &frame),
         // Whoever calls has looked.

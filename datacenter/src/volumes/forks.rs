@@ -17,7 +17,9 @@ use super::keep::{audit, drop_parts};
 use super::manage::{find, reason};
 use super::{LINES_MAX, Machines, OpenLine, StateError, fork_name, lock, parse_fork};
 use crate::catalog::CatalogError;
-use crate::catalog::volumes::{AuditEvent, BeginRow, LineKey, SnapshotKey, VolumeEvent, VolumeRow};
+use crate::catalog::volumes::{
+    AuditEvent, BeginRow, LineKey, MoveRow, SnapshotKey, VolumeEvent, VolumeRow,
+};
 use crate::datacenter::Datacenter;
 use crate::problem::ManageError;
 
@@ -281,6 +283,7 @@ impl Datacenter {
                 tx.put(&id, &row);
             }
             tx.delete::<VolumeRow>(&id);
+            tx.delete::<MoveRow>(&id);
             audit(tx, &entry)?;
             Ok::<_, ManageError>(())
         })?;

@@ -8,7 +8,9 @@ use dedup_protocol::state::authority::{
     Authority, AuthorityAction, BreakError, Holder, Standing, Terms,
 };
 use dedup_protocol::state::lease::Lease;
-use dedup_protocol::state::message::{AskLease, DenyLease, DenyReason, ReturnLease};
+use dedup_protocol::state::message::{
+    AskLease, DenyLease, DenyReason, DropLease, RecallLease, ReturnLease,
+};
 use dedup_protocol::state::{Generation, Nonce};
 use dedup_protocol::wire::{Message, SignedBytes};
 
@@ -19,13 +21,25 @@ use crate::catalog::volumes::{AuditEvent, VolumeRow};
 use crate::datacenter::Datacenter;
 use crate::restored::counter_floor;
 
+/// What a branch hears of a volume that it had before.
+const MOVED: &str =
+    "it is at home at another branch now; IT can move it back: `splice desktop-state move`";
+
 /// What a branch hears of a volume that is none, or not its own: the two are not told apart.
 fn unknown(volume: DesktopId, nonce: Nonce) -> Message {
+    refusal(volume, nonce, None)
+}
+
+/// The same of a volume that is away, for people.
+fn refusal(volume: DesktopId, nonce: Nonce, away: Option<String>) -> Message {
+    let message = away.unwrap_or_else(|| {
+        "no such desktop for this branch; it is to be in the branch's report first".to_owned()
+    });
     Message::DenyLease(DenyLease {
         desktop: volume,
         nonce,
         reason: DenyReason::Unknown,
-        message: "no such desktop for this branch; it is to be in the branch's report first".into(),
+        message,
     })
 }
 
@@ -39,8 +53,18 @@ impl Datacenter {
         let mut machines = lock(&machines);
         let mut authority = machines.authority.clone();
         let standing = authority.standing(branch, ask.generation);
-        if volume.home != branch && standing == Standing::Unknown {
-            return Ok(vec![unknown(ask.desktop, ask.nonce)]);
+        let holds = |authority: &Authority| {
+            let holder = authority.row().holder.as_ref();
+            holder.is_some_and(|holder| holder.branch == branch)
+        };
+        // Who holds it may not know that yet, and asks as if for the first time.
+        if volume.home != branch && standing == Standing::Unknown && !holds(&authority) {
+            let mut past = authority.row().past.iter();
+            let why = match self.away(branch, ask.desktop)? {
+                None if past.any(|past| past.branch == branch) => Some(MOVED.to_owned()),
+                away => away,
+            };
+            return Ok(vec![refusal(ask.desktop, ask.nonce, why)]);
         }
         if ask.generation == Generation::NONE && authority.row().holder.is_none() {
             authority = self.above_floor(authority)?;
@@ -53,15 +77,30 @@ impl Datacenter {
             return Ok(vec![unknown(ask.desktop, ask.nonce)]);
         };
         let now = self.now_unix_s();
-        let terms = self.lease_terms(&volume)?;
+        let terms = self.lease_terms(ask.desktop, &volume)?;
         let actions = authority.ask(branch, ask, &progress, &terms, fresh(), now);
-        let answers = self.decide(&mut machines, ask.desktop, &volume, authority, actions)?;
+        let mut answers = self.decide(&mut machines, ask.desktop, &volume, authority, actions)?;
+        let is_wanted = volume.home != branch || self.awaits_checkout(ask.desktop)?;
+        if is_wanted && holds(&machines.authority) {
+            // Behind the lease, which takes the wish back.
+            answers.push(Message::RecallLease(RecallLease {
+                desktop: ask.desktop,
+                generation: machines.authority.row().last,
+            }));
+        }
         if standing == Standing::Current {
             machines.told = Some(Told {
                 flushed: ask.flushed,
                 generation: ask.generation,
                 unix_s: now,
             });
+        }
+        drop(machines);
+        let is_granted = answers
+            .iter()
+            .any(|a| matches!(a, Message::LeaseGranted(_)));
+        if is_granted && ask.generation == Generation::NONE {
+            self.advance_move(ask.desktop);
         }
         Ok(answers)
     }
@@ -78,13 +117,17 @@ impl Datacenter {
         Ok(Authority::open(row))
     }
 
-    fn lease_terms(&self, volume: &VolumeRow) -> Result<Terms, CatalogError> {
-        let policy = self
-            .catalog()
-            .read(|tx| super::policy::policy_of(tx, volume.home, &volume.pool))?;
-        Ok(Terms {
-            lease_s: policy.lease_s,
-            offline_grace_s: policy.offline_grace_s,
+    fn lease_terms(&self, id: DesktopId, volume: &VolumeRow) -> Result<Terms, CatalogError> {
+        let now = self.now_unix_s();
+        self.catalog().read(|tx| {
+            if let Some(terms) = Self::checkout_terms(tx, volume.home, id, now)? {
+                return Ok(terms);
+            }
+            let policy = super::policy::policy_of(tx, volume.home, &volume.pool)?;
+            Ok(Terms {
+                lease_s: policy.lease_s,
+                offline_grace_s: policy.offline_grace_s,
+            })
         })
     }
 
@@ -106,7 +149,38 @@ impl Datacenter {
         let mut authority = machines.authority.clone();
         let now = self.now_unix_s();
         let actions = authority.give_back(branch, message, &progress, fresh(), now);
-        self.decide(&mut machines, id, &volume, authority, actions)
+        let answers = self.decide(&mut machines, id, &volume, authority, actions)?;
+        drop(machines);
+        self.advance_checkout_of(id);
+        self.advance_move(id);
+        Ok(answers)
+    }
+
+    /// Ends a lease of which the branch has destroyed what is not here.
+    pub fn drop_lease(
+        &self,
+        branch: BranchId,
+        message: &DropLease,
+    ) -> Result<Vec<Message>, StateError> {
+        let id = message.desktop;
+        let Some(volume) = self.volume_row(id)? else {
+            return Ok(vec![unknown(id, Nonce::NONE)]);
+        };
+        let machines = self.machines(id, &volume)?;
+        let mut machines = lock(&machines);
+        let mut authority = machines.authority.clone();
+        let actions = authority.drop_lease(branch, message, self.now_unix_s());
+        let answers = self.decide(&mut machines, id, &volume, authority, actions)?;
+        drop(machines);
+        if answers
+            .iter()
+            .any(|a| matches!(a, Message::LeaseReturned(_)))
+        {
+            tracing::info!(volume = %id, desktop = volume.desktop, %branch, "given up at its branch");
+        }
+        self.advance_checkout_of(id);
+        self.advance_move(id);
+        Ok(answers)
     }
 
     /// Breaks a lease at IT's word; `home` is the branch that may ask for the volume from now on. The branch that held it is told at once if its

@@ -250,7 +250,7 @@ impl Datacenter {
 
     /// What the volume's holder last said, if it is worked with. Nothing is waited for: whoever has the machines may wait for the transaction
     /// that this is called in.
-    fn told_of(&self, id: DesktopId) -> Option<Told> {
+    pub(super) fn told_of(&self, id: DesktopId) -> Option<Told> {
         let open = self.volumes().open.try_lock().ok()?;
         let machines = Arc::clone(&open.get(&id)?.machines);
         drop(open);

@@ -6,11 +6,11 @@
 //!
 //! ```text
 //!   report of a branch ──► register      the volume, what it begins with
-//!   AskLease, ReturnLease ──► lease ──┐
+//!   AskLease, ReturnLease, DropLease ──► lease ──┐
 //!   OfferPart, PartChunks ──► write_back ──► keep: one transaction each, which reads the rows that it was decided by
 //!                                 └► build: manifests from parts
 //!   GetVersion, GetOutline, … of a state ──► began   what the holder's generation goes on behind
-//!   people ──► manage, forks, back
+//!   people ──► manage, forks, back, moves, checkout, wipe
 //! ```
 //!
 //! Invariants: what a message says is durable before it is sent; a row is written only over the row that the decision was made from, so that of
@@ -20,13 +20,16 @@
 mod back;
 mod began;
 mod build;
+mod checkout;
 mod forks;
 mod keep;
 mod lease;
 mod manage;
+mod moves;
 mod policy;
 mod reading;
 mod register;
+mod wipe;
 mod write_back;
 
 use std::collections::HashMap;

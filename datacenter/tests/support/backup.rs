@@ -32,6 +32,7 @@ pub fn backup(bench: &Bench, place: &Path) -> Result<BackupResult, BackupError> 
 pub fn options(bench: &Bench, place: &Path, data: &Path) -> RestoreOptions {
     RestoreOptions {
         folder: place.into(),
+        s3_file: None,
         data: data.into(),
         passphrase_file: bench.path("secrets/passphrase"),
         revoke: Vec::new(),

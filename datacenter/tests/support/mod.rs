@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used, missing_docs, dead_code)]
 
 pub mod backup;
+pub mod cuts;
 pub mod daemon;
+pub mod http;
 pub mod site;
 
 use std::fs::File;

@@ -180,7 +180,7 @@ impl Site {
         match &self.hold.row().stage {
             Stage::Held { lease, .. } => lease.generation,
             Stage::Idle { last } => *last,
-            Stage::Fenced { generation, .. } => *generation,
+            Stage::Fenced { generation, .. } | Stage::Dropped { generation } => *generation,
         }
     }
 
@@ -210,6 +210,15 @@ impl Site {
         self.do_lease(dc, actions)
     }
 
+    /// Gives up what was written here, or tells that again.
+    pub fn drop_writes(&mut self, dc: &Datacenter) -> Result<(), StateError> {
+        let actions = self.hold.drop_writes().unwrap();
+        self.do_lease(dc, actions)?;
+        let facts = self.sender.facts();
+        let actions = self.hold.tell_dropped(&facts);
+        self.do_lease(dc, actions)
+    }
+
     /// Wants a snapshot of everything that was written.
     pub fn wish(&mut self, cut: Cut) {
         self.sender.wish(cut, self.log.len() as u64);
@@ -220,6 +229,7 @@ impl Site {
             let messages = match action {
                 HoldAction::Ask(ask) => dc.ask_lease(self.branch, &ask)?,
                 HoldAction::Return(message) => dc.return_lease(self.branch, &message)?,
+                HoldAction::Drop(message) => dc.drop_lease(self.branch, &message)?,
                 HoldAction::Aim => {
                     if let Some((line, start)) = self.hold.aim() {
                         let flushed = self.log.len() as u64;
@@ -246,6 +256,10 @@ impl Site {
             Message::LeaseGranted(signed) => {
                 let signed = Signed::<Lease>::from_bytes(&signed.bytes).unwrap();
                 self.hold.granted(signed.open_own().unwrap())
+            }
+            Message::RecallLease(recall) => {
+                self.hold.recalled(&recall);
+                return Ok(());
             }
             Message::ProveLease(prove) => self.hold.prove(&prove, fresh, &facts),
             Message::DenyLease(deny) => self.hold.denied(&deny),

@@ -1,19 +1,23 @@
 //! The control stream: greeting, assignments, status. Both ends as values.
 //!
 //! ```text
-//!   branch      Greeting ──Welcome──► Open ──Assign, Policy, Roster, Renewed, ProfileAvailable, Wanted, ProveLease, FenceLease──► Open
-//!   datacenter  Greeting ──Hello────► Open ──Status, Renew────► Open
+//!   branch      Greeting ──Welcome──► Open ──Assign, Policy, Roster, Renewed, ProfileAvailable, Wanted, ProveLease, FenceLease, RecallLease,
+//!                                            CheckOut, Wipe, Wiped, Moved──► Open
+//!   datacenter  Greeting ──Hello────► Open ──Status, Renew, Wiped────► Open
 //! ```
 //!
 //! A frame that the state does not expect is an error and closes the link. The branch's end decides here whether an assignment is
-//! to be followed: signed, for this branch, not expired, its counter higher than any it has followed.
+//! to be followed: signed, for this branch, not expired, its counter higher than any it has followed; and whether a checkout or a wipe is meant for it.
 
 use dedup::BranchId;
 
 use crate::people::Roster;
 use crate::policy::Policy;
 use crate::records::Assignment;
+use crate::state::checkout::Checkout;
+use crate::state::moved::MovedDesktop;
 use crate::trust::{Endorsement, Signed, Trust, TrustAnchor, TrustError};
+use crate::wipe::Wipe;
 use crate::wire::{
     Hello, Message, PROTOCOL_MINOR, ProfileAvailable, RUNS_MAX, Refuse, RefuseCode, SignedBytes,
     Wanted, Welcome, WireError,
@@ -31,8 +35,8 @@ pub enum ControlError {
     /// The other end said no.
     #[error("the other end refused: {} ({:?})", .0.message, .0.code)]
     Refused(Refuse),
-    /// An assignment or a roster for somebody else.
-    #[error("a record for branch {0} came to this one")]
+    /// An assignment, a roster, a checkout or a wipe for somebody else.
+    #[error("what is for branch {0} came to this one")]
     WrongBranch(BranchId),
 }
 
@@ -65,8 +69,16 @@ pub enum BranchAction {
     Profile(ProfileAvailable),
     /// Send the datacenter those of these chunks that are here.
     Restore(Wanted),
-    /// Something of the lease of a volume, which nobody asked for: what was not read in an answer, or a break.
+    /// Something of the lease of a volume, which nobody asked for: what was not read in an answer, a break, or a recall.
     Lease(Message),
+    /// A desktop is checked out to this branch; keep the envelope.
+    CheckedOut(Box<Checkout>, Signed<Checkout>),
+    /// A desktop was moved to this branch.
+    Moved(Box<MovedDesktop>),
+    /// Destroy keys; keep the envelope first.
+    Wipe(Box<Wipe>, Signed<Wipe>),
+    /// The datacenter knows that this wipe was done.
+    WipeNoted(u64),
 }
 
 /// The branch's end.
@@ -182,15 +194,57 @@ impl BranchControl {
                     Err(WireError::Malformed { name: "Wanted" }.into())
                 }
             }
-            told @ (Message::ProveLease(_) | Message::FenceLease(_)) if self.greeted => {
+            told @ (Message::ProveLease(_) | Message::FenceLease(_) | Message::RecallLease(_))
+                if self.greeted =>
+            {
                 Ok(BranchAction::Lease(told))
             }
+            Message::CheckOut(SignedBytes { bytes }) if self.greeted => {
+                self.checked_out(&bytes, now_unix_s)
+            }
+            Message::Moved(moved) if self.greeted => {
+                if moved.is_valid() {
+                    Ok(BranchAction::Moved(Box::new(moved)))
+                } else {
+                    Err(WireError::Malformed { name: "Moved" }.into())
+                }
+            }
+            Message::Wipe(SignedBytes { bytes }) if self.greeted => self.wipe(&bytes),
+            Message::Wiped(wiped) if self.greeted => Ok(BranchAction::WipeNoted(wiped.number)),
             other => Err(WireError::Unexpected {
                 got: other.name(),
                 expected: if self.greeted { "Assign" } else { "Welcome" },
             }
             .into()),
         }
+    }
+}
+
+impl BranchControl {
+    fn checked_out(&self, bytes: &[u8], now_unix_s: u64) -> Result<BranchAction, ControlError> {
+        let signed = Signed::<Checkout>::from_bytes(bytes)?;
+        let trust = Trust::New { now_unix_s };
+        let checkout = signed.open(&self.anchor, &self.endorsements, trust)?;
+        if checkout.branch != self.branch {
+            return Err(ControlError::WrongBranch(checkout.branch));
+        }
+        if !checkout.is_valid() {
+            return Err(WireError::Malformed { name: "CheckOut" }.into());
+        }
+        Ok(BranchAction::CheckedOut(Box::new(checkout), signed))
+    }
+
+    fn wipe(&self, bytes: &[u8]) -> Result<BranchAction, ControlError> {
+        let signed = Signed::<Wipe>::from_bytes(bytes)?;
+        // Also under an endorsement that has ended by this branch's clock: who stole it sets that.
+        let wipe = signed.open(&self.anchor, &self.endorsements, Trust::Kept)?;
+        if wipe.branch != self.branch {
+            return Err(ControlError::WrongBranch(wipe.branch));
+        }
+        if !wipe.is_valid() {
+            return Err(WireError::Malformed { name: "Wipe" }.into());
+        }
+        Ok(BranchAction::Wipe(Box::new(wipe), signed))
     }
 }
 
@@ -210,6 +264,8 @@ pub enum DatacenterAction {
     Report(String),
     /// Issue a certificate for this request (DER).
     Renew(Vec<u8>),
+    /// The wipe of this number was done.
+    Wiped(u64),
 }
 
 /// The datacenter's end.
@@ -237,6 +293,7 @@ impl DatacenterControl {
             }
             Message::Status(report) if self.greeted => Ok(DatacenterAction::Report(report.json)),
             Message::Renew(der) if self.greeted => Ok(DatacenterAction::Renew(der.bytes)),
+            Message::Wiped(wiped) if self.greeted => Ok(DatacenterAction::Wiped(wiped.number)),
             Message::Refuse(refuse) => Err(ControlError::Refused(refuse)),
             other => Err(WireError::Unexpected {
                 got: other.name(),

@@ -14,4 +14,5 @@ pub mod server;
 pub mod state;
 pub mod trust;
 pub mod update;
+pub mod wipe;
 pub mod wire;

@@ -11,18 +11,21 @@ use crate::policy::Policy;
 use crate::profile::{BootScore, Entries};
 use crate::records::Tree;
 use crate::state::message::{
-    AskLease, DenyLease, FenceLease, LeaseReturned, OfferPart, PartChunks, PartStaged, ProveLease,
-    RestartSegment, ReturnLease, SegmentApplied, WantChunks,
+    AskLease, DenyLease, DropLease, FenceLease, LeaseReturned, OfferPart, PartChunks, PartStaged,
+    ProveLease, RecallLease, RestartSegment, ReturnLease, SegmentApplied, WantChunks,
 };
+use crate::state::moved::MovedDesktop;
 use crate::trust::Endorsement;
+use crate::wipe::Wiped;
 
 /// First byte of every frame. The major version is in the connection's ALPN.
 pub const FRAME_VERSION: u8 = 1;
 
 /// Newest message set that this program speaks, told in the greeting. Revisions: 1, the first; 2, assignments of
 /// the second kind (machine types); 3, `Wanted`, `Restore`, `Restored`, and assignments of the third kind (user volumes); 4, leases and
-/// write-back of desktops; 5, rosters of people.
-pub const PROTOCOL_MINOR: u16 = 5;
+/// write-back of desktops; 5, checkouts to laptops, moves between branches, recalls of leases, leases that are given up, wipes, and assignments
+/// of the fourth kind (pooled desktops); 6, rosters of people.
+pub const PROTOCOL_MINOR: u16 = 6;
 
 /// The message set from which on `Wanted` is understood.
 pub const MINOR_WANTED: u16 = 3;
@@ -30,8 +33,11 @@ pub const MINOR_WANTED: u16 = 3;
 /// The message set from which on leases and write-back are understood.
 pub const MINOR_STATE: u16 = 4;
 
+/// The message set from which on checkouts, recalls of leases and wipes are understood.
+pub const MINOR_LAPTOP: u16 = 5;
+
 /// The message set from which on rosters are understood.
-pub const MINOR_ROSTER: u16 = 5;
+pub const MINOR_ROSTER: u16 = 6;
 
 /// Largest frame of any kind, in bytes: a solid batch (see [`BATCH_RAW_BYTES`]) that did not compress, and its head.
 pub const FRAME_BYTES_MAX: usize = 8 << 20;
@@ -235,6 +241,8 @@ messages! {
     0x65 => ReturnLease(ReturnLease),
     /// Datacenter → branch: it was.
     0x66 => LeaseReturned(LeaseReturned),
+    /// Branch → datacenter: what was written under a generation was destroyed; it is to end.
+    0x67 => DropLease(DropLease),
     /// Branch → datacenter: a part of a segment, by names of chunks.
     0x68 => OfferPart(OfferPart),
     /// Datacenter → branch: the chunks of it that are wanted.
@@ -248,8 +256,19 @@ messages! {
     /// Datacenter → branch: begin the segment again.
     0x6D => RestartSegment(RestartSegment),
 
+    /// Datacenter → branch, on the control stream: a desktop is checked out to it, signed; on connection and at each change.
+    0x70 => CheckOut(SignedBytes),
+    /// Datacenter → branch, on the control stream: a volume is to be given back when it stands still.
+    0x71 => RecallLease(RecallLease),
+    /// Datacenter → branch, on the control stream: destroy keys, signed; on each connection until it was done.
+    0x72 => Wipe(SignedBytes),
+    /// Branch → datacenter, on the control stream: it was done. Back: that is noted.
+    0x73 => Wiped(Wiped),
+    /// Datacenter → branch, on the control stream: a desktop was moved there; on each connection until it has its leases.
+    0x74 => Moved(MovedDesktop),
+
     /// Datacenter → branch, on the control stream: the signed roster of people who may log in there, on connection and at each change.
-    0x70 => Roster(SignedBytes),
+    0x78 => Roster(SignedBytes),
 }
 
 /// Greeting of a branch.

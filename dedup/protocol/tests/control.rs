@@ -4,17 +4,20 @@
 mod common;
 
 use common::{BRANCH, REALM, anchor, endorsement, publisher_key, root_key};
-use dedup::{BranchId, DesktopId, RealmId};
+use dedup::{BranchId, DesktopId, RealmId, VersionId};
 use dedup_protocol::control::{
     BranchAction, BranchControl, ControlError, DatacenterAction, DatacenterControl,
 };
 use dedup_protocol::people::verifier::Verifier;
 use dedup_protocol::people::{Person, Roster};
 use dedup_protocol::policy::{Hours, Policy};
-use dedup_protocol::records::Assignment;
-use dedup_protocol::state::message::{FenceLease, ProveLease};
+use dedup_protocol::records::{Assignment, MachineType};
+use dedup_protocol::state::checkout::{Checkout, UserVolume};
+use dedup_protocol::state::message::{FenceLease, ProveLease, RecallLease};
+use dedup_protocol::state::moved::MovedDesktop;
 use dedup_protocol::state::{Ended, Generation};
 use dedup_protocol::trust::{Endorsement, SigningKey, TrustError};
+use dedup_protocol::wipe::{Target, Wipe, Wiped};
 use dedup_protocol::wire::{
     Der, Hello, Message, PROTOCOL_MINOR, Refuse, RefuseCode, SignedBytes, StatusReport, Welcome,
     WireError,
@@ -278,8 +281,12 @@ fn word_of_a_lease_comes_behind_the_greeting_only() {
         generation: Generation(3),
         challenge: 9,
     });
+    let recall = Message::RecallLease(RecallLease {
+        desktop: DesktopId([1; 16]),
+        generation: Generation(3),
+    });
     let mut control = greeted(0);
-    for told in [fence, prove] {
+    for told in [fence, prove, recall] {
         let heard = control.handle(&told.encode(), NOW).unwrap();
         assert!(matches!(heard, BranchAction::Lease(message) if message == told));
         let mut early = BranchControl::new(BRANCH, anchor(), vec![], 0);
@@ -344,4 +351,138 @@ fn a_roster_is_taken_once_signed_for_this_branch_and_in_order() {
     let mut early = BranchControl::new(BRANCH, anchor(), vec![], 0);
     let frame = roster_frame(&key, &roster(6));
     assert!(early.handle(&frame, NOW).is_err(), "before the greeting");
+}
+
+fn checkout() -> Checkout {
+    Checkout {
+        realm: REALM,
+        branch: BRANCH,
+        number: 7,
+        name: "alice".into(),
+        pool: "office".into(),
+        system: DesktopId([1; 16]),
+        user: None,
+        version: VersionId([2; 32]),
+        memory_mib: 1024,
+        vcpus: 1,
+        machine: MachineType::Auto,
+        tpm: false,
+        until_unix_s: NOW + 100,
+        is_recalled: false,
+    }
+}
+
+fn wipe(target: Target) -> Wipe {
+    Wipe {
+        realm: REALM,
+        branch: BRANCH,
+        number: 8,
+        issued_unix_s: NOW,
+        target,
+    }
+}
+
+fn check_out(key: &SigningKey, checkout: &Checkout) -> Vec<u8> {
+    let bytes = key.sign(checkout).to_bytes();
+    Message::CheckOut(SignedBytes { bytes }).encode()
+}
+
+fn wipe_frame(key: &SigningKey, wipe: &Wipe) -> Vec<u8> {
+    let bytes = key.sign(wipe).to_bytes();
+    Message::Wipe(SignedBytes { bytes }).encode()
+}
+
+#[test]
+fn checkouts_and_wipes_are_believed_by_their_signature_and_for_this_branch_only() {
+    let key = publisher_key();
+    let told = greeted(0).handle(&check_out(&key, &checkout()), NOW);
+    assert!(matches!(told, Ok(BranchAction::CheckedOut(c, _)) if *c == checkout()));
+    let whole = wipe(Target::Branch);
+    let told = greeted(0).handle(&wipe_frame(&key, &whole), NOW);
+    assert!(matches!(told, Ok(BranchAction::Wipe(w, _)) if *w == whole));
+    let noted = Message::Wiped(Wiped { number: 8 }).encode();
+    let told = greeted(0).handle(&noted, NOW);
+    assert!(matches!(told, Ok(BranchAction::WipeNoted(8))));
+
+    let stranger = SigningKey::generate().0;
+    let mut foreign = (checkout(), wipe(Target::Branch));
+    foreign.0.branch = BranchId([9; 16]);
+    foreign.1.branch = BranchId([9; 16]);
+    let mut bent = (checkout(), wipe(Target::Branch));
+    bent.0.name.clear();
+    bent.1.target = Target::Desktop {
+        name: "alice".into(),
+        volumes: vec![],
+    };
+    for (signer, checkout, wipe) in [
+        (&stranger, checkout(), wipe(Target::Branch)),
+        (&root_key(), checkout(), wipe(Target::Branch)),
+        (&key, foreign.0, foreign.1),
+        (&key, bent.0, bent.1),
+    ] {
+        for frame in [check_out(signer, &checkout), wipe_frame(signer, &wipe)] {
+            assert!(greeted(0).handle(&frame, NOW).is_err());
+        }
+    }
+    // One does not pass as the other.
+    let bytes = key.sign(&wipe(Target::Branch)).to_bytes();
+    let mixed = Message::CheckOut(SignedBytes { bytes }).encode();
+    assert!(greeted(0).handle(&mixed, NOW).is_err());
+    for early in [
+        check_out(&key, &checkout()),
+        wipe_frame(&key, &whole),
+        noted,
+    ] {
+        let mut control = BranchControl::new(BRANCH, anchor(), vec![endorsement()], 0);
+        assert!(control.handle(&early, NOW).is_err(), "before the greeting");
+    }
+}
+
+/// A thief sets the clock.
+#[test]
+fn a_wipe_is_believed_also_when_the_endorsement_has_ended() {
+    let late = endorsement().until_unix_s + 1;
+    let key = publisher_key();
+    let told = greeted(0).handle(&wipe_frame(&key, &wipe(Target::Branch)), late);
+    assert!(matches!(told, Ok(BranchAction::Wipe(..))));
+    let refused = greeted(0).handle(&check_out(&key, &checkout()), late);
+    assert!(matches!(
+        refused,
+        Err(ControlError::Trust(TrustError::EndorsementExpired { .. }))
+    ));
+}
+
+#[test]
+fn that_a_wipe_was_done_is_heard_behind_the_greeting() {
+    let done = Message::Wiped(Wiped { number: 8 }).encode();
+    let mut datacenter = DatacenterControl::new();
+    assert!(datacenter.handle(&done).is_err());
+    let hello = greeted(0).hello("0.1").encode();
+    datacenter.handle(&hello).unwrap();
+    let heard = datacenter.handle(&done);
+    assert!(matches!(heard, Ok(DatacenterAction::Wiped(8))));
+}
+
+#[test]
+fn a_moved_desktop_is_heard_of_behind_the_greeting_and_if_it_makes_sense() {
+    let moved = MovedDesktop {
+        name: "alice".into(),
+        pool: "office".into(),
+        identity: DesktopId([1; 16]),
+        system: None,
+        user: Some(UserVolume {
+            id: DesktopId([2; 16]),
+            size_bytes: 1 << 30,
+        }),
+    };
+    let frame = |moved: &MovedDesktop| Message::Moved(moved.clone()).encode();
+    let told = greeted(0).handle(&frame(&moved), NOW);
+    assert!(matches!(told, Ok(BranchAction::Moved(m)) if *m == moved));
+    let mut early = BranchControl::new(BRANCH, anchor(), vec![], 0);
+    assert!(early.handle(&frame(&moved), NOW).is_err());
+    let nothing = MovedDesktop {
+        user: None,
+        ..moved
+    };
+    assert!(greeted(0).handle(&frame(&nothing), NOW).is_err());
 }

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use branch::keys::{KeyError, KeyStore, Mode, Unlock};
+use branch::keys::{KeyError, KeyStore, Mode, Unlock, wiped};
 use branch::volume::OverlayState;
 use crash::{Rng, SimDisk};
 use dedup_store::disk::Disk;
@@ -163,6 +163,43 @@ fn a_key_that_was_destroyed_does_not_come_back() {
             assert!(matches!(key(1), Err(KeyError::Destroyed { .. })));
             let fresh = store.desktop("bob", &[9; 16], OverlayState::Absent);
             assert_ne!(fresh.unwrap().key_id(), expected[1]);
+        },
+    );
+}
+
+#[test]
+fn an_order_to_wipe_can_stop_anywhere_and_is_all_or_nothing() {
+    const ORDER: &[u8] = b"as it was signed";
+    at_every_operation(
+        |store| store.wipe(ORDER),
+        |disk, expected| {
+            let order = wiped(disk).unwrap();
+            if order.is_none() {
+                // It had not begun.
+                let store = open(disk).unwrap();
+                assert_eq!(names(&store), expected);
+                return;
+            }
+            assert_eq!(order.as_deref(), Some(ORDER));
+            // Also when the opening that goes on with it stops.
+            for operations in 0..12 {
+                let disk = disk.clone_live();
+                disk.stop_after(operations);
+                assert!(open(&disk).is_err());
+                let disk = disk.crash(operations);
+                if wiped(&disk).unwrap().is_none() {
+                    // Its name was not durable yet, and nothing else was done.
+                    assert_eq!(names(&open(&disk).unwrap()), expected);
+                    continue;
+                }
+                let refused = open(&disk).err();
+                assert!(matches!(refused, Some(KeyError::Wiped)), "{refused:?}");
+                for dir in ["", "desktops"] {
+                    let left = disk.list(dir).unwrap();
+                    let left: Vec<_> = left.iter().filter(|name| *name != "wipe.order").collect();
+                    assert!(left.is_empty(), "{left:?}");
+                }
+            }
         },
     );
 }

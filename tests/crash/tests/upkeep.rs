@@ -41,15 +41,26 @@ fn open(disk: &SimDisk, room_wait: Duration) -> Result<Arc<Overlay>, OverlayErro
 }
 
 fn open_with(disk: &SimDisk, options: OverlayOptions) -> Result<Arc<Overlay>, OverlayError> {
-    let identity = OverlayIdentity {
+    open_over(disk, VersionId([9; 32]), options)
+}
+
+fn identity(base: VersionId) -> OverlayIdentity {
+    OverlayIdentity {
         desktop: [7; 16],
-        base: VersionId([9; 32]),
+        base,
         disks: vec![DISK],
-    };
+    }
+}
+
+fn open_over(
+    disk: &SimDisk,
+    base: VersionId,
+    options: OverlayOptions,
+) -> Result<Arc<Overlay>, OverlayError> {
     Overlay::open_or_create(
         Arc::new(disk.clone()),
         "desk",
-        &identity,
+        &identity(base),
         [3; 16],
         &OverlayKey::new([0x5A; 32], random),
         options,
@@ -133,6 +144,42 @@ fn every_operation_of_housekeeping_can_be_the_last() {
         }
     }
     println!("log bytes before and after: {lengths:?}");
+}
+
+#[test]
+fn an_overlay_lies_over_one_base_or_the_other_wherever_a_rebase_stops() {
+    let (former, other) = (VersionId([9; 32]), VersionId([8; 32]));
+    let key = OverlayKey::new([0x5A; 32], random);
+    let lay_over = |disk: &SimDisk| Overlay::lay_over(disk, "desk", &identity(former), other, &key);
+    for operations in 0.. {
+        let (disk, expected) = worn(5);
+        disk.stop_after(operations);
+        let done = lay_over(&disk).is_ok() && !disk.is_stopped();
+        let after = [
+            disk.clone_live(),
+            disk.crash(operations),
+            disk.crash(!operations),
+        ];
+        for disk in after {
+            // Done again it is there, and it is there at once if that was said.
+            if !done {
+                lay_over(&disk).unwrap();
+            }
+            lay_over(&disk).unwrap();
+            let overlay = open_over(&disk, other, options(Duration::ZERO)).unwrap();
+            assert!(
+                content(&overlay) == expected,
+                "after {operations} operations"
+            );
+            drop(overlay);
+            let mismatch = open_over(&disk, former, options(Duration::ZERO));
+            assert!(matches!(mismatch, Err(OverlayError::Mismatch { .. })));
+        }
+        if done {
+            assert!(operations > 2, "each of some operations was the last");
+            break;
+        }
+    }
 }
 
 /// Waits for something that must happen, however slow the machine is.

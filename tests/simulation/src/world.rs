@@ -336,6 +336,7 @@ impl World {
             machine: MachineType::Auto,
             tpm: false,
             user_volume_mib: 0,
+            pooled: false,
         };
         self.assigned += 1;
         for (link, stream, message) in self.master.assign(vec![pool]) {

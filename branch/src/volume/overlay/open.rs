@@ -94,6 +94,31 @@ impl Overlay {
         Self::open(disk, dir, identity, key, options)
     }
 
+    /// Has the closed overlay in `dir`, which is of this identity, lie over another base from now on. Nothing happens if it does already, so that it can
+    /// be done again after any stop. Which of the new base's bytes are seen is the caller's to have thought of.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn lay_over(
+        disk: &dyn Disk,
+        dir: &str,
+        identity: &OverlayIdentity,
+        base: VersionId,
+        key: &OverlayKey,
+    ) -> Result<(), OverlayError> {
+        let (mut meta, log) = read_meta(disk, dir, key)?;
+        let moved = OverlayIdentity {
+            base,
+            ..identity.clone()
+        };
+        if meta.base == base.0 {
+            return check_same(dir, &moved, &meta);
+        }
+        check_same(dir, identity, &meta)?;
+        meta.base = base.0;
+        write_meta(disk, dir, &meta, &log)
+    }
+
     /// Opens the overlay in `dir`, which must be of this identity and under this key. Reads and verifies the log from its last index
     /// snapshot on, or all of it.
     ///

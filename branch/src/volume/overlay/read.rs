@@ -31,6 +31,18 @@ impl Overlay {
         Ok(self.map_read().lookup(disk, offset, offset + len))
     }
 
+    /// Whether anything was written, zeroed or discarded in a range of `disk`, that still shows.
+    pub fn has_records(&self, disk: u16, range: &std::ops::Range<u64>) -> bool {
+        let map = self.map_read();
+        let mut found = false;
+        if let Some(index) = map.disks.get(usize::from(disk)) {
+            index.lookup(range.start, range.end, &mut |_, _, content| {
+                found |= content.is_some();
+            });
+        }
+        found
+    }
+
     /// Fills `buf` with a part that is in the log or zero. False, unless it `may_wait`: the host would have to ask the medium.
     pub(crate) fn read_part(
         &self,

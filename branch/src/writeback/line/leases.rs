@@ -30,6 +30,7 @@ impl Line {
             (Stage::Fenced { ended, .. }, _) => Err(NoRight::Fenced {
                 why: ended.reason(),
             }),
+            (Stage::Dropped { .. }, _) => Err(NoRight::Dropped),
             (
                 Stage::Held {
                     is_returning: true, ..
@@ -53,6 +54,59 @@ impl Line {
     pub fn want(&mut self) {
         self.is_wanted = true;
         self.asked_unix_s = None;
+    }
+
+    /// Whether somebody wants to run it here, and it was not granted since.
+    pub fn is_wanted(&self) -> bool {
+        self.is_wanted
+    }
+
+    /// It is to be given back: as soon as no machine uses it and all of it is at the datacenter. Until then it can be run.
+    pub fn hand_back(&mut self) {
+        if !self.is_recalled {
+            (self.is_recalled, self.asked_unix_s) = (true, None);
+        }
+    }
+
+    /// Whether nothing of it is here, and no right to it.
+    pub fn is_away(&self) -> bool {
+        matches!(self.hold.row().stage, Stage::Idle { .. }) && self.overlay_of == OverlayOf::Gone
+    }
+
+    /// Whether it is to be given back as soon as no machine uses it and all of it is at the datacenter. Until then it can be run.
+    pub fn is_recalled(&self) -> bool {
+        self.is_recalled || self.hold.is_recalled()
+    }
+
+    /// Gives up what was written here, which is destroyed next. The datacenter is told when there is a link, again and again until it answers. False, and
+    /// no change: it was fenced, and what was written is sent as a fork first.
+    ///
+    /// # Errors
+    /// It could not be kept.
+    pub fn drop_writes(&mut self, now_unix_s: u64) -> Result<bool, LineError> {
+        let Ok(actions) = self.hold.drop_writes() else {
+            return Ok(false);
+        };
+        if !actions.is_empty() {
+            self.detach();
+            (self.send, self.is_spent) = (None, false);
+            (self.is_wanted, self.asked_unix_s) = (false, None);
+            self.overlay_of = OverlayOf::Gone;
+            self.out.clear();
+        }
+        self.do_holds(actions, now_unix_s)?;
+        Ok(true)
+    }
+
+    /// Whether it was given up, and the datacenter may not know it.
+    pub fn is_dropped(&self) -> bool {
+        matches!(self.hold.row().stage, Stage::Dropped { .. })
+    }
+
+    /// Whether it can be given back now: how much was written is known, and all of it is at the datacenter.
+    fn can_be_given_back(&self) -> bool {
+        let is_known = self.attached.is_some() || self.is_spent || self.send.is_none();
+        is_known && !self.is_in_use() && self.is_drained()
     }
 
     /// The generation that is held while the state that it goes on behind is not here, and the base of its leases.
@@ -97,6 +151,15 @@ impl Line {
             .asked_unix_s
             .is_none_or(|asked| now_unix_s.abs_diff(asked) >= ASK_AGAIN_S);
         let row = self.hold.row();
+        if self.is_dropped() {
+            if is_again {
+                self.asked_unix_s = Some(now_unix_s);
+                let facts = self.facts();
+                let actions = self.hold.tell_dropped(&facts);
+                return self.do_holds(actions, now_unix_s);
+            }
+            return Ok(());
+        }
         let (is_due, gives_back) = match &row.stage {
             // First what was is to be removed: what is asked for now begins behind it.
             Stage::Idle { .. } if self.is_to_leave() => return Ok(()),
@@ -109,9 +172,11 @@ impl Line {
                 is_returning,
             } => {
                 let age = now_unix_s.abs_diff(lease.issued_unix_s);
-                (row.asking.is_some() || age >= RENEW_EVERY_S, *is_returning)
+                let goes = self.is_recalled() && self.can_be_given_back();
+                let is_due = row.asking.is_some() || age >= RENEW_EVERY_S;
+                (is_due, *is_returning || goes)
             }
-            Stage::Fenced { .. } => return Ok(()),
+            Stage::Fenced { .. } | Stage::Dropped { .. } => return Ok(()),
         };
         if !is_again || !(is_due || gives_back) {
             return Ok(());
@@ -141,12 +206,19 @@ impl Line {
     }
 
     pub(super) fn facts(&self) -> Facts {
-        let nothing = Facts {
-            acked: Position::START,
+        if let Some(send) = &self.send {
+            return send.facts();
+        }
+        let acked = match &self.hold.row().stage {
+            // What it goes on behind has not come, so it is where it began.
+            Stage::Held { lease, .. } => Position::begin(lease.base),
+            Stage::Idle { .. } | Stage::Fenced { .. } | Stage::Dropped { .. } => Position::START,
+        };
+        Facts {
+            acked,
             sealed: Nonce::NONE,
             flushed: 0,
-        };
-        self.send.as_ref().map_or(nothing, Sender::facts)
+        }
     }
 
     pub(super) fn do_holds(
@@ -159,6 +231,7 @@ impl Line {
                 HoldAction::Keep(row) => self.keep_hold(row)?,
                 HoldAction::Ask(ask) => self.send_out(Message::AskLease(ask), now_unix_s),
                 HoldAction::Return(at) => self.send_out(Message::ReturnLease(at), now_unix_s),
+                HoldAction::Drop(told) => self.send_out(Message::DropLease(told), now_unix_s),
                 HoldAction::Aim => self.aim(now_unix_s)?,
                 // Who has machines and overlays looks at `may_run` and `is_to_leave`; no fork is made while a machine uses the overlay.
                 HoldAction::Stop | HoldAction::Leave | HoldAction::Denied(_) => {}
@@ -177,7 +250,7 @@ impl Line {
 
     pub(super) fn keep_hold(&mut self, row: HoldRow) -> Result<(), LineError> {
         if !matches!(row.stage, Stage::Held { .. }) {
-            self.lease = None;
+            (self.lease, self.is_recalled) = (None, false);
         }
         let kept = KeptHold {
             row,

@@ -103,6 +103,8 @@ pub struct Line {
     is_linked: bool,
     /// Somebody wants to run it here.
     is_wanted: bool,
+    /// It is to be given back.
+    is_recalled: bool,
     is_broken: bool,
     /// The overlay was let go, with nothing in it that is to be sent.
     is_spent: bool,
@@ -134,6 +136,7 @@ impl Line {
             asked_unix_s: None,
             is_linked: false,
             is_wanted: false,
+            is_recalled: false,
             is_broken: false,
             is_spent: false,
             denied: None,
@@ -194,7 +197,7 @@ impl Line {
     /// See [`LineError`].
     pub fn start(&mut self, now_unix_s: u64) -> Result<(), LineError> {
         match self.hold.row().stage {
-            Stage::Idle { .. } => Ok(()),
+            Stage::Idle { .. } | Stage::Dropped { .. } => Ok(()),
             Stage::Held { .. } | Stage::Fenced { .. } => {
                 let actions = vec![HoldAction::Aim];
                 self.do_holds(actions, now_unix_s)
@@ -419,6 +422,13 @@ impl Line {
                 let actions = self.hold.returned(&returned);
                 self.do_holds(actions, now_unix_s)?;
             }
+            Message::RecallLease(recall) => {
+                self.hold.recalled(&recall);
+                if self.hold.is_recalled() {
+                    // Perhaps it can go at once.
+                    self.asked_unix_s = None;
+                }
+            }
             other => self.hear_of_segment(&other, now_unix_s)?,
         }
         Ok(std::mem::take(&mut self.replies))
@@ -430,7 +440,7 @@ impl Line {
             self.volume,
             self.hold.row(),
             self.send.as_ref(),
-            self.may_run(now_unix_s).err(),
+            (self.may_run(now_unix_s).err(), self.is_recalled()),
             self.applied_unix_s,
             self.trouble.clone(),
             now_unix_s,

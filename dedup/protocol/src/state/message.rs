@@ -40,6 +40,15 @@ pub struct ProveLease {
     pub challenge: u64,
 }
 
+/// Datacenter → branch, unasked: the volume is wanted elsewhere. It is to be given back as soon as no machine uses it and all of it is at the datacenter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecallLease {
+    /// Which desktop.
+    pub desktop: DesktopId,
+    /// Under which generation.
+    pub generation: Generation,
+}
+
 /// Why a branch does not get a lease. Nothing changes for a lease that it has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum DenyReason {
@@ -90,7 +99,16 @@ pub struct ReturnLease {
     pub at: Position,
 }
 
-/// Datacenter → branch: the desktop was given back.
+/// Branch → datacenter: somebody gave up what was written here, and it is destroyed. The generation is to end with what is at the datacenter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DropLease {
+    /// Which desktop.
+    pub desktop: DesktopId,
+    /// Under which generation it had it.
+    pub generation: Generation,
+}
+
+/// Datacenter → branch: the desktop was given back, or its generation has ended as it was to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaseReturned {
     /// Which desktop.

@@ -4,8 +4,8 @@
 //!
 //! ```text
 //!   branch                                            datacenter
-//!   authority::Hold   ── AskLease, ReturnLease ──►    authority::Authority     who may write: a lease with a generation
-//!                     ◄── LeaseGranted, FenceLease ──
+//!   authority::Hold   ── AskLease, ReturnLease, DropLease ──►   authority::Authority     who may write: a lease with a generation
+//!                     ◄── LeaseGranted, FenceLease, RecallLease ──
 //!   writeback::Sender ── OfferPart, PartChunks ──►    writeback::Receiver      what is written: segments in order
 //!                     ◄── WantChunks, SegmentApplied ──
 //! ```
@@ -19,8 +19,10 @@
 
 pub mod authority;
 pub mod began;
+pub mod checkout;
 pub mod lease;
 pub mod message;
+pub mod moved;
 pub mod writeback;
 
 #[cfg(test)]

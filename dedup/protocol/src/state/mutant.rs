@@ -21,6 +21,8 @@ pub(crate) enum Mutant {
     FenceUnproven,
     /// Gives a desktop back of which not all was written back.
     ReturnEarly,
+    /// Tells that a desktop's writes were given up before that is durable.
+    UnkeptDrop,
 }
 
 #[cfg(test)]

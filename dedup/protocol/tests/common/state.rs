@@ -1,13 +1,17 @@
 //! Examples of what is said about leases and write-back.
 
 use dedup::{ChunkId, DesktopId};
+use dedup_protocol::state::checkout::UserVolume;
 use dedup_protocol::state::lease::Lease;
 use dedup_protocol::state::message::{
-    AskLease, Cut, DenyLease, DenyReason, FenceLease, LeaseReturned, OfferPart, PartChunks,
-    PartStaged, ProveLease, RestartSegment, ReturnLease, SegmentApplied, WantChunks,
+    AskLease, Cut, DenyLease, DenyReason, DropLease, FenceLease, LeaseReturned, OfferPart,
+    PartChunks, PartStaged, ProveLease, RecallLease, RestartSegment, ReturnLease, SegmentApplied,
+    WantChunks,
 };
+use dedup_protocol::state::moved::MovedDesktop;
 use dedup_protocol::state::writeback::{Part, Range, RangeSource};
 use dedup_protocol::state::{Ended, Generation, Head, Line, Nonce, Position};
+use dedup_protocol::wipe::Wiped;
 use dedup_protocol::wire::{Batch, BatchEncoding, Message, SignedBytes};
 
 use super::{BRANCH, REALM};
@@ -128,6 +132,10 @@ pub fn messages() -> Vec<Message> {
             desktop: DESKTOP,
             generation: GENERATION,
         }),
+        Message::DropLease(DropLease {
+            desktop: DESKTOP,
+            generation: GENERATION,
+        }),
         Message::OfferPart(offer(Cut::Frozen)),
         Message::WantChunks(WantChunks {
             line: FORK,
@@ -159,6 +167,27 @@ pub fn messages() -> Vec<Message> {
         Message::RestartSegment(RestartSegment {
             line: MAIN,
             segment: SEGMENT,
+        }),
+        Message::CheckOut(SignedBytes {
+            bytes: vec![13, 14, 15],
+        }),
+        Message::RecallLease(RecallLease {
+            desktop: DESKTOP,
+            generation: GENERATION,
+        }),
+        Message::Wipe(SignedBytes {
+            bytes: vec![16, 17, 18],
+        }),
+        Message::Wiped(Wiped { number: 300 }),
+        Message::Moved(MovedDesktop {
+            name: "alice".into(),
+            pool: "office".into(),
+            identity: DESKTOP,
+            system: None,
+            user: Some(UserVolume {
+                id: DesktopId([0xE6; 16]),
+                size_bytes: 512,
+            }),
         }),
     ]
 }

@@ -312,6 +312,7 @@ fn assignment() -> Signed<Assignment> {
             machine: MachineType::Qemu,
             tpm: true,
             user_volume_mib: 8192,
+            pooled: false,
         }],
     })
 }
@@ -339,6 +340,9 @@ fn records(seeds: &Seeds, content: &Fixed) {
     both(seeds, 2, "assignment", &assignment());
     let lease = SigningKey::generate().0.sign(&crate::state::lease());
     both(seeds, 4, "lease", &lease);
+    let (key, _) = SigningKey::generate();
+    both(seeds, 8, "checkout", &key.sign(&crate::state::checkout()));
+    both(seeds, 10, "wipe", &key.sign(&crate::state::wipe()));
     let verifier = Verifier {
         memory_kib: 8,
         passes: 1,
@@ -359,7 +363,7 @@ fn records(seeds: &Seeds, content: &Fixed) {
         }],
     };
     let roster = SigningKey::generate().0.sign(&roster);
-    both(seeds, 6, "roster", &roster);
+    both(seeds, 12, "roster", &roster);
     // Two boots of a few runs, cut in the middle of the seed.
     let boot = [4, 0, 20, 4, 30, 9, 1, 2];
     let seed = [&[2][..], &boot, &[0, 0], &boot, &[0, 0]].concat();

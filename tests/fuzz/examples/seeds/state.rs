@@ -1,13 +1,16 @@
-//! Leases and write-back: a part, and an honest exchange of frames.
+//! Leases and write-back: a part, and an honest exchange of frames; what a laptop is told.
 
-use dedup::{BranchId, ChunkId, DesktopId};
+use dedup::{BranchId, ChunkId, DesktopId, VersionId};
+use dedup_protocol::records::MachineType;
+use dedup_protocol::state::checkout::{Checkout, UserVolume};
 use dedup_protocol::state::lease::Lease;
 use dedup_protocol::state::message::{
-    AskLease, Cut, FenceLease, LeaseReturned, OfferPart, PartChunks, PartStaged, ProveLease,
-    RestartSegment, ReturnLease, SegmentApplied, WantChunks,
+    AskLease, Cut, DropLease, FenceLease, LeaseReturned, OfferPart, PartChunks, PartStaged,
+    ProveLease, RecallLease, RestartSegment, ReturnLease, SegmentApplied, WantChunks,
 };
 use dedup_protocol::state::writeback::{Part, Range, RangeSource};
 use dedup_protocol::state::{Ended, Generation, Head, Line, Nonce, Position};
+use dedup_protocol::wipe::{Target, Wipe};
 use dedup_protocol::wire::{Batch, BatchEncoding, Message};
 use splice_fuzz::content::REALM;
 use splice_fuzz::script::piece;
@@ -34,6 +37,41 @@ pub fn lease() -> Lease {
         issued_unix_s: 1_780_000_000,
         expires_unix_s: 1_780_086_400,
         offline_grace_s: 604_800,
+    }
+}
+
+pub fn checkout() -> Checkout {
+    Checkout {
+        realm: REALM,
+        branch: BranchId([2; 16]),
+        number: 300,
+        name: "alice".into(),
+        pool: "office".into(),
+        system: LINE.desktop,
+        user: Some(UserVolume {
+            id: DesktopId([5; 16]),
+            size_bytes: 1 << 30,
+        }),
+        version: VersionId([6; 32]),
+        memory_mib: 1024,
+        vcpus: 1,
+        machine: MachineType::Auto,
+        tpm: false,
+        until_unix_s: 1_780_086_400,
+        is_recalled: false,
+    }
+}
+
+pub fn wipe() -> Wipe {
+    Wipe {
+        realm: REALM,
+        branch: BranchId([2; 16]),
+        number: 300,
+        issued_unix_s: 1_780_000_000,
+        target: Target::Desktop {
+            name: "alice".into(),
+            volumes: vec![LINE.desktop],
+        },
     }
 }
 
@@ -140,6 +178,14 @@ fn messages() -> Vec<Message> {
             ended: Ended::Broken,
         }),
         Message::LeaseReturned(LeaseReturned {
+            desktop,
+            generation,
+        }),
+        Message::RecallLease(RecallLease {
+            desktop,
+            generation,
+        }),
+        Message::DropLease(DropLease {
             desktop,
             generation,
         }),

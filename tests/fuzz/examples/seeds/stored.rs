@@ -1,4 +1,4 @@
-//! What lies on our own disks: packs, overlay logs, cache indexes, backups.
+//! What lies on our own disks: packs, overlay logs, cache indexes, backups; and what a bucket for these answers.
 
 use splice_fuzz::script::piece;
 
@@ -17,6 +17,26 @@ pub fn write(seeds: &Seeds) {
     caches(seeds);
     catalogs(seeds);
     keys(seeds);
+    buckets(seeds);
+}
+
+fn buckets(seeds: &Seeds) {
+    for (name, xml) in [
+        (
+            "list",
+            "<ListBucketResult><Contents><Key>a/b&amp;c</Key></Contents><NextContinuationToken>1/&#x2B;=</NextContinuationToken></ListBucketResult>",
+        ),
+        (
+            "uploads",
+            "<R><Upload><Key>a</Key><UploadId>u</UploadId></Upload></R>",
+        ),
+        (
+            "error",
+            "<Error><Code>AccessDenied</Code><Message>&lt;no&gt;</Message></Error>",
+        ),
+    ] {
+        seeds.write("s3_answer", name, xml.as_bytes());
+    }
 }
 
 /// Headers of both kinds of key files; the target makes the checksums right.

@@ -25,9 +25,12 @@ fuzz_target!(|data: &[u8]| {
         assert!(
             !matches!(
                 followed,
-                Ok(BranchAction::Follow(..) | BranchAction::Admit(..))
+                Ok(BranchAction::Follow(..)
+                    | BranchAction::Admit(..)
+                    | BranchAction::CheckedOut(..)
+                    | BranchAction::Wipe(..))
             ),
-            "nobody signed an assignment or a roster"
+            "nobody signed an assignment, a roster, a checkout or a wipe"
         );
         let _ = datacenter.handle(frame);
     }

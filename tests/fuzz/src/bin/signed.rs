@@ -1,5 +1,5 @@
 //! Signed records. The first byte chooses: a whole envelope, which nobody can have signed, or the content of an envelope whose
-//! signature holds, as version, assignment, lease or roster.
+//! signature holds, as version, assignment, lease, checkout, order to wipe or roster.
 #![no_main]
 
 use std::fmt::Debug;
@@ -7,8 +7,10 @@ use std::sync::OnceLock;
 
 use dedup_protocol::people::Roster;
 use dedup_protocol::records::{Assignment, VersionRecord};
+use dedup_protocol::state::checkout::Checkout;
 use dedup_protocol::state::lease::Lease;
 use dedup_protocol::trust::{Endorsement, Record, Signed, SigningKey, Trust, TrustAnchor};
+use dedup_protocol::wipe::Wipe;
 use libfuzzer_sys::fuzz_target;
 use splice_fuzz::content::REALM;
 
@@ -74,10 +76,12 @@ fuzz_target!(|data: &[u8]| {
     let Some((&choice, data)) = data.split_first() else {
         return;
     };
-    match choice & 6 {
+    match choice & 14 {
         0 => open::<VersionRecord>(data, choice & 1 == 0),
         2 => open::<Assignment>(data, choice & 1 == 0),
-        4 => open::<Lease>(data, choice & 1 == 0),
-        _ => open::<Roster>(data, choice & 1 == 0),
+        8 => open::<Checkout>(data, choice & 1 == 0),
+        10 => open::<Wipe>(data, choice & 1 == 0),
+        12 => open::<Roster>(data, choice & 1 == 0),
+        _ => open::<Lease>(data, choice & 1 == 0),
     }
 });

@@ -155,6 +155,11 @@ impl Desktop {
                 let authority = &mut self.authority;
                 authority.give_back(BRANCH, &at, &progress, challenge, NOW);
             }
+            Message::DropLease(message) => {
+                drop(self.authority.drop_lease(BRANCH, &message, NOW));
+                let row = self.authority.row();
+                assert!(row.holder.is_none() || row.last != message.generation);
+            }
             Message::OfferPart(offer) => {
                 let standing = self.authority.standing(BRANCH, offer.line.generation);
                 let Ok(part) = Part::decode(&offer.ranges, &DISKS) else {
@@ -173,6 +178,13 @@ impl Desktop {
                 }
             }
             Message::ProveLease(prove) => drop(self.hold.prove(&prove, fresh, &facts)),
+            Message::RecallLease(recall) => {
+                self.hold.recalled(&recall);
+                if seed & 1 == 1 {
+                    drop(self.hold.drop_writes());
+                    drop(self.hold.tell_dropped(&facts));
+                }
+            }
             Message::DenyLease(deny) => drop(self.hold.denied(&deny)),
             Message::FenceLease(fence) => drop(self.hold.fenced(&fence, fresh)),
             Message::LeaseReturned(returned) => drop(self.hold.returned(&returned)),

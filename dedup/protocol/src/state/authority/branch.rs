@@ -10,7 +10,8 @@ use dedup::BranchId;
 
 use super::super::lease::Lease;
 use super::super::message::{
-    AskLease, DenyLease, DenyReason, FenceLease, LeaseReturned, ProveLease, ReturnLease,
+    AskLease, DenyLease, DenyReason, DropLease, FenceLease, LeaseReturned, ProveLease, RecallLease,
+    ReturnLease,
 };
 use super::super::{Ended, Generation, Line, Mutant, Nonce, Position, is_mutated};
 use super::stage::{Facts, HoldAction, HoldError, HoldRow, Right, Stage};
@@ -23,12 +24,18 @@ const SEEN_STEP_S: u64 = 600;
 pub struct Hold {
     branch: BranchId,
     row: HoldRow,
+    /// It is wanted elsewhere. Not kept: the datacenter says it again.
+    is_recalled: bool,
 }
 
 impl Hold {
     /// From its row.
     pub fn open(branch: BranchId, row: HoldRow) -> Self {
-        Self { branch, row }
+        Self {
+            branch,
+            row,
+            is_recalled: false,
+        }
     }
 
     /// Its row.
@@ -63,7 +70,7 @@ impl Hold {
             fork,
         };
         match &self.row.stage {
-            Stage::Idle { .. } => None,
+            Stage::Idle { .. } | Stage::Dropped { .. } => None,
             Stage::Held { lease, .. } => {
                 Some((line(lease.generation, None), Position::begin(lease.base)))
             }
@@ -85,7 +92,9 @@ impl Hold {
                 is_returning: false,
                 ..
             } => Ok(self.question(fresh, 0, facts)),
-            Stage::Held { .. } | Stage::Fenced { .. } => Err(HoldError::Ended),
+            Stage::Held { .. } | Stage::Fenced { .. } | Stage::Dropped { .. } => {
+                Err(HoldError::Ended)
+            }
         }
     }
 
@@ -103,7 +112,9 @@ impl Hold {
         };
         let (generation, renewal) = match &self.row.stage {
             Stage::Held { lease, .. } => (lease.generation, lease.renewal),
-            Stage::Idle { .. } | Stage::Fenced { .. } => (Generation::NONE, 0),
+            Stage::Idle { .. } | Stage::Fenced { .. } | Stage::Dropped { .. } => {
+                (Generation::NONE, 0)
+            }
         };
         actions.push(HoldAction::Ask(AskLease {
             desktop: self.row.desktop,
@@ -152,6 +163,66 @@ impl Hold {
         Ok(actions)
     }
 
+    /// Gives up what was written here. The owner destroys it when that is durable; from then on it has the datacenter told, by
+    /// [`Self::tell_dropped`]. Nothing is to be done where nobody there thinks that it is here.
+    ///
+    /// # Errors
+    /// [`HoldError::Ended`]: it was fenced, and is sent as a fork first.
+    pub fn drop_writes(&mut self) -> Result<Vec<HoldAction>, HoldError> {
+        let generation = match &self.row.stage {
+            Stage::Fenced { .. } => return Err(HoldError::Ended),
+            Stage::Dropped { .. } => return Ok(Vec::new()),
+            Stage::Idle { .. } if self.row.asking.is_none() => return Ok(Vec::new()),
+            // What it is granted has to be known, or it would be held for ever.
+            Stage::Idle { .. } => Generation::NONE,
+            Stage::Held { lease, .. } => lease.generation,
+        };
+        if generation != Generation::NONE {
+            self.row.asking = None;
+        }
+        self.row.stage = Stage::Dropped { generation };
+        let mut actions = vec![HoldAction::Stop];
+        if !is_mutated(Mutant::UnkeptDrop) {
+            actions.push(HoldAction::Keep(self.row.clone()));
+        }
+        actions.push(HoldAction::Leave);
+        Ok(actions)
+    }
+
+    /// Tells the datacenter what was given up, again and again until it answers.
+    pub fn tell_dropped(&mut self, facts: &Facts) -> Vec<HoldAction> {
+        match self.row.stage {
+            Stage::Dropped { generation } if generation == Generation::NONE => {
+                // The question that is out: it has a name already.
+                self.question(Nonce::NONE, 0, facts)
+            }
+            Stage::Dropped { generation } => vec![self.dropped(generation)],
+            Stage::Idle { .. } | Stage::Held { .. } | Stage::Fenced { .. } => Vec::new(),
+        }
+    }
+
+    fn dropped(&self, generation: Generation) -> HoldAction {
+        HoldAction::Drop(DropLease {
+            desktop: self.row.desktop,
+            generation,
+        })
+    }
+
+    /// It is wanted elsewhere.
+    pub fn recalled(&mut self, recall: &RecallLease) {
+        if let Stage::Held { lease, .. } = &self.row.stage
+            && recall.desktop == self.row.desktop
+            && recall.generation == lease.generation
+        {
+            self.is_recalled = true;
+        }
+    }
+
+    /// Whether it is to be given back as soon as it stands still and all of it is at the datacenter.
+    pub fn is_recalled(&self) -> bool {
+        self.is_recalled && matches!(self.row.stage, Stage::Held { .. })
+    }
+
     /// Takes a lease, whose signature and realm hold.
     pub fn granted(&mut self, lease: Lease) -> Vec<HoldAction> {
         let mine = lease.desktop == self.row.desktop && lease.branch == self.branch;
@@ -162,10 +233,11 @@ impl Hold {
         let newest = match &self.row.stage {
             Stage::Idle { last } => *last,
             Stage::Held { lease, .. } => lease.generation,
-            Stage::Fenced { generation, .. } => *generation,
+            Stage::Fenced { generation, .. } | Stage::Dropped { generation } => *generation,
         };
         match &mut self.row.stage {
             Stage::Idle { .. } if is_asked && lease.generation > newest => {
+                self.is_recalled = false;
                 self.row.seen_unix_s = lease.issued_unix_s;
                 self.row.asking = None;
                 self.row.stage = Stage::Held {
@@ -179,11 +251,20 @@ impl Hold {
                     && lease.generation == held.generation
                     && lease.renewal == held.renewal + 1 =>
             {
+                self.is_recalled = false;
                 // It was signed after our question: so late it is at least, and a clock that was wrong before is forgotten.
                 self.row.seen_unix_s = lease.issued_unix_s;
                 self.row.asking = None;
                 *held = lease;
                 vec![HoldAction::Keep(self.row.clone())]
+            }
+            Stage::Dropped { generation } if is_asked => {
+                *generation = lease.generation;
+                self.row.asking = None;
+                vec![
+                    HoldAction::Keep(self.row.clone()),
+                    self.dropped(lease.generation),
+                ]
             }
             // An answer to a question of former times: the desktop is not wanted any more, and nothing was written under it.
             _ if lease.generation > newest => vec![HoldAction::Return(ReturnLease {
@@ -204,6 +285,11 @@ impl Hold {
             {
                 self.question(fresh, prove.challenge, facts)
             }
+            Stage::Dropped { generation }
+                if prove.desktop == self.row.desktop && prove.generation == *generation =>
+            {
+                vec![self.dropped(*generation)]
+            }
             _ => Vec::new(),
         }
     }
@@ -215,7 +301,7 @@ impl Hold {
             Stage::Held {
                 is_returning: true,
                 ..
-            }
+            } | Stage::Dropped { .. }
         );
         let is_answer =
             self.row.asking == Some(deny.nonce) || (is_returning && deny.nonce == Nonce::NONE);
@@ -228,6 +314,12 @@ impl Hold {
                 HoldAction::Keep(self.row.clone()),
                 HoldAction::Denied(deny.reason),
             ];
+        }
+        if let Stage::Dropped { generation } = self.row.stage
+            && matches!(deny.reason, DenyReason::Unknown | DenyReason::Spent)
+        {
+            // Nobody there thinks that it is here.
+            return self.leave(generation);
         }
         // The question stays: an earlier repetition of it may yet be granted, and must then be known again.
         vec![HoldAction::Denied(deny.reason)]
@@ -243,6 +335,12 @@ impl Hold {
             } if fence.desktop == self.row.desktop
                 && fence.generation == lease.generation
                 && fence.ended == Ended::Returned =>
+            {
+                return self.leave(fence.generation);
+            }
+            // However it ended: what would be the fork is given up.
+            Stage::Dropped { generation }
+                if fence.desktop == self.row.desktop && fence.generation == *generation =>
             {
                 return self.leave(fence.generation);
             }
@@ -263,7 +361,7 @@ impl Hold {
         ]
     }
 
-    /// The desktop was given back.
+    /// The desktop was given back, or its generation has ended as it was to.
     pub fn returned(&mut self, returned: &LeaseReturned) -> Vec<HoldAction> {
         match &self.row.stage {
             Stage::Held {
@@ -271,6 +369,11 @@ impl Hold {
                 is_returning: true,
             } if returned.desktop == self.row.desktop
                 && returned.generation == lease.generation =>
+            {
+                self.leave(returned.generation)
+            }
+            Stage::Dropped { generation }
+                if returned.desktop == self.row.desktop && returned.generation == *generation =>
             {
                 self.leave(returned.generation)
             }

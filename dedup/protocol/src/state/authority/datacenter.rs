@@ -8,7 +8,7 @@
 use dedup::{BranchId, DesktopId};
 
 use super::super::message::{
-    AskLease, DenyLease, DenyReason, FenceLease, LeaseReturned, ProveLease, ReturnLease,
+    AskLease, DenyLease, DenyReason, DropLease, FenceLease, LeaseReturned, ProveLease, ReturnLease,
 };
 use super::super::{Ended, Generation, Mutant, Nonce, is_mutated};
 use super::row::{AuthorityRow, Holder, PAST_MAX, Past, Progress, Standing, Terms};
@@ -291,6 +291,26 @@ impl Authority {
             Standing::Current => self.doubt(generation, fresh),
             Standing::Past(Ended::Returned) => vec![self.returned(generation)],
             Standing::Past(ended) => vec![self.fence_message(generation, ended)],
+            Standing::Unknown => vec![self.deny(Nonce::NONE, DenyReason::Unknown)],
+        }
+    }
+
+    /// Ends a generation of which its branch has destroyed what is not here. What is here stays.
+    pub fn drop_lease(
+        &mut self,
+        branch: BranchId,
+        message: &DropLease,
+        now_unix_s: u64,
+    ) -> Vec<AuthorityAction> {
+        let generation = message.generation;
+        match self.standing(branch, generation) {
+            Standing::Current => {
+                let mut actions = self.end(Ended::Returned, String::new(), now_unix_s);
+                actions.push(self.returned(generation));
+                actions
+            }
+            // However it ended: no fork of it comes any more.
+            Standing::Past(_) => vec![self.returned(generation)],
             Standing::Unknown => vec![self.deny(Nonce::NONE, DenyReason::Unknown)],
         }
     }

@@ -4,7 +4,7 @@ use dedup::DesktopId;
 use serde::{Deserialize, Serialize};
 
 use super::super::lease::Lease;
-use super::super::message::{AskLease, DenyReason, ReturnLease};
+use super::super::message::{AskLease, DenyReason, DropLease, ReturnLease};
 use super::super::{Ended, Generation, Nonce, Position};
 
 /// What a branch keeps of its right to one desktop.
@@ -58,6 +58,11 @@ pub enum Stage {
         /// The fork's name.
         fork: Nonce,
     },
+    /// Somebody gave up what was written here. It is destroyed; the datacenter is told until it knows.
+    Dropped {
+        /// The generation that is to end; none: a question is out, and what it is granted is to end.
+        generation: Generation,
+    },
 }
 
 /// What a branch may do with a desktop at a moment.
@@ -95,10 +100,12 @@ pub enum HoldAction {
     Ask(AskLease),
     /// Gives back.
     Return(ReturnLease),
+    /// Tells that what was written was given up.
+    Drop(DropLease),
     /// Aims overlay and write-back anew by [`Hold::aim`](super::Hold::aim). Also to be done at each start, since a crash may have come before it.
     Aim,
-    /// The desktop is not here any more: its overlay may go. Also to be done at each start, for a row that is [`Stage::Idle`]. A desktop
-    /// without a row is from before leases, and its overlay is the only copy there is.
+    /// The desktop is not here any more: its overlay may go. Also to be done at each start, for a row that is [`Stage::Idle`] or
+    /// [`Stage::Dropped`]. A desktop without a row is from before leases, and its overlay is the only copy there is.
     Leave,
     /// The datacenter said no.
     Denied(DenyReason),

@@ -6,7 +6,7 @@ use dedup::{BranchId, DesktopId, RealmId};
 use super::*;
 use crate::state::lease::Lease;
 use crate::state::message::{
-    AskLease, DenyLease, DenyReason, FenceLease, LeaseReturned, ProveLease,
+    AskLease, DenyLease, DenyReason, DropLease, FenceLease, LeaseReturned, ProveLease, RecallLease,
 };
 use crate::state::{Ended, Generation, Head, Nonce, Position};
 
@@ -441,4 +441,143 @@ fn generations_that_may_come_back_are_bounded() {
         granted(B, &answer).generation,
         Generation(PAST_MAX as u64 + 1)
     );
+}
+
+fn told(actions: &[HoldAction]) -> DropLease {
+    match actions.last() {
+        Some(HoldAction::Drop(told)) => told.clone(),
+        other => panic!("told that it was given up, not {other:?}"),
+    }
+}
+
+#[test]
+fn what_is_given_up_is_told_until_it_is_known_and_comes_back_as_nothing() {
+    let mut authority = authority();
+    let mut hold = holding(&mut authority, A, 1);
+    let actions = hold.drop_writes().unwrap();
+    assert!(matches!(
+        actions[..],
+        [HoldAction::Stop, HoldAction::Keep(_), HoldAction::Leave]
+    ));
+    assert_eq!(hold.right(NOW), Right::None);
+    assert_eq!(hold.aim(), None);
+    assert_eq!(hold.ask(nonce(5), &nothing()), Err(HoldError::Ended));
+    assert_eq!(hold.drop_writes(), Ok(vec![]), "once");
+    let message = told(&hold.tell_dropped(&nothing()));
+    assert_eq!(message, told(&hold.tell_dropped(&nothing())));
+    let first = authority.drop_lease(A, &message, NOW);
+    let again = authority.drop_lease(A, &message, NOW);
+    assert_eq!(first[1..], again[..], "the answer was lost");
+    assert_eq!(authority.row().holder, None);
+    // Not another's, nor one that is unknown.
+    for (branch, generation) in [(B, 1), (A, 2)] {
+        let message = DropLease {
+            desktop: DESKTOP,
+            generation: Generation(generation),
+        };
+        let denied = authority.drop_lease(branch, &message, NOW);
+        assert!(
+            matches!(&denied[..], [AuthorityAction::Deny(d)] if d.reason == DenyReason::Unknown)
+        );
+    }
+    let returned = LeaseReturned {
+        desktop: DESKTOP,
+        generation: Generation(1),
+    };
+    assert_eq!(hold.returned(&returned).len(), 2);
+    assert_eq!(hold.tell_dropped(&nothing()), vec![]);
+    // A copy of the disk from before: what it wrote is kept aside.
+    let ask = AskLease {
+        generation: Generation(1),
+        renewal: 1,
+        ..first_question(1)
+    };
+    let fenced = authority.ask(A, &ask, &fresh_line(), &TERMS, 7, NOW);
+    assert!(matches!(&fenced[..], [AuthorityAction::Fence(f)] if f.ended == Ended::Returned));
+}
+
+fn first_question(number: u8) -> AskLease {
+    AskLease {
+        desktop: DESKTOP,
+        generation: Generation::NONE,
+        renewal: 0,
+        nonce: nonce(number),
+        challenge: 0,
+        acked: Position::START,
+        sealed: Nonce::NONE,
+        flushed: 0,
+    }
+}
+
+#[test]
+fn what_a_question_that_is_out_is_granted_is_given_up_as_well() {
+    let mut authority = authority();
+    let mut hold = Hold::open(A, HoldRow::new(DESKTOP));
+    assert_eq!(hold.drop_writes(), Ok(vec![]), "nobody thinks it is here");
+    let ask = asked(&hold.ask(nonce(1), &nothing()).unwrap());
+    let answer = authority.ask(A, &ask, &fresh_line(), &TERMS, 7, NOW);
+    assert_eq!(hold.drop_writes().unwrap().len(), 3);
+    assert_eq!(asked(&hold.tell_dropped(&nothing())), ask);
+    let actions = hold.granted(granted(A, &answer));
+    assert!(matches!(actions[0], HoldAction::Keep(_)));
+    let message = told(&actions);
+    assert_eq!(message.generation, Generation(1));
+    assert_eq!(authority.drop_lease(A, &message, NOW).len(), 2);
+    // Where the datacenter knows of nothing, there is nothing to be told.
+    let mut other = Hold::open(B, HoldRow::new(DESKTOP));
+    let _ = other.ask(nonce(2), &nothing()).unwrap();
+    let _ = other.drop_writes().unwrap();
+    let mut deny = DenyLease {
+        desktop: DESKTOP,
+        nonce: nonce(2),
+        reason: DenyReason::Held,
+        message: String::new(),
+    };
+    assert_eq!(other.denied(&deny).len(), 1, "it may be granted yet");
+    deny.reason = DenyReason::Unknown;
+    assert_eq!(other.denied(&deny).len(), 2);
+    assert_eq!(other.tell_dropped(&nothing()), vec![]);
+}
+
+#[test]
+fn what_is_fenced_is_sent_before_it_can_be_given_up() {
+    let mut authority = authority();
+    let mut hold = holding(&mut authority, A, 1);
+    let fence = FenceLease {
+        desktop: DESKTOP,
+        generation: Generation(1),
+        ended: Ended::Broken,
+    };
+    let mut given_up = hold.clone();
+    let _ = hold.fenced(&fence, nonce(9));
+    assert_eq!(hold.drop_writes(), Err(HoldError::Ended));
+    // The other way round there is nothing left that could be sent.
+    let _ = given_up.drop_writes().unwrap();
+    assert!(matches!(
+        given_up.fenced(&fence, nonce(9))[..],
+        [HoldAction::Keep(_), HoldAction::Leave]
+    ));
+}
+
+#[test]
+fn a_recall_holds_until_the_next_lease_says_otherwise() {
+    let mut authority = authority();
+    let mut hold = holding(&mut authority, A, 1);
+    let recall = |generation| RecallLease {
+        desktop: DESKTOP,
+        generation: Generation(generation),
+    };
+    hold.recalled(&recall(2));
+    assert!(!hold.is_recalled());
+    hold.recalled(&recall(1));
+    assert!(hold.is_recalled());
+    assert_eq!(
+        hold.right(NOW),
+        Right::Run,
+        "it goes on until it is given back"
+    );
+    let ask = asked(&hold.ask(nonce(2), &nothing()).unwrap());
+    let answer = authority.ask(A, &ask, &fresh_line(), &TERMS, 7, NOW);
+    let _ = hold.granted(granted(A, &answer));
+    assert!(!hold.is_recalled());
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::authority::{Authority, AuthorityAction, AuthorityRow, Holder, Standing, Terms};
 use super::super::lease::Lease;
-use super::super::message::FenceLease;
+use super::super::message::{DenyLease, DenyReason, FenceLease, RecallLease};
 use super::super::writeback::{LineRow, Part, ReceiveAction, Receiver, SendRow};
 use super::super::{Ended, Generation, Line, Nonce};
 use super::world::{Act, Actor, ForkKey, World, branch_id, site_of};
@@ -32,6 +32,8 @@ pub(super) struct CenterDisk {
     pub(super) authority: AuthorityRow,
     pub(super) main: LineDisk,
     pub(super) forks: BTreeMap<ForkKey, LineDisk>,
+    /// The branch that may ask for the desktop; none before it was moved: whoever does.
+    pub(super) home: Option<usize>,
     chunks: BTreeSet<Write>,
 }
 
@@ -62,6 +64,7 @@ impl Center {
                 parts: BTreeMap::new(),
             },
             forks: BTreeMap::new(),
+            home: None,
             chunks: BTreeSet::new(),
         };
         Self {
@@ -151,8 +154,58 @@ impl World {
         decided(broken.unwrap_or_default())
     }
 
+    /// Another branch may ask for the desktop from now on, and whoever holds it is to give it back.
+    pub(super) fn center_moves(&mut self, to: usize) -> Vec<Act> {
+        self.center.disk.home = Some(to);
+        if let Some(holder) = &self.center.authority.row().holder {
+            let site = site_of(holder.branch);
+            self.recall(site);
+        }
+        Vec::new()
+    }
+
+    fn is_held_by(&self, site: usize) -> bool {
+        let holder = self.center.authority.row().holder.as_ref();
+        holder.is_some_and(|holder| site_of(holder.branch) == site)
+    }
+
+    fn is_home(&self, site: usize) -> bool {
+        self.center.disk.home.is_none_or(|home| home == site)
+    }
+
+    /// Tells a branch that holds the desktop and is not its home.
+    fn recall(&mut self, site: usize) {
+        if self.is_held_by(site) && !self.is_home(site) {
+            let recall = Message::RecallLease(RecallLease {
+                desktop: DESKTOP,
+                generation: self.center.authority.row().last,
+            });
+            self.post(Actor::Site(site), site, &recall);
+        }
+    }
+
+    /// Whether a branch's question is answered: it is the desktop's home, holds it (and may not know that yet), or names a generation that it had.
+    fn may_ask(&self, site: usize, generation: Generation) -> bool {
+        let authority = &self.center.authority;
+        self.is_home(site)
+            || self.is_held_by(site)
+            || authority.standing(branch_id(site), generation) != Standing::Unknown
+    }
+
     pub(super) fn center_hears(&mut self, site: usize, message: Message) -> Vec<Act> {
         let (now, branch) = (self.now, branch_id(site));
+        if let Message::AskLease(ask) = &message
+            && !self.may_ask(site, ask.generation)
+        {
+            let deny = Message::DenyLease(DenyLease {
+                desktop: DESKTOP,
+                nonce: ask.nonce,
+                reason: DenyReason::Unknown,
+                message: String::new(),
+            });
+            self.post(Actor::Site(site), site, &deny);
+            return Vec::new();
+        }
         let center = &mut self.center;
         let fresh = center.drawn + 1;
         match message {
@@ -164,6 +217,10 @@ impl World {
                 let progress = center.main.row().progress(under);
                 let authority = &mut center.authority;
                 let actions = authority.ask(branch, &ask, &progress, &TERMS, fresh, now);
+                self.drawn(site, actions)
+            }
+            Message::DropLease(message) => {
+                let actions = center.authority.drop_lease(branch, &message, now);
                 self.drawn(site, actions)
             }
             Message::ReturnLease(at) => {
@@ -301,6 +358,8 @@ impl World {
         let bytes = postcard::to_stdvec(&lease).expect("leases serialise without failing");
         let message = Message::LeaseGranted(SignedBytes { bytes });
         self.post(Actor::Site(site), site, &message);
+        // Behind the lease, which takes the wish back.
+        self.recall(site);
     }
 
     pub(super) fn holder_of(&self, generation: Generation) -> Option<usize> {

@@ -1,5 +1,6 @@
 //! What must hold in every world.
 
+use super::super::Generation;
 use super::super::authority::Stage;
 use super::super::writeback::LineRow;
 use super::world::{History, World, site_of};
@@ -45,7 +46,7 @@ impl World {
         let mut writers = Vec::new();
         for (index, site) in self.sites.iter().enumerate() {
             match &site.disk.hold.stage {
-                Stage::Idle { .. } => {}
+                Stage::Idle { .. } | Stage::Dropped { .. } => {}
                 Stage::Held { lease, .. } => {
                     writers.push(lease.generation);
                     let send = &site.disk.send;
@@ -108,7 +109,21 @@ impl World {
                     }
                 }
                 Stage::Fenced { .. } => return Some("a fork stands still"),
+                // A question that another branch's lease keeps from being answered stays out.
+                Stage::Dropped { generation }
+                    if *generation == Generation::NONE
+                        && authority.holder.is_some()
+                        && !is_holder => {}
+                Stage::Dropped { .. } => return Some("what was given up is told for ever"),
             }
+        }
+        let holder = authority.holder.as_ref();
+        let holder = holder.map(|holder| site_of(holder.branch));
+        if let (Some(home), Some(holder)) = (self.center.disk.home, holder)
+            && home != holder
+            && !self.oracle.restored.contains(&holder)
+        {
+            return Some("a desktop that was moved stays where it was");
         }
         None
     }

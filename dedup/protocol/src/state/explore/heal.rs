@@ -52,13 +52,22 @@ fn build(world: &mut World) {
 /// What a branch does by itself.
 fn duties(world: &World, index: usize) -> Vec<Event> {
     let row = world.sites[index].hold.row();
+    let disk = &world.center.disk;
+    let is_free = disk.authority.holder.is_none();
     let mut duties = vec![Event::Poll(index)];
+    if world.sites[index].hold.is_recalled() {
+        // As soon as all of it is there.
+        duties.push(Event::GiveBack(index));
+    }
     match &row.stage {
+        // Whoever it was moved to wants it.
+        Stage::Idle { .. } if is_free && disk.home == Some(index) => duties.push(Event::Ask(index)),
         Stage::Idle { .. } if row.asking.is_none() => {}
         Stage::Held {
             is_returning: true, ..
         } => duties.push(Event::GiveBack(index)),
         Stage::Idle { .. } | Stage::Held { .. } => duties.push(Event::Ask(index)),
+        Stage::Dropped { .. } => duties.push(Event::Drop(index)),
         Stage::Fenced { .. } => {}
     }
     duties

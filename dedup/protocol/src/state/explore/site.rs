@@ -104,6 +104,16 @@ impl Site {
         )
     }
 
+    /// Whether somebody can give the desktop up here, or is to tell that again.
+    pub(super) fn may_drop(&self) -> bool {
+        let row = self.hold.row();
+        match row.stage {
+            Stage::Idle { .. } => row.asking.is_some(),
+            Stage::Held { .. } | Stage::Dropped { .. } => true,
+            Stage::Fenced { .. } => false,
+        }
+    }
+
     pub(super) fn may_write(&self, now: u64) -> bool {
         let may_run = matches!(self.hold.right(now), Right::Run | Right::Grace);
         let aim = self.hold.aim();
@@ -168,6 +178,23 @@ impl World {
         holds(actions)
     }
 
+    /// What the datacenter does not have goes, by somebody's wish.
+    pub(super) fn site_drops(&mut self, index: usize) -> Vec<Act> {
+        let held = self.center.holds();
+        let site = &mut self.sites[index];
+        let is_new = !matches!(site.hold.row().stage, Stage::Dropped { .. });
+        if is_new {
+            self.budget.drops = self.budget.drops.saturating_sub(1);
+            let log = &site.disk.log;
+            let owed = &mut self.oracle.owed;
+            owed.retain(|write| held.contains(write) || !log.contains(write));
+        }
+        let mut actions = site.hold.drop_writes().unwrap_or_default();
+        let facts = site.send.facts();
+        actions.extend(site.hold.tell_dropped(&facts));
+        holds(actions)
+    }
+
     pub(super) fn site_hears(&mut self, index: usize, message: Message) -> Vec<Act> {
         let site = &mut self.sites[index];
         let (fresh, facts) = (site.fresh(), site.send.facts());
@@ -188,6 +215,10 @@ impl World {
                     self.budget.answers -= 1;
                 }
                 holds(actions)
+            }
+            Message::RecallLease(recall) => {
+                site.hold.recalled(&recall);
+                Vec::new()
             }
             Message::DenyLease(deny) => holds(site.hold.denied(&deny)),
             Message::FenceLease(fence) => {
@@ -217,7 +248,7 @@ impl World {
         site.hold = Hold::open(branch_id(index), site.disk.hold.clone());
         site.send = Sender::open(site.disk.send.clone(), site.flushed(), now);
         let mut acts = match site.hold.row().stage {
-            Stage::Idle { .. } => vec![Act::Hold(HoldAction::Leave)],
+            Stage::Idle { .. } | Stage::Dropped { .. } => vec![Act::Hold(HoldAction::Leave)],
             Stage::Held { .. } | Stage::Fenced { .. } => vec![Act::Hold(HoldAction::Aim)],
         };
         acts.extend(sends(site.send.linked()));
@@ -251,14 +282,31 @@ impl World {
     }
 
     pub(super) fn hold_acts(&mut self, index: usize, action: HoldAction) -> Vec<Act> {
+        let now = self.now;
         let site = &mut self.sites[index];
         match action {
             HoldAction::Keep(row) => site.disk.hold = row,
             HoldAction::Stop | HoldAction::Denied(_) => {}
             HoldAction::Ask(ask) => self.post(Actor::Center, index, &Message::AskLease(ask)),
+            HoldAction::Drop(drop) => self.post(Actor::Center, index, &Message::DropLease(drop)),
             HoldAction::Return(at) => self.post(Actor::Center, index, &Message::ReturnLease(at)),
             HoldAction::Aim => return self.aim(index),
             HoldAction::Leave => {
+                if matches!(site.hold.row().stage, Stage::Dropped { .. }) {
+                    // What was on its way is nothing any more.
+                    let line = Line {
+                        desktop: DESKTOP,
+                        generation: Generation::NONE,
+                        fork: None,
+                    };
+                    site.disk.send = SendRow {
+                        line,
+                        acked: Position::START,
+                        sealed: None,
+                    };
+                    site.send = Sender::open(site.disk.send.clone(), 0, now);
+                    site.send.linked();
+                }
                 site.disk.log.clear();
                 site.disk.base.clear();
                 site.disk.overlay = Generation::NONE;

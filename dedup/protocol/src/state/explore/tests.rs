@@ -147,8 +147,50 @@ const EVERYTHING: Bound = Bound {
         backups: 1,
         restores: 1,
         expiries: 0,
+        drops: 1,
+        moves: 1,
     },
 };
+
+/// What a desktop wrote is given up at its branch, which has to tell it until it is known.
+const DROPPED: Bound = Bound {
+    sites: 1,
+    holds_chunks: true,
+    budget: Budget {
+        writes: 1,
+        asks: 2,
+        drops: 2,
+        crashes: 3,
+        proofs: 1,
+        answers: 1,
+        ..Budget::NOTHING
+    },
+};
+
+/// A desktop goes from one branch to the other.
+const MOVED: Bound = Bound {
+    sites: 2,
+    holds_chunks: true,
+    budget: Budget {
+        writes: 1,
+        asks: 2,
+        moves: 1,
+        crashes: 1,
+        proofs: 1,
+        answers: 1,
+        ..Budget::NOTHING
+    },
+};
+
+#[test]
+fn what_is_given_up_is_not_held_for_ever() {
+    DROPPED.holds("dropped");
+}
+
+#[test]
+fn a_desktop_that_is_moved_has_one_branch_at_every_step() {
+    MOVED.holds("moved");
+}
 
 #[test]
 fn a_branch_that_crashes_loses_nothing() {
@@ -214,8 +256,17 @@ const COPIED_CALMLY: Bound = Bound {
     ..COPIED
 };
 
+/// As [`DROPPED`], with one crash and room for a write behind it.
+const DROPPED_ONCE: Bound = Bound {
+    budget: Budget {
+        crashes: 1,
+        ..DROPPED.budget
+    },
+    ..DROPPED
+};
+
 /// Each defect, and a bound within which it must be seen.
-const DEFECTS: [(Mutant, &Bound); 9] = [
+const DEFECTS: [(Mutant, &Bound); 10] = [
     (Mutant::StaleGeneration, &BROKEN_CALMLY),
     (Mutant::PartialSegment, &ONE_CRASH),
     (Mutant::UnkeptApply, &ONE_CRASH),
@@ -225,6 +276,7 @@ const DEFECTS: [(Mutant, &Bound); 9] = [
     (Mutant::TrustOldCopy, &COPIED_CALMLY),
     (Mutant::FenceUnproven, &RENEWED),
     (Mutant::ReturnEarly, &ONE_CRASH),
+    (Mutant::UnkeptDrop, &DROPPED_ONCE),
 ];
 
 #[test]
@@ -250,6 +302,8 @@ const WIDE: Budget = Budget {
     backups: 3,
     restores: 2,
     expiries: 2,
+    drops: 2,
+    moves: 2,
 };
 
 /// Performs what a number chooses: mostly the arrival of a message, which is then gone or may arrive again.

@@ -32,6 +32,10 @@ pub(super) struct Budget {
     pub(super) backups: u8,
     pub(super) restores: u8,
     pub(super) expiries: u8,
+    /// Desktops that somebody gives up at their branch.
+    pub(super) drops: u8,
+    /// Desktops that IT moves to another branch.
+    pub(super) moves: u8,
 }
 
 impl Budget {
@@ -46,6 +50,8 @@ impl Budget {
         backups: 0,
         restores: 0,
         expiries: 0,
+        drops: 0,
+        moves: 0,
     };
 }
 
@@ -60,6 +66,10 @@ pub(super) enum Event {
     Poll(usize),
     /// A branch gives the desktop back.
     GiveBack(usize),
+    /// Somebody gives up what the desktop wrote at a branch; or the datacenter is told of it once more.
+    Drop(usize),
+    /// IT moves the desktop to a branch.
+    Move(usize),
     /// A message arrives.
     Deliver(Packet),
     /// The manifests of a segment are built.
@@ -180,8 +190,15 @@ impl World {
                 events.push(Event::Write(index));
             }
             events.push(Event::Poll(index));
-            if budget.returns > 0 && site.holds() {
+            let is_recalled = site.hold.is_recalled();
+            if site.holds() && (budget.returns > 0 || is_recalled) {
                 events.push(Event::GiveBack(index));
+            }
+            if budget.drops > 0 && site.may_drop() {
+                events.push(Event::Drop(index));
+            }
+            if budget.moves > 0 && self.center.disk.home != Some(index) {
+                events.push(Event::Move(index));
             }
             if budget.backups > 0 {
                 events.push(Event::Backup(index));
@@ -244,6 +261,11 @@ impl World {
             }
             Event::Poll(index) => (Actor::Site(*index), self.site_polls(*index)),
             Event::GiveBack(index) => (Actor::Site(*index), self.site_gives_back(*index)),
+            Event::Drop(index) => (Actor::Site(*index), self.site_drops(*index)),
+            Event::Move(index) => {
+                self.budget.moves -= 1;
+                (Actor::Center, self.center_moves(*index))
+            }
             Event::Deliver(packet) => {
                 let message = Message::decode(&packet.frame).expect("our own frame");
                 let acts = match packet.to {
