@@ -41,6 +41,7 @@ fn pool(name: &str) -> PoolAssignment {
         machine: MachineType::Auto,
         tpm: false,
         user_volume_mib: 0,
+        pooled: false,
     }
 }
 
