@@ -60,7 +60,8 @@ pub fn scrub_all(
         }
     }
     let damage = dc.trace_damage()?;
-    if result.found > 0 {
+    if damage.count() > 0 {
+        // Whoever found it: what is traced here is no news to the next look, which would tell links.
         dc.announce_assignments();
     }
     result.damaged = damage.count();
