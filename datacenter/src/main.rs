@@ -199,11 +199,11 @@ fn execute(command: Command) -> anyhow::Result<()> {
                 let percent = (done * 100).checked_div(total).unwrap_or(100);
                 if told != Some((what, percent)) {
                     told = Some((what, percent));
-                    eprintln!("{what}: {percent} %");
+                    let _ = writeln!(io::stderr(), "{what}: {percent} %");
                 }
             })?;
             for line in lines {
-                println!("{line}");
+                writeln!(io::stdout(), "{line}")?;
             }
             Ok(())
         }

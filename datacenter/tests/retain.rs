@@ -361,23 +361,28 @@ fn publishes_go_on_beside_collections_and_are_whole() {
             }
             rounds
         });
-        let path = bench.path("other.raw");
-        bench.dc.create_image("other", None).unwrap();
-        for seed in 0..6 {
-            // The same content comes and goes: what one publish finds known a collection has just condemned.
-            sparse_disk(&path, 16 << 20, &[(0, 3 * MIB)], seed % 2);
-            let publish = publish::Publish {
-                allow_same: true,
-                ..request("other", &path)
-            };
-            bench.publish_as(&publish).unwrap();
-            if seed > 0 {
-                // Somebody may be reading it for a moment.
-                bench.dc.delete_version(&format!("other@{seed}")).ok();
+        let publisher = scope.spawn(|| {
+            let path = bench.path("other.raw");
+            bench.dc.create_image("other", None).unwrap();
+            for seed in 0..6 {
+                // The same content comes and goes: what one publish finds known a collection has just condemned.
+                sparse_disk(&path, 16 << 20, &[(0, 3 * MIB)], seed % 2);
+                let publish = publish::Publish {
+                    allow_same: true,
+                    ..request("other", &path)
+                };
+                bench.publish_as(&publish).unwrap();
+                if seed > 0 {
+                    // Somebody may be reading it for a moment.
+                    bench.dc.delete_version(&format!("other@{seed}")).ok();
+                }
             }
-        }
+        });
+        // Whatever becomes of it, the collector is told to end.
+        let published = publisher.join();
         stop.store(true, Ordering::Relaxed);
         assert!(collector.join().unwrap() > 0);
+        published.unwrap();
     });
     assert!(bench.dc.store().halted().is_none());
     for version in ["deb@1", "deb@2", "deb@3", "other"] {

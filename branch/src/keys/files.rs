@@ -40,9 +40,14 @@ pub fn read(disk: &dyn Disk, file: &str) -> Result<Option<Zeroizing<Vec<u8>>>, K
     Ok(Some(bytes))
 }
 
+/// The name of a file while it is written.
+fn part_of(file: &str) -> String {
+    format!("{file}.part")
+}
+
 /// Replaces a file whole or not at all; durable on return.
 pub fn replace(disk: &dyn Disk, file: &str, content: &[u8]) -> Result<(), KeyError> {
-    let part = format!("{file}.part");
+    let part = part_of(file);
     let dir = file.rsplit_once('/').map_or("", |(dir, _)| dir);
     let error = io_error(file, "write");
     match disk.remove(&part) {
@@ -57,8 +62,14 @@ pub fn replace(disk: &dyn Disk, file: &str, content: &[u8]) -> Result<(), KeyErr
         .map_err(&error)
 }
 
-/// Overwrites a file and removes it; nothing happens if there is none.
+/// Overwrites a file and removes it, and before it what a replacement that was cut left beside it, which holds a key as well. Nothing
+/// happens to what is not there.
 pub fn destroy(disk: &dyn Disk, file: &str, random: FillRandom) -> Result<(), KeyError> {
+    destroy_one(disk, &part_of(file), random)?;
+    destroy_one(disk, file, random)
+}
+
+fn destroy_one(disk: &dyn Disk, file: &str, random: FillRandom) -> Result<(), KeyError> {
     let error = io_error(file, "destroy");
     let dir = file.rsplit_once('/').map_or("", |(dir, _)| dir);
     let opened = match disk.open(file, Open::Write) {

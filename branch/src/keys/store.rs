@@ -97,6 +97,11 @@ impl KeyStore {
         if let Some(next) = load_branch_key(&*store.disk, NEXT)? {
             let next_key = next.open(&unlock).map_err(unlock_error(NEXT))?;
             tracing::info!("going on with a change of the branch key that was cut");
+            // A process that died may have given a file its name and not made that durable: the new key's, which the others depend on
+            // from now on, or one of those that are done.
+            for dir in ["", DESKTOPS] {
+                store.disk.sync_dir(dir).map_err(io_error(dir, "sync"))?;
+            }
             store.change(&mut store.lock(), next_key)?;
         }
         Ok(store)

@@ -108,6 +108,22 @@ fn a_key_that_is_not_there_or_not_the_right_one_is_never_made_up() {
 }
 
 #[test]
+fn nothing_is_left_of_a_key_that_is_destroyed() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path()).unwrap();
+    store.desktop("alice", &ID, OverlayState::Absent).unwrap();
+    let desktops = root.path().join("keys/desktops");
+    // As a replacement leaves it that was cut before its name was the right one.
+    let key = desktops.join("alice.key");
+    std::fs::copy(&key, desktops.join("alice.key.part")).unwrap();
+    store.destroy_desktop("alice").unwrap();
+    assert_eq!(std::fs::read_dir(&desktops).unwrap().count(), 0);
+    std::fs::write(desktops.join("alice.key.part"), b"cut early").unwrap();
+    store.destroy_desktop("alice").unwrap();
+    assert_eq!(std::fs::read_dir(&desktops).unwrap().count(), 0);
+}
+
+#[test]
 fn an_overlay_in_the_clear_is_taken_once() {
     let root = tempfile::tempdir().unwrap();
     let store = open(root.path()).unwrap();

@@ -267,30 +267,32 @@ pub fn catalog(folder: &Folder, manifest: &Manifest, kv: &dyn Kv) -> Result<u64,
     let name = Role::Catalog.object(manifest.number);
     let sum = manifest.file(Role::Catalog);
     // Proven before the first row is taken.
-    let found = folder
-        .stream(&name, &mut |_| {})?
-        .ok_or_else(|| missing(folder, &name))?;
-    if found != sum {
-        return Err(RestoreError::Damaged {
+    let proven = |found: Option<Sum>| match found {
+        None => Err(missing(folder, &name)),
+        Some(found) if found != sum => Err(RestoreError::Damaged {
             folder: folder.shown().into(),
-            object: name,
+            object: name.clone(),
             bytes: found.bytes,
             expected: sum.bytes,
-        });
-    }
+        }),
+        Some(_) => Ok(()),
+    };
+    proven(folder.stream(&name, &mut |_| {})?)?;
     let unreadable = |source| RestoreError::Snapshot {
         folder: folder.shown().into(),
         source,
     };
     let mut decoder = Decoder::new(manifest.realm.0);
     let mut failed = None;
-    folder.stream(&name, &mut |piece| {
+    let taken = folder.stream(&name, &mut |piece| {
         if failed.is_none() {
             failed = take_rows(&mut decoder, piece, kv)
                 .map_err(|error| error.or_unreadable(unreadable))
                 .err();
         }
     })?;
+    // Somebody may have written to it between the two looks.
+    proven(taken)?;
     match failed {
         Some(error) => Err(error),
         None => decoder.finish().map_err(unreadable),

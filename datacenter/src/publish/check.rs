@@ -3,7 +3,8 @@
 //! One thread reads the file again, leaf by leaf (holes still unread); several hash what it read, chunk by chunk as the stored leaf
 //! has them, and check the chunks' records. The leaf was read from the store and proven by its name; a chunk of the file has the name
 //! that the leaf gives it; and the record of that name is in its pack as it was written, which the store does only with what decodes
-//! to that name (decision 0026). So a fault of the disk, of the pipeline or a file that changed meanwhile ends the publish.
+//! to that name (decision 0026). Of a chunk that a leaf shows a part of (it lies across two leaves, or a desktop wrote over the rest)
+//! the bytes themselves are compared. So a fault of the disk, of the pipeline or a file that changed meanwhile ends the publish.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,7 +13,7 @@ use std::sync::{Mutex, PoisonError};
 use datacenter_api::Phase;
 use dedup::diff::changed_leaves;
 use dedup::manifest::ManifestError;
-use dedup::{CHUNK_BYTES_MAX, ChunkId, ExtentSource, LEAF_BYTES, Leaf, Manifest, NodeId};
+use dedup::{ChunkId, Extent, ExtentSource, LEAF_BYTES, Leaf, Manifest, NodeId};
 use dedup_image::{DiskImage, RegionKind};
 use dedup_store::{RecordName, StoreError};
 
@@ -24,9 +25,7 @@ use crate::images::StoreNodes;
 use crate::operations::Meter;
 use crate::problem::describe;
 
-/// A leaf's range, and the rest of the chunks that lie across its two ends.
-const SPAN_BYTES_MAX: usize = LEAF_BYTES as usize + 2 * CHUNK_BYTES_MAX;
-/// Most spans in memory, 198 MiB (22 MiB with two workers).
+/// Most leaves' ranges in memory.
 const SPANS_MAX: usize = 44;
 
 /// A leaf and what the file has in its place.
@@ -34,8 +33,6 @@ struct SourceLeaf {
     leaf: Leaf,
     /// Where the leaf begins on the disk, in bytes.
     start: u64,
-    /// Where the bytes begin on the disk: at the leaf, or at the start or end of a chunk that lies across its start.
-    from: u64,
     /// `None` if all of it is a hole and the leaf has no chunks.
     bytes: Option<Buffer>,
 }
@@ -119,7 +116,7 @@ fn check_tree(
         manifest,
         // Leaves without data hold no buffer, so they need a limit of their own.
         queue: Queue::new(SPANS_MAX),
-        pool: Pool::new(spans, SPAN_BYTES_MAX),
+        pool: Pool::new(spans, LEAF_BYTES as usize),
         failure: Failure::default(),
         damage,
         meter,
@@ -158,7 +155,6 @@ impl Comparison<'_> {
 
     fn read_leaves(&self, file: &mut dyn DiskImage, leaves: &[usize]) -> Result<(), PublishError> {
         let nodes = StoreNodes(self.datacenter);
-        let mut before = None;
         for &index in leaves {
             if self.meter.is_cancelled() {
                 return Err(PublishError::Cancelled);
@@ -172,10 +168,7 @@ impl Comparison<'_> {
                 }
                 Err(other) => return Err(other.into()),
             };
-            // A chunk across two leaves is looked at with the first, if that one is looked at.
-            let follows = index > 0 && before == Some(index - 1);
-            before = Some(index);
-            let Some(source) = self.read_leaf(file, index, leaf, follows)? else {
+            let Some(source) = self.read_leaf(file, index, leaf)? else {
                 return Ok(());
             };
             if !self.queue.push(source) {
@@ -191,44 +184,16 @@ impl Comparison<'_> {
         file: &mut dyn DiskImage,
         index: usize,
         leaf: Leaf,
-        follows: bool,
     ) -> Result<Option<SourceLeaf>, PublishError> {
         let start = index as u64 * LEAF_BYTES;
         let end = start + Manifest::leaf_len(self.manifest.size_bytes, index as u64);
-        let (mut from, mut to) = (start, end);
-        let mut has_chunks = false;
-        let mut at = start;
-        for extent in &leaf.extents {
-            if let ExtentSource::Chunk {
-                chunk_len, offset, ..
-            } = extent.source
-            {
-                let chunk_start = at.checked_sub(u64::from(offset));
-                let chunk_start = chunk_start.ok_or_else(|| self.differs(at))?;
-                if chunk_start < start && follows {
-                    from = at + u64::from(extent.len);
-                } else {
-                    has_chunks = true;
-                    from = from.min(chunk_start);
-                    to = to.max(chunk_start + u64::from(chunk_len));
-                }
-            }
-            at += u64::from(extent.len);
-        }
-        if to > self.manifest.size_bytes || to.saturating_sub(from) > SPAN_BYTES_MAX as u64 {
-            return Err(self.differs(end));
-        }
-        let bytes = match self.read_span(file, from, to, has_chunks)? {
+        let has_chunks = leaf.extents.iter().any(|extent| extent.chunk().is_some());
+        let bytes = match self.read_span(file, start, end, has_chunks)? {
             Span::Hole => None,
             Span::Bytes(buffer) => Some(buffer),
             Span::Stopped => return Ok(None),
         };
-        Ok(Some(SourceLeaf {
-            leaf,
-            start,
-            from,
-            bytes,
-        }))
+        Ok(Some(SourceLeaf { leaf, start, bytes }))
     }
 
     /// The file's bytes from `from` to `to`. A hole gets no memory, unless there are chunks to compare with it.
@@ -291,32 +256,22 @@ impl Comparison<'_> {
     /// Whether the file has what the leaf says, and the store has what the leaf names.
     fn compare(&self, source: &SourceLeaf) -> Result<(), PublishError> {
         let bytes = source.bytes.as_ref().map_or(&[][..], Buffer::as_ref);
-        // Nothing of a hole is in memory; no chunk lies there, as the reader has seen.
-        let range = |start: u64, len: u32| {
-            let start = start.checked_sub(source.from)? as usize;
-            bytes.get(start..start + len as usize)
-        };
         let mut names = Vec::new();
         let mut at = source.start;
         for extent in &source.leaf.extents {
+            let from = (at - source.start) as usize;
+            // Nothing of a hole is in memory; no chunk lies there, as the reader has seen.
+            let found = bytes.get(from..from + extent.len as usize);
             match extent.source {
                 ExtentSource::Zero => {
-                    let found = range(at, extent.len).unwrap_or_default();
-                    if let Some(place) = found.iter().position(|b| *b != 0) {
+                    let place = found.unwrap_or_default().iter().position(|b| *b != 0);
+                    if let Some(place) = place {
                         return Err(self.differs(at + place as u64));
                     }
                 }
-                ExtentSource::Chunk {
-                    id,
-                    chunk_len,
-                    offset,
-                } => {
-                    let chunk_start = at - u64::from(offset);
-                    // One that begins before what was read belongs to the leaf before.
-                    if chunk_start >= source.from {
-                        let found = range(chunk_start, chunk_len);
-                        let found = found.ok_or_else(|| self.differs(chunk_start))?;
-                        self.compare_chunk(id, found, chunk_start)?;
+                ExtentSource::Chunk { id, .. } => {
+                    let found = found.ok_or_else(|| self.differs(at))?;
+                    if self.compare_chunk(id, extent, found, at)? {
                         names.push(RecordName::chunk(id));
                     }
                 }
@@ -329,18 +284,38 @@ impl Comparison<'_> {
         Ok(())
     }
 
-    fn compare_chunk(&self, id: ChunkId, found: &[u8], start: u64) -> Result<(), PublishError> {
-        if self.datacenter.id_key().chunk_id(found) == id {
-            return Ok(());
+    /// Compares what the file has at `at` with what an extent shows of a chunk; answers whether the chunk's record is still to be checked.
+    fn compare_chunk(
+        &self,
+        id: ChunkId,
+        extent: &Extent,
+        found: &[u8],
+        at: u64,
+    ) -> Result<bool, PublishError> {
+        let ExtentSource::Chunk {
+            chunk_len, offset, ..
+        } = extent.source
+        else {
+            unreachable!("the caller has a chunk's extent");
+        };
+        let is_whole = offset == 0 && extent.len == chunk_len;
+        if is_whole && self.datacenter.id_key().chunk_id(found) == id {
+            return Ok(true);
         }
-        // The name says that they differ; only the stored bytes say where.
-        match self.datacenter.store().chunk(id) {
-            Ok(chunk) => {
-                let pairs = std::iter::zip(found, chunk.bytes());
-                let same = pairs.take_while(|(a, b)| a == b).count();
-                Err(self.differs(start + same as u64))
+        // Of a whole one the name says that they differ; only the stored bytes say where.
+        let chunk = match self.datacenter.store().chunk(id) {
+            Ok(chunk) => chunk,
+            Err(error) => {
+                self.damage.note(RecordName::chunk(id), error)?;
+                return Ok(false);
             }
-            Err(error) => self.damage.note(RecordName::chunk(id), error),
+        };
+        let shown = chunk.bytes().get(offset as usize..).unwrap_or_default();
+        let pairs = std::iter::zip(found, shown);
+        let same = pairs.take_while(|(a, b)| a == b).count();
+        match same == found.len() && !is_whole {
+            true => Ok(false),
+            false => Err(self.differs(at + same as u64)),
         }
     }
 }

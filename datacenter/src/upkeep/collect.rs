@@ -62,6 +62,7 @@ pub fn collect_garbage(
     };
     // In this order: a version that becomes visible after the roots were read had its hold after the beginning.
     let collection = dc.store().begin_collection().map_err(|e| told(e, &[]))?;
+    let _alone = dc.upkeep().walking();
     let roots = dc.roots()?;
     let nodes: BTreeSet<NodeId> = roots.iter().map(|root| root.node).collect();
     let nodes: Vec<NodeId> = nodes.into_iter().collect();

@@ -183,6 +183,8 @@ impl Datacenter {
             leaves: HashMap::new(),
         };
         if !names.is_empty() {
+            // What these roots reach stays until all of it is walked, whoever is given up meanwhile.
+            let _alone = self.upkeep().walking();
             tracer.damage.names = names
                 .into_iter()
                 .map(|name| (name, BTreeSet::new()))

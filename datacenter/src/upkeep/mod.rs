@@ -39,6 +39,8 @@ const PASS_EVERY_S: u64 = 7 * 86_400;
 pub struct Upkeep {
     collecting: Mutex<()>,
     scrubbing: Mutex<()>,
+    /// Held by a collection and by a trace: of the trees that a trace walks nothing may be condemned meanwhile, or its reading is an alarm.
+    walking: Mutex<()>,
     /// When a collection was last begun by itself, unix seconds: one that fails is not tried all the time.
     attempted_unix_s: AtomicU64,
     /// What is damaged and who shows it.
@@ -46,6 +48,11 @@ pub struct Upkeep {
 }
 
 impl Upkeep {
+    /// Keeps collections and traces apart; waits for the other.
+    fn walking(&self) -> MutexGuard<'_, ()> {
+        self.walking.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// What is damaged and who shows it, as it was last traced.
     pub fn damage(&self) -> Arc<Damage> {
         Arc::clone(&self.damage.lock().unwrap_or_else(PoisonError::into_inner))

@@ -1,6 +1,7 @@
 //! Reading everything in the store again: all the time at a gentle pace, or once because somebody asks.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use datacenter_api::{Operation, OperationKind, OperationResult, Phase, ScrubRequest, ScrubResult};
@@ -59,7 +60,8 @@ pub fn scrub_all(
         }
     }
     let damage = dc.trace_damage()?;
-    if result.found > 0 {
+    if damage.count() > 0 {
+        // Whoever found it: what is traced here is no news to the next look, which would tell links.
         dc.announce_assignments();
     }
     result.damaged = damage.count();
@@ -78,8 +80,10 @@ pub(super) fn go_on(
     let Ok(_turn) = turn(&dc.upkeep().scrubbing, "a scrub") else {
         return Ok(());
     };
-    // The store would let us wait for the end of a collection.
-    if turn(&dc.upkeep().collecting, "a collection").is_err() {
+    // The store would let us wait for the end of a collection, or of a backup.
+    if turn(&dc.upkeep().collecting, "a collection").is_err()
+        || dc.backing_up().load(Ordering::Acquire)
+    {
         return Ok(());
     }
     let mut pace = Pace::new(Some(bytes_per_s));

@@ -287,3 +287,31 @@ fn what_guests_write_leaves_a_floor_and_what_makes_room_goes_below_it() {
     assert_eq!(overlay.shortage(), None);
     overlay.write(0, 0, &[2; WRITE]).unwrap();
 }
+
+#[test]
+fn waiting_for_room_takes_none() {
+    const WRITE: usize = 16 << 10;
+    let (disk, _) = worn(15);
+    let overlay = open(&disk, Duration::ZERO).unwrap();
+    // A segment under way that cannot be dropped keeps the log longer than it need be.
+    overlay.send_after(0).unwrap();
+    let to = overlay.hold(0, u64::MAX);
+    overlay.hold(0, to);
+    for at in (0..DISK).step_by(WRITE) {
+        overlay.write(0, at, &[7; WRITE]).unwrap();
+    }
+    overlay.flush().unwrap();
+    disk.limit_space(Some(disk.used_bytes()));
+    overlay.write(0, 0, &[8; 64 << 10]).unwrap_err();
+    let tend = || {
+        for _ in 0..64 {
+            overlay.tend(64 << 10).unwrap();
+        }
+        (overlay.stats().log_bytes, disk.operations())
+    };
+    let settled = tend();
+    assert!(overlay.shortage().is_some());
+    assert!(settled.0 > DISK / 2 * 3, "{settled:?}");
+    assert_eq!(tend(), settled, "nothing is written or synced in vain");
+    assert!(content(&overlay).iter().all(|byte| *byte == 7));
+}

@@ -100,10 +100,13 @@ fn a_user_volume_is_kept_when_the_system_begins_anew_and_goes_with_the_desktop()
 fn a_user_volume_whose_files_are_gone_is_not_made_anew() {
     let lab = Lab::new();
     let datacenter = Datacenter::start(&lab);
-    let branch = branch_with_user_volumes(&lab, &datacenter);
+    let mut branch = branch_with_user_volumes(&lab, &datacenter);
     serve(&branch, "alice");
     branch.splice("desktop stop alice").ok();
+    // While no server has them open: one that still sends what was written goes on with what it has.
+    branch.daemon().kill();
     std::fs::remove_dir_all(branch.data.join("disks/users/alice")).unwrap();
+    branch.restart();
     branch
         .splice("desktop start office --name alice --serve-only")
         .refused(&["user volume"]);

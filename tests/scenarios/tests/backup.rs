@@ -93,7 +93,9 @@ fn branches_go_on_after_the_datacenter_is_lost_and_restored_elsewhere() {
     }
     assert!(show("a")["ahead"].is_null());
 
-    // And the next backup goes on where the last one ended.
+    // And the next backup goes on where the last one ended. `debian@2` brought nothing that `other@1` had not.
+    let v3 = v1.edited(lab.path("v3.raw"), 50, 63);
+    datacenter.publish("other", &v3.path);
     let fourth = datacenter.json(&words)["result"]["backup"].clone();
     assert_eq!(fourth["number"], 4, "{fourth}");
     assert!(fourth["packs_copied"].as_u64().unwrap() >= 1, "{fourth}");

@@ -337,12 +337,15 @@ fn a_broken_lease_stops_the_desktop_and_its_writes_come_as_a_fork() {
     assert_eq!(world.history.prefix(&there, all), all);
     assert!(there == here, "the fork is not what the branch had");
     assert!(world.has_event("fork_restored"));
-    let _ = world.branch.splice(&start);
-    let shown = world.desktop();
-    assert_ne!(
-        shown["state"], "served",
-        "what it goes on behind is elsewhere: {shown}"
-    );
+    // It goes on behind what was restored, under another generation, and that comes from the datacenter.
+    wait_for("the desktop to go on", SENT, || {
+        world.branch.daemon().check();
+        world.branch.splice(&start).succeeded()
+    });
+    assert!(world.here() == here, "it goes on behind another state");
+    let line = world.line();
+    assert_eq!(line["lease"], "held", "{line}");
+    assert_eq!(line["generation"], 2, "{line}");
 }
 
 #[test]

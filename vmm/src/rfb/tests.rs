@@ -1,14 +1,16 @@
 //! The server as viewers see it, over its socket.
 
+mod decode;
+mod scroll;
+
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-
-use flate2::{Decompress, FlushDecompress};
 
 use super::client::Client;
 use super::*;
 use crate::screen::{PIXEL_BYTES, Rect, Size, TILE};
 use crate::virtio::input::events::{EV_ABS, EV_KEY};
+use decode::Decoder;
 
 struct Bench {
     screen: Screen,
@@ -72,116 +74,98 @@ fn encodings(client: &mut Client, encodings: &[i32]) {
     client.send(&message).expect("sent");
 }
 
-/// A viewer's side of ZRLE, for the screen's own format.
-struct Unpacker(Decompress);
-
-impl Unpacker {
-    fn unpack(&mut self, packed: &[u8], rect: Rect, stride: usize, picture: &mut [u8]) {
-        let mut plain = Vec::with_capacity(rect.pixels() * 8 + 4096);
-        let before = self.0.total_in();
-        self.0
-            .decompress_vec(packed, &mut plain, FlushDecompress::Sync)
-            .expect("a zlib stream");
-        assert_eq!(self.0.total_in() - before, packed.len() as u64);
-        let mut bytes = plain.into_iter();
-        for y in (rect.y..rect.bottom()).step_by(TILE.into()) {
-            for x in (rect.x..rect.right()).step_by(TILE.into()) {
-                let tile = Rect::new(x, y, TILE, TILE).intersect(rect);
-                let pixels = Self::tile(&mut bytes, tile);
-                for (index, pixel) in pixels.iter().enumerate() {
-                    let (row, column) = (
-                        index / usize::from(tile.width),
-                        index % usize::from(tile.width),
-                    );
-                    let at =
-                        (usize::from(y) + row) * stride + (usize::from(x) + column) * PIXEL_BYTES;
-                    picture[at..at + 3].copy_from_slice(pixel);
-                }
-            }
-        }
-        assert_eq!(bytes.next(), None, "nothing behind the last tile");
-    }
-
-    fn tile(bytes: &mut impl Iterator<Item = u8>, tile: Rect) -> Vec<[u8; 3]> {
-        let mut byte = || bytes.next().expect("a byte");
-        let kind = byte();
-        let pixel = |byte: &mut dyn FnMut() -> u8| [byte(), byte(), byte()];
-        let count = tile.pixels();
-        let colours = match kind {
-            0 | 128 => 0,
-            1..=16 => usize::from(kind),
-            130.. => usize::from(kind - 128),
-            other => panic!("{other} is no kind of tile"),
-        };
-        let palette: Vec<[u8; 3]> = (0..colours).map(|_| pixel(&mut byte)).collect();
-        let mut pixels = Vec::new();
-        match kind {
-            0 => pixels.extend((0..count).map(|_| pixel(&mut byte))),
-            1 => pixels.resize(count, palette[0]),
-            2..=16 => {
-                let bits = match kind {
-                    2 => 1,
-                    3..=4 => 2,
-                    _ => 4,
-                };
-                for _ in 0..tile.height {
-                    let (mut here, mut left) = (0, 0);
-                    for _ in 0..tile.width {
-                        if left == 0 {
-                            (here, left) = (byte(), 8);
-                        }
-                        left -= bits;
-                        pixels.push(palette[usize::from(here >> left & ((1 << bits) - 1))]);
-                    }
-                }
-            }
-            _ => {
-                while pixels.len() < count {
-                    let (colour, is_run) = if kind == 128 {
-                        (pixel(&mut byte), true)
-                    } else {
-                        let index = byte();
-                        (palette[usize::from(index & 0x7f)], index & 0x80 != 0)
-                    };
-                    let (mut len, mut more) = (1, if is_run { 255 } else { 0 });
-                    while more == 255 {
-                        more = byte();
-                        len += usize::from(more);
-                    }
-                    pixels.extend(std::iter::repeat_n(colour, len));
-                }
-                assert_eq!(pixels.len(), count, "runs end with the tile");
-            }
-        }
-        pixels
-    }
-}
-
 #[test]
-fn a_frame_is_the_same_in_raw_and_in_zrle() {
+fn a_frame_is_the_same_in_every_encoding() {
     let bench = Bench::new(333, 200);
     bench.draw(7);
     let mut raw = bench.client();
     assert_eq!(raw.size().to_string(), "333x200");
     assert_eq!(raw.picture().expect("a frame"), bench.pixels());
 
-    let mut client = bench.client();
-    encodings(&mut client, &[encoding::ZRLE, encoding::RAW]);
-    let mut unpacker = Unpacker(Decompress::new(true));
-    let mut picture = vec![0; 333 * 200 * PIXEL_BYTES];
-    // The stream goes on from update to update.
-    for seed in [7, 8, 0] {
-        bench.draw(seed);
-        client.request(seed == 7).expect("asked");
-        for _ in 0..client.read_update().expect("an update") {
-            let (rect, kind) = client.read_head().expect("a rectangle");
-            assert_eq!(kind, encoding::ZRLE);
-            let len = u32::from_be_bytes(client.read().expect("a length"));
-            let packed = client.read_bytes(len as usize).expect("pixels");
-            unpacker.unpack(&packed, rect, 333 * PIXEL_BYTES, &mut picture);
+    let lists: [&[i32]; 6] = [
+        &[encoding::RAW],
+        &[encoding::ZRLE, encoding::RAW],
+        &[encoding::TIGHT, encoding::ZRLE],
+        &[encoding::TIGHT, encoding::LAST_RECT],
+        // With the most and the least compression.
+        &[
+            encoding::TIGHT,
+            encoding::LAST_RECT,
+            encoding::COMPRESSION_0 + 9,
+        ],
+        &[
+            encoding::COPY_RECT,
+            encoding::TIGHT,
+            encoding::COMPRESSION_0,
+        ],
+    ];
+    for list in lists {
+        let mut client = bench.client();
+        encodings(&mut client, list);
+        let mut decoder = Decoder::new(client.size());
+        // The streams go on from update to update, and begin anew with another level.
+        for seed in [7, 8, 0] {
+            bench.draw(seed);
+            if seed == 0 {
+                encodings(
+                    &mut client,
+                    &[list, &[encoding::COMPRESSION_0 + 3]].concat(),
+                );
+            }
+            client.request(seed == 7).expect("asked");
+            decoder.update(&mut client);
+            assert!(decoder.picture.pixels == bench.pixels(), "{list:?} {seed}");
         }
-        assert!(picture == bench.pixels(), "{seed}");
+        assert_eq!(decoder.lossy, 0);
     }
+}
+
+#[test]
+fn jpeg_is_for_pictures_only_and_near_to_what_is_shown() {
+    let bench = Bench::new(320, 192);
+    // A smooth picture in the middle, text around it.
+    bench.screen.change(|canvas| {
+        for y in 0..192u16 {
+            let pixel = |x: u16| {
+                if (64..256).contains(&x) && (64..128).contains(&y) {
+                    u32::from(x) << 16 | u32::from(y + x / 4) << 8 | u32::from(x ^ y) & 0xf0
+                } else if (x / 3 * y / 5).is_multiple_of(7) {
+                    0x00ff_ffff
+                } else {
+                    0x0012_3456
+                }
+            };
+            let row: Vec<u8> = (0..320).flat_map(|x| pixel(x).to_le_bytes()).collect();
+            canvas.draw(Rect::new(0, y, 320, 1), |_| Some(row.as_slice()));
+        }
+    });
+    let expected = bench.pixels();
+    let mut worst = Vec::new();
+    for quality in [2, 9] {
+        let mut client = bench.client();
+        let list = [
+            encoding::TIGHT,
+            encoding::LAST_RECT,
+            encoding::QUALITY_0 + quality,
+        ];
+        encodings(&mut client, &list);
+        client.request(false).expect("asked");
+        let mut decoder = Decoder::new(client.size());
+        decoder.update(&mut client);
+        assert_eq!(decoder.lossy, 1, "one picture");
+        let mut far = 0;
+        for (at, (shown, is)) in decoder.picture.pixels.iter().zip(&expected).enumerate() {
+            let (x, y) = (at / PIXEL_BYTES % 320, at / PIXEL_BYTES / 320);
+            let difference = shown.abs_diff(*is);
+            if (64..256).contains(&x) && (64..128).contains(&y) {
+                far = far.max(difference);
+            } else {
+                assert_eq!(difference, 0, "text at {x}, {y}");
+            }
+        }
+        worst.push(far);
+    }
+    assert!(worst[1] < 16 && worst[1] < worst[0], "{worst:?}");
 }
 
 #[test]
@@ -211,7 +195,7 @@ fn a_wish_for_another_size_reaches_the_guest_and_the_new_size_the_viewer() {
     let mut client = bench.client();
     encodings(&mut client, &[encoding::EXTENDED_DESKTOP_SIZE]);
     client.request(false).expect("asked");
-    assert_eq!(client.read_update().expect("an update"), 1 + 2);
+    assert_eq!(client.read_update().expect("an update"), 1, "sizes alone");
     let layout = |client: &mut Client, expected: Rect| {
         let (rect, kind) = client.read_head().expect("a layout");
         assert_eq!((rect, kind), (expected, encoding::EXTENDED_DESKTOP_SIZE));
@@ -219,6 +203,7 @@ fn a_wish_for_another_size_reaches_the_guest_and_the_new_size_the_viewer() {
         assert_eq!(layout[0], 1, "one screen");
     };
     layout(&mut client, Rect::new(0, 0, 320, 128));
+    assert_eq!(client.read_update().expect("an update"), 2);
     for _ in 0..2 {
         let (rect, _) = client.read_head().expect("a rectangle");
         client

@@ -109,7 +109,7 @@ impl Overlay {
             let ahead = if is_there { 0 } else { due - due / 8 };
             upkeep.snapshot_at = appended.saturating_sub(ahead);
         }
-        if (fresh > 0 || self.room.is_short()) && self.is_long() {
+        if (fresh > 0 || (self.room.is_short() && self.has_unsettled())) && self.is_long() {
             // Of a guest that does not flush: what it overwrote can go once what replaced it is durable.
             self.flush_all()?;
         }
@@ -177,6 +177,21 @@ impl Overlay {
 
     fn is_long(&self) -> bool {
         self.is_longer_than_needed(&self.map_read())
+    }
+
+    /// Whether a flush may let go of something. Each one leaves a mark: of overlays that wait for room, flushed again and again for
+    /// nothing, these alone would use up what the floor keeps free.
+    fn has_unsettled(&self) -> bool {
+        if self.guest_seq.load(Ordering::Acquire) > self.flushed_seq() {
+            return true;
+        }
+        let map = self.map_read();
+        let Some(newest) = map.segments.keys().next_back() else {
+            return false;
+        };
+        map.segments
+            .range(..newest)
+            .any(|(_, segment)| segment.live == 0 && !self.is_held(segment))
     }
 
     /// Whether the log is longer than what is live is worth. While writes wait for room, little is enough.

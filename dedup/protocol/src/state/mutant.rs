@@ -26,6 +26,15 @@ pub(crate) enum Mutant {
 }
 
 #[cfg(test)]
+pub(crate) use switch::{is_mutated, with_mutant};
+
+/// Whether the defect is switched on: never.
+#[cfg(not(test))]
+pub(crate) const fn is_mutated(_: Mutant) -> bool {
+    false
+}
+
+#[cfg(test)]
 mod switch {
     use std::cell::Cell;
 
@@ -47,13 +56,4 @@ mod switch {
     pub(crate) fn is_mutated(mutant: Mutant) -> bool {
         ON.get() == Some(mutant)
     }
-}
-
-#[cfg(test)]
-pub(crate) use switch::{is_mutated, with_mutant};
-
-/// Whether the defect is switched on: never.
-#[cfg(not(test))]
-pub(crate) const fn is_mutated(_: Mutant) -> bool {
-    false
 }

@@ -6,7 +6,7 @@
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
-use virtio_queue::{Reader, Writer};
+use virtio_queue::{QueueT, Reader, Writer};
 use vmm_sys_util::timerfd::TimerFd;
 
 use super::filter::{COMMAND_BYTES_MAX, ERROR, Filter};
@@ -212,8 +212,11 @@ fn command(memory: &Memory, chain: Chain<'_>) -> Option<Vec<u8>> {
 fn deliver(rx: &mut Ring, memory: &Memory, packet: &mut [u8], is_merged: bool) -> bool {
     let mut buffers = Vec::new();
     let mut room = 0;
+    // No more are ready at once: a guest that goes on putting in what has no room is not followed.
+    let buffers_max = usize::from(rx.queue().size());
     while room < packet.len() && (is_merged || buffers.is_empty()) {
-        let Some(chain) = rx.next(memory) else {
+        let is_more = buffers.len() < buffers_max;
+        let Some(chain) = is_more.then(|| rx.next(memory)).flatten() else {
             buffers.iter().for_each(|_| rx.put_back());
             return false;
         };

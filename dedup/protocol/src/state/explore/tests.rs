@@ -34,15 +34,15 @@ impl Bound {
     }
 }
 
-/// One branch, three crashes: granted, written, renewed, given back.
+/// One branch, two crashes: granted, written, renewed, given back.
 const ALONE: Bound = Bound {
     sites: 1,
     holds_chunks: true,
     budget: Budget {
         writes: 2,
-        asks: 3,
+        asks: 2,
         returns: 1,
-        crashes: 3,
+        crashes: 2,
         proofs: 1,
         answers: 1,
         ..Budget::NOTHING
