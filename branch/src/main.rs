@@ -269,8 +269,9 @@ fn lock(data: &Path) -> Result<std::fs::File> {
 async fn serve(options: Run) -> Result<()> {
     let data = std::path::absolute(&options.data)?;
     let wiped = wipe_order(&data)?;
-    if wiped.is_some() && !data.join("identity/realm.json").exists() {
+    if wiped.is_some() && identity::is_destroyed(&data) {
         // Also the datacenter knows it.
+        identity::destroy(&data)?;
         bail!(keys::KeyError::Wiped);
     }
     let mut identity = Identity::load(&data)?;
@@ -391,7 +392,7 @@ async fn finish_wipe(
             bail!("this branch is wiped, and the datacenter does not know it yet; start the server again where there is a line");
         }
     }
-    identity.destroy()?;
+    identity::destroy(data)?;
     bail!(keys::KeyError::Wiped)
 }
 
