@@ -348,6 +348,10 @@ async fn serve(options: Run) -> Result<()> {
     .await?;
     let _ = std::fs::remove_file(&socket);
     match wipe_order(&data)? {
+        // It goes last, so what is there is not done.
+        Some(_) if data.join("desktops").exists() => bail!(
+            "the keys of this branch are destroyed, but not all that its machines left in the clear is removed; start the server again"
+        ),
         Some(order) => finish_wipe(&options, &data, &bearer, order).await,
         None => Ok(()),
     }
