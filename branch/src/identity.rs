@@ -205,36 +205,48 @@ impl Identity {
     }
 }
 
-impl Identity {
-    /// Overwrites and removes what makes this machine a branch. To be called last: nobody can be told anything afterwards.
-    ///
-    /// # Errors
-    /// A file could not be removed.
-    pub fn destroy(&self) -> Result<(), IdentityError> {
-        let folder = self.dir.join("identity");
-        // The one that says that there is a branch goes last, so that this can be done again.
-        for name in [
-            "renewed.pem",
-            "branch.key",
-            "id.key",
-            "branch.crt",
-            "ca.crt",
-            "realm.json",
-        ] {
-            let path = folder.join(name);
-            let len = match std::fs::metadata(&path) {
-                Ok(found) => found.len(),
-                Err(e) if e.kind() == ErrorKind::NotFound => continue,
-                Err(e) => return Err(io(&path)(e)),
-            };
-            let file = OpenOptions::new().write(true).open(&path);
-            let mut file = file.map_err(io(&path))?;
-            let noise: Vec<u8> = (0..len).map(|_| rand::random()).collect();
-            file.write_all(&noise).map_err(io(&path))?;
-            file.sync_all().map_err(io(&path))?;
-            std::fs::remove_file(&path).map_err(io(&path))?;
-        }
-        Ok(())
+/// Whether the identity of the data directory `dir` was destroyed, or began to be.
+pub fn is_destroyed(dir: &Path) -> bool {
+    !dir.join("identity/branch.crt").exists()
+}
+
+/// Overwrites and removes what makes this machine a branch. To be called last: nobody can be told anything afterwards. Interrupted, it is to be done again.
+///
+/// # Errors
+/// A file could not be removed.
+pub fn destroy(dir: &Path) -> Result<(), IdentityError> {
+    let folder = dir.join("identity");
+    // It is no secret, and that it is gone says that this has begun.
+    remove_if_there(&folder.join("branch.crt"))?;
+    let folder_file = std::fs::File::open(&folder).map_err(io(&folder))?;
+    folder_file.sync_all().map_err(io(&folder))?;
+    for name in [
+        "renewed.pem",
+        "branch.key",
+        "id.key",
+        "ca.crt",
+        "realm.json",
+    ] {
+        let path = folder.join(name);
+        let len = match std::fs::metadata(&path) {
+            Ok(found) => found.len(),
+            Err(e) if e.kind() == ErrorKind::NotFound => continue,
+            Err(e) => return Err(io(&path)(e)),
+        };
+        let file = OpenOptions::new().write(true).open(&path);
+        let mut file = file.map_err(io(&path))?;
+        let noise: Vec<u8> = (0..len).map(|_| rand::random()).collect();
+        file.write_all(&noise).map_err(io(&path))?;
+        file.sync_all().map_err(io(&path))?;
+        remove_if_there(&path)?;
+    }
+    Ok(())
+}
+
+fn remove_if_there(path: &Path) -> Result<(), IdentityError> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(io(path)(e)),
+        _ => Ok(()),
     }
 }
 
@@ -313,4 +325,38 @@ fn keep(
     };
     let text = serde_json::to_string_pretty(&realm).expect("the realm file serialises");
     write_secret(&realm_file(dir), text.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, missing_docs)]
+    use super::*;
+
+    const FILES: [&str; 6] = [
+        "branch.crt",
+        "branch.key",
+        "ca.crt",
+        "id.key",
+        "realm.json",
+        "renewed.pem",
+    ];
+
+    #[test]
+    fn a_destruction_that_was_cut_is_known_and_gone_on_with() {
+        // As many as a cut destruction has removed; the certificate is the first.
+        for gone in [0, 1, 3, FILES.len()] {
+            let dir = tempfile::tempdir().unwrap();
+            let folder = dir.path().join("identity");
+            std::fs::create_dir(&folder).unwrap();
+            for name in &FILES[gone..] {
+                std::fs::write(folder.join(name), "a secret").unwrap();
+            }
+            assert_eq!(is_destroyed(dir.path()), gone > 0);
+            for _ in 0..2 {
+                destroy(dir.path()).unwrap();
+                assert!(is_destroyed(dir.path()));
+                assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0);
+            }
+        }
+    }
 }

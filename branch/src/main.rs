@@ -270,8 +270,9 @@ fn lock(data: &Path) -> Result<std::fs::File> {
 async fn serve(options: Run) -> Result<()> {
     let data = std::path::absolute(&options.data)?;
     let wiped = wipe_order(&data)?;
-    if wiped.is_some() && !data.join("identity/realm.json").exists() {
+    if wiped.is_some() && identity::is_destroyed(&data) {
         // Also the datacenter knows it.
+        identity::destroy(&data)?;
         bail!(keys::KeyError::Wiped);
     }
     let mut identity = Identity::load(&data)?;
@@ -348,6 +349,10 @@ async fn serve(options: Run) -> Result<()> {
     .await?;
     let _ = std::fs::remove_file(&socket);
     match wipe_order(&data)? {
+        // It goes last, so what is there is not done.
+        Some(_) if data.join("desktops").exists() => bail!(
+            "the keys of this branch are destroyed, but not all that its machines left in the clear is removed; start the server again"
+        ),
         Some(order) => finish_wipe(&options, &data, &bearer, order).await,
         None => Ok(()),
     }
@@ -392,7 +397,7 @@ async fn finish_wipe(
             bail!("this branch is wiped, and the datacenter does not know it yet; start the server again where there is a line");
         }
     }
-    identity.destroy()?;
+    identity::destroy(data)?;
     bail!(keys::KeyError::Wiped)
 }
 

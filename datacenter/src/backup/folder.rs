@@ -41,7 +41,7 @@ impl FolderError {
 /// What lies under it.
 enum Place {
     Disk(Arc<dyn Disk>),
-    Bucket(Bucket),
+    Bucket(Box<Bucket>),
 }
 
 /// The folder.
@@ -96,7 +96,7 @@ impl Folder {
     /// A folder in a bucket, called `shown` in errors.
     pub fn in_bucket(bucket: Bucket, shown: impl Into<String>) -> Self {
         Self {
-            place: Place::Bucket(bucket),
+            place: Place::Bucket(Box::new(bucket)),
             shown: shown.into(),
         }
     }
