@@ -8,6 +8,7 @@ pub mod backup;
 pub mod branch;
 #[cfg(feature = "client")]
 pub mod client;
+pub mod health;
 pub mod image;
 pub mod operation;
 pub mod policy;
@@ -16,6 +17,7 @@ pub mod readiness;
 pub mod reference;
 pub mod status;
 pub mod store;
+pub mod support;
 pub mod units;
 pub mod volume;
 
@@ -27,6 +29,7 @@ pub use branch::{
 };
 #[cfg(feature = "client")]
 pub use client::{Client, ClientError, ClientOptions};
+pub use health::{Health, ReadyReport};
 pub use image::{
     BootOutcome, BootSummary, ChunkSizes, CreateImage, Image, ImageList, ProfileSummary,
     PublishRequest, TreeSummary, UpdateRequest, UpdateSummary, VerifyMode, Version, VersionDiff,
@@ -46,6 +49,7 @@ pub use store::{
     ExportResult, PinRequest, Retention, ScrubRequest, ScrubResult, ScrubStatus, StoreReport,
     VersionPin,
 };
+pub use support::{SupportFile, SupportReport};
 pub use volume::{
     AuditEntry, AuditList, BreakLeaseRequest, EndedLease, ReasonRequest, RollBackRequest,
     SnapshotCause, StatePolicy, StatePolicyRequest, Volume, VolumeFork, VolumeKind, VolumeLease,
