@@ -186,6 +186,9 @@ pub async fn run(
         format!("cannot listen for the management API on TCP {}; is another program using that port? choose another with --api", config.api)
     })?;
     let (link_address, api_address) = (links.local_addr(), listener.local_addr()?);
+    if let Some(file) = &config.metrics_token_file {
+        datacenter.observed().take_metrics_token(file)?;
+    }
 
     let sync = tokio::spawn(crate::sync::serve(
         datacenter.clone(),
@@ -215,6 +218,7 @@ pub async fn run(
         cancel.clone(),
     ));
     tracing::info!(realm = %datacenter.realm(), link = %link_address, api = %api_address, "datacenter is up");
+    datacenter.observed().set_serving(true);
     ready(link_address, api_address);
 
     // Either server ending on its own is the end of the daemon: half a datacenter helps nobody.
@@ -227,6 +231,7 @@ pub async fn run(
         },
     };
     let wanted = cancel.is_cancelled();
+    datacenter.observed().set_serving(false);
     cancel.cancel();
     datacenter.operations().cancel_all();
     if !sync.is_finished() {
@@ -442,6 +447,11 @@ fn config_text(options: &InitOptions) -> anyhow::Result<String> {
         .transpose()?;
     let passphrase = passphrase.map(|p| quote(&p.to_string_lossy()));
     line("passphrase_file", passphrase, "\"…/secrets/passphrase\"")?;
+    line(
+        "metrics_token_file",
+        None,
+        "\"…/metrics.token\"  # whose bearer may read /metrics and nothing else",
+    )?;
     line(
         "import_dirs",
         None,

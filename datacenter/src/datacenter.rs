@@ -21,6 +21,7 @@ use crate::catalog::rows::VersionRow;
 use crate::catalog::{Catalog, CatalogError};
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::metrics::Observed;
 use crate::operations::Operations;
 use crate::realm::Realm;
 use crate::realm::files::DataDir;
@@ -61,6 +62,7 @@ pub struct Datacenter {
     backing_up: AtomicBool,
     /// Volumes of desktops that are worked with.
     volumes: Volumes,
+    observed: Observed,
 }
 
 /// Why a version could not be had.
@@ -152,6 +154,7 @@ impl Datacenter {
             profiling: Mutex::default(),
             backing_up: AtomicBool::default(),
             volumes: Volumes::default(),
+            observed: Observed::default(),
         }))
     }
 
@@ -243,6 +246,11 @@ impl Datacenter {
     /// What looks after the chunk store.
     pub fn upkeep(&self) -> &Upkeep {
         &self.upkeep
+    }
+
+    /// What is kept for metrics, health and support.
+    pub fn observed(&self) -> &Observed {
+        &self.observed
     }
 
     pub(crate) fn volumes(&self) -> &Volumes {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use datacenter_api::BranchStatus;
+use datacenter_api::{BranchStatus, SupportReport};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -95,6 +95,12 @@ impl Client {
     /// What the branch reports about itself.
     pub async fn status(&self) -> Result<BranchStatus, ClientError> {
         self.call(reqwest::Method::GET, "/v1/status", None::<&()>)
+            .await
+    }
+
+    /// Its part of a support bundle.
+    pub async fn support(&self) -> Result<SupportReport, ClientError> {
+        self.call(reqwest::Method::GET, "/v1/support", None::<&()>)
             .await
     }
 

@@ -50,8 +50,8 @@ pub async fn run(branch: &Arc<Branch>, link: &Link) -> Result<Infallible, Connec
             if driven.insert(volume) {
                 let (branch, link, turns) = (Arc::clone(branch), link.clone(), Arc::clone(&turns));
                 let span = tracing::info_span!("volume", %volume);
-                let driven = async move { (volume, drive(&branch, &link, volume, &turns).await) };
-                tasks.spawn(driven.instrument(span));
+                let drives = async move { (volume, drive(&branch, &link, volume, &turns).await) };
+                tasks.spawn(drives.instrument(span));
             }
         }
         tokio::select! {

@@ -17,8 +17,8 @@ use crate::{
     DeletedVersionList, ExportRequest, Image, ImageList, Operation, OperationList, OperationState,
     PinRequest, PolicyRequest, Pool, PoolList, Problem, ProblemCode, PublishRequest, ReasonRequest,
     Retention, RollBackRequest, ScrubRequest, StatePolicy, StatePolicyRequest, StoreReport,
-    TokenRequest, TokenResponse, UpdateRequest, Version, VersionDiff, VersionList, VersionPin,
-    VersionRef, Volume, VolumeList, VolumeSnapshot, VolumeState,
+    SupportReport, TokenRequest, TokenResponse, UpdateRequest, Version, VersionDiff, VersionList,
+    VersionPin, VersionRef, Volume, VolumeList, VolumeSnapshot, VolumeState,
 };
 
 /// How to reach a datacenter.
@@ -208,6 +208,11 @@ impl Client {
     /// The datacenter as a whole.
     pub async fn status(&self) -> Result<DatacenterStatus, ClientError> {
         self.get("/v1/status").await
+    }
+
+    /// Its part of a support bundle.
+    pub async fn support(&self) -> Result<SupportReport, ClientError> {
+        self.get("/v1/support").await
     }
 
     /// Creates an image.

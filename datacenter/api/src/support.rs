@@ -5,7 +5,6 @@ use serde::{Deserialize, Serialize};
 /// A daemon's part of a support bundle.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[serde(default)]
 pub struct SupportReport {
     /// The program.
     pub program: String,
@@ -20,7 +19,6 @@ pub struct SupportReport {
 /// A text of a support bundle.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[serde(default)]
 pub struct SupportFile {
     /// Its name as a file: `status.json`, `log.txt`.
     pub name: String,

@@ -23,6 +23,7 @@ use axum::extract::DefaultBodyLimit;
 use axum::{Json, Router, middleware, routing};
 use axum_server::Handle;
 use axum_server::tls_rustls::RustlsConfig;
+use datacenter_observe::http::observe;
 use tokio_util::sync::CancellationToken;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
@@ -45,7 +46,7 @@ const DRAIN: Duration = Duration::from_secs(5);
 #[openapi(
     info(
         title = "Splice datacenter",
-        description = "Management of images, versions and branches. Every call but /healthz and the document itself needs a bearer token. Failures have a body of type Problem.",
+        description = "Management of images, versions and branches. Every call but /healthz, /readyz and the document itself needs a bearer token. Failures have a body of type Problem.",
         version = "1"
     ),
     modifiers(&BearerToken),
@@ -70,6 +71,7 @@ type App = Arc<Datacenter>;
 fn protected() -> OpenApiRouter<App> {
     OpenApiRouter::with_openapi(ApiDoc::openapi())
         .routes(routes!(status::status))
+        .routes(routes!(status::support))
         .routes(routes!(images::list, images::create))
         .routes(routes!(images::show))
         .routes(routes!(images::versions, images::publish))
@@ -116,6 +118,8 @@ fn protected() -> OpenApiRouter<App> {
 pub fn openapi() -> String {
     let (_, document) = protected()
         .routes(routes!(status::healthz))
+        .routes(routes!(status::readyz))
+        .routes(routes!(status::metrics))
         .split_for_parts();
     let mut text = document
         .to_pretty_json()
@@ -131,17 +135,25 @@ fn router(datacenter: App) -> Router {
         let document = document.to_string();
         async move { ([("content-type", "application/json")], document) }
     };
+    let readers = middleware::from_fn_with_state(datacenter.clone(), auth::require_reader);
+    let requests = Arc::clone(datacenter.observed().requests());
     protected
         .route_layer(middleware::from_fn_with_state(
             datacenter.clone(),
             auth::require_token,
         ))
+        .route(
+            "/metrics",
+            routing::get(status::metrics).route_layer(readers),
+        )
         .route("/healthz", routing::get(status::healthz))
+        .route("/readyz", routing::get(status::readyz))
         .route("/v1/openapi.json", routing::get(openapi_json))
         .fallback(error::no_such_path)
         .method_not_allowed_fallback(error::no_such_method)
         // Bodies are bounded where they are read, in `extract`; no handler reads one otherwise.
         .layer(DefaultBodyLimit::disable())
+        .layer(middleware::from_fn_with_state(requests, observe))
         .with_state(datacenter)
 }
 
@@ -174,7 +186,8 @@ where
     ApiError: From<E>,
 {
     let datacenter = datacenter.clone();
-    match tokio::task::spawn_blocking(move || work(&datacenter)).await {
+    let span = tracing::Span::current();
+    match tokio::task::spawn_blocking(move || span.in_scope(|| work(&datacenter))).await {
         Ok(result) => result.map_err(ApiError::from),
         Err(error) => Err(ApiError::internal(&error)),
     }
