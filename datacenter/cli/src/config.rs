@@ -50,6 +50,12 @@ impl Context {
         Ok(Client::new(&ClientOptions { url, token, ca_pem })?)
     }
 
+    /// The API token that commands use, if one is configured.
+    pub fn token(&self) -> Option<String> {
+        let file = self.file().ok().and_then(|file| file.token);
+        self.global.token.clone().or(file)
+    }
+
     fn file(&self) -> Result<ConfigFile, Failure> {
         if let Some(path) = &self.global.config {
             return parse(path);

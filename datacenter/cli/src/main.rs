@@ -15,6 +15,7 @@ mod progress;
 mod ready;
 mod status;
 mod store;
+mod support;
 mod version;
 mod volume;
 
@@ -109,6 +110,8 @@ enum Noun {
     Audit,
     /// The datacenter as a whole.
     Status(status::Arguments),
+    /// What both daemons tell of themselves, in one archive for somebody who is to help: without secrets.
+    SupportBundle(support::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -141,5 +144,6 @@ async fn run(context: &Context, noun: Noun) -> Result<(), Failure> {
         Noun::DesktopState(verb) => volume::run(context, verb).await,
         Noun::Audit => volume::audit(context).await,
         Noun::Status(arguments) => status::run(context, arguments).await,
+        Noun::SupportBundle(arguments) => support::run(context, arguments).await,
     }
 }
