@@ -111,7 +111,9 @@ impl Samples {
         }
         let labels = family.labels.iter().zip(labels);
         series.push(Series {
-            labels: labels.map(|(name, value)| (*name, safe(value))).collect(),
+            labels: labels
+                .map(|(name, value)| (*name, (*value).to_owned()))
+                .collect(),
             value,
         });
     }
@@ -124,12 +126,6 @@ impl Samples {
         encode(&mut text, &registry).expect("a string takes any text");
         text
     }
-}
-
-/// A label's value without what the format would have to escape. The names that operators give hold none of it.
-fn safe(value: &str) -> String {
-    let is_odd = |c: char| c == '"' || c == '\\' || c.is_control();
-    value.replace(is_odd, "_")
 }
 
 impl Collector for Samples {
@@ -165,7 +161,7 @@ fn write(metric: &mut MetricEncoder<'_>, value: &Value) -> Result<(), fmt::Error
         }) => {
             let mut buckets = counts.clone();
             // The library writes this bound as `+Inf`.
-            buckets.push((f64::MAX, *above));
+            buckets.push((f64::INFINITY, *above));
             let count = buckets.iter().map(|(_, count)| count).sum();
             metric.encode_histogram::<NoLabelSet>(*sum_s, count, &buckets, None)
         }
@@ -202,7 +198,7 @@ x_up 1.0
 # HELP x_sent_bytes Sent.
 # TYPE x_sent_bytes counter
 x_sent_bytes_total{class=\"fill\"} 7
-x_sent_bytes_total{class=\"a_b_c_d\"} 1152921504606846976
+x_sent_bytes_total{class=\"a\\\"b\\\\c\\nd\"} 1152921504606846976
 # HELP x_wait_seconds Waits.
 # TYPE x_wait_seconds histogram
 x_wait_seconds_sum{class=\"boot\"} 2.5
