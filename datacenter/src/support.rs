@@ -46,10 +46,7 @@ impl Datacenter {
         let files = [&config.passphrase_file, &config.metrics_token_file];
         let files = files.into_iter().flatten();
         let texts = files.filter_map(|file| std::fs::read_to_string(file).ok());
-        let lines = texts.flat_map(|text| {
-            let lines: Vec<String> = text.lines().map(str::to_owned).collect();
-            lines
-        });
+        let lines = texts.flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>());
         lines.collect()
     }
 }

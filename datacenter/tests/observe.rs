@@ -55,7 +55,7 @@ impl Site {
         curl.args(["--silent", "--include", "--cacert"]);
         curl.arg(self.data.join("ca.pem"));
         for header in headers {
-            curl.args(["-H", header]);
+            curl.args(["-H", *header]);
         }
         let url = format!("{}{path}", self.daemon.url());
         let out = curl.arg(url).stdin(Stdio::null()).output().unwrap();

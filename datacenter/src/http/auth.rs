@@ -1,4 +1,4 @@
-//! Who may call: bearers of a token whose hash is in the catalog; metrics alone also the bearer of the configured metrics token.
+//! Who may call: bearers of a token whose hash is in the catalog.
 //!
 //! Tokens are 256 random bits, so a plain SHA-256 is enough to keep them, and the catalog is asked for the hash: what an attacker
 //! can time depends on the hash, which he cannot choose. The final comparison takes constant time all the same.
@@ -42,16 +42,18 @@ pub fn replace_api_tokens(
     })
 }
 
-fn refused(message: &str) -> ApiError {
-    ApiError::new(
-        ProblemCode::Unauthenticated,
-        message,
-        Some("pass the token of cli.toml in the data folder: Authorization: Bearer TOKEN"),
-    )
-}
-
-/// The hash of the token that a request brings.
-fn token_of(request: &Request) -> Result<SecretHash, ApiError> {
+pub(super) async fn require_token(
+    State(datacenter): State<App>,
+    request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
+    let refused = |message: &str| {
+        ApiError::new(
+            ProblemCode::Unauthenticated,
+            message,
+            Some("pass the token of cli.toml in the data folder: Authorization: Bearer TOKEN"),
+        )
+    };
     let token = request
         .headers()
         .get(header::AUTHORIZATION)
@@ -60,12 +62,8 @@ fn token_of(request: &Request) -> Result<SecretHash, ApiError> {
         .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
         .map(|(_, token)| token.trim())
         .ok_or_else(|| refused("this needs a bearer token"))?;
-    Ok(SecretHash::of(token.as_bytes()))
-}
-
-/// Whether it is one of those that may do everything.
-async fn check(datacenter: &App, hash: SecretHash) -> Result<(), ApiError> {
-    let found = blocking(datacenter, move |dc| {
+    let hash = SecretHash::of(token.as_bytes());
+    let found = blocking(&datacenter, move |dc| {
         dc.catalog().read(|tx| {
             let (prefix, limit) = (hash.0, 1);
             let rows = tx.list::<ApiTokenRow>(&prefix, None, limit)?;
@@ -79,32 +77,8 @@ async fn check(datacenter: &App, hash: SecretHash) -> Result<(), ApiError> {
     )]
     let known = found
         .is_some_and(|key| ring::constant_time::verify_slices_are_equal(&key.0, &hash.0).is_ok());
-    match known {
-        true => Ok(()),
-        false => Err(refused("the token is not known here")),
-    }
-}
-
-/// Lets bearers of an API token in.
-pub(super) async fn require_token(
-    State(datacenter): State<App>,
-    request: Request,
-    next: Next,
-) -> Result<Response, ApiError> {
-    let hash = token_of(&request)?;
-    check(&datacenter, hash).await?;
-    Ok(next.run(request).await)
-}
-
-/// Lets bearers of the metrics token in, and those of an API token.
-pub(super) async fn require_reader(
-    State(datacenter): State<App>,
-    request: Request,
-    next: Next,
-) -> Result<Response, ApiError> {
-    let hash = token_of(&request)?;
-    if !datacenter.observed().is_metrics_token(&hash) {
-        check(&datacenter, hash).await?;
+    if !known {
+        return Err(refused("the token is not known here"));
     }
     Ok(next.run(request).await)
 }

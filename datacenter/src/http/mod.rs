@@ -10,6 +10,7 @@ mod error;
 mod extract;
 mod images;
 mod operations;
+mod reader;
 mod status;
 mod store;
 mod versions;
@@ -135,7 +136,7 @@ fn router(datacenter: App) -> Router {
         let document = document.to_string();
         async move { ([("content-type", "application/json")], document) }
     };
-    let readers = middleware::from_fn_with_state(datacenter.clone(), auth::require_reader);
+    let readers = middleware::from_fn_with_state(datacenter.clone(), reader::require_reader);
     let requests = Arc::clone(datacenter.observed().requests());
     protected
         .route_layer(middleware::from_fn_with_state(
