@@ -40,8 +40,9 @@ pub const FAMILIES: &[Family] = &[
 
     counter("splice_branch_demand_chunks", "", &[], "Chunks that a guest had to wait for."),
     counter("splice_branch_prefetched_chunks", "", &[], "Chunks fetched before a guest asked."),
-    counter("splice_branch_fetched_bytes", "bytes", &["way"], "Plain bytes of chunks fetched, by the way they came: update (encoded against what was here) or plain."),
-    counter("splice_branch_update_packed_bytes", "bytes", &[], "Bytes that those by update took on the link."),
+    counter("splice_branch_fetched_bytes", "bytes", &[], "Plain bytes of all chunks fetched."),
+    counter("splice_branch_fetched_by_update_bytes", "bytes", &[], "Those of them that came encoded against what was here."),
+    counter("splice_branch_update_packed_bytes", "bytes", &[], "Bytes that these took on the link."),
     Family::histogram("splice_branch_demand_wait_seconds", &[], "How long guests waited for the chunks that one read lacked."),
     Family::histogram("splice_branch_fetch_duration_seconds", &["class"], "How long requests for chunks took to the last one cached: boot (profiles and read-ahead) or fill."),
 

@@ -140,18 +140,22 @@ impl Branch {
 
     fn tell_fetching(&self, samples: &mut Samples) {
         let counters = &self.fetcher.counters;
-        let demand = counters.demand_chunks.load(Ordering::Relaxed);
-        let ahead = counters.prefetch_chunks.load(Ordering::Relaxed);
-        samples.counter("splice_branch_demand_chunks", &[], demand);
-        samples.counter("splice_branch_prefetched_chunks", &[], ahead);
-        // In this order: what came by update is counted after it was counted at all.
-        let by_update = counters.update_bytes.load(Ordering::Relaxed);
-        let all = counters.chunk_bytes.load(Ordering::Relaxed);
-        let plain = all.saturating_sub(by_update);
-        samples.counter("splice_branch_fetched_bytes", &["update"], by_update);
-        samples.counter("splice_branch_fetched_bytes", &["plain"], plain);
-        let packed = counters.update_packed_bytes.load(Ordering::Relaxed);
-        samples.counter("splice_branch_update_packed_bytes", &[], packed);
+        // Each as it is counted: a difference of two that are read one after the other may fall, and would look like a restart.
+        for (name, counter) in [
+            ("splice_branch_demand_chunks", &counters.demand_chunks),
+            ("splice_branch_prefetched_chunks", &counters.prefetch_chunks),
+            ("splice_branch_fetched_bytes", &counters.chunk_bytes),
+            (
+                "splice_branch_fetched_by_update_bytes",
+                &counters.update_bytes,
+            ),
+            (
+                "splice_branch_update_packed_bytes",
+                &counters.update_packed_bytes,
+            ),
+        ] {
+            samples.counter(name, &[], counter.load(Ordering::Relaxed));
+        }
         let waits = counters.demand_wait.doublings();
         samples.histogram("splice_branch_demand_wait_seconds", &[], waits);
         for (class, took) in [
