@@ -25,6 +25,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, check_address};
 use crate::datacenter::Datacenter;
 use crate::http;
+use crate::metrics::MetricsTokenError;
 use crate::problem::describe;
 use crate::realm::files::{DataDir, DataLock, create_private_dir, write_durably};
 use crate::realm::{self, Realm};
@@ -187,7 +188,14 @@ pub async fn run(
     })?;
     let (link_address, api_address) = (links.local_addr(), listener.local_addr()?);
     if let Some(file) = &config.metrics_token_file {
-        datacenter.observed().take_metrics_token(file)?;
+        match datacenter.observed().take_metrics_token(file) {
+            // A datacenter that was restored on another machine is to serve branches before anybody looks at figures.
+            Err(error @ MetricsTokenError::Io { .. }) => tracing::warn!(
+                error = describe(&error),
+                "metrics are for bearers of an API token alone"
+            ),
+            taken => taken?,
+        }
     }
 
     let sync = tokio::spawn(crate::sync::serve(
