@@ -170,6 +170,11 @@ impl Identity {
         })
     }
 
+    /// The secret under which the realm names content, as its file holds it, so that it can be kept out of texts.
+    pub fn id_key_text(&self) -> Option<String> {
+        read(self.dir.join("identity/id.key")).ok()
+    }
+
     /// Until when the certificate holds, unix seconds; none if it cannot be read.
     pub fn certificate_until_unix_s(&self) -> Option<u64> {
         let certificate = read(self.dir.join("identity/branch.crt")).ok()?;

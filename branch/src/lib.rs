@@ -3,7 +3,7 @@
 //! Bytes come in one way: [`link`] fetches what [`fetch`] queues, the [`cache`] keeps it verified, a [`volume`] lays a desktop's
 //! writes over it, [`exports`] shows it to guests; [`network`] is what guests reach. [`catalog`] is what the branch knows by heart while the
 //! link is down, [`people`] who may log in then, [`keep`] what a full cache does not give up, [`ready`] whether pools boot without the line, [`writeback`] how writes get to
-//! the datacenter.
+//! the datacenter. [`metrics`] is what it tells of all that.
 
 pub mod cache;
 pub mod catalog;
@@ -18,6 +18,7 @@ pub mod identity;
 pub mod keep;
 pub mod keys;
 pub mod link;
+pub mod metrics;
 #[cfg(test)]
 mod needs_tests;
 pub mod network;
@@ -25,6 +26,7 @@ pub mod people;
 pub mod profile;
 pub mod ready;
 pub mod server;
+mod support;
 pub mod tally;
 pub mod versions;
 pub mod volume;

@@ -3,6 +3,7 @@
 mod key_command;
 
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use branch::guest::Directory;
 use branch::identity::{self, Identity};
 use branch::keys::{self, Mode};
 use branch::link::{self, LinkState};
+use branch::metrics::Observed;
 use branch::network::choice::{InterfaceName, PoolChoice};
 use branch::network::subnet::{self, Subnet};
 use branch::network::{self, Network};
@@ -32,6 +34,7 @@ use branch::versions::Versions;
 use branch::volume::OverlayOptions;
 use branch::writeback::lines::Lines;
 use clap::{Parser, Subcommand};
+use datacenter_observe::logs;
 use dedup_protocol::join::JoinToken;
 use dedup_protocol::trust::{Signed, TrustAnchor};
 use dedup_protocol::wipe::Wipe;
@@ -125,6 +128,13 @@ struct Run {
     /// The splice-vmm program, if it is neither beside this one nor in PATH.
     #[arg(long)]
     vmm: Option<PathBuf>,
+    /// Serve metrics and health on this TCP address too, for Prometheus. Whoever reaches it may read them: choose one of the host's own or
+    /// of a management network. Without it they are on the socket alone.
+    #[arg(long, value_name = "ADDR")]
+    metrics: Option<SocketAddr>,
+    /// Log as JSON lines.
+    #[arg(long)]
+    log_json: bool,
     /// Use KVM or TCG without asking `splice-vmm check`.
     #[arg(long, value_parser = ["kvm", "tcg"])]
     accelerator: Option<String>,
@@ -194,13 +204,9 @@ fn parse_size(text: &str) -> Result<u64, String> {
 }
 
 fn main() -> ExitCode {
-    tracing_subscriber::fmt()
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()),
-        )
-        .with_writer(std::io::stderr)
-        .init();
-    match run(Arguments::parse()) {
+    let arguments = Arguments::parse();
+    logs::init(matches!(&arguments.command, Command::Run(options) if options.log_json));
+    match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // What cannot be written must not become a panic.
@@ -299,6 +305,10 @@ async fn serve(options: Run) -> Result<()> {
         std::os::unix::fs::chown(&socket, Some(uid), None)
             .with_context(|| format!("give {} to user {uid}", socket.display()))?;
     }
+    let metrics = match options.metrics {
+        None => None,
+        Some(address) => Some(bind_metrics(address).await?),
+    };
     tracing::info!(branch = branch.identity.name, socket = %socket.display(), "serving");
 
     let tuning = LinkTuning {
@@ -316,12 +326,20 @@ async fn serve(options: Run) -> Result<()> {
         listener,
         cancel.clone(),
     ));
+    if let Some(listener) = metrics {
+        tokio::spawn(branch::http::serve_metrics(
+            Arc::clone(&branch),
+            listener,
+            cancel.clone(),
+        ));
+    }
     let tending = tokio::spawn(tend(Arc::clone(&branch), cancel.clone()));
     let directory: Arc<dyn Directory> = branch.desktops.clone();
     let guests = Arc::clone(branch.desktops.guests());
     let attending = tokio::spawn(branch::guest::watch(directory, guests, cancel.clone()));
     let keeping = tokio::spawn(keep_cache(Arc::clone(&branch), cancel.clone()));
     let upkeep = tokio::spawn(keep_overlays(Arc::clone(&branch), cancel.clone()));
+    branch.observed.set_serving(true);
     tokio::select! {
         signal = wait_for_signal() => {
             signal?;
@@ -329,6 +347,7 @@ async fn serve(options: Run) -> Result<()> {
         }
         () = branch.link.wiped() => {}
     }
+    branch.observed.set_serving(false);
     cancel.cancel();
     let _ = tokio::time::timeout(Duration::from_secs(5), link).await;
     let _ = tokio::time::timeout(Duration::from_secs(5), http).await;
@@ -399,6 +418,21 @@ async fn finish_wipe(
     }
     identity::destroy(data)?;
     bail!(keys::KeyError::Wiped)
+}
+
+/// Listens for Prometheus.
+async fn bind_metrics(address: SocketAddr) -> Result<tokio::net::TcpListener> {
+    let bound = tokio::net::TcpListener::bind(address).await;
+    let listener = bound.with_context(|| {
+        format!("cannot listen for metrics on TCP {address}; is another program using that port? choose another with --metrics")
+    })?;
+    let address = listener.local_addr()?;
+    if address.ip().is_loopback() {
+        tracing::info!(%address, "metrics are served");
+    } else {
+        tracing::warn!(%address, "metrics are served to whoever reaches this address");
+    }
+    Ok(listener)
 }
 
 /// Opens everything that lives in the data directory, then the NBD server.
@@ -500,6 +534,8 @@ fn open(options: &Run, data: &Path, identity: Identity) -> Result<(Arc<Branch>, 
         people,
         proof: Proof::default(),
         link: LinkState::default(),
+        observed: Observed::new(clock.now_unix_s()),
+        passphrase_file: options.passphrase_file.clone(),
         clock,
     };
     branch.follow_policy(branch.versions.catalog().policy()?);

@@ -1,5 +1,6 @@
 //! The branch server: everything at a branch, put together.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -14,6 +15,7 @@ use crate::desktop::{DesktopError, Desktops};
 use crate::fetch::Fetcher;
 use crate::identity::Identity;
 use crate::link::LinkState;
+use crate::metrics::Observed;
 use crate::people::People;
 use crate::ready::proof::Proof;
 use crate::versions::Versions;
@@ -34,6 +36,10 @@ pub struct Branch {
     pub proof: Proof,
     /// Its link.
     pub link: LinkState,
+    /// What is kept for metrics, health and support.
+    pub observed: Observed,
+    /// The file with the passphrase of its keys, if there is one: what is in it must not be told.
+    pub passphrase_file: Option<PathBuf>,
     /// Its clock.
     pub clock: Arc<dyn Clock>,
 }

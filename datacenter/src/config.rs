@@ -68,6 +68,8 @@ pub struct Config {
     pub scratch_dir: Option<PathBuf>,
     /// File with the passphrase that opens the realm's keys; `None` is the data folder's own.
     pub passphrase_file: Option<PathBuf>,
+    /// File with a token whose bearer may read metrics and nothing else; `None`: only those who may see the realm may.
+    pub metrics_token_file: Option<PathBuf>,
     /// How long an assignment gives new trust.
     pub assignment_validity: Duration,
     /// How long after that an offline branch may still power on.
@@ -105,6 +107,7 @@ struct FileConfig {
     backup_dirs: Vec<PathBuf>,
     scratch_dir: Option<PathBuf>,
     passphrase_file: Option<PathBuf>,
+    metrics_token_file: Option<PathBuf>,
     assignment: AssignmentSection,
     branch: BranchSection,
     publish: PublishSection,
@@ -167,6 +170,7 @@ impl Default for Config {
             backup_dirs: Vec::new(),
             scratch_dir: None,
             passphrase_file: None,
+            metrics_token_file: None,
             assignment_validity: Duration::from_secs(7 * DAY_S),
             offline_grace: Duration::from_secs(14 * DAY_S),
             branch_certificate_validity: Duration::from_secs(90 * DAY_S),
@@ -228,6 +232,7 @@ impl Config {
             backup_dirs,
             scratch_dir,
             passphrase_file,
+            metrics_token_file,
             assignment,
             branch,
             publish,
@@ -294,6 +299,7 @@ impl Config {
             backup_dirs,
             scratch_dir,
             passphrase_file,
+            metrics_token_file,
             assignment_validity: duration(
                 "assignment.validity",
                 assignment.validity,
@@ -374,6 +380,7 @@ mod tests {
             backup_dirs = ["/mnt/backup"]
             scratch_dir = "/var/tmp"
             passphrase_file = "/run/splice/passphrase"
+            metrics_token_file = "/run/splice/metrics.token"
             [assignment]
             validity = "1d"
             offline_grace = "2h"

@@ -26,6 +26,7 @@ use crate::config::{Config, check_address};
 use crate::datacenter::Datacenter;
 use crate::http;
 use crate::identity::{log_in, tokens};
+use crate::metrics::MetricsTokenError;
 use crate::problem::describe;
 use crate::realm::files::{DataDir, DataLock, create_private_dir, write_durably};
 use crate::realm::{self, Realm};
@@ -192,6 +193,16 @@ pub async fn run(
         format!("cannot listen for the management API on TCP {}; is another program using that port? choose another with --api", config.api)
     })?;
     let (link_address, api_address) = (links.local_addr(), listener.local_addr()?);
+    if let Some(file) = &config.metrics_token_file {
+        match datacenter.observed().take_metrics_token(file) {
+            // A datacenter that was restored on another machine is to serve branches before anybody looks at figures.
+            Err(error @ MetricsTokenError::Io { .. }) => tracing::warn!(
+                error = describe(&error),
+                "metrics are for those alone who may see the realm"
+            ),
+            taken => taken?,
+        }
+    }
 
     let sync = tokio::spawn(crate::sync::serve(
         datacenter.clone(),
@@ -221,6 +232,7 @@ pub async fn run(
         cancel.clone(),
     ));
     tracing::info!(realm = %datacenter.realm(), link = %link_address, api = %api_address, "datacenter is up");
+    datacenter.observed().set_serving(true);
     ready(link_address, api_address);
 
     // Either server ending on its own is the end of the daemon: half a datacenter helps nobody.
@@ -233,6 +245,7 @@ pub async fn run(
         },
     };
     let wanted = cancel.is_cancelled();
+    datacenter.observed().set_serving(false);
     cancel.cancel();
     datacenter.operations().cancel_all();
     if !sync.is_finished() {
@@ -448,6 +461,11 @@ fn config_text(options: &InitOptions) -> anyhow::Result<String> {
         .transpose()?;
     let passphrase = passphrase.map(|p| quote(&p.to_string_lossy()));
     line("passphrase_file", passphrase, "\"…/secrets/passphrase\"")?;
+    line(
+        "metrics_token_file",
+        None,
+        "\"…/metrics.token\"  # whose bearer may read /metrics and nothing else",
+    )?;
     line(
         "import_dirs",
         None,

@@ -22,6 +22,7 @@ use crate::catalog::{Catalog, CatalogError};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::identity::Identity;
+use crate::metrics::Observed;
 use crate::operations::Operations;
 use crate::realm::Realm;
 use crate::realm::files::DataDir;
@@ -64,6 +65,7 @@ pub struct Datacenter {
     volumes: Volumes,
     /// Who calls, and what they may do.
     identity: Identity,
+    observed: Observed,
 }
 
 /// Why a version could not be had.
@@ -158,6 +160,7 @@ impl Datacenter {
             backing_up: AtomicBool::default(),
             volumes: Volumes::default(),
             identity,
+            observed: Observed::default(),
         }))
     }
 
@@ -254,6 +257,11 @@ impl Datacenter {
     /// Who calls, and what they may do.
     pub fn identity(&self) -> &Identity {
         &self.identity
+    }
+
+    /// What is kept for metrics, health and support.
+    pub fn observed(&self) -> &Observed {
+        &self.observed
     }
 
     pub(crate) fn volumes(&self) -> &Volumes {

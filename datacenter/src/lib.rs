@@ -4,7 +4,7 @@
 //! [`publish`] (a disk file becomes a signed version), [`update`] (what is new in it, encoded), [`branches`] and [`assign`] (who runs what), [`http`] (the management API),
 //! [`sync`] (the links); [`retain`] and [`roots`] (how long versions and their content are kept), [`upkeep`] (collections, scrubs, repair) and
 //! [`volumes`] (who may write desktops' volumes, and what was written);
-//! [`export`] (a version becomes a disk file); [`identity`] (who calls, and what they may do) and [`audit`] (what they did); [`backup`] takes all of it elsewhere and back, [`restored`] is how it goes on then. [`daemon`] puts them together as `splice-datacenter`.
+//! [`export`] (a version becomes a disk file); [`identity`] (who calls, and what they may do) and [`audit`] (what they did); [`backup`] takes all of it elsewhere and back, [`restored`] is how it goes on then. [`status`] and [`metrics`] are what it tells of itself. [`daemon`] puts them together as `splice-datacenter`.
 
 pub mod assign;
 pub mod audit;
@@ -20,6 +20,7 @@ pub mod http;
 pub mod identity;
 pub mod images;
 mod kin;
+pub mod metrics;
 pub mod operations;
 pub mod policy;
 pub mod problem;
@@ -29,6 +30,8 @@ pub mod realm;
 pub mod restored;
 pub mod retain;
 pub mod roots;
+pub mod status;
+mod support;
 pub mod sync;
 pub mod update;
 pub mod upkeep;

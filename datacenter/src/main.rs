@@ -169,7 +169,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
             passphrase_file,
             log_json,
         } => {
-            log(log_json);
+            datacenter_observe::logs::init(log_json);
             let options = RunOptions {
                 link,
                 api,
@@ -227,19 +227,6 @@ fn execute(command: Command) -> anyhow::Result<()> {
             let document = datacenter::http::rights();
             Ok(io::stdout().write_all(document.as_bytes())?)
         }
-    }
-}
-
-fn log(json: bool) {
-    use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    if json {
-        builder.json().init();
-    } else {
-        builder.with_ansi(false).init();
     }
 }
 

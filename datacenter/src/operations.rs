@@ -221,6 +221,7 @@ impl Operations {
         let spawned = std::thread::Builder::new()
             .name(format!("operation-{id}"))
             .spawn(move || {
+                let _span = tracing::info_span!("operation", id).entered();
                 let outcome = catch_unwind(AssertUnwindSafe(|| work(&meter)));
                 let outcome = outcome.unwrap_or_else(|_| {
                     Err(problem(

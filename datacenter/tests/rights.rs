@@ -15,8 +15,9 @@ use datacenter_api::{
 use support::daemon::{Daemon, init};
 
 /// Endpoints that let anybody in.
-const OPEN: [(&str, &str); 3] = [
+const OPEN: [(&str, &str); 4] = [
     ("GET", "/healthz"),
+    ("GET", "/readyz"),
     ("POST", "/v1/log-in"),
     ("POST", "/v1/setup"),
 ];

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use datacenter_api::BranchStatus;
+use datacenter_api::{BranchStatus, SupportReport};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -101,6 +101,12 @@ impl Client {
     /// Proves who somebody is.
     pub async fn log_in(&self, request: &LogIn) -> Result<LoggedIn, ClientError> {
         self.call(reqwest::Method::POST, "/v1/log-in", Some(request))
+            .await
+    }
+
+    /// Its part of a support bundle.
+    pub async fn support(&self) -> Result<SupportReport, ClientError> {
+        self.call(reqwest::Method::GET, "/v1/support", None::<&()>)
             .await
     }
 

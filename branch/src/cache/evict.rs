@@ -20,6 +20,15 @@ const FORGET_BATCH: usize = 4096;
 /// Less than this part of what is wanted is so little that the next rank goes on.
 const FEW_PART: u64 = 8;
 
+/// Why a chunk goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Why {
+    /// For room.
+    Evicted,
+    /// It is not wanted any more, or not sound.
+    Removed,
+}
+
 /// What a scrub found.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ScrubReport {
@@ -86,7 +95,8 @@ impl Cache {
                         };
                         due && rank(*id) == Some(lowest)
                     });
-                    freed += self.forget(&mut found.into_iter(), bytes_wanted - freed)?;
+                    let wanted = bytes_wanted - freed;
+                    freed += self.forget(&mut found.into_iter(), wanted, Why::Evicted)?;
                 }
             }
             if freed > 0 && freed >= bytes_wanted / FEW_PART {
@@ -125,7 +135,8 @@ impl Cache {
         let Some(stay) = self.map.find(id) else {
             return Ok(false);
         };
-        Ok(self.forget(&mut std::iter::once((*id, stay)), u64::MAX)? > 0)
+        let one = &mut std::iter::once((*id, stay));
+        Ok(self.forget(one, u64::MAX, Why::Removed)? > 0)
     }
 
     /// Forgets stays until `enough` bytes are free; returns how many are.
@@ -133,6 +144,7 @@ impl Cache {
         &self,
         stays: &mut dyn Iterator<Item = (ChunkId, Stay)>,
         enough: u64,
+        why: Why,
     ) -> Result<u64, CacheError> {
         let mut freed = 0;
         while freed < enough {
@@ -162,7 +174,13 @@ impl Cache {
                         self.counters.quarantined.fetch_sub(1, Ordering::Relaxed);
                     }
                     self.give_slots(stay.run());
-                    freed += bytes_of(&stay);
+                    let bytes = bytes_of(&stay);
+                    freed += bytes;
+                    if why == Why::Evicted {
+                        let counters = &self.counters;
+                        counters.evicted.fetch_add(1, Ordering::Relaxed);
+                        counters.evicted_bytes.fetch_add(bytes, Ordering::Relaxed);
+                    }
                 }
             }
         }

@@ -98,6 +98,10 @@ pub struct CacheStats {
     pub damaged: u64,
     /// Syncs that failed since the start; what they covered is fetched again after a crash.
     pub sync_failures: u64,
+    /// Chunks evicted since the start.
+    pub evicted: u64,
+    /// Bytes that their slots took.
+    pub evicted_bytes: u64,
 }
 
 /// How often chunks came and went since the start. Two equal readings: nothing did in between.
@@ -118,6 +122,8 @@ struct Counters {
     quarantined: AtomicU64,
     damaged: AtomicU64,
     sync_failures: AtomicU64,
+    evicted: AtomicU64,
+    evicted_bytes: AtomicU64,
 }
 
 /// An open cache. All methods may be called from any thread.
@@ -185,6 +191,8 @@ impl Cache {
             quarantined: of(&self.counters.quarantined),
             damaged: of(&self.counters.damaged),
             sync_failures: of(&self.counters.sync_failures),
+            evicted: of(&self.counters.evicted),
+            evicted_bytes: of(&self.counters.evicted_bytes),
         }
     }
 

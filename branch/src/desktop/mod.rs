@@ -16,6 +16,7 @@
 mod began;
 mod checkouts;
 mod error;
+mod figures;
 mod growth;
 mod guest;
 mod layout;
@@ -43,6 +44,7 @@ use branch_api::{Desktop, DesktopState, UserVolume};
 use dedup::{DesktopId, VersionId};
 use dedup_protocol::records::{MachineType, VersionRecord};
 use dedup_protocol::state::message::Cut;
+use tracing::span::EnteredSpan;
 
 use crate::clock::Clock;
 use crate::fetch::Fetcher;
@@ -53,6 +55,7 @@ use crate::ready::writes::Writes;
 use crate::versions::Versions;
 use crate::volume::Shortage;
 pub use error::{DesktopError, error_line};
+pub use figures::OverlayFigures;
 use machine::{Files, MachineError, MachineHost};
 use record::DesktopRecord;
 use volumes::Under;
@@ -95,10 +98,21 @@ pub struct Desktops {
     filled: Mutex<checkouts::Filled>,
 }
 
-/// Keeps a desktop's name busy until dropped.
+/// Keeps a desktop's name busy until dropped. All that is logged meanwhile is in a span that names the desktop.
 struct Turn<'a> {
     desktops: &'a Desktops,
     name: String,
+    _span: EnteredSpan,
+}
+
+impl<'a> Turn<'a> {
+    fn new(desktops: &'a Desktops, name: &str) -> Self {
+        Self {
+            desktops,
+            name: name.to_owned(),
+            _span: tracing::info_span!("turn", desktop = name).entered(),
+        }
+    }
 }
 
 impl Drop for Turn<'_> {
@@ -168,18 +182,13 @@ impl Desktops {
                 .0;
         }
         busy.insert(name.to_owned());
-        Ok(Turn {
-            desktops: self,
-            name: name.into(),
-        })
+        Ok(Turn::new(self, name))
     }
 
     /// Takes the desktop only if nobody has it.
     fn try_turn(&self, name: &str) -> Option<Turn<'_>> {
-        self.busy().insert(name.to_owned()).then(|| Turn {
-            desktops: self,
-            name: name.into(),
-        })
+        let is_free = self.busy().insert(name.to_owned());
+        is_free.then(|| Turn::new(self, name))
     }
 
     fn record(&self, name: &str) -> Result<Option<DesktopRecord>, DesktopError> {

@@ -198,7 +198,7 @@ impl OpenVolume {
     }
 
     /// Its overlays.
-    fn overlays(&self) -> impl Iterator<Item = &Overlay> {
+    pub(super) fn overlays(&self) -> impl Iterator<Item = &Overlay> {
         let user = self.user.as_ref().map(UserDisk::overlay);
         std::iter::once(&*self.overlay).chain(user)
     }
@@ -431,6 +431,11 @@ impl Volumes {
         self.open.lock().expect("no panic under this lock")
     }
 
+    /// All that are open.
+    pub(super) fn all_open(&self) -> Vec<Arc<OpenVolume>> {
+        self.lock().values().cloned().collect()
+    }
+
     /// Bytes that are free for what desktops write, if the disk tells.
     pub fn free_bytes(&self) -> Option<u64> {
         let free = self.disk.available_bytes().ok()?;
@@ -593,8 +598,8 @@ impl Volumes {
 
     /// Bytes that must come free on the host's disk before every open volume has room again.
     pub fn missing_bytes(&self) -> u64 {
-        let open: Vec<Arc<OpenVolume>> = self.lock().values().cloned().collect();
-        open.iter()
+        self.all_open()
+            .iter()
             .filter_map(|volume| match volume.shortage()? {
                 Shortage::DiskBytes(bytes) => Some(bytes),
                 Shortage::IndexFull => None,
@@ -605,7 +610,7 @@ impl Volumes {
 
     /// One round of housekeeping of all open overlays: see [`Overlay::tend`]. To be called by one thread, about four times a second.
     pub fn tend(&self) {
-        let open: Vec<Arc<OpenVolume>> = self.lock().values().cloned().collect();
+        let open = self.all_open();
         let overlays: usize = open.iter().map(|volume| volume.overlays().count()).sum();
         let budget = (UPKEEP_BYTES / (overlays as u64).max(1)).max(UPKEEP_BYTES_MIN);
         for volume in open {

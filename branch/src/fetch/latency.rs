@@ -1,12 +1,13 @@
 //! How long things took, as a histogram of fixed buckets: 32 to each doubling, from a microsecond to over an hour.
 //!
-//! Figures taken from it are upper ends of buckets, at most 1/32 above the true ones. Recording is one atomic addition, so guests'
+//! Figures taken from it are upper ends of buckets, at most 1/32 above the true ones. Recording is a few atomic additions, so guests'
 //! threads share one histogram; its size is fixed (7 KiB), whatever is recorded.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use datacenter_api::Latencies;
+use datacenter_observe::samples::Buckets;
 
 /// Buckets to a doubling, as a power of two.
 const FINE_BITS: u32 = 5;
@@ -15,11 +16,17 @@ const FINE: u64 = 1 << FINE_BITS;
 const LONGEST: u64 = (1 << 32) - 1;
 const BUCKETS: usize = bucket(LONGEST) + 1;
 
+/// Doublings that metrics tell apart, as powers of two of a microsecond: from a quarter of a millisecond to two minutes, which is how long a
+/// guest's read waits at most unless it is configured otherwise.
+const TOLD: std::ops::RangeInclusive<u32> = 8..=27;
+
 /// See the module.
 #[derive(Debug)]
 pub struct Histogram {
     buckets: [AtomicU64; BUCKETS],
     longest: AtomicU64,
+    /// Microseconds of all of them.
+    sum: AtomicU64,
 }
 
 impl Default for Histogram {
@@ -27,6 +34,7 @@ impl Default for Histogram {
         Self {
             buckets: [const { AtomicU64::new(0) }; BUCKETS],
             longest: AtomicU64::new(0),
+            sum: AtomicU64::new(0),
         }
     }
 }
@@ -58,6 +66,27 @@ impl Histogram {
             .min(LONGEST);
         self.buckets[bucket(micros)].fetch_add(1, Ordering::Relaxed);
         self.longest.fetch_max(micros, Ordering::Relaxed);
+        self.sum.fetch_add(micros, Ordering::Relaxed);
+    }
+
+    /// The same for metrics, a bucket to each doubling.
+    pub fn doublings(&self) -> Buckets {
+        let mut counts: Vec<(f64, u64)> = Vec::new();
+        let mut from = 0;
+        for doubling in TOLD {
+            // What takes this long to the microsecond is in the next one.
+            let until = bucket(1 << doubling);
+            let within = &self.buckets[from..until];
+            let count = within.iter().map(|count| count.load(Ordering::Relaxed));
+            counts.push(((1u64 << doubling) as f64 / 1e6, count.sum()));
+            from = until;
+        }
+        let above = self.buckets[from..].iter();
+        Buckets {
+            sum_s: self.sum.load(Ordering::Relaxed) as f64 / 1e6,
+            counts,
+            above: above.map(|count| count.load(Ordering::Relaxed)).sum(),
+        }
     }
 
     /// The figures now.
@@ -131,6 +160,26 @@ mod tests {
             let due = times[rank] as f64 / 1e3;
             assert!((due..=due * 1.0323).contains(&got), "{got} for {due}");
         }
+    }
+
+    #[test]
+    fn doublings_hold_everything_once() {
+        let histogram = Histogram::default();
+        let times = [0, 1, 255, 256, 511, 512, 1 << 27, (1 << 27) - 1, LONGEST];
+        for micros in times {
+            histogram.record(Duration::from_micros(micros));
+        }
+        let told = histogram.doublings();
+        let at = |bound: f64| {
+            let found = told.counts.iter().find(|(b, _)| *b == bound);
+            found.expect("it is a bound").1
+        };
+        assert_eq!((at(0.000_256), at(0.000_512), at(0.001_024)), (3, 2, 1));
+        assert_eq!((at(134.217_728), told.above), (1, 2));
+        let counted: u64 = told.counts.iter().map(|(_, count)| count).sum();
+        assert_eq!(counted + told.above, times.len() as u64);
+        let sum: u64 = times.iter().sum();
+        assert_eq!(told.sum_s, sum as f64 / 1e6);
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! The branch-local API over a Unix socket: the only place of this crate that knows HTTP.
 //!
 //! Who may open the socket (its file mode is 0600) may do everything. Calls that block on machines or the link run on the blocking
-//! pool.
+//! pool. What a TCP address may give besides is in [`observe`].
+
+mod observe;
 
 mod people;
 
@@ -25,6 +27,7 @@ use crate::desktop::machine::{DiskFront, MachineError};
 use crate::desktop::{DesktopError, Desktops, VolumeError, error_line};
 use crate::server::Branch;
 use crate::volume::OverlayError;
+pub use observe::serve_metrics;
 
 /// Largest request body: a start request is under 200 bytes.
 const BODY_BYTES_MAX: usize = 64 << 10;
@@ -82,7 +85,8 @@ async fn blocking<T: Send + 'static>(
     call: impl FnOnce(&Branch) -> Result<T, DesktopError> + Send + 'static,
 ) -> Answer<T> {
     let worker = Arc::clone(&branch);
-    let answer = tokio::task::spawn_blocking(move || call(&worker)).await;
+    let span = tracing::Span::current();
+    let answer = tokio::task::spawn_blocking(move || span.in_scope(|| call(&worker))).await;
     branch.link.report_now.notify_one();
     match answer {
         Ok(answer) => Ok(Json(answer?)),
@@ -134,8 +138,10 @@ pub async fn serve(
         .route("/v1/desktops/{name}/snapshot", post(snapshot))
         .route("/v1/desktops/{name}/check-in", post(check_in))
         .route("/v1/desktops/{name}/libvirt", get(libvirt))
-        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-        .with_state(branch);
+        .route("/v1/support", get(observe::support))
+        .merge(observe::routes())
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX));
+    let router = observe::observed(router, &branch).with_state(branch);
     axum::serve(listener, router)
         .with_graceful_shutdown(async move { cancel.cancelled().await })
         .await

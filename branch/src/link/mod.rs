@@ -18,14 +18,14 @@ mod versions;
 pub mod wiped;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 use datacenter_api::LinkReport;
 use dedup::VersionId;
 use dedup_transport::congestion::PathMemory;
-use dedup_transport::link::{Caps, Link, LinkClient, LinkError, LinkTuning};
+use dedup_transport::link::{Caps, Link, LinkClient, LinkError, LinkTotals, LinkTuning};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -74,8 +74,8 @@ pub struct LinkState {
     caps: RwLock<Caps>,
     /// Newest message set that the datacenter spoke when it was last reached; 0: it was not.
     minor: AtomicU16,
-    /// Bytes received on connections that ended.
-    received_before: AtomicU64,
+    /// Figures of connections that ended.
+    before: Mutex<LinkTotals>,
     /// How updates fared since the process started.
     pub(crate) update_attempts: Mutex<HashMap<VersionId, update::Attempt>>,
     /// Wakes the version task: the assignment changed.
@@ -122,9 +122,17 @@ impl LinkState {
 
     /// Bytes received since the process started, as the transport counts them.
     pub fn received_bytes(&self) -> u64 {
+        self.totals().received_bytes
+    }
+
+    /// What all connections since the process started add up to.
+    pub fn totals(&self) -> LinkTotals {
         let link = self.link.read().expect("no panic under this lock");
-        let now = link.as_ref().map_or(0, |l| l.stats().received_bytes);
-        self.received_before.load(Ordering::Relaxed) + now
+        let mut totals = *self.before.lock().expect("no panic under this lock");
+        if let Some(link) = &*link {
+            totals.add(&link.stats());
+        }
+        totals
     }
 
     /// Limits what this end sends.
@@ -146,8 +154,8 @@ impl LinkState {
         }
         let mut current = self.link.write().expect("no panic under this lock");
         if let Some(old) = current.take() {
-            let received = old.stats().received_bytes;
-            self.received_before.fetch_add(received, Ordering::Relaxed);
+            let mut before = self.before.lock().expect("no panic under this lock");
+            before.add(&old.stats());
         }
         *current = link;
     }

@@ -14,6 +14,7 @@ use dedup_protocol::wire::{FRAME_BYTES_MAX, MINOR_STATE, Message};
 use dedup_transport::link::{Class, FrameRecv, FrameSend, Link, LinkError};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tracing::Instrument;
 
 use super::{ConnectionEnd, began};
 use crate::server::Branch;
@@ -48,7 +49,9 @@ pub async fn run(branch: &Arc<Branch>, link: &Link) -> Result<Infallible, Connec
         for volume in volumes {
             if driven.insert(volume) {
                 let (branch, link, turns) = (Arc::clone(branch), link.clone(), Arc::clone(&turns));
-                tasks.spawn(async move { (volume, drive(&branch, &link, volume, &turns).await) });
+                let span = tracing::info_span!("volume", %volume);
+                let drives = async move { (volume, drive(&branch, &link, volume, &turns).await) };
+                tasks.spawn(drives.instrument(span));
             }
         }
         tokio::select! {
@@ -70,7 +73,9 @@ async fn with<T: Send + 'static>(
     work: impl FnOnce(&Branch, &Lines) -> Result<T, LineError> + Send + 'static,
 ) -> Result<Result<T, LineError>, ConnectionEnd> {
     let worker = Arc::clone(branch);
+    let span = tracing::Span::current();
     let done = tokio::task::spawn_blocking(move || {
+        let _span = span.entered();
         let branch: &Branch = &worker;
         let result = work(branch, branch.desktops.lines());
         branch.desktops.tend_line(volume);

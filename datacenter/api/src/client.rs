@@ -19,9 +19,10 @@ use crate::{
     DatacenterStatus, DeletedVersion, DeletedVersionList, ExportRequest, ExtendRequest, Image,
     ImageList, Move, MoveList, MoveRequest, Operation, OperationList, OperationState, PinRequest,
     PolicyRequest, Pool, PoolList, Problem, ProblemCode, PublishRequest, ReasonRequest, Retention,
-    RollBackRequest, ScrubRequest, StatePolicy, StatePolicyRequest, StoreReport, TokenRequest,
-    TokenResponse, UpdateRequest, Version, VersionDiff, VersionList, VersionPin, VersionRef,
-    Volume, VolumeList, VolumeSnapshot, VolumeState, WipeOrder, WipeOrderList, WipeRequest,
+    RollBackRequest, ScrubRequest, StatePolicy, StatePolicyRequest, StoreReport, SupportReport,
+    TokenRequest, TokenResponse, UpdateRequest, Version, VersionDiff, VersionList, VersionPin,
+    VersionRef, Volume, VolumeList, VolumeSnapshot, VolumeState, WipeOrder, WipeOrderList,
+    WipeRequest,
 };
 
 /// How to reach a datacenter.
@@ -211,6 +212,11 @@ impl Client {
     /// The datacenter as a whole.
     pub async fn status(&self) -> Result<DatacenterStatus, ClientError> {
         self.get("/v1/status").await
+    }
+
+    /// Its part of a support bundle.
+    pub async fn support(&self) -> Result<SupportReport, ClientError> {
+        self.get("/v1/support").await
     }
 
     /// Creates an image.

@@ -9,6 +9,7 @@ pub mod backup;
 pub mod branch;
 #[cfg(feature = "client")]
 pub mod client;
+pub mod health;
 pub mod image;
 pub mod laptop;
 pub mod operation;
@@ -19,6 +20,7 @@ pub mod readiness;
 pub mod reference;
 pub mod status;
 pub mod store;
+pub mod support;
 pub mod token;
 pub mod units;
 pub mod volume;
@@ -32,6 +34,7 @@ pub use branch::{
 };
 #[cfg(feature = "client")]
 pub use client::{Client, ClientError, ClientOptions};
+pub use health::{Health, ReadyReport};
 pub use image::{
     BootOutcome, BootSummary, ChunkSizes, CreateImage, Image, ImageList, ProfileSummary,
     PublishRequest, TreeSummary, UpdateRequest, UpdateSummary, VerifyMode, Version, VersionDiff,
@@ -60,6 +63,7 @@ pub use store::{
     ExportResult, PinRequest, Retention, ScrubRequest, ScrubResult, ScrubStatus, StoreReport,
     VersionPin,
 };
+pub use support::{SupportFile, SupportReport};
 pub use token::{ApiToken, ApiTokenList, ApiTokenRequest, NewApiToken};
 pub use volume::{
     BreakLeaseRequest, EndedLease, Move, MoveList, MoveRequest, MoveState, MoveVolume,

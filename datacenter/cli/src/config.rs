@@ -85,6 +85,15 @@ impl Context {
         Ok((Client::new(&options)?, url, ca_pem))
     }
 
+    /// The tokens that commands may use: the one that was passed, the configured one, a session's.
+    pub fn tokens(&self) -> Vec<String> {
+        let file = self.file().ok().and_then(|file| file.token);
+        let session = crate::session::load().ok().flatten();
+        let session = session.map(|session| session.token);
+        let tokens = [self.global.token.clone(), file, session];
+        tokens.into_iter().flatten().collect()
+    }
+
     fn file(&self) -> Result<ConfigFile, Failure> {
         if let Some(path) = &self.global.config {
             return parse(path);

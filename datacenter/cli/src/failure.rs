@@ -71,6 +71,11 @@ impl Failure {
         self
     }
 
+    /// What happened.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
     /// Prints it and gives the exit code.
     pub fn report(self, json: bool) -> ExitCode {
         if json {

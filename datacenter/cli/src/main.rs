@@ -23,6 +23,7 @@ mod secret;
 mod session;
 mod status;
 mod store;
+mod support;
 mod token;
 mod user;
 mod version;
@@ -146,6 +147,8 @@ enum Noun {
     Laptop(laptop::Verb),
     /// The datacenter as a whole.
     Status(status::Arguments),
+    /// What both daemons tell of themselves, in one archive for somebody who is to help: without secrets.
+    SupportBundle(support::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -188,5 +191,6 @@ async fn run(context: &Context, noun: Noun) -> Result<(), Failure> {
         Noun::BranchLogIn(arguments) => login::at_branch(context, arguments).await,
         Noun::Laptop(verb) => laptop::run(context, verb).await,
         Noun::Status(arguments) => status::run(context, arguments).await,
+        Noun::SupportBundle(arguments) => support::run(context, arguments).await,
     }
 }

@@ -455,3 +455,66 @@ fn every_command_has_help() {
         );
     }
 }
+
+/// A support bundle as its reader unpacks it: names and texts.
+fn unpack(path: &Path) -> Vec<(String, String)> {
+    use std::io::Read;
+    let file = std::fs::File::open(path).unwrap();
+    let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(file));
+    let entries = archive.entries().unwrap().map(|entry| {
+        let mut entry = entry.unwrap();
+        let name = entry.path().unwrap().display().to_string();
+        let mut text = String::new();
+        entry.read_to_string(&mut text).unwrap();
+        (name, text)
+    });
+    entries.collect()
+}
+
+#[test]
+fn a_support_bundle_has_what_answers_and_no_secret() {
+    let site = Site::start();
+    site.ok("image create debian");
+    let join = site.json("branch token ny")["token"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let config = std::fs::read_to_string(&site.config).unwrap();
+    let config: toml::Table = config.parse().unwrap();
+    let token = config["token"].as_str().unwrap();
+    let file = site.dir.path().join("bundle.tar.gz");
+    let nobody = site.dir.path().join("nobody.sock");
+    let line = format!(
+        "support-bundle --output {} --branch-socket {}",
+        show(&file),
+        show(&nobody)
+    );
+    let written = site.json(&line);
+    assert_eq!(written["file"], show(&file));
+    assert_eq!(written["missing"][0]["name"], "branch");
+    let files = unpack(&file);
+    for (name, text) in &files {
+        assert!(
+            !text.contains(token) && !text.contains(&join),
+            "{name}: {text}"
+        );
+    }
+    let has = |end: &str, part: &str| {
+        let mut found = files.iter().filter(|(name, _)| name.ends_with(end));
+        assert!(found.any(|(_, text)| text.contains(part)), "{end}: {part}");
+    };
+    has("/datacenter/status.json", "\"images\": 1");
+    has("/datacenter/metrics.txt", "splice_datacenter_images 1.0");
+    has("/datacenter/branches.json", "\"ny\"");
+    has("/branch/missing.txt", "no branch server answers");
+    // It is for its owner's eyes until that gives it away, and nothing is written over.
+    use std::os::unix::fs::PermissionsExt;
+    let mode = std::fs::metadata(&file).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    fails(&site.run(&line), 1, "cannot write");
+    let line = format!(
+        "support-bundle --only branch --branch-socket {}",
+        show(&nobody)
+    );
+    fails(&site.run(&line), 5, "no branch server answers");
+}

@@ -9,6 +9,7 @@ use axum::http::Method;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use datacenter_api::AuditFacts;
+use tracing::Instrument;
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter};
 
 use super::error::ApiError;
@@ -187,7 +188,7 @@ async fn authorise(
     }
     let begun = note(&app, facts.clone(), "begun".into()).await?;
     // A client that goes away drops this future, but not what is carried out for it: its end is told by whoever finishes it.
-    let finishing = tokio::spawn(async move {
+    let finishing = async move {
         let response = next.run(request).await;
         let status = response.status();
         let result = match status.as_u16() {
@@ -204,7 +205,8 @@ async fn authorise(
             Ok(_) => response,
             Err(error) => error.into_response(),
         }
-    });
+    };
+    let finishing = tokio::spawn(finishing.in_current_span());
     finishing.await.map_err(|e| ApiError::internal(&e))
 }
 

@@ -1,6 +1,6 @@
 //! Who calls: the bearer of a token or of a session, or a browser with a session's cookie.
 //!
-//! Invariant: no handler of a protected endpoint runs without a [`Caller`](crate::identity::Caller). A cookie comes along whoever made the browser send the
+//! Invariant: no handler of a protected endpoint runs without a [`Caller`]. A cookie comes along whoever made the browser send the
 //! request; so a request that changes something must repeat what only our own pages know (`X-Splice-Csrf`). A bearer token comes along by intent only.
 
 use std::net::SocketAddr;
@@ -14,6 +14,7 @@ use datacenter_api::ProblemCode;
 use super::access::Entered;
 use super::error::ApiError;
 use super::{App, blocking};
+use crate::identity::Caller;
 use crate::identity::sessions::{SESSION_S, csrf_of};
 
 /// The cookie's name. Browsers take one with this beginning only over HTTPS, from the host itself, for all of its paths.
@@ -26,19 +27,32 @@ pub(super) async fn enter(
     mut request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
-    let from = address_of(&request);
-    let credential = credential(request.method(), request.headers())?;
-    let caller = blocking(&app, move |dc| match credential {
-        Credential::Bearer(token) => dc.caller_of_bearer(&token, &from),
-        Credential::Cookie(secret) => dc.caller_of_session(&secret, &from),
-    });
-    let caller = caller.await?;
+    let brought = brought(&request)?;
+    let caller = caller(&app, brought).await?;
     request.extensions_mut().insert(caller.clone());
     request.extensions_mut().insert(Entered { app, caller });
     Ok(next.run(request).await)
 }
 
-enum Credential {
+/// What a request brings along, and from where.
+pub(super) fn brought(request: &Request) -> Result<(Credential, String), ApiError> {
+    let credential = credential(request.method(), request.headers())?;
+    Ok((credential, address_of(request)))
+}
+
+/// Who that is.
+pub(super) async fn caller(
+    app: &App,
+    (credential, from): (Credential, String),
+) -> Result<Caller, ApiError> {
+    let found = blocking(app, move |dc| match credential {
+        Credential::Bearer(token) => dc.caller_of_bearer(&token, &from),
+        Credential::Cookie(secret) => dc.caller_of_session(&secret, &from),
+    });
+    found.await
+}
+
+pub(super) enum Credential {
     Bearer(String),
     Cookie(String),
 }

@@ -16,6 +16,7 @@ mod laptop;
 mod moves;
 mod operations;
 mod people;
+mod reader;
 mod rights;
 mod session;
 mod status;
@@ -31,6 +32,7 @@ use axum::extract::DefaultBodyLimit;
 use axum::{Json, Router, middleware, routing};
 use axum_server::Handle;
 use axum_server::tls_rustls::RustlsConfig;
+use datacenter_observe::http::observe;
 use tokio_util::sync::CancellationToken;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
@@ -56,7 +58,7 @@ const DRAIN: Duration = Duration::from_secs(5);
 #[openapi(
     info(
         title = "Splice datacenter",
-        description = "Management of images, versions and branches. Every call but /healthz, /v1/log-in, /v1/setup and the document itself needs a session or a bearer token. Failures have a body of type Problem.",
+        description = "Management of images, versions and branches. Every call but /healthz, /readyz, /v1/log-in, /v1/setup and the document itself needs a session or a bearer token. Failures have a body of type Problem.",
         version = "1"
     ),
     modifiers(&Credentials),
@@ -125,6 +127,7 @@ fn protected() -> Endpoints {
         .add(See, Each, routes!(people::entitlements))
         .add(Entitle, Pool, routes!(people::entitle, people::withdraw))
         .add(See, Realm, routes!(status::status))
+        .add(Administer, Realm, routes!(status::support))
         .add(See, Realm, routes!(images::list))
         .add(Author, Realm, routes!(images::create))
         .add(See, Realm, routes!(images::show))
@@ -188,10 +191,11 @@ fn protected() -> Endpoints {
         .add(Audit, Realm, routes!(audit::lines))
 }
 
-/// Endpoints that let anybody in: whether the daemon answers, and how a session is had.
+/// Endpoints that let anybody in: whether the daemon answers and can work, and how a session is had.
 fn open() -> OpenApiRouter<App> {
     OpenApiRouter::new()
         .routes(routes!(status::healthz))
+        .routes(routes!(status::readyz))
         .routes(routes!(session::log_in))
         .routes(routes!(session::set_up))
 }
@@ -199,13 +203,18 @@ fn open() -> OpenApiRouter<App> {
 /// Every endpoint that needs a caller, in the order of paths and methods.
 pub fn endpoints() -> Vec<Endpoint> {
     let mut declared = protected().declared;
+    declared.push(reader::endpoint());
     declared.sort_by(|a, b| (&a.path, a.method).cmp(&(&b.path, b.method)));
     declared
 }
 
 /// The OpenAPI document, as text.
 pub fn openapi() -> String {
-    let (_, document) = protected().router.merge(open()).split_for_parts();
+    let (_, document) = protected()
+        .router
+        .merge(open())
+        .routes(routes!(status::metrics))
+        .split_for_parts();
     let mut text = document
         .to_pretty_json()
         .expect("the document serialises without failing");
@@ -221,17 +230,24 @@ fn router(datacenter: App) -> Router {
         let document = document.to_string();
         async move { ([("content-type", "application/json")], document) }
     };
+    let readers = middleware::from_fn_with_state(datacenter.clone(), reader::require_reader);
+    let requests = Arc::clone(datacenter.observed().requests());
     protected
         .route_layer(middleware::from_fn_with_state(
             datacenter.clone(),
             auth::enter,
         ))
         .merge(open)
+        .route(
+            reader::PATH,
+            routing::get(status::metrics).route_layer(readers),
+        )
         .route("/v1/openapi.json", routing::get(openapi_json))
         .fallback(error::no_such_path)
         .method_not_allowed_fallback(error::no_such_method)
         // Bodies are bounded where they are read, in `extract`; no handler reads one otherwise.
         .layer(DefaultBodyLimit::disable())
+        .layer(middleware::from_fn_with_state(requests, observe))
         .with_state(datacenter)
 }
 
@@ -266,7 +282,8 @@ where
     ApiError: From<E>,
 {
     let datacenter = datacenter.clone();
-    match tokio::task::spawn_blocking(move || work(&datacenter)).await {
+    let span = tracing::Span::current();
+    match tokio::task::spawn_blocking(move || span.in_scope(|| work(&datacenter))).await {
         Ok(result) => result.map_err(ApiError::from),
         Err(error) => Err(ApiError::internal(&error)),
     }

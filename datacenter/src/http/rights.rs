@@ -16,7 +16,7 @@ that the volume is of), or `each` (several places: the answer has what the calle
 (`operator:branch=new-york`, `help-desk:pool=office`). Limited so, it changes only what is wholly inside its part of the realm, and sees what overlaps it.
 
 × the role has the permission. `s` needs a session of the account, or the local root credential: no token may. `known` is everybody who is let in. `/healthz`,
-`/v1/log-in`, `/v1/setup` and `/v1/openapi.json` let anybody in.
+`/readyz`, `/v1/log-in`, `/v1/setup` and `/v1/openapi.json` let anybody in. `/metrics` lets in the bearer of the metrics token too, which opens nothing else.
 
 ";
 

@@ -1,32 +1,51 @@
-//! The daemon's own state.
+//! The daemon's own state, its metrics and its health.
+
+use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use datacenter_api::{
-    Branch, BranchState, DatacenterStatus, OfflineBoot, Problem, Readiness, StoreStatus,
-};
-use serde::Serialize;
-use utoipa::ToSchema;
+use axum::response::Response;
+use datacenter_api::{DatacenterStatus, Health, Problem, ReadyReport, SupportReport};
+use datacenter_observe::http;
 
+use super::error::ApiError;
 use super::{Answer, App, blocking};
-use crate::problem::ManageError;
-
-/// That the daemon answers.
-#[derive(Serialize, ToSchema)]
-pub(super) struct Health {
-    /// Always true.
-    ok: bool,
-}
-
-/// Days before the end of an endorsement at which operators are told.
-const ENDORSEMENT_WARNING_S: u64 = 30 * 86_400;
-/// Free space below which operators are told, in bytes.
-const FREE_WARNING_BYTES: u64 = 10 << 30;
 
 /// Whether the daemon answers. Needs no token.
 #[utoipa::path(get, path = "/healthz", tag = "status", security(()), responses((status = 200, body = Health)))]
 pub(super) async fn healthz() -> Json<Health> {
-    Json(Health { ok: true })
+    http::healthz().await
+}
+
+/// Whether the daemon can do its work: 503 with the names of the checks that fail, if not. Needs no token.
+#[utoipa::path(get, path = "/readyz", tag = "status", security(()), responses(
+    (status = 200, body = ReadyReport),
+    (status = 503, body = ReadyReport)
+))]
+pub(super) async fn readyz(State(dc): State<App>) -> Result<Response, ApiError> {
+    let report = tokio::task::spawn_blocking(move || dc.ready()).await;
+    let report = report.map_err(|error| ApiError::internal(&error))?;
+    Ok(http::readyz(report))
+}
+
+/// The datacenter's metrics, and what branches last reported, as OpenMetrics text. The configured metrics token opens this and nothing else.
+#[utoipa::path(get, path = "/metrics", tag = "status", responses(
+    (status = 200, body = String, content_type = "application/openmetrics-text"),
+    (status = 401, body = Problem)
+))]
+pub(super) async fn metrics(State(dc): State<App>) -> Result<Response, ApiError> {
+    let text = in_turn(&dc, |dc| dc.metrics()).await?;
+    Ok(http::metrics(text))
+}
+
+/// The datacenter's part of a support bundle: configuration, state, metrics and the end of its log, without secrets.
+#[utoipa::path(get, path = "/v1/support", tag = "status", responses(
+    (status = 200, body = SupportReport),
+    (status = 401, body = Problem)
+))]
+pub(super) async fn support(State(dc): State<App>) -> Answer<SupportReport> {
+    let report = in_turn(&dc, |dc| Ok::<_, ApiError>(dc.support())).await?;
+    Ok(Json(report))
 }
 
 /// The datacenter as a whole.
@@ -35,197 +54,22 @@ pub(super) async fn healthz() -> Json<Health> {
     (status = 401, body = Problem)
 ))]
 pub(super) async fn status(State(dc): State<App>) -> Answer<DatacenterStatus> {
-    let status = blocking(&dc, |dc| {
-        let now = dc.now_unix_s();
-        let (images, versions) = dc.image_counts()?;
-        let branches = dc.branches(None, usize::MAX / 2)?;
-        let joined = branches.iter().filter(|b| b.state == BranchState::Joined);
-        let with_pools = joined.clone().filter(|b| !b.pools.is_empty());
-        let (ready, not_ready): (Vec<&Branch>, Vec<&Branch>) = with_pools.partition(|b| is_ready(b));
-        let store = dc.store_status()?;
-        let endorsement_expires_unix_s = dc
-            .endorsements()
-            .iter()
-            .map(|e| e.until_unix_s)
-            .max()
-            .unwrap_or(0);
-        let mut warnings = Vec::new();
-        if endorsement_expires_unix_s < now + ENDORSEMENT_WARNING_S {
-            warnings.push(format!(
-                "the publisher key's endorsement ends in {} days; renew it with the root key: splice-datacenter endorse",
-                endorsement_expires_unix_s.saturating_sub(now) / 86_400
-            ));
-        }
-        if store.free_bytes < FREE_WARNING_BYTES {
-            warnings.push(format!(
-                "only {} bytes are free on the store's disk",
-                store.free_bytes
-            ));
-        }
-        warnings.extend(dc.restore_warnings()?);
-        if let Some(reason) = dc.store().halted() {
-            warnings.push(format!(
-                "collections of garbage are halted: {reason}; look into it, then `splice store gc --resume`"
-            ));
-        }
-        let damaged = dc.store().stats().damaged;
-        if damaged > 0 {
-            let versions = dc.upkeep().damage().versions();
-            let shown = match versions.is_empty() {
-                true => "versions are being looked up".to_owned(),
-                false => format!("shown by {}", versions.join(", ")),
-            };
-            warnings.push(format!(
-                "{damaged} stored chunks or manifest nodes are damaged, {shown}; branches that hold them are asked, publishing the same disk again stores them anew"
-            ));
-        }
-        if dc.root_key_present() {
-            warnings.push(
-                "the root signing key is still in the data folder; move root.key to offline storage".into(),
-            );
-        }
-        Ok::<_, ManageError>(DatacenterStatus {
-            realm: dc.realm().to_string(),
-            name: dc.realm_name().to_owned(),
-            software: env!("CARGO_PKG_VERSION").to_owned(),
-            uptime_s: now.saturating_sub(dc.started_unix_s()),
-            link_address: dc.config().address.clone(),
-            store,
-            images,
-            versions,
-            branches: joined.count() as u64,
-            branches_online: dc.online_count(),
-            branches_ready: ready.len() as u64,
-            not_ready: not_ready.into_iter().map(not_ready_line).collect(),
-            operations_running: dc.operations().running_count(),
-            endorsement_expires_unix_s,
-            warnings,
-        })
+    Ok(Json(blocking(&dc, |dc| dc.status()).await?))
+}
+
+/// Reads everything on the blocking pool, one caller at a time. A caller who goes away does not free the turn before the reading has ended.
+async fn in_turn<T: Send + 'static, E: Send + 'static>(
+    dc: &App,
+    work: impl FnOnce(&App) -> Result<T, E> + Send + 'static,
+) -> Result<T, ApiError>
+where
+    ApiError: From<E>,
+{
+    let turn = Arc::clone(dc.observed().turn()).acquire_owned().await;
+    let turn = turn.expect("the semaphore is never closed");
+    blocking(dc, move |dc| {
+        let _turn = turn;
+        work(dc)
     })
-    .await?;
-    Ok(Json(status))
-}
-
-/// What a branch said of a pool that it was assigned.
-fn told<'a>(readiness: &'a Readiness, pool: &str) -> Option<&'a datacenter_api::PoolReadiness> {
-    readiness.pools.iter().find(|told| told.pool == pool)
-}
-
-/// Whether a branch said of each pool that it has now that it boots with the WAN cut, and of the version that the pool runs now.
-fn is_ready(branch: &Branch) -> bool {
-    let readiness = branch.status.as_ref().and_then(|s| s.readiness.as_ref());
-    readiness.is_some_and(|readiness| {
-        branch.pools.iter().all(|pool| {
-            told(readiness, &pool.name).is_some_and(|told| {
-                told.boots == OfflineBoot::Yes && told.version == pool.version_id
-            })
-        })
-    })
-}
-
-/// A branch that is not ready, and which of its pools are why.
-fn not_ready_line(branch: &Branch) -> String {
-    let readiness = branch.status.as_ref().and_then(|s| s.readiness.as_ref());
-    let Some(readiness) = readiness else {
-        return format!("{}: has not told", branch.name);
-    };
-    let pools = branch.pools.iter().filter_map(|pool| {
-        let said = match told(readiness, &pool.name) {
-            None => "not told yet",
-            Some(told) if told.version != pool.version_id => "does not have the version yet",
-            Some(told) if told.boots == OfflineBoot::Yes => return None,
-            Some(told) => told.boots.name(),
-        };
-        Some(format!("{} {said}", pool.name))
-    });
-    format!("{}: {}", branch.name, pools.collect::<Vec<_>>().join(", "))
-}
-
-impl crate::Datacenter {
-    fn store_status(&self) -> Result<StoreStatus, ManageError> {
-        let stats = self.store().stats();
-        Ok(StoreStatus {
-            chunks: stats.chunks,
-            nodes: stats.nodes,
-            plain_bytes: stats.raw_bytes,
-            stored_bytes: stats.pack_bytes,
-            packs: stats.packs,
-            free_bytes: self.free_bytes(),
-        })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, missing_docs)]
-    use datacenter_api::{BranchPolicy, BranchStatus, MachineType, Pool, PoolReadiness};
-
-    use super::*;
-
-    fn branch(pools: &[&str], readiness: Option<&[(&str, &str, OfflineBoot)]>) -> Branch {
-        let pool = |name: &&str| Pool {
-            name: (*name).into(),
-            version: "debian@2".into(),
-            version_id: "v2".into(),
-            pinned: Vec::new(),
-            memory_mib: 1024,
-            vcpus: 1,
-            prestage: true,
-            machine: MachineType::Auto,
-            tpm: false,
-            user_volume_mib: 0,
-            pooled: false,
-        };
-        let told = |(pool, version, boots): &(&str, &str, OfflineBoot)| PoolReadiness {
-            pool: (*pool).into(),
-            version: (*version).into(),
-            boots: *boots,
-            ..PoolReadiness::default()
-        };
-        Branch {
-            id: "01".into(),
-            name: "ny".into(),
-            site: None,
-            kind: datacenter_api::BranchKind::Site,
-            state: BranchState::Joined,
-            created_unix_s: 1,
-            joined_unix_s: Some(2),
-            revoked_unix_s: None,
-            certificate_expires_unix_s: None,
-            online: true,
-            remote_address: None,
-            pools: pools.iter().map(pool).collect(),
-            policy: BranchPolicy::default(),
-            assignment_counter: 1,
-            ahead: None,
-            status: Some(BranchStatus {
-                readiness: readiness.map(|pools| Readiness {
-                    pools: pools.iter().map(told).collect(),
-                    ..Readiness::default()
-                }),
-                ..BranchStatus::default()
-            }),
-        }
-    }
-
-    #[test]
-    fn a_branch_is_ready_when_it_said_so_of_what_its_pools_run_now() {
-        use OfflineBoot::{No, Unknown, Yes};
-        let old = branch(&["a"], None);
-        assert!(!is_ready(&old));
-        assert_eq!(not_ready_line(&old), "ny: has not told");
-        assert!(is_ready(&branch(&["a"], Some(&[("a", "v2", Yes)]))));
-        // A pool that was taken away since does not count.
-        let gone = branch(&["a"], Some(&[("a", "v2", Yes), ("b", "v2", No)]));
-        assert!(is_ready(&gone));
-        let mixed = branch(
-            &["a", "b", "c", "d"],
-            Some(&[("a", "v2", Yes), ("b", "v1", Yes), ("c", "v2", Unknown)]),
-        );
-        assert!(!is_ready(&mixed));
-        assert_eq!(
-            not_ready_line(&mixed),
-            "ny: b does not have the version yet, c unknown, d not told yet"
-        );
-    }
+    .await
 }

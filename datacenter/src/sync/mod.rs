@@ -143,6 +143,7 @@ fn is_to_be_wiped(dc: &Datacenter, branch: BranchId) -> bool {
 
 async fn branch_connection(shared: &Arc<Shared>, branch: BranchId, link: &Link) -> LinkError {
     let _online = shared.dc.link_up(branch, link.remote_addr());
+    let _counted = shared.dc.count_link(link);
     let places = Arc::new(Semaphore::new(REQUESTS_PER_BRANCH_MAX));
     let states = Arc::new(Semaphore::new(STATES_PER_BRANCH_MAX));
     let mut streams = tokio::task::JoinSet::new();

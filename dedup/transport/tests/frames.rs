@@ -198,3 +198,28 @@ async fn open_requests_are_bounded_by_the_datacenter() {
         .unwrap();
     accepting.abort();
 }
+
+#[tokio::test]
+async fn bytes_are_counted_by_the_class_of_who_asked() {
+    let pair = pair(&LinkTuning::default()).await;
+    let (mut ask, mut answer) = pair.branch.open(Class::Boot).await.unwrap();
+    ask.send(&pattern(1000)).await.unwrap();
+    ask.finish().unwrap();
+    let (mut send, mut recv) = pair.datacenter.accept().await.unwrap();
+    recv.recv(LIMIT).await.unwrap().unwrap();
+    send.set_class(Class::Boot);
+    send.send(&pattern(100_000)).await.unwrap();
+    send.finish().unwrap();
+    answer.recv(LIMIT).await.unwrap().unwrap();
+    // Each frame has a length of four bytes before it.
+    let branch = pair.branch.stats().classes;
+    let datacenter = pair.datacenter.stats().classes;
+    let boot = Class::Boot as usize;
+    assert_eq!((branch.sent[boot], branch.received[boot]), (1004, 100_004));
+    assert_eq!(
+        (datacenter.sent[boot], datacenter.received[boot]),
+        (100_004, 0)
+    );
+    let mut others = branch.each().filter(|(class, ..)| *class != Class::Boot);
+    assert!(others.all(|(_, sent, received)| sent + received == 0));
+}

@@ -13,6 +13,7 @@ use super::error::{CODE_CLOSED, CODE_REFUSED, REASON_BYTES_MAX};
 use super::gate::Gate;
 use super::repair::Repairs;
 use super::shape::{Caps, Shaper};
+use super::traffic::{ClassBytes, Traffic};
 use super::watch::{Remembering, Watch};
 use super::{Class, FrameRecv, FrameSend, LinkError, Party};
 use crate::congestion::PathCell;
@@ -42,6 +43,7 @@ pub(super) struct Shared {
     path: Arc<PathCell>,
     pub(super) repairs: Repairs,
     pub(super) shaper: Shaper,
+    pub(super) traffic: Traffic,
 }
 
 /// Figures of a link since it was made, and of its path now.
@@ -61,6 +63,8 @@ pub struct LinkStats {
     pub mtu: u16,
     /// Datagrams received that repair streams.
     pub repairs_received: u64,
+    /// Bytes of frames by class.
+    pub classes: ClassBytes,
 }
 
 /// What distinguishes a link at birth.
@@ -98,6 +102,7 @@ impl Link {
             endpoint,
             gate: Gate::default(),
             shaper: Shaper::default(),
+            traffic: Traffic::default(),
             path: Arc::clone(&path),
         });
         let watch = Watch::new(path, memory, window_bytes_max);
@@ -119,7 +124,7 @@ impl Link {
             .await
             .map_err(|error| self.shared.error(error))?;
         let slot = self.shared.repairs.opened(u64::from(send.id()));
-        let recv = FrameRecv::in_any_order(recv, Arc::clone(&self.shared), slot);
+        let recv = FrameRecv::in_any_order(recv, Arc::clone(&self.shared), slot).counted(class);
         Ok((self.frames(send, class), recv))
     }
 
@@ -230,6 +235,7 @@ impl Link {
             cwnd: stats.path.cwnd,
             mtu: stats.path.current_mtu,
             repairs_received: self.shared.repairs.received(),
+            classes: self.shared.traffic.bytes(),
         }
     }
 

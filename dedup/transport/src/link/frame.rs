@@ -64,6 +64,8 @@ pub struct FrameSend {
 pub struct FrameRecv {
     stream: RecvStream,
     link: Arc<Shared>,
+    /// What its bytes are counted as, if this end opened the stream.
+    class: Option<Class>,
     /// Of a stream that is read in any order; then the fields below are not used.
     repair: Option<Box<(Assembly, Slot)>>,
     header: [u8; HEADER_BYTES],
@@ -102,6 +104,7 @@ impl FrameSend {
             .protect(u64::from(self.stream.id()), offset, &frame);
         let bytes = repairs.iter().map(Bytes::len).sum();
         self.link.shaper.sent(self.class, bytes);
+        self.link.traffic.sent(self.class, bytes);
         repairs
     }
 
@@ -267,6 +270,7 @@ impl FrameSend {
             };
             let written = written.map_err(|error| link.write_error(error))?;
             link.shaper.sent(class, written.bytes);
+            link.traffic.sent(class, written.bytes);
             done += written.chunks;
         }
         Ok(())
@@ -296,6 +300,7 @@ impl FrameRecv {
         Self {
             stream,
             link,
+            class: None,
             repair: None,
             header: [0; HEADER_BYTES],
             header_filled: 0,
@@ -309,6 +314,12 @@ impl FrameRecv {
         let mut recv = Self::in_order(stream, link);
         recv.repair = Some(Box::new((Assembly::default(), slot)));
         recv
+    }
+
+    /// Counts what comes as of `class`, which this end opened the stream in.
+    pub(super) fn counted(mut self, class: Class) -> Self {
+        self.class = Some(class);
+        self
     }
 
     /// Receives one frame of at most `bytes_max`; `None` at the stream's clean end.
@@ -363,7 +374,12 @@ impl FrameRecv {
             tokio::select! {
                 // In any order: what comes behind a lost packet is what the lost packet is computed from.
                 chunk = self.stream.read_chunk(READ_BYTES_MAX, false) => match chunk {
-                    Ok(Some(chunk)) => assembly.insert(chunk.offset, &chunk.bytes)?,
+                    Ok(Some(chunk)) => {
+                        if let Some(class) = self.class {
+                            self.link.traffic.received(class, chunk.bytes.len());
+                        }
+                        assembly.insert(chunk.offset, &chunk.bytes)?;
+                    }
                     Ok(None) if assembly.is_between_frames() => return Ok(None),
                     Ok(None) => return Err(LinkError::FrameTruncated),
                     Err(error) => return Err(self.link.read_error(error)),

@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep_until};
 /// How long a writer stands back for higher classes before it competes for one piece.
 pub(super) const SHARE_INTERVAL: Duration = Duration::from_millis(500);
 
-const CLASSES: usize = 4;
+pub(super) const CLASSES: usize = 4;
 
 /// Streams of one class that are told apart by age. Where the count begins anew, younger ones go first once.
 const STREAMS_IN_ORDER: u64 = 1 << 24;
@@ -38,6 +38,19 @@ pub enum Class {
 }
 
 impl Class {
+    /// All of them, lowest first.
+    pub const ALL: [Self; CLASSES] = [Self::Fill, Self::State, Self::Boot, Self::Demand];
+
+    /// Its name, for figures and logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fill => "fill",
+            Self::State => "state",
+            Self::Boot => "boot",
+            Self::Demand => "demand",
+        }
+    }
+
     /// quinn's stream priority for the stream that its opener opened as number `index`: larger goes first.
     pub fn priority(self, index: u64) -> i32 {
         let oldest = (self as i32 + 1) * STREAMS_IN_ORDER as i32;

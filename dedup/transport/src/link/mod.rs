@@ -14,6 +14,7 @@ mod repair;
 mod server;
 mod shape;
 mod socket;
+mod traffic;
 mod tuning;
 mod watch;
 
@@ -24,6 +25,7 @@ pub use frame::{FRAME_BYTES_MAX, FrameRecv, FrameSend};
 pub use gate::Class;
 pub use server::{Accepted, Incoming, LinkServer};
 pub use shape::Caps;
+pub use traffic::{ClassBytes, LinkTotals};
 pub use tuning::{Congestion, LinkTuning, ParseCongestionError};
 
 use std::time::Duration;

@@ -19,6 +19,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("dedup-transport", &["dedup", "dedup-protocol"]),
     ("datacenter-api", &["dedup", "dedup-protocol"]),
     ("branch-api", &["dedup", "dedup-protocol", "datacenter-api"]),
+    // What both daemons tell of themselves.
+    ("datacenter-observe", &["datacenter-api"]),
     ("branch-guest", &[]),
     // It runs inside desktops: what it links is what is there.
     ("branch-agent", &["branch-guest"]),
@@ -34,6 +36,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "dedup-protocol",
             "dedup-transport",
             "datacenter-api",
+            "datacenter-observe",
         ],
     ),
     (
@@ -45,6 +48,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "dedup-protocol",
             "dedup-transport",
             "datacenter-api",
+            "datacenter-observe",
             "branch-api",
             "branch-guest",
             "vmm-api",
