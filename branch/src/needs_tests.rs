@@ -7,7 +7,7 @@ use std::sync::Arc;
 use dedup::{BranchId, ChunkerParams, DesktopId, IdKey, ManifestBuilder, RealmId, VersionId};
 use dedup_protocol::profile::{BootProfile, Entries, Entry, Place};
 use dedup_protocol::records::{
-    Assignment, BootArtifacts, MachineType, PoolAssignment, TreeRef, VersionRecord,
+    Assignment, BootArtifacts, MachineType, PoolAssignment, StartMode, TreeRef, VersionRecord,
 };
 use dedup_protocol::state::authority::{HoldRow, Stage};
 use dedup_protocol::state::began::StateRecord;
@@ -140,6 +140,7 @@ fn pool(name: &str, version: VersionId, pinned: &[VersionId], prestage: bool) ->
         machine: MachineType::Auto,
         tpm: false,
         user_volume_mib: 0,
+        start: StartMode::Boot,
     }
 }
 

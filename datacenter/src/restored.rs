@@ -363,6 +363,7 @@ fn learn(
             machine: pool.machine,
             tpm: pool.tpm,
             user_volume_mib: pool.user_volume_mib,
+            start: pool.start,
         };
         tx.put(&key, &row);
     }

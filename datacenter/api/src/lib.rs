@@ -23,7 +23,7 @@ pub use backup::{BackupRequest, BackupResult};
 pub use branch::{
     AssignRequest, BootReport, Branch, BranchAhead, BranchIntroduction, BranchList, BranchState,
     BranchStatus, CacheStatus, DesktopStatus, Latencies, LinkReport, MachineType, Pool, PoolList,
-    TokenRequest, TokenResponse, TransferCounters, VersionResidency,
+    StartMode, TokenRequest, TokenResponse, TransferCounters, VersionResidency,
 };
 #[cfg(feature = "client")]
 pub use client::{Client, ClientError, ClientOptions};

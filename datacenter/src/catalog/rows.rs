@@ -6,7 +6,7 @@
 use dedup::{BranchId, ChunkerParams, RealmId, VersionId};
 use dedup_protocol::policy::Policy;
 use dedup_protocol::profile::{BootScore, Entries};
-use dedup_protocol::records::MachineType;
+use dedup_protocol::records::{MachineType, StartMode};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -368,6 +368,8 @@ pub struct PoolRow {
     pub tpm: bool,
     /// Size of desktops' user volumes in MiB; 0 for none.
     pub user_volume_mib: u32,
+    /// How fresh desktops come to their log-in.
+    pub start: StartMode,
 }
 
 /// [`PoolRow`] in format 1.
@@ -389,6 +391,22 @@ struct SecondPoolRow {
     tpm: bool,
 }
 
+/// [`PoolRow`] in format 3.
+#[derive(Deserialize)]
+struct ThirdPoolRow {
+    second: SecondPoolRow,
+    user_volume_mib: u32,
+}
+
+impl From<ThirdPoolRow> for PoolRow {
+    fn from(third: ThirdPoolRow) -> Self {
+        Self {
+            user_volume_mib: third.user_volume_mib,
+            ..third.second.into()
+        }
+    }
+}
+
 impl From<SecondPoolRow> for PoolRow {
     fn from(second: SecondPoolRow) -> Self {
         let first = second.first;
@@ -402,13 +420,14 @@ impl From<SecondPoolRow> for PoolRow {
             machine: second.machine,
             tpm: second.tpm,
             user_volume_mib: 0,
+            start: StartMode::Boot,
         }
     }
 }
 
 impl Row for PoolRow {
     const TABLE: Table = Table::Pools;
-    const FORMAT: u8 = 3;
+    const FORMAT: u8 = 4;
     type Key = PoolKey;
 
     fn upgrade(format: u8, bytes: &[u8]) -> Option<Self> {
@@ -419,6 +438,11 @@ impl Row for PoolRow {
                 tpm: false,
             },
             2 => postcard::from_bytes(bytes).ok()?,
+            3 => {
+                return postcard::from_bytes::<ThirdPoolRow>(bytes)
+                    .ok()
+                    .map(Self::from);
+            }
             _ => return None,
         };
         Some(second.into())

@@ -158,7 +158,7 @@ impl crate::Datacenter {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, missing_docs)]
-    use datacenter_api::{BranchPolicy, BranchStatus, MachineType, Pool, PoolReadiness};
+    use datacenter_api::{BranchPolicy, BranchStatus, MachineType, Pool, PoolReadiness, StartMode};
 
     use super::*;
 
@@ -174,6 +174,7 @@ mod tests {
             machine: MachineType::Auto,
             tpm: false,
             user_volume_mib: 0,
+            start: StartMode::Boot,
         };
         let told = |(pool, version, boots): &(&str, &str, OfflineBoot)| PoolReadiness {
             pool: (*pool).into(),

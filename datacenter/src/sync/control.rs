@@ -85,7 +85,7 @@ pub async fn serve(
                         %branch,
                         software,
                         "the branch goes on with its last assignment: its splice-branch is too old for what its pools ask for (machine types and \
-                         TPMs, or user volumes); upgrade it, or assign its pools with --machine auto, --no-tpm and --no-user-volume"
+                         TPMs, user volumes, or desktops that resume); upgrade it, or assign its pools with --machine auto, --no-tpm, --no-user-volume and --start boot"
                     );
                     told = counter;
                 } else if counter > told {

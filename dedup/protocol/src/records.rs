@@ -102,6 +102,17 @@ pub enum MachineType {
     Qemu,
 }
 
+/// How a pool's fresh desktops come to their log-in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StartMode {
+    /// They boot.
+    #[default]
+    Boot,
+    /// They go on from a desktop that has booted, where the branch can do that; else they boot.
+    Resume,
+}
+
 /// What one pool at one branch runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolAssignment {
@@ -125,6 +136,8 @@ pub struct PoolAssignment {
     pub tpm: bool,
     /// Size of the user volume that each of them gets, in MiB; 0 for none.
     pub user_volume_mib: u32,
+    /// How fresh ones come to their log-in.
+    pub start: StartMode,
 }
 
 impl PoolAssignment {
@@ -135,7 +148,12 @@ impl PoolAssignment {
 
     /// Whether the second kind of assignment says all of it.
     fn is_second_kind(&self) -> bool {
-        self.user_volume_mib == 0
+        self.user_volume_mib == 0 && self.is_third_kind()
+    }
+
+    /// Whether the third kind of assignment says all of it.
+    fn is_third_kind(&self) -> bool {
+        self.start == StartMode::Boot
     }
 }
 
@@ -165,7 +183,8 @@ impl Assignment {
         match self.kind() {
             FIRST_KIND => 1,
             SECOND_KIND => 2,
-            _ => 3,
+            THIRD_KIND => 3,
+            _ => 5,
         }
     }
 }
@@ -174,10 +193,12 @@ impl Assignment {
 const FIRST_KIND: &str = "assignment";
 /// The kind that knows no user volumes; still written for the same reason.
 const SECOND_KIND: &str = "assignment 2";
+/// The kind that knows no start but a boot; the same.
+const THIRD_KIND: &str = "assignment 3";
 
 impl Record for Assignment {
     const NAME: &'static str = "assignment";
-    const KINDS: &'static [&'static str] = &["assignment 3", SECOND_KIND, FIRST_KIND];
+    const KINDS: &'static [&'static str] = &["assignment 4", THIRD_KIND, SECOND_KIND, FIRST_KIND];
 
     fn realm(&self) -> RealmId {
         self.realm
@@ -188,6 +209,8 @@ impl Record for Assignment {
             FIRST_KIND
         } else if self.pools.iter().all(PoolAssignment::is_second_kind) {
             SECOND_KIND
+        } else if self.pools.iter().all(PoolAssignment::is_third_kind) {
+            THIRD_KIND
         } else {
             Self::KINDS[0]
         }
@@ -197,6 +220,7 @@ impl Record for Assignment {
         match kind {
             FIRST_KIND => encode_record(&former(self, FirstPool::of)),
             SECOND_KIND => encode_record(&former(self, SecondPool::of)),
+            THIRD_KIND => encode_record(&former(self, ThirdPool::of)),
             _ => encode_record(self),
         }
     }
@@ -205,6 +229,7 @@ impl Record for Assignment {
         match kind {
             FIRST_KIND => decode_record::<FormerAssignment<FirstPool>>(bytes).map(Self::from),
             SECOND_KIND => decode_record::<FormerAssignment<SecondPool>>(bytes).map(Self::from),
+            THIRD_KIND => decode_record::<FormerAssignment<ThirdPool>>(bytes).map(Self::from),
             _ => decode_record(bytes),
         }
     }
@@ -238,6 +263,12 @@ struct SecondPool {
     first: FirstPool,
     machine: MachineType,
     tpm: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ThirdPool {
+    second: SecondPool,
+    user_volume_mib: u32,
 }
 
 fn former<P>(new: &Assignment, pool: impl Fn(&PoolAssignment) -> P) -> FormerAssignment<P> {
@@ -290,6 +321,15 @@ impl SecondPool {
     }
 }
 
+impl ThirdPool {
+    fn of(new: &PoolAssignment) -> Self {
+        Self {
+            second: SecondPool::of(new),
+            user_volume_mib: new.user_volume_mib,
+        }
+    }
+}
+
 impl From<FirstPool> for PoolAssignment {
     fn from(first: FirstPool) -> Self {
         Self {
@@ -303,6 +343,7 @@ impl From<FirstPool> for PoolAssignment {
             machine: MachineType::Auto,
             tpm: false,
             user_volume_mib: 0,
+            start: StartMode::Boot,
         }
     }
 }
@@ -313,6 +354,15 @@ impl From<SecondPool> for PoolAssignment {
             machine: second.machine,
             tpm: second.tpm,
             ..second.first.into()
+        }
+    }
+}
+
+impl From<ThirdPool> for PoolAssignment {
+    fn from(third: ThirdPool) -> Self {
+        Self {
+            user_volume_mib: third.user_volume_mib,
+            ..third.second.into()
         }
     }
 }

@@ -21,8 +21,8 @@ pub const FRAME_VERSION: u8 = 1;
 
 /// Newest message set that this program speaks, told in the greeting. Revisions: 1, the first; 2, assignments of
 /// the second kind (machine types); 3, `Wanted`, `Restore`, `Restored`, and assignments of the third kind (user volumes); 4, leases and
-/// write-back of desktops.
-pub const PROTOCOL_MINOR: u16 = 4;
+/// write-back of desktops; 5, assignments of the fourth kind (desktops that resume).
+pub const PROTOCOL_MINOR: u16 = 5;
 
 /// The message set from which on `Wanted` is understood.
 pub const MINOR_WANTED: u16 = 3;

@@ -18,13 +18,13 @@ use dedup_protocol::join::{JoinAnswer, JoinRequest, JoinToken};
 use dedup_protocol::policy::{Hours, Policy};
 use dedup_protocol::profile::{BootProfile, BootScore, Entries, Entry, Place};
 use dedup_protocol::records::{
-    Assignment, BootArtifacts, MachineType, PoolAssignment, Tree, TreeRef, VersionRecord,
+    Assignment, BootArtifacts, MachineType, PoolAssignment, StartMode, Tree, TreeRef, VersionRecord,
 };
 use dedup_protocol::state::lease::Lease;
 use dedup_protocol::state::message::{Cut, DenyReason};
 use dedup_protocol::state::writeback::Part;
 use dedup_protocol::state::{Ended, Head};
-use dedup_protocol::trust::{Signed, Trust};
+use dedup_protocol::trust::{Record, Signed, Trust};
 use dedup_protocol::wire::{
     Batch, BatchEncoding, BatchRange, BatchSize, BootRecorded, Der, GetChunks, GetLeaves,
     GetOutline, GetProfile, GetUpdate, GetVersion, Hello, Leaves, Message, Outline,
@@ -83,6 +83,7 @@ fn assignment() -> Assignment {
             machine: MachineType::Auto,
             tpm: false,
             user_volume_mib: 0,
+            start: StartMode::Boot,
         }],
     }
 }
@@ -99,6 +100,13 @@ fn second_assignment() -> Assignment {
 fn third_assignment() -> Assignment {
     let mut assignment = second_assignment();
     assignment.pools[0].user_volume_mib = 8192;
+    assignment
+}
+
+/// What only the fourth kind says.
+fn fourth_assignment() -> Assignment {
+    let mut assignment = third_assignment();
+    assignment.pools[0].start = StartMode::Resume;
     assignment
 }
 
@@ -507,7 +515,15 @@ fn golden_bytes_are_read_back() {
         Trust::Kept,
     );
     assert_eq!(opened, Ok(version_record()));
-    for assignment in [assignment(), second_assignment(), third_assignment()] {
+    let third = third_assignment().encode("assignment 3");
+    let fourth = fourth_assignment().encode("assignment 4");
+    assert_eq!(fourth, [&third[..], &[1]].concat());
+    for assignment in [
+        assignment(),
+        second_assignment(),
+        third_assignment(),
+        fourth_assignment(),
+    ] {
         let signed = publisher_key().sign(&assignment).to_bytes();
         let signed = Signed::<Assignment>::from_bytes(&signed).unwrap();
         let opened = signed.open(&anchor(), &[endorsement()], Trust::Kept);

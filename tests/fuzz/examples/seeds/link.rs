@@ -5,7 +5,9 @@ use dedup::manifest::LEAF_BYTES;
 use dedup::update::UpdateBatch;
 use dedup::{BranchId, Leaf, VersionId};
 use dedup_protocol::join::{JoinAnswer, JoinRequest, JoinToken};
-use dedup_protocol::records::{Assignment, MachineType, PoolAssignment, Tree, VersionRecord};
+use dedup_protocol::records::{
+    Assignment, MachineType, PoolAssignment, StartMode, Tree, VersionRecord,
+};
 use dedup_protocol::server::Responder;
 use dedup_protocol::trust::{Endorsement, Record, Signed, SigningKey, TrustAnchor};
 use dedup_protocol::wire::{
@@ -309,6 +311,7 @@ fn assignment() -> Signed<Assignment> {
             machine: MachineType::Qemu,
             tpm: true,
             user_volume_mib: 8192,
+            start: StartMode::Resume,
         }],
     })
 }
