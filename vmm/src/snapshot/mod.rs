@@ -8,7 +8,7 @@
 //!
 //! A machine in its sandbox opens nothing. Who wants a snapshot makes the folder, whole or not at all, and hands the machine its files
 //! ([`take()`]), which [`write`] fills; who goes on from one has them opened before the sandbox is entered ([`Snapshot::open`]) and read
-//! inside ([`SnapshotFiles::read`]). What is not whole, is damaged, or was written by another program is refused ([`sealed`], [`parts`]).
+//! inside ([`SnapshotFiles::read`]), or hands them in opened ([`Snapshot::handed_in`]): that of a pool's template lies in no folder. What is not whole, is damaged, or was written by another program is refused ([`sealed`], [`parts`]).
 //! Memory is checked block by block when it is needed ([`memory`]); a machine runs while it still comes ([`Pager`]). How it works as a
 //! whole is decision 0037.
 //!
@@ -27,7 +27,7 @@ pub mod working_set;
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -270,14 +270,7 @@ impl Snapshot {
             // A pipe does not hold us up, here or later.
             let mut options = File::options();
             options.read(true).custom_flags(libc::O_NONBLOCK);
-            let file = options.open(&path).and_then(|file| {
-                let about = file.metadata()?;
-                if about.is_file() {
-                    Ok((file, about.len()))
-                } else {
-                    Err(io::Error::other("it is no file"))
-                }
-            });
+            let file = options.open(&path).and_then(regular);
             file.map_err(|source| SnapshotError::Open { path, source })
         };
         let ((state, _), (memory, memory_bytes)) = (open(STATE)?, open(MEMORY)?);
@@ -289,6 +282,47 @@ impl Snapshot {
             folder: folder.to_owned(),
         })
     }
+
+    /// Takes over the files that whoever started this process has opened: state, memory, and the order in which that is needed, which may be
+    /// empty. Nobody else here may have them.
+    ///
+    /// # Errors
+    /// They are not open, or no files.
+    pub fn handed_in([state, memory, order]: [RawFd; 3]) -> Result<SnapshotFiles, SnapshotError> {
+        let open = |number: RawFd| {
+            take_over(number).map_err(|source| SnapshotError::Open {
+                path: format!("fd={number}").into(),
+                source,
+            })
+        };
+        let ((state, _), (memory, memory_bytes)) = (open(state)?, open(memory)?);
+        Ok(SnapshotFiles {
+            state,
+            memory,
+            memory_bytes,
+            working_set: WorkingSet::of(open(order)?.0),
+            folder: "handed in".into(),
+        })
+    }
+}
+
+/// A file, with its length.
+fn regular(file: File) -> io::Result<(File, u64)> {
+    let about = file.metadata()?;
+    if about.is_file() {
+        Ok((file, about.len()))
+    } else {
+        Err(io::Error::other("it is no file"))
+    }
+}
+
+fn take_over(number: RawFd) -> io::Result<(File, u64)> {
+    // SAFETY: no memory; a number that is no descriptor is refused.
+    if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it is open, and whoever handed it in keeps to it that nobody else here has it.
+    regular(unsafe { File::from_raw_fd(number) })
 }
 
 /// Gives a memory that nobody has touched yet an image's content: while its machine runs, where the kernel lets this process do so, or
@@ -341,6 +375,32 @@ mod tests {
         let (pipe, _other) = std::io::pipe().expect("a pipe");
         let pipe = Target::new(vec![pipe.into(), empty("b")]);
         assert!(matches!(pipe, Err(SnapshotError::Write(STATE, _))));
+    }
+
+    #[test]
+    fn files_that_are_handed_in_are_a_snapshot_and_others_are_refused() {
+        use std::os::fd::IntoRawFd;
+        let temp = tempfile::tempdir().expect("a folder");
+        let make = |name: &str, bytes: u64| {
+            let path = temp.path().join(name);
+            let mut options = File::options();
+            let file = options.read(true).write(true).create_new(true).open(path);
+            let file = file.expect("made");
+            file.set_len(bytes).expect("a length");
+            file.into_raw_fd()
+        };
+        let files = [make("state", 0), make("memory", 64 * MIB), make("order", 0)];
+        let files = Snapshot::handed_in(files).expect("three files");
+        assert_eq!(files.memory_mib(), 64);
+        assert!(files.working_set.is_writable());
+        assert!(files.read().is_err(), "its state is empty");
+        let (pipe, _other) = std::io::pipe().expect("a pipe");
+        let pipe = OwnedFd::from(pipe).into_raw_fd();
+        let refused = Snapshot::handed_in([pipe, make("m", 0), make("o", 0)]);
+        let refused = refused.err().expect("a pipe is no file");
+        assert!(refused.to_string().contains("fd="), "{refused}");
+        let none = Snapshot::handed_in([1 << 20, 1 << 20, 1 << 20]);
+        assert!(matches!(none, Err(SnapshotError::Open { .. })));
     }
 
     #[test]
