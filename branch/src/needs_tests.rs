@@ -119,6 +119,7 @@ impl World {
             created_unix_ms: 1,
             served,
             machine: None,
+            cloning: false,
             error: None,
             boot: None,
             uid: None,

@@ -9,6 +9,9 @@
 //!                      └──reset──► Stopped (its system begins anew, its user volume stays)
 //! ```
 //!
+//! A fresh desktop of a pool that asks for it goes on from a template instead of booting ([`resume`]), which is made beforehand of a desktop that
+//! nobody sees ([`template`]).
+//!
 //! A machine outlives the branch server. On start the server opens the volumes of all machines that still run before it
 //! listens for NBD, so that a guest that reconnects finds everything it wrote.
 
@@ -19,9 +22,12 @@ mod guest;
 pub mod machine;
 mod outfit;
 pub mod record;
+mod resume;
 mod rights;
 mod room;
 mod starting;
+mod template;
+mod templates;
 mod tree_file;
 mod user_volume;
 mod volumes;
@@ -43,11 +49,12 @@ use crate::guest::Guests;
 use crate::network::Network;
 use crate::profile::{BOOT_MS_MAX, Boots};
 use crate::ready::writes::Writes;
+use crate::template::Shelf;
 use crate::versions::Versions;
 use crate::volume::Shortage;
 pub use error::{DesktopError, error_line};
 use machine::{Files, MachineError, MachineHost};
-use record::DesktopRecord;
+use record::{DesktopRecord, THROWAWAY};
 pub use volumes::{OpenVolume, VolumeError, Volumes};
 
 /// How long a guest gets to shut down when it is asked to.
@@ -79,6 +86,8 @@ pub struct Desktops {
     made_room: Mutex<Option<bool>>,
     /// Held while a desktop is given what no other has.
     giving: Mutex<()>,
+    /// What fresh desktops may go on from; without, all boot.
+    templates: Option<Shelf>,
 }
 
 /// Keeps a desktop's name busy until dropped.
@@ -122,7 +131,15 @@ impl Desktops {
             lending: Mutex::default(),
             made_room: Mutex::default(),
             giving: Mutex::default(),
+            templates: None,
         }
+    }
+
+    /// Has desktops go on from templates on this shelf, where their pools ask for it.
+    #[must_use]
+    pub fn with_templates(mut self, shelf: Shelf) -> Self {
+        self.templates = Some(shelf);
+        self
     }
 
     fn busy(&self) -> MutexGuard<'_, HashSet<String>> {
@@ -189,8 +206,9 @@ impl Desktops {
     /// Opens the volumes of machines that run since before this server started, and forgets machines that ended meanwhile. To be called
     /// before the NBD server listens.
     pub fn recover(&self) -> Result<(), DesktopError> {
-        let desktops = self.versions.catalog().desktops()?;
+        let mut desktops = self.versions.catalog().desktops()?;
         self.volumes.adopt_plain(&desktops)?;
+        self.recover_cut_off(&mut desktops);
         for mut desktop in desktops {
             if desktop.served
                 && let Err(error) = self.open_volume(&desktop)
@@ -302,10 +320,16 @@ impl Desktops {
             .ok_or_else(|| DesktopError::NotFound(name.into()))?;
         refuse_if_up(&desktop)?;
         self.volumes.close(name)?;
+        self.remove(&desktop)
+    }
+
+    /// Removes a desktop whose volume is closed.
+    fn remove(&self, desktop: &DesktopRecord) -> Result<(), DesktopError> {
+        let name = desktop.name.as_str();
         let volumes = desktop.volumes();
         self.give_up(name, &volumes)?;
         // The key first, the row last: a stop in between leaves a desktop without data that can be deleted again.
-        self.volumes.delete(&desktop)?;
+        self.volumes.delete(desktop)?;
         self.versions.catalog().delete_desktop(name)?;
         self.forget_lines(name, &volumes)?;
         match std::fs::remove_dir_all(self.dir.join(name)) {
@@ -322,7 +346,8 @@ impl Desktops {
     /// All desktops.
     pub fn list(&self) -> Result<Vec<Desktop>, DesktopError> {
         let desktops = self.versions.catalog().desktops()?;
-        Ok(desktops.iter().map(|d| self.describe(d, true)).collect())
+        let shown = desktops.iter().filter(|d| d.name != THROWAWAY);
+        Ok(shown.map(|d| self.describe(d, true)).collect())
     }
 
     /// One desktop.
@@ -403,6 +428,10 @@ impl Desktops {
     /// Notes how boots went that have settled.
     fn tend_boots(&self) {
         for (name, score) in self.boots.settled() {
+            if name == THROWAWAY {
+                // Who made it has it for minutes, and has no use for the score.
+                continue;
+            }
             // A call that works on it waits for nothing of ours.
             let Ok(_turn) = self.turn(&name) else {
                 continue;
@@ -480,6 +509,7 @@ impl Desktops {
             tpm: desktop.tpm,
             machine: alive.map(|m| m.kind.name().to_owned()),
             machine_reason: alive.map(|m| m.reason.clone()),
+            start: alive.and_then(|m| m.start.clone()),
             sandbox: alive.and_then(|m| m.sandbox.clone()),
             network: alive.and_then(|m| m.network.clone()),
             disk: alive.map(|m| m.disk.name().to_owned()),

@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use super::machine::{DiskFront, MachineKind};
 
+/// Name of the desktop of which a template is made. Nobody else's has a dot, and there is one at a time.
+pub const THROWAWAY: &str = "template.new";
+
 /// A desktop, as the catalog keeps it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DesktopRecord {
@@ -50,6 +53,9 @@ pub struct DesktopRecord {
     pub served: bool,
     /// The machine process, if one was started and not seen to end.
     pub machine: Option<MachineRecord>,
+    /// Its system is being made of a template: until that is done, what is there of it is nobody's, and begins anew.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cloning: bool,
     /// Why the last machine ended, if not by its user's or operator's wish.
     pub error: Option<String>,
     /// How its last boot went, once that has settled.
@@ -135,6 +141,9 @@ pub struct MachineRecord {
     /// Its network, as it is told; none without a card.
     #[serde(default)]
     pub network: Option<String>,
+    /// How it was started, where its pool asks for desktops that resume: `resumed`, or why it booted.
+    #[serde(default)]
+    pub start: Option<String>,
 }
 
 /// Longest desktop name. It becomes part of Unix socket paths, which end at 107 bytes.
@@ -162,6 +171,12 @@ mod tests {
     use super::*;
 
     #[test]
+    fn nobody_else_has_the_throwaway_s_name() {
+        check_name(THROWAWAY).unwrap_err();
+        assert!(THROWAWAY.len() <= NAME_BYTES_MAX);
+    }
+
+    #[test]
     fn rows_of_former_programs_are_read() {
         let row = r#"{"name":"alice","pool":"office","id":[0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0],"version":"00","memory_mib":1024,"vcpus":2,
             "created_unix_ms":1,"machine":{"pid":7,"start_ticks":8,"accelerator":"kvm","started_unix_ms":9},"error":null}"#;
@@ -176,6 +191,7 @@ mod tests {
             ("", DiskFront::Nbd)
         );
         assert_eq!((machine.sandbox, machine.network), (None, None));
+        assert_eq!((machine.start, desktop.cloning), (None, false));
         let again = serde_json::to_string(&desktop).unwrap();
         assert!(again.contains(r#""kind":"qemu-kvm""#), "{again}");
         assert_eq!(

@@ -13,7 +13,7 @@ use dedup_protocol::records::Tree;
 use dedup_protocol::state::message::Cut;
 use dedup_protocol::wire::Message;
 
-use super::record::DesktopRecord;
+use super::record::{DesktopRecord, THROWAWAY};
 use super::{DesktopError, Desktops, VolumeError, error_line, machine, record};
 use crate::writeback::line::{Line, LineError};
 use crate::writeback::lines::Lines;
@@ -65,7 +65,9 @@ impl Desktops {
         let desktops = self.versions.catalog().desktops();
         let mut watch = self.watch();
         if let Ok(desktops) = desktops {
-            let names = desktops.iter().flat_map(|desktop| {
+            // Nobody is told of a throwaway, so nobody leases it.
+            let kept = desktops.iter().filter(|desktop| desktop.name != THROWAWAY);
+            let names = kept.flat_map(|desktop| {
                 let ids = desktop.volumes().into_iter();
                 ids.map(move |id| (id, desktop.name.clone()))
             });

@@ -4,14 +4,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use branch_api::Desktop;
-use dedup::VersionId;
+use dedup::{DesktopId, VersionId};
 use dedup_protocol::records::{PoolAssignment, Tree, VersionRecord};
 
 use super::machine::{
     self, Boot, Choice, DirectBoot, DiskFront, Files, MachineError, MachineKind, MachineSpec,
     Needs, choose, firmware, libvirt,
 };
-use super::record::{self, DesktopRecord, UserVolumeRecord};
+use super::record::{self, DesktopRecord, THROWAWAY, UserVolumeRecord};
+use super::resume::Begun;
 use super::{DesktopError, Desktops, error_line, refuse_if_up, tree_file};
 use crate::fetch::base::CachedBase;
 use crate::fetch::queue::TreeHandle;
@@ -26,11 +27,16 @@ impl Desktops {
         if let Some(too_long) = self.files(name).too_long() {
             return Err(DesktopError::PathTooLong(too_long));
         }
+        self.end_cloning(&mut desktop)?;
         let (version, record) = self.version_of(&desktop)?;
         let choice = self.choose_machine(&mut desktop, &record)?;
         self.give_user_volume(&mut desktop);
         self.take_leases(&desktop)?;
         self.fetcher.boot_begins();
+        let why = match self.go_on(&mut desktop, version, &record, &choice)? {
+            Begun::Resumed => return Ok(self.describe(&desktop, false)),
+            Begun::Boots(why) => why,
+        };
         let files = self.absent_boot_files(version, &record)?;
         self.boots.prepare(name, version, &files);
         let started = self.start_machine(&mut desktop, version, &record, choice);
@@ -38,6 +44,12 @@ impl Desktops {
             self.boots.forget(name);
         }
         started?;
+        if let Some(why) = why
+            && let Some(machine) = &mut desktop.machine
+        {
+            machine.start = Some(format!("booted: {why}"));
+            self.versions.catalog().put_desktop(&desktop)?;
+        }
         let machine = desktop.machine.as_ref();
         tracing::info!(
             desktop = name,
@@ -58,6 +70,7 @@ impl Desktops {
         if let Some(too_long) = self.files(name).too_long() {
             return Err(DesktopError::PathTooLong(too_long));
         }
+        self.end_cloning(&mut desktop)?;
         let (version, _) = self.version_of(&desktop)?;
         self.give_user_volume(&mut desktop);
         self.take_leases(&desktop)?;
@@ -100,7 +113,7 @@ impl Desktops {
         Ok(libvirt::domain(&spec, desktop.id))
     }
 
-    fn start_machine(
+    pub(super) fn start_machine(
         &self,
         desktop: &mut DesktopRecord,
         version: VersionId,
@@ -169,15 +182,7 @@ impl Desktops {
         let desktop = self.record(name)?;
         let mut desktop = desktop.ok_or_else(|| DesktopError::NotFound(name.into()))?;
         refuse_if_up(&desktop)?;
-        self.volumes.close(name)?;
-        let former = [desktop.system_volume()];
-        self.give_up(name, &former)?;
-        // Before the row: an overlay never lies over another version than it was made for. Interrupted, it is to be done again.
-        self.volumes.delete_system(&desktop)?;
-        if self.versions.catalog().hold(former[0])?.is_some() {
-            // What the datacenter has of the former system is no past of the one that begins.
-            desktop.system = Some(rand::random());
-        }
+        let former = self.remove_system(&mut desktop)?;
         if let Ok((_, version)) = self.pool_version(&desktop.pool) {
             desktop.version = version.to_string();
         }
@@ -185,15 +190,33 @@ impl Desktops {
         desktop.error = None;
         desktop.boot = None;
         self.versions.catalog().put_desktop(&desktop)?;
-        if desktop.system_volume() != former[0] {
-            self.forget_lines(name, &former)?;
-        }
+        self.forget_lines(name, former.as_slice())?;
         tracing::info!(
             desktop = name,
             version = desktop.version,
             "its system begins anew"
         );
         Ok(self.describe(&desktop, false))
+    }
+
+    /// Closes and removes what is here of a desktop's system. The caller keeps the record, and then forgets the line of the volume that is answered:
+    /// the datacenter knows it, and another one is in its place.
+    pub(super) fn remove_system(
+        &self,
+        desktop: &mut DesktopRecord,
+    ) -> Result<Option<DesktopId>, DesktopError> {
+        self.volumes.close(&desktop.name)?;
+        let former = desktop.system_volume();
+        self.give_up(&desktop.name, &[former])?;
+        // Before the row: an overlay never lies over another version than it was made for. Interrupted, it is to be done again.
+        self.volumes.delete_system(desktop)?;
+        desktop.cloning = false;
+        if self.versions.catalog().hold(former)?.is_none() {
+            return Ok(None);
+        }
+        // What the datacenter has of the former system is no past of the one that begins.
+        desktop.system = Some(rand::random());
+        Ok(Some(former))
     }
 
     /// Which machine runs it. What the pool asks for now holds; where the pool is gone, what it asked for last.
@@ -221,7 +244,7 @@ impl Desktops {
         })
     }
 
-    fn spec(
+    pub(super) fn spec(
         &self,
         desktop: &DesktopRecord,
         version: VersionId,
@@ -244,6 +267,8 @@ impl Desktops {
             user_serial: desktop.user_volume.as_ref().map(UserVolumeRecord::serial),
             uid: desktop.uid,
             card: None,
+            resume: None,
+            is_saved: desktop.name == THROWAWAY,
             host: self.host.clone(),
         })
     }
@@ -279,7 +304,7 @@ impl Desktops {
     }
 
     /// A new desktop on the pool's version.
-    fn fresh(&self, pool: &str, name: &str) -> Result<DesktopRecord, DesktopError> {
+    pub(super) fn fresh(&self, pool: &str, name: &str) -> Result<DesktopRecord, DesktopError> {
         let (assigned, version) = self.pool_version(pool)?;
         if version != assigned.version {
             tracing::info!(pool, assigned = %assigned.version, boots = %version, "the assigned version is not here yet");
@@ -302,6 +327,7 @@ impl Desktops {
             created_unix_ms: self.clock.now_unix_ms(),
             served: false,
             machine: None,
+            cloning: false,
             error: None,
             boot: None,
         })
@@ -377,7 +403,7 @@ impl Desktops {
     }
 
     /// Kernel and initrd as files, read through the cache.
-    fn boot_files(
+    pub(super) fn boot_files(
         &self,
         version: VersionId,
         record: &VersionRecord,
