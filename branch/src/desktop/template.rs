@@ -33,6 +33,8 @@ use crate::volume::Base;
 
 /// How long a throwaway may take until it is idle: boots are over by then, and the line may be slow.
 const SETTLE: Duration = Duration::from_secs(900);
+/// For how long a boot that has read hardly anything must be quiet.
+const IDLE_MS: u32 = 60_000;
 /// How long the order is waited for in which it needs its memory: splice-vmm records for ten seconds.
 const ORDER: Duration = Duration::from_secs(30);
 
@@ -221,7 +223,8 @@ impl Desktops {
             let now_ms = u32::try_from(began.elapsed().as_millis()).unwrap_or(u32::MAX);
             let guest = self.guests.shown(THROWAWAY);
             let is_ready = guest.as_ref().is_none_or(|g| g.connected && g.booted);
-            if recorder.is_over(now_ms) && is_ready {
+            let is_idle = recorder.is_over(now_ms) || recorder.is_quiet(now_ms, IDLE_MS);
+            if is_idle && is_ready {
                 if guest.as_ref().is_some_and(|g| !g.users.is_empty()) {
                     return Err(MakeError::Unfit(
                         "somebody is logged on as soon as it has booted (an automatic log-in), whose session all clones would share",
