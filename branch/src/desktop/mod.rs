@@ -352,9 +352,8 @@ impl Desktops {
 
     /// One desktop.
     pub fn show(&self, name: &str) -> Result<Desktop, DesktopError> {
-        let desktop = self
-            .record(name)?
-            .ok_or_else(|| DesktopError::NotFound(name.into()))?;
+        let desktop = self.record(name)?.filter(|d| d.name != THROWAWAY);
+        let desktop = desktop.ok_or_else(|| DesktopError::NotFound(name.into()))?;
         Ok(self.describe(&desktop, true))
     }
 

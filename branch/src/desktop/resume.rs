@@ -312,8 +312,10 @@ impl Desktops {
             return Ok(());
         }
         let name = desktop.name.clone();
-        if let Some(machine) = desktop.machine.take() {
-            machine::stop(&machine, &self.files(&name), Duration::ZERO, false);
+        let files = self.files(&name);
+        match desktop.machine.take() {
+            Some(machine) => machine::stop(&machine, &files, Duration::ZERO, false),
+            None => machine::end_unnoted(&files),
         }
         let former = self.remove_system(desktop)?;
         self.versions.catalog().put_desktop(desktop)?;

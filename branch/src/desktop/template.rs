@@ -113,8 +113,10 @@ impl Desktops {
     }
 
     fn end_throwaway(&self, desktop: &mut DesktopRecord) {
-        if let Some(machine) = desktop.machine.take() {
-            machine::stop(&machine, &self.files(THROWAWAY), Duration::ZERO, false);
+        let files = self.files(THROWAWAY);
+        match desktop.machine.take() {
+            Some(machine) => machine::stop(&machine, &files, Duration::ZERO, false),
+            None => machine::end_unnoted(&files),
         }
     }
 

@@ -436,6 +436,11 @@ pub fn save(files: &Files, state: &File, memory: &File) -> Result<(), String> {
     splice::save(files, state, memory)
 }
 
+/// Ends a machine on splice-vmm that was started here and not noted any more: its server ended in that moment. Nothing happens if there is none.
+pub fn end_unnoted(files: &Files) {
+    splice::quit(files);
+}
+
 /// Puts the cable into the network card of a machine on splice-vmm, or pulls it. Returns whether that was done.
 pub fn plug(files: &Files, is_in: bool) -> bool {
     splice::link(files, is_in)
