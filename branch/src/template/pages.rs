@@ -158,7 +158,7 @@ mod tests {
         let ranges = [1000..3 * 4096 + 100, 1 << 21..(1 << 21) + (3 << 20)];
         let Ok(index) = PageIndex::read(&ranges, read);
         let far = (2 << 20) / 4096 + 700;
-        let mut bytes = Box::new([0; BLOCK_BYTES]);
+        let mut bytes = Box::new([0u8; BLOCK_BYTES]);
         let mut put = |at: usize, page: &[u8]| {
             bytes[at * PAGE_BYTES..][..PAGE_BYTES].copy_from_slice(page);
         };

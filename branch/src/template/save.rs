@@ -67,7 +67,7 @@ pub fn memory(
     if found != head.identity.memory_bytes() {
         return Err(SaveError::Length { what, found });
     }
-    let mut bytes = Box::new([0; BLOCK_BYTES]);
+    let mut bytes = Box::new([0u8; BLOCK_BYTES]);
     for number in 0..(found / BLOCK_BYTES as u64) as u32 {
         let at = u64::from(number) * BLOCK_BYTES as u64;
         files

@@ -127,7 +127,7 @@ impl Thawed {
         let sized = files.memory.set_len(memory_bytes);
         sized.map_err(no_memory("set its size"))?;
         let mut body = template.body(head.state_bytes);
-        let mut bytes = Box::new([0; BLOCK_BYTES]);
+        let mut bytes = Box::new([0u8; BLOCK_BYTES]);
         for block in &head.blocks {
             let read = Reader {
                 template: &template,
