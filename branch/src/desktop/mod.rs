@@ -29,6 +29,7 @@ mod starting;
 mod template;
 mod templates;
 mod tree_file;
+mod undo;
 mod user_volume;
 mod volumes;
 

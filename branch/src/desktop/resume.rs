@@ -19,7 +19,7 @@ use dedup::VersionId;
 use dedup_protocol::records::{PoolAssignment, StartMode, VersionRecord};
 
 use super::machine::{self, Choice, MachineError, MachineKind, MachineSpec, Resume};
-use super::record::{DesktopRecord, MachineRecord, THROWAWAY};
+use super::record::{DesktopRecord, MachineRecord};
 use super::{DesktopError, Desktops, error_line};
 use crate::catalog::CatalogError;
 use crate::template::head::MEMORY_MIB_MAX;
@@ -206,9 +206,12 @@ impl Desktops {
         if state.map_err(|e| error_line(&e))?.is_some() {
             return Err("its system goes on behind what the datacenter has of it".into());
         }
+        let shape = (desktop.memory_mib, desktop.vcpus);
+        if shape != (pool.memory_mib, pool.vcpus) {
+            return Err("it was made with other memory or processors than its pool has now".into());
+        }
         let shelf = self.templates.as_ref();
         let shelf = shelf.ok_or("this branch server keeps no templates")?;
-        let shape = (desktop.memory_mib, desktop.vcpus);
         let identity = self.template_identity(pool, version, shape, choice)?;
         let copies = match shelf.standing(&identity) {
             Standing::Ready { bytes, warm: true } => bytes,
@@ -304,42 +307,6 @@ impl Desktops {
             }
             std::thread::sleep(LOOK);
         }
-    }
-
-    /// Takes back what a start that did not come to its end left of a desktop's system.
-    pub(super) fn end_cloning(&self, desktop: &mut DesktopRecord) -> Result<(), DesktopError> {
-        if !desktop.cloning {
-            return Ok(());
-        }
-        let name = desktop.name.clone();
-        let files = self.files(&name);
-        match desktop.machine.take() {
-            Some(machine) => machine::stop(&machine, &files, Duration::ZERO, false),
-            None => machine::end_unnoted(&files),
-        }
-        let former = self.remove_system(desktop)?;
-        self.versions.catalog().put_desktop(desktop)?;
-        self.forget_lines(&name, former.as_slice())
-    }
-
-    /// Takes back what a server that ended in the midst of it was making: clones that were not themselves yet, and what a template was made of. They
-    /// are not among `desktops` after that.
-    pub(super) fn recover_cut_off(&self, desktops: &mut Vec<DesktopRecord>) {
-        desktops.retain_mut(|desktop| {
-            let ended = if desktop.name == THROWAWAY {
-                self.discard_throwaway()
-            } else if desktop.cloning {
-                desktop.error = Some("its start was cut off; start it again".into());
-                self.end_cloning(desktop)
-            } else {
-                return true;
-            };
-            if let Err(error) = ended {
-                let error = error_line(&error);
-                tracing::error!(desktop = desktop.name, error, "its start is not taken back");
-            }
-            false
-        });
     }
 }
 

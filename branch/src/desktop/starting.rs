@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use branch_api::Desktop;
-use dedup::{DesktopId, VersionId};
+use dedup::VersionId;
 use dedup_protocol::records::{PoolAssignment, Tree, VersionRecord};
 
 use super::machine::{
@@ -197,26 +197,6 @@ impl Desktops {
             "its system begins anew"
         );
         Ok(self.describe(&desktop, false))
-    }
-
-    /// Closes and removes what is here of a desktop's system. The caller keeps the record, and then forgets the line of the volume that is answered:
-    /// the datacenter knows it, and another one is in its place.
-    pub(super) fn remove_system(
-        &self,
-        desktop: &mut DesktopRecord,
-    ) -> Result<Option<DesktopId>, DesktopError> {
-        self.volumes.close(&desktop.name)?;
-        let former = desktop.system_volume();
-        self.give_up(&desktop.name, &[former])?;
-        // Before the row: an overlay never lies over another version than it was made for. Interrupted, it is to be done again.
-        self.volumes.delete_system(desktop)?;
-        desktop.cloning = false;
-        if self.versions.catalog().hold(former)?.is_none() {
-            return Ok(None);
-        }
-        // What the datacenter has of the former system is no past of the one that begins.
-        desktop.system = Some(rand::random());
-        Ok(Some(former))
     }
 
     /// Which machine runs it. What the pool asks for now holds; where the pool is gone, what it asked for last.

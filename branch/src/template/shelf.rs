@@ -16,8 +16,11 @@ use crate::volume::Base;
 
 /// How long a template stays in memory after a machine went on from it: people come to work within minutes of each other.
 const WARM: Duration = Duration::from_secs(300);
-/// After what time one is made again that could not be made, or was removed because something was wrong with it.
+/// After what time one is made again that could not be made, or was removed because something was wrong with it; twice as long each time that it was,
+/// because an image without an agent has none the next time either.
 const AGAIN: Duration = Duration::from_secs(1800);
+/// How often it is doubled at most: sixteen hours.
+const DOUBLED_MAX: u32 = 5;
 
 /// How a template stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,7 +44,22 @@ pub enum Standing {
 struct Known {
     is_making: bool,
     trouble: Option<(String, Instant)>,
+    /// How often there was any.
+    troubles: u32,
     warm: Option<(Arc<Thawed>, Instant)>,
+}
+
+impl Known {
+    fn note(&mut self, why: String) {
+        self.trouble = Some((why, Instant::now()));
+        self.troubles = self.troubles.saturating_add(1);
+    }
+
+    /// Whether it is to be tried again, `ago` after the last trouble.
+    fn is_due(&self, ago: Duration) -> bool {
+        let doubled = self.troubles.saturating_sub(1).min(DOUBLED_MAX);
+        ago >= AGAIN * (1 << doubled)
+    }
 }
 
 /// See the module.
@@ -128,8 +146,10 @@ impl Shelf {
             Standing::Wanted => true,
             Standing::Missing(_) => {
                 let known = self.known();
-                let trouble = known.get(identity).and_then(|known| known.trouble.as_ref());
-                trouble.is_none_or(|(_, at)| at.elapsed() >= AGAIN)
+                known.get(identity).is_none_or(|known| {
+                    let trouble = known.trouble.as_ref();
+                    trouble.is_none_or(|(_, at)| known.is_due(at.elapsed()))
+                })
             }
             Standing::Ready { .. } | Standing::Making => false,
         }
@@ -158,7 +178,10 @@ impl Shelf {
         let mut known = self.known();
         let known = known.entry(identity.clone()).or_default();
         known.is_making = false;
-        known.trouble = result.err().map(|why| (why, Instant::now()));
+        known.trouble = None;
+        if let Err(why) = result {
+            known.note(why);
+        }
     }
 
     /// A template in memory, from which machines go on; none if there is none.
@@ -208,7 +231,7 @@ impl Shelf {
         let mut known = self.known();
         let known = known.entry(identity.clone()).or_default();
         known.warm = None;
-        known.trouble = Some((why.to_owned(), Instant::now()));
+        known.note(why.to_owned());
     }
 
     /// Removes all templates but these, and lets go of memory that no machine asked for lately.
@@ -239,136 +262,11 @@ impl Shelf {
         }
         for known in self.known().values_mut() {
             known.warm = None;
-            let why = "it was given up because the branch's disk was full".to_owned();
-            known.trouble = Some((why, Instant::now()));
+            known.note("it was given up because the branch's disk was full".to_owned());
         }
         freed
     }
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, missing_docs)]
-    use dedup_store::disk::HostDisk;
-
-    use super::super::Head;
-    use super::super::head::tests::identity;
-    use super::*;
-    use crate::volume::NoBase;
-
-    fn shelf(folder: &tempfile::TempDir) -> Shelf {
-        let disk = Arc::new(HostDisk::new(folder.path()).unwrap());
-        Shelf::open(disk, TemplateSecret::new(&[1; 32]))
-    }
-
-    fn head(identity: &Identity) -> Head {
-        Head {
-            identity: identity.clone(),
-            made_unix_s: 1,
-            agent: false,
-            state_bytes: 3,
-            blocks: Vec::new(),
-            disk_bytes: 0,
-            extents: Vec::new(),
-            order: Vec::new(),
-        }
-    }
-
-    fn make(shelf: &Shelf, identity: &Identity, head: &Head) {
-        shelf.begins(identity);
-        assert_eq!(shelf.standing(identity), Standing::Making);
-        assert!(!shelf.is_due(identity));
-        let mut writer = shelf.write(identity).unwrap();
-        writer.write(b"abc").unwrap();
-        writer.finish(head).unwrap();
-        shelf.ended(identity, Ok(()));
-    }
-
-    fn thaw(shelf: &Shelf, identity: &Identity) -> Result<Option<Arc<Thawed>>, TemplateError> {
-        shelf.thawed(identity, &NoBase, &|| false)
-    }
-
-    #[test]
-    fn a_template_is_there_until_no_pool_wants_it() {
-        let folder = tempfile::tempdir().unwrap();
-        let shelf = shelf(&folder);
-        let identity = identity();
-        assert_eq!(shelf.standing(&identity), Standing::Wanted);
-        assert!(shelf.is_due(&identity) && thaw(&shelf, &identity).unwrap().is_none());
-        make(&shelf, &identity, &head(&identity));
-        let is_warm = || match shelf.standing(&identity) {
-            Standing::Ready { bytes, warm } => {
-                assert!(bytes > 4096);
-                warm
-            }
-            other => panic!("{other:?}"),
-        };
-        assert!(!is_warm());
-        let first = thaw(&shelf, &identity).unwrap().unwrap();
-        let second = thaw(&shelf, &identity).unwrap().unwrap();
-        assert!(Arc::ptr_eq(&first, &second) && is_warm());
-        shelf.retain(std::slice::from_ref(&identity));
-        assert!(is_warm());
-        shelf.retain(&[]);
-        assert_eq!(shelf.standing(&identity), Standing::Wanted);
-    }
-
-    #[test]
-    fn one_that_is_of_no_use_is_removed_and_made_again_later() {
-        let folder = tempfile::tempdir().unwrap();
-        let shelf = shelf(&folder);
-        let identity = identity();
-        let other = Identity {
-            vcpus: 9,
-            ..identity.clone()
-        };
-        // Under its name, but of something else.
-        let file = path(&identity.file_name());
-        let mut writer = shelf.write(&other).unwrap();
-        writer.write(b"abc").unwrap();
-        writer.finish(&head(&other)).unwrap();
-        shelf.disk.rename(&path(&other.file_name()), &file).unwrap();
-        let refused = thaw(&shelf, &identity).err().unwrap();
-        assert!(refused.to_string().contains("something else"), "{refused}");
-        let Standing::Missing(why) = shelf.standing(&identity) else {
-            panic!("it is removed");
-        };
-        assert!(why.contains("something else"), "{why}");
-        assert!(!shelf.is_due(&identity), "not at once");
-        make(&shelf, &identity, &head(&identity));
-        // Cut.
-        let path = folder.path().join(file);
-        let bytes = std::fs::read(&path).unwrap();
-        std::fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
-        assert!(thaw(&shelf, &identity).err().unwrap().is_spoiled());
-        assert!(!path.exists());
-    }
-
-    #[test]
-    fn what_was_not_finished_is_removed_and_what_takes_room_is_given_up() {
-        let folder = tempfile::tempdir().unwrap();
-        let identity = identity();
-        {
-            let shelf = shelf(&folder);
-            let mut writer = shelf.write(&identity).unwrap();
-            writer.write(b"a").unwrap();
-        }
-        let shelf = shelf(&folder);
-        assert_eq!(shelf.names(), [""; 0]);
-        shelf.begins(&identity);
-        let _writer = shelf.write(&identity).unwrap();
-        shelf.retain(&[]);
-        assert_eq!(shelf.names().len(), 1, "its maker has it");
-        shelf.ended(&identity, Err("no agent".into()));
-        assert_eq!(shelf.names(), [""; 0]);
-        let missing = Standing::Missing("no agent".into());
-        assert_eq!(shelf.standing(&identity), missing);
-        make(&shelf, &identity, &head(&identity));
-        assert!(shelf.give_room() > 4096);
-        assert!(matches!(shelf.standing(&identity), Standing::Missing(_)));
-        assert_eq!(shelf.give_room(), 0);
-        assert!(!shelf.is_stopping());
-        shelf.stop();
-        assert!(shelf.is_stopping());
-    }
-}
+mod tests;
