@@ -13,6 +13,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
+use branch_guest::PROTOCOL_CLONES;
 use dedup_protocol::records::Tree;
 use vmm_block::BlockError;
 
@@ -174,14 +175,14 @@ impl Desktops {
         let recorder = self.boots.recorder(THROWAWAY);
         let (recorder, began) = recorder.ok_or(MakeError::Unfit("its boot is not recorded"))?;
         let machine = desktop.machine.clone().ok_or(CloneError::Ended)?;
-        let has_agent = self.settle(shelf, &machine, &recorder, began)?;
+        let agent = self.settle(shelf, &machine, &recorder, began)?;
         // What is read of the disk from now on is no part of its boot.
         self.boots.end(THROWAWAY);
         let touched = recorder.recorded();
         let touched = touched.iter().map(|touch| touch.index as usize).collect();
-        if wanted.identity.card && !has_agent {
+        if wanted.identity.card && agent.is_none_or(|protocol| protocol < PROTOCOL_CLONES) {
             return Err(MakeError::Unfit(
-                "its image has no agent (splice-agent), which gives each clone a name and a network address of its own",
+                "its image has no agent (the package splice-agent), or an older one, that gives each clone a network address of its own",
             ));
         }
         let its = self.files(THROWAWAY);
@@ -196,19 +197,19 @@ impl Desktops {
         self.versions.catalog().put_desktop(desktop)?;
         Ok(Saved {
             files,
-            has_agent,
+            has_agent: agent.is_some(),
             touched,
         })
     }
 
-    /// Waits until the throwaway is idle at its log-in. Answers whether it has an agent.
+    /// Waits until the throwaway is idle at its log-in. Answers which protocol its agent speaks, if it has one.
     fn settle(
         &self,
         shelf: &Shelf,
         machine: &MachineRecord,
         recorder: &Recorder,
         began: Instant,
-    ) -> Result<bool, MakeError> {
+    ) -> Result<Option<u16>, MakeError> {
         let begun = Instant::now();
         loop {
             if shelf.is_stopping() {
@@ -223,7 +224,9 @@ impl Desktops {
                 ));
             }
             let now_ms = u32::try_from(began.elapsed().as_millis()).unwrap_or(u32::MAX);
+            // One that is not understood is as good as none.
             let guest = self.guests.shown(THROWAWAY);
+            let guest = guest.filter(|guest| guest.protocol.is_some());
             let is_ready = guest.as_ref().is_none_or(|g| g.connected && g.booted);
             let is_idle = recorder.is_over(now_ms) || recorder.is_quiet(now_ms, IDLE_MS);
             if is_idle && is_ready {
@@ -232,7 +235,7 @@ impl Desktops {
                         "somebody is logged on as soon as it has booted (an automatic log-in), whose session all clones would share",
                     ));
                 }
-                return Ok(guest.is_some());
+                return Ok(guest.and_then(|guest| guest.protocol));
             }
             if begun.elapsed() >= SETTLE {
                 return Err(MakeError::Unfit(
