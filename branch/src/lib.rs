@@ -2,8 +2,8 @@
 //!
 //! Bytes come in one way: [`link`] fetches what [`fetch`] queues, the [`cache`] keeps it verified, a [`volume`] lays a desktop's
 //! writes over it, [`exports`] shows it to guests; [`network`] is what guests reach. [`catalog`] is what the branch knows by heart while the
-//! link is down, [`people`] who may log in then, [`keep`] what a full cache does not give up, [`ready`] whether pools boot without the line, [`writeback`] how writes get to
-//! the datacenter. [`metrics`] is what it tells of all that.
+//! link is down, [`people`] who may log in then, [`keep`] what a full cache does not give up, [`ready`] whether pools boot without the line, [`template`] what desktops go on
+//! from instead of booting, [`writeback`] how writes get to the datacenter. [`metrics`] is what it tells of all that.
 
 pub mod cache;
 pub mod catalog;
@@ -28,6 +28,7 @@ pub mod ready;
 pub mod server;
 mod support;
 pub mod tally;
+pub mod template;
 pub mod versions;
 pub mod volume;
 pub mod writeback;

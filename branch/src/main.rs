@@ -30,6 +30,7 @@ use branch::network::{self, Network};
 use branch::people::People;
 use branch::ready::proof::Proof;
 use branch::server::Branch;
+use branch::template::{Shelf, TemplateSecret};
 use branch::versions::Versions;
 use branch::volume::OverlayOptions;
 use branch::writeback::lines::Lines;
@@ -51,6 +52,9 @@ const TEND_EVERY: Duration = Duration::from_secs(1);
 
 /// How often overlays are: a round of theirs moves little, so that guests' flushes carry little of it.
 const UPKEEP_EVERY: Duration = Duration::from_millis(250);
+
+/// How often it is looked which templates pools want. Making one takes minutes, and the others wait for that.
+const TEMPLATES_EVERY: Duration = Duration::from_secs(5);
 
 /// How often fetched chunks are made durable, so that a version that was complete is still complete after a crash while the line is
 /// down. A fill at line speed writes less than this many seconds' worth between two syncs, whatever the cache's own byte limit says.
@@ -339,6 +343,7 @@ async fn serve(options: Run) -> Result<()> {
     let attending = tokio::spawn(branch::guest::watch(directory, guests, cancel.clone()));
     let keeping = tokio::spawn(keep_cache(Arc::clone(&branch), cancel.clone()));
     let upkeep = tokio::spawn(keep_overlays(Arc::clone(&branch), cancel.clone()));
+    let templates = tokio::spawn(keep_templates(Arc::clone(&branch), cancel.clone()));
     branch.observed.set_serving(true);
     tokio::select! {
         signal = wait_for_signal() => {
@@ -348,6 +353,7 @@ async fn serve(options: Run) -> Result<()> {
         () = branch.link.wiped() => {}
     }
     branch.observed.set_serving(false);
+    branch.desktops.stop_templates();
     cancel.cancel();
     let _ = tokio::time::timeout(Duration::from_secs(5), link).await;
     let _ = tokio::time::timeout(Duration::from_secs(5), http).await;
@@ -355,6 +361,7 @@ async fn serve(options: Run) -> Result<()> {
     let _ = tokio::time::timeout(Duration::from_secs(5), attending).await;
     let _ = tokio::time::timeout(Duration::from_secs(5), keeping).await;
     let _ = tokio::time::timeout(Duration::from_secs(5), upkeep).await;
+    let _ = tokio::time::timeout(Duration::from_secs(5), templates).await;
     tokio::task::spawn_blocking(move || {
         branch.desktops.volumes().stop_serving();
         nbd.shutdown(Duration::from_secs(5));
@@ -507,8 +514,10 @@ fn open(options: &Run, data: &Path, identity: Identity) -> Result<(Arc<Branch>, 
             "desktops of several pools would reach each other at bridge {bridge}; in single-user mode give each pool its own with --pool-network, or use nat, which keeps desktops apart"
         );
     }
+    let secret = TemplateSecret::new(keys.cache()?.bytes());
+    let templates = Shelf::open(Arc::clone(&disk), secret);
     let network = Network::new(networks, data, Path::new(NETWORK_RUN));
-    let desktops = Arc::new(Desktops::new(
+    let desktops = Desktops::new(
         data.join("desktops"),
         Arc::clone(&versions),
         Arc::clone(&fetcher),
@@ -516,7 +525,8 @@ fn open(options: &Run, data: &Path, identity: Identity) -> Result<(Arc<Branch>, 
         host,
         Arc::new(network),
         Arc::clone(&clock),
-    ));
+    );
+    let desktops = Arc::new(desktops.with_templates(templates));
     desktops.recover()?;
     desktops.prepare_network();
     let exports = Exports::new(
@@ -633,6 +643,18 @@ async fn keep_overlays(branch: Arc<Branch>, cancel: CancellationToken) {
         }
         let worker = Arc::clone(&branch);
         let _ = tokio::task::spawn_blocking(move || worker.desktops.volumes().tend()).await;
+    }
+}
+
+/// Makes the templates that pools want, one after the other.
+async fn keep_templates(branch: Arc<Branch>, cancel: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(TEMPLATES_EVERY) => {}
+            () = cancel.cancelled() => return,
+        }
+        let worker = Arc::clone(&branch);
+        let _ = tokio::task::spawn_blocking(move || worker.desktops.tend_templates()).await;
     }
 }
 

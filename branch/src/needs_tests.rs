@@ -7,7 +7,7 @@ use std::sync::Arc;
 use dedup::{BranchId, ChunkerParams, DesktopId, IdKey, ManifestBuilder, RealmId, VersionId};
 use dedup_protocol::profile::{BootProfile, Entries, Entry, Place};
 use dedup_protocol::records::{
-    Assignment, BootArtifacts, MachineType, PoolAssignment, TreeRef, VersionRecord,
+    Assignment, BootArtifacts, MachineType, PoolAssignment, StartMode, TreeRef, VersionRecord,
 };
 use dedup_protocol::state::authority::{HoldRow, Stage};
 use dedup_protocol::state::began::StateRecord;
@@ -124,6 +124,7 @@ impl World {
             created_unix_ms: 1,
             served,
             machine: None,
+            cloning: false,
             error: None,
             boot: None,
             uid: None,
@@ -146,6 +147,7 @@ fn pool(name: &str, version: VersionId, pinned: &[VersionId], prestage: bool) ->
         tpm: false,
         user_volume_mib: 0,
         pooled: false,
+        start: StartMode::Boot,
     }
 }
 

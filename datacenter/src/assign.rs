@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use datacenter_api::{AssignRequest, Pool, VersionRef, check_name};
 use dedup::{BranchId, VersionId};
-use dedup_protocol::records::{Assignment, MachineType, PoolAssignment};
+use dedup_protocol::records::{Assignment, MachineType, PoolAssignment, StartMode};
 use dedup_protocol::trust::{Signed, TrustError};
 
 use crate::branches::require_branch;
@@ -279,6 +279,7 @@ impl Datacenter {
                     tpm: row.tpm,
                     user_volume_mib: row.user_volume_mib,
                     pooled: row.pooled,
+                    start: row.start,
                 })
                 .collect(),
         };
@@ -344,6 +345,16 @@ fn pool_row(
             "splice-vmm has no TPM; a pool with one needs machine type qemu or auto".to_owned(),
         ));
     }
+    let start = request.start.map(start_mode);
+    let start = start.or(before.map(|row| row.start)).unwrap_or_default();
+    let user_volume_mib = user_volume(request, before)?;
+    if start == StartMode::Resume && (tpm || machine == MachineType::Qemu || user_volume_mib != 0) {
+        return Err(ManageError::invalid(
+            "desktops resume on splice-vmm only, and without a TPM or a user volume; assign the pool with --machine auto or splice, --no-tpm and \
+             --no-user-volume, or with --start boot"
+                .to_owned(),
+        ));
+    }
     Ok(PoolRow {
         image,
         version,
@@ -356,11 +367,12 @@ fn pool_row(
             .unwrap_or(true),
         machine,
         tpm,
-        user_volume_mib: user_volume(request, before)?,
+        user_volume_mib,
         pooled: request
             .pooled
             .or(before.map(|row| row.pooled))
             .unwrap_or(false),
+        start,
     })
 }
 
@@ -432,7 +444,22 @@ fn show_pool(tx: &mut Tx<'_>, key: &PoolKey, row: &PoolRow) -> Result<Pool, Mana
         tpm: row.tpm,
         user_volume_mib: row.user_volume_mib,
         pooled: row.pooled,
+        start: shown_start(row.start),
     })
+}
+
+fn start_mode(shown: datacenter_api::StartMode) -> StartMode {
+    match shown {
+        datacenter_api::StartMode::Boot => StartMode::Boot,
+        datacenter_api::StartMode::Resume => StartMode::Resume,
+    }
+}
+
+fn shown_start(kept: StartMode) -> datacenter_api::StartMode {
+    match kept {
+        StartMode::Boot => datacenter_api::StartMode::Boot,
+        StartMode::Resume => datacenter_api::StartMode::Resume,
+    }
 }
 
 fn record_type(shown: datacenter_api::MachineType) -> MachineType {

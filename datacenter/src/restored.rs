@@ -368,6 +368,7 @@ fn learn(
             tpm: pool.tpm,
             user_volume_mib: pool.user_volume_mib,
             pooled: pool.pooled,
+            start: pool.start,
         };
         tx.put(&key, &row);
     }

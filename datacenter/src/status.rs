@@ -139,7 +139,7 @@ fn not_ready_line(branch: &Branch) -> String {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, missing_docs)]
-    use datacenter_api::{BranchPolicy, BranchStatus, MachineType, Pool, PoolReadiness};
+    use datacenter_api::{BranchPolicy, BranchStatus, MachineType, Pool, PoolReadiness, StartMode};
 
     use super::*;
 
@@ -156,6 +156,7 @@ mod tests {
             tpm: false,
             user_volume_mib: 0,
             pooled: false,
+            start: StartMode::Boot,
         };
         let told = |(pool, version, boots): &(&str, &str, OfflineBoot)| PoolReadiness {
             pool: (*pool).into(),

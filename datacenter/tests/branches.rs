@@ -6,7 +6,7 @@ mod support;
 use datacenter::problem::ManageError;
 use datacenter::{JoinError, RenewError};
 use datacenter_api::{
-    AssignRequest, BranchState, BranchStatus, DesktopStatus, MachineType, PolicyRequest,
+    AssignRequest, BranchState, BranchStatus, DesktopStatus, MachineType, PolicyRequest, StartMode,
     TokenRequest,
 };
 use dedup::{BranchId, VersionId};
@@ -402,6 +402,7 @@ fn fields_left_out_of_an_assignment_keep_what_the_pool_has() {
         tpm: Some(true),
         user_volume_mib: Some(8192),
         pooled: Some(true),
+        start: Some(StartMode::Boot),
     };
     bench.dc.assign_pool("ny", "office", &request).unwrap();
     assign(&bench, "ny", "deb").unwrap();
@@ -430,6 +431,14 @@ fn fields_left_out_of_an_assignment_keep_what_the_pool_has() {
     };
     let refused = bench.dc.assign_pool("ny", "office", &request).unwrap_err();
     assert!(refused.to_string().contains("no TPM"), "{refused}");
+    // What a desktop that resumes cannot have is refused as one that boots has it.
+    let request = AssignRequest {
+        version: "deb".into(),
+        start: Some(StartMode::Resume),
+        ..AssignRequest::default()
+    };
+    let refused = bench.dc.assign_pool("ny", "office", &request).unwrap_err();
+    assert!(refused.to_string().contains("--start boot"), "{refused}");
     for (version, memory) in [("nope", 1024), ("deb@9", 1024), ("deb", 1)] {
         let request = AssignRequest {
             version: version.into(),
@@ -443,6 +452,15 @@ fn fields_left_out_of_an_assignment_keep_what_the_pool_has() {
         2,
         "refused requests sign nothing"
     );
+    let request = |start| AssignRequest {
+        version: "deb".into(),
+        start,
+        ..AssignRequest::default()
+    };
+    let resume = request(Some(StartMode::Resume));
+    let first = bench.dc.assign_pool("ny", "kiosk", &resume).unwrap();
+    let kept = bench.dc.assign_pool("ny", "kiosk", &request(None)).unwrap();
+    assert_eq!([first.start, kept.start], [StartMode::Resume; 2]);
 }
 
 #[test]

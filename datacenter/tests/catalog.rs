@@ -11,7 +11,7 @@ use datacenter::catalog::{Catalog, CatalogError};
 use dedup::{BranchId, ChunkerParams, RealmId, VersionId};
 use dedup_protocol::policy::{Hours, Policy};
 use dedup_protocol::profile::{BootScore, Entries, Entry, Place};
-use dedup_protocol::records::MachineType;
+use dedup_protocol::records::{MachineType, StartMode};
 use dedup_store::kv::{Batch, Durability, Kv, KvError, MemKv};
 use proptest::prelude::*;
 
@@ -345,8 +345,9 @@ fn golden_rows() {
                 tpm: true,
                 user_volume_mib: 8192,
                 pooled: true,
+                start: StartMode::Resume,
             }),
-            format!("0403646562{aa}01{aa}800802010201804001"),
+            format!("0403646562{aa}01{aa}80080201020180400101"),
         ),
         (
             hex_of(&rows::AssignmentRow {
@@ -512,8 +513,9 @@ fn golden_rows() {
     let pool: rows::PoolRow = rows::decode(&second).unwrap();
     assert_eq!((pool.machine, pool.tpm), (MachineType::Qemu, true));
     assert_eq!(pool.user_volume_mib, 0);
-    // And as programs before pooled desktops wrote it.
+    // And as programs before pooled desktops, and those that resume, wrote it.
     let third = hex::decode(format!("0303646562{aa}01{aa}8008020102018040")).unwrap();
     let pool: rows::PoolRow = rows::decode(&third).unwrap();
     assert_eq!((pool.user_volume_mib, pool.pooled), (8192, false));
+    assert_eq!(pool.start, StartMode::Boot);
 }

@@ -17,7 +17,7 @@ use branch_guest::{
 
 use crate::root::Root;
 use crate::tools::{SHORT, Tools};
-use crate::{health, identity, reason, sessions, volume};
+use crate::{health, identity, network, reason, sessions, volume};
 
 /// Between two greetings that nobody answers.
 const HELLO_EVERY_MS: u64 = 2_000;
@@ -55,9 +55,12 @@ pub struct Agent<T> {
     hello_every_ms: u64,
     /// Whether it was welcomed or refused since it began.
     was_answered: bool,
+    /// Whom it was told to be since it began.
+    told: Option<Id>,
     wanted: Option<UserVolume>,
     volume: VolumeReport,
     identity_trouble: Option<Reason>,
+    network_trouble: Option<Reason>,
     booted: bool,
     failed_units: Vec<Text<100>>,
     units_trouble: Option<Reason>,
@@ -85,9 +88,11 @@ impl<T: Tools> Agent<T> {
             hello_ms: None,
             hello_every_ms: HELLO_EVERY_MS,
             was_answered: false,
+            told: None,
             wanted: None,
             volume: VolumeReport::None,
             identity_trouble: None,
+            network_trouble: None,
             booted: false,
             failed_units: Vec::new(),
             units_trouble: None,
@@ -205,6 +210,12 @@ impl<T: Tools> Agent<T> {
         }
         let applied = identity::apply(&self.root, &mut self.tools, &welcome.identity);
         self.identity_trouble = applied.err().map(|error| reason(&error));
+        let id = welcome.identity.machine_id;
+        // Nobody becomes somebody else in one life, but for a machine that goes on as another one's clone.
+        if self.told.replace(id).is_some_and(|before| before != id) {
+            let renewed = network::renew(&self.root, &mut self.tools);
+            self.network_trouble = renewed.err().map(|error| reason(&error));
+        }
         self.wanted = welcome.user_volume;
         self.take_up_volume();
         self.is_welcomed = true;
@@ -323,7 +334,11 @@ impl<T: Tools> Agent<T> {
             places.push(&self.settings.place);
         }
         let disks = health::disks(&self.root, &mut self.tools, &places);
-        let troubles = [&self.identity_trouble, &self.units_trouble];
+        let troubles = [
+            &self.identity_trouble,
+            &self.network_trouble,
+            &self.units_trouble,
+        ];
         let troubles = troubles.into_iter().flatten().take(TROUBLES_MAX);
         Report {
             booted: self.booted,

@@ -3,7 +3,8 @@
 //!
 //! ```text
 //!   port ──lines──► agent ──► identity   /etc, ssh-keygen
-//!        ◄─────────       ├─► volume     mkfs.ext4 on an empty disk only, fsck, mount
+//!        ◄─────────       ├─► network    cards of a clone begin anew
+//!                         ├─► volume     mkfs.ext4 on an empty disk only, fsck, mount
 //!                         ├─► freeze     fsfreeze, with an end of its own
 //!                         └─► sessions, health: read only
 //! ```
@@ -16,6 +17,7 @@
 pub mod agent;
 pub mod health;
 pub mod identity;
+pub mod network;
 pub mod notify;
 pub mod port;
 pub mod root;

@@ -78,6 +78,15 @@ impl Root {
         written
     }
 
+    /// Writes to a file that the kernel has there, as it is: one of /sys is told something, not replaced.
+    ///
+    /// # Errors
+    /// As of the kernel; it is not there.
+    pub fn tell(&self, path: &str, text: &str) -> io::Result<()> {
+        let mut file = OpenOptions::new().write(true).open(self.path(path))?;
+        file.write_all(text.as_bytes())
+    }
+
     /// Removes a file for good; that it is not there is as well.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 
 use crate::{
     CacheReport, Desktop, DesktopList, LibvirtDomain, LogIn, LoggedIn, Preflight, Prepare,
-    Prepared, Problem, Rebase, SnapshotAsked, StartDesktop, StopDesktop,
+    Prepared, Problem, Rebase, SnapshotAsked, StartDesktop, StopDesktop, TemplateList,
 };
 
 /// Why a call failed.
@@ -119,6 +119,12 @@ impl Client {
     /// What the cache holds, by pool and by rank.
     pub async fn cache(&self) -> Result<CacheReport, ClientError> {
         self.call(reqwest::Method::GET, "/v1/cache", None::<&()>)
+            .await
+    }
+
+    /// What pools' fresh desktops go on from.
+    pub async fn templates(&self) -> Result<TemplateList, ClientError> {
+        self.call(reqwest::Method::GET, "/v1/templates", None::<&()>)
             .await
     }
 

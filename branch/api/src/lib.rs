@@ -179,6 +179,9 @@ pub struct Desktop {
     /// Why it is that machine.
     #[serde(default)]
     pub machine_reason: Option<String>,
+    /// How it was started, where its pool asks for desktops that resume: `resumed`, or `booted` and why; while it runs.
+    #[serde(default)]
+    pub start: Option<String>,
     /// What of splice-vmm's sandbox is in force around its machine, while that runs: `full`, or what is lacking.
     #[serde(default)]
     pub sandbox: Option<String>,
@@ -406,6 +409,62 @@ impl Guest {
 pub struct DesktopList {
     /// By name.
     pub desktops: Vec<Desktop>,
+}
+
+/// How a pool's template stands, from which its fresh desktops go on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TemplateState {
+    /// It is there.
+    Ready,
+    /// It is being made.
+    Making,
+    /// It is to be made.
+    Wanted,
+    /// There is none, see `why`. Desktops boot.
+    #[default]
+    Missing,
+}
+
+impl TemplateState {
+    /// Its name, as in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Making => "making",
+            Self::Wanted => "wanted",
+            Self::Missing => "missing",
+        }
+    }
+}
+
+/// What a pool's fresh desktops go on from.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Template {
+    /// The pool.
+    pub pool: String,
+    /// The version's image.
+    pub image: String,
+    /// The version's number in the image; 0 if it is not here yet.
+    pub version_number: u32,
+    /// The version's id.
+    pub version: String,
+    /// How it stands.
+    pub state: TemplateState,
+    /// Why there is none.
+    pub why: Option<String>,
+    /// Bytes that it takes on the branch's disk.
+    pub bytes: Option<u64>,
+    /// Whether it is in memory, where the next desktops find it.
+    pub in_memory: bool,
+}
+
+/// The templates that pools ask for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TemplateList {
+    /// In the order of the assignment.
+    pub templates: Vec<Template>,
 }
 
 /// Asks the branch to fetch what pools need to boot with the WAN cut.

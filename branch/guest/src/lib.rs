@@ -17,8 +17,9 @@ mod words;
 pub use line::{LINE_BYTES_MAX, Lines, TooLong};
 pub use message::{
     DISKS_MAX, DiskHealth, Done, FAILED_UNITS_MAX, FREEZE_MS_MAX, FromGuest, Health, Hello,
-    Identity, MessageError, OLDEST_PROTOCOL, Order, PROTOCOL, Refuse, Report, TROUBLES_MAX,
-    ToGuest, USERS_MAX, User, UserVolume, VolumeReport, Welcome, What, common_protocol,
+    Identity, MessageError, OLDEST_PROTOCOL, Order, PROTOCOL, PROTOCOL_CLONES, Refuse, Report,
+    TROUBLES_MAX, ToGuest, USERS_MAX, User, UserVolume, VolumeReport, Welcome, What,
+    common_protocol,
 };
 pub use words::{HostName, Id, Reason, Serial, Text, WordError};
 

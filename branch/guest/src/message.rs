@@ -9,8 +9,11 @@ use serde::{Deserialize, Serialize};
 use crate::line::LINE_BYTES_MAX;
 use crate::words::{HostName, Id, Reason, Serial, Text};
 
-/// Newest protocol that this program speaks. Revisions: 1, the first.
-pub const PROTOCOL: u16 = 1;
+/// Newest protocol that this program speaks. Revisions: 1, the first; 2, an agent that is told another machine id in one life has its network cards
+/// begin anew.
+pub const PROTOCOL: u16 = 2;
+/// The protocol from which on an agent can live in clones.
+pub const PROTOCOL_CLONES: u16 = 2;
 /// Oldest protocol that this program speaks.
 pub const OLDEST_PROTOCOL: u16 = 1;
 

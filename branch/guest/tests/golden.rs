@@ -169,8 +169,9 @@ fn what_is_not_exactly_a_message_is_none() {
 #[test]
 fn two_ends_find_a_common_protocol_or_none() {
     assert_eq!(common_protocol(1, 1), Some(1));
-    assert_eq!(common_protocol(9, 1), Some(1));
-    assert_eq!(common_protocol(9, 2), None);
+    assert_eq!(common_protocol(9, 1), Some(2));
+    assert_eq!(common_protocol(9, 2), Some(2));
+    assert_eq!(common_protocol(9, 3), None);
     assert_eq!(common_protocol(0, 0), None);
 }
 

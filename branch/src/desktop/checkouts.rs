@@ -50,6 +50,7 @@ fn record_of(checkout: &Checkout, now_unix_ms: u64) -> DesktopRecord {
         kept_back: None,
         rebasing: None,
         trial: false,
+        cloning: false,
         uid: None,
         address: None,
         created_unix_ms: now_unix_ms,

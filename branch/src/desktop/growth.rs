@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use super::record::DesktopRecord;
+use super::record::{DesktopRecord, THROWAWAY};
 use super::{DesktopError, Desktops, error_line, machine};
 use crate::ready::writes::{OpenOverlay, WriteHistory, Writes};
 use crate::versions::Versions;
@@ -34,7 +34,7 @@ impl Desktops {
         let mut up = BTreeMap::new();
         for desktop in self.versions.catalog().desktops()? {
             let runs = desktop.machine.as_ref().is_some_and(machine::is_alive);
-            if runs || desktop.served {
+            if (runs || desktop.served) && desktop.name != THROWAWAY {
                 *up.entry(desktop.pool).or_default() += 1;
             }
         }

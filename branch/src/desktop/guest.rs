@@ -64,8 +64,10 @@ impl Directory for Desktops {
 
 /// Who a desktop is: its name, and its random id as the machine's.
 fn identity(desktop: &DesktopRecord) -> Option<Identity> {
-    // Names may end in what host names may not.
-    let name = desktop_of(&desktop.name).trim_end_matches('-').to_owned();
+    // Names may end in what host names may not, and that of a throwaway has a dot.
+    let name = desktop_of(&desktop.name)
+        .trim_end_matches('-')
+        .replace('.', "-");
     Some(Identity {
         host_name: HostName::try_from(name).ok()?,
         machine_id: Id::new(desktop.id)?,

@@ -10,6 +10,9 @@
 //!                     Running, Stopped ──moved away──► Stopped (nothing of it is here) ──moved back──► Stopped
 //! ```
 //!
+//! A fresh desktop of a pool that asks for it goes on from a template instead of booting ([`resume`]), which is made beforehand of a desktop that
+//! nobody sees ([`template`]).
+//!
 //! A machine outlives the branch server. On start the server opens the volumes of all machines that still run before it
 //! listens for NBD, so that a guest that reconnects finds everything it wrote.
 
@@ -25,11 +28,15 @@ mod moved;
 mod outfit;
 mod rebase;
 pub mod record;
+mod resume;
 mod rights;
 mod room;
 mod starting;
+mod template;
+mod templates;
 mod tree_file;
 mod trial;
+mod undo;
 mod user_volume;
 mod volumes;
 pub mod wiping;
@@ -52,12 +59,13 @@ use crate::guest::Guests;
 use crate::network::Network;
 use crate::profile::{BOOT_MS_MAX, Boots};
 use crate::ready::writes::Writes;
+use crate::template::Shelf;
 use crate::versions::Versions;
 use crate::volume::Shortage;
 pub use error::{DesktopError, error_line};
 pub use figures::OverlayFigures;
 use machine::{Files, MachineError, MachineHost};
-use record::DesktopRecord;
+use record::{DesktopRecord, THROWAWAY};
 use volumes::Under;
 pub use volumes::{OpenVolume, VolumeError, Volumes};
 
@@ -96,6 +104,8 @@ pub struct Desktops {
     wiping: Mutex<()>,
     /// What is made whole for desktops that are checked out to this branch.
     filled: Mutex<checkouts::Filled>,
+    /// What fresh desktops may go on from; without, all boot.
+    templates: Option<Shelf>,
 }
 
 /// Keeps a desktop's name busy until dropped. All that is logged meanwhile is in a span that names the desktop.
@@ -153,7 +163,15 @@ impl Desktops {
             trials: Mutex::default(),
             wiping: Mutex::default(),
             filled: Mutex::default(),
+            templates: None,
         }
+    }
+
+    /// Has desktops go on from templates on this shelf, where their pools ask for it.
+    #[must_use]
+    pub fn with_templates(mut self, shelf: Shelf) -> Self {
+        self.templates = Some(shelf);
+        self
     }
 
     fn busy(&self) -> MutexGuard<'_, HashSet<String>> {
@@ -218,8 +236,9 @@ impl Desktops {
     /// before the NBD server listens.
     pub fn recover(&self) -> Result<(), DesktopError> {
         self.throw_away_trials()?;
-        let desktops = self.versions.catalog().desktops()?;
+        let mut desktops = self.versions.catalog().desktops()?;
         self.volumes.adopt_plain(&desktops)?;
+        self.recover_cut_off(&mut desktops);
         for mut desktop in desktops {
             self.finish_interrupted(&mut desktop);
             if desktop.served
@@ -337,10 +356,16 @@ impl Desktops {
         refuse_if_up(&desktop)?;
         self.refuse_if_checked_out(&desktop)?;
         self.volumes.close(name)?;
+        self.remove(&desktop)
+    }
+
+    /// Removes a desktop whose volume is closed.
+    fn remove(&self, desktop: &DesktopRecord) -> Result<(), DesktopError> {
+        let name = desktop.name.as_str();
         let volumes = desktop.volumes();
         self.give_up(name, &volumes)?;
         // The key first, the row last: a stop in between leaves a desktop without data that can be deleted again.
-        self.volumes.delete(&desktop)?;
+        self.volumes.delete(desktop)?;
         self.versions.catalog().delete_desktop(name)?;
         self.forget_lines(name, &volumes)?;
         match std::fs::remove_dir_all(self.dir.join(name)) {
@@ -357,14 +382,14 @@ impl Desktops {
     /// All desktops.
     pub fn list(&self) -> Result<Vec<Desktop>, DesktopError> {
         let desktops = self.versions.catalog().desktops()?;
-        Ok(desktops.iter().map(|d| self.describe(d, true)).collect())
+        let shown = desktops.iter().filter(|d| d.name != THROWAWAY);
+        Ok(shown.map(|d| self.describe(d, true)).collect())
     }
 
     /// One desktop.
     pub fn show(&self, name: &str) -> Result<Desktop, DesktopError> {
-        let desktop = self
-            .record(name)?
-            .ok_or_else(|| DesktopError::NotFound(name.into()))?;
+        let desktop = self.record(name)?.filter(|d| d.name != THROWAWAY);
+        let desktop = desktop.ok_or_else(|| DesktopError::NotFound(name.into()))?;
         Ok(self.describe(&desktop, true))
     }
 
@@ -441,7 +466,8 @@ impl Desktops {
     /// Notes how boots went that have settled.
     fn tend_boots(&self) {
         for (name, score) in self.boots.settled() {
-            if self.note_trial_boot(&name, &score) {
+            // Who makes a template of a throwaway has it for minutes, and has no use for the score.
+            if name == THROWAWAY || self.note_trial_boot(&name, &score) {
                 continue;
             }
             // A call that works on it waits for nothing of ours.
@@ -525,6 +551,7 @@ impl Desktops {
             tpm: desktop.tpm,
             machine: alive.map(|m| m.kind.name().to_owned()),
             machine_reason: alive.map(|m| m.reason.clone()),
+            start: alive.and_then(|m| m.start.clone()),
             sandbox: alive.and_then(|m| m.sandbox.clone()),
             network: alive.and_then(|m| m.network.clone()),
             disk: alive.map(|m| m.disk.name().to_owned()),

@@ -153,17 +153,9 @@ impl Desktops {
         version: Option<VersionId>,
     ) -> Result<(), DesktopError> {
         let name = desktop.name.clone();
-        self.volumes.close(&name)?;
         let former = [desktop.system_volume()];
         let was_leased = desktop.volumes().contains(&former[0]);
-        if was_leased {
-            self.give_up(&name, &former)?;
-        }
-        // Before the row: an overlay never lies over another version than it was made for.
-        self.volumes.delete_system(desktop)?;
-        if was_leased && self.versions.catalog().hold(former[0])?.is_some() {
-            desktop.system = Some(rand::random());
-        }
+        self.remove_system(desktop)?;
         if let Some(version) = version {
             desktop.version = version.to_string();
         }

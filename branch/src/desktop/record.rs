@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use super::machine::{DiskFront, MachineKind};
 
+/// Name of the desktop of which a template is made. Nobody else's has a dot, and there is one at a time.
+pub const THROWAWAY: &str = "template.new";
+
 /// A desktop, as the catalog keeps it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DesktopRecord {
@@ -65,6 +68,9 @@ pub struct DesktopRecord {
     pub served: bool,
     /// The machine process, if one was started and not seen to end.
     pub machine: Option<MachineRecord>,
+    /// Its system is being made of a template: until that is done, what is there of it is nobody's, and begins anew.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cloning: bool,
     /// Why the last machine ended, if not by its user's or operator's wish.
     pub error: Option<String>,
     /// How its last boot went, once that has settled.
@@ -83,12 +89,14 @@ impl DesktopRecord {
         DesktopId(self.system.unwrap_or(self.id))
     }
 
-    /// Ids of its volumes that are leased and written back. It runs while this branch may run all of them.
+    /// Ids of its volumes that are leased and written back. It runs while this branch may run all of them. Nobody is told of a trial or a throwaway, so
+    /// nobody leases those.
     pub fn volumes(&self) -> Vec<DesktopId> {
         let system = (!self.pooled).then(|| self.system_volume());
         let user = self.user_volume.as_ref().map(|user| DesktopId(user.id));
         let volumes = system.into_iter().chain(user);
-        volumes.filter(|_| !self.trial).collect()
+        let is_told_of = !self.trial && self.name != THROWAWAY;
+        volumes.filter(|_| is_told_of).collect()
     }
 }
 
@@ -161,6 +169,9 @@ pub struct MachineRecord {
     /// Its network, as it is told; none without a card.
     #[serde(default)]
     pub network: Option<String>,
+    /// How it was started, where its pool asks for desktops that resume: `resumed`, or why it booted.
+    #[serde(default)]
+    pub start: Option<String>,
 }
 
 /// Longest desktop name. It becomes part of Unix socket paths, which end at 107 bytes.
@@ -198,6 +209,14 @@ mod tests {
         assert_eq!(desktop.volumes(), [user]);
         desktop.trial = true;
         assert!(desktop.volumes().is_empty());
+        (desktop.trial, desktop.name) = (false, THROWAWAY.into());
+        assert!(desktop.volumes().is_empty());
+    }
+
+    #[test]
+    fn nobody_else_has_the_throwaway_s_name() {
+        check_name(THROWAWAY).unwrap_err();
+        assert!(THROWAWAY.len() <= NAME_BYTES_MAX);
     }
 
     #[test]
@@ -216,6 +235,7 @@ mod tests {
             ("", DiskFront::Nbd)
         );
         assert_eq!((machine.sandbox, machine.network), (None, None));
+        assert_eq!((machine.start, desktop.cloning), (None, false));
         let again = serde_json::to_string(&desktop).unwrap();
         assert!(again.contains(r#""kind":"qemu-kvm""#), "{again}");
         assert_eq!(

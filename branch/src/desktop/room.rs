@@ -1,6 +1,6 @@
 //! Desktops whose writes find no room: what is told of it, and who makes room.
 //!
-//! Waiting itself is the overlay's. Here the cache gives up what it can spare, once for each time that the disk runs full, and once more when the
+//! Waiting itself is the overlay's. Here templates and the cache give up what they can spare, once for each time that the disk runs full, and once more when the
 //! link comes back, because more can be fetched again then.
 
 use super::{Desktops, error_line};
@@ -10,7 +10,7 @@ use crate::volume::Shortage;
 const SPARE_BYTES: u64 = 256 << 20;
 
 impl Desktops {
-    /// Gives what the cache can spare of the host's disk to desktops that have no room to write, and not again and again while they have
+    /// Gives templates, and then what the cache can spare, of the host's disk to desktops that have no room to write, and not again and again while they have
     /// none: a cache on another disk would be emptied in vain.
     pub(super) fn make_room(&self) {
         let missing = self.volumes.missing_bytes();
@@ -26,7 +26,22 @@ impl Desktops {
             }
             *made = Some(is_up);
         }
-        match self.fetcher.give_room(missing.saturating_add(SPARE_BYTES)) {
+        let mut missing = missing.saturating_add(SPARE_BYTES);
+        // Before chunks, which have to come over the line again.
+        if let Some(shelf) = &self.templates {
+            let freed = shelf.give_room();
+            if freed > 0 {
+                tracing::warn!(
+                    freed,
+                    "the disk is full: desktops wait for room, and templates are given up"
+                );
+            }
+            missing = missing.saturating_sub(freed);
+        }
+        if missing == 0 {
+            return;
+        }
+        match self.fetcher.give_room(missing) {
             Ok(freed) => tracing::warn!(
                 missing,
                 freed,

@@ -11,7 +11,8 @@ use super::machine::{
     self, Boot, Choice, DirectBoot, DiskFront, Files, MachineError, MachineKind, MachineSpec,
     Needs, choose, firmware, libvirt,
 };
-use super::record::{self, DesktopRecord, UserVolumeRecord};
+use super::record::{self, DesktopRecord, THROWAWAY, UserVolumeRecord};
+use super::resume::Begun;
 use super::{DesktopError, Desktops, error_line, refuse_if_up, tree_file};
 use crate::fetch::base::CachedBase;
 use crate::fetch::queue::TreeHandle;
@@ -27,11 +28,16 @@ impl Desktops {
         if let Some(too_long) = self.files(name).too_long() {
             return Err(DesktopError::PathTooLong(too_long));
         }
+        self.end_cloning(&mut desktop)?;
         let (version, record) = self.version_of(&desktop)?;
         let choice = self.choose_machine(&mut desktop, &record)?;
         self.give_user_volume(&mut desktop);
         self.take_leases(&desktop)?;
         self.fetcher.boot_begins();
+        let why = match self.go_on(&mut desktop, version, &record, &choice)? {
+            Begun::Resumed => return Ok(self.describe(&desktop, false)),
+            Begun::Boots(why) => why,
+        };
         let files = self.absent_boot_files(version, &record)?;
         self.boots.prepare(name, version, &files);
         let started = self.start_machine(&mut desktop, version, &record, choice);
@@ -39,6 +45,12 @@ impl Desktops {
             self.boots.forget(name);
         }
         started?;
+        if let Some(why) = why
+            && let Some(machine) = &mut desktop.machine
+        {
+            machine.start = Some(format!("booted: {why}"));
+            self.versions.catalog().put_desktop(&desktop)?;
+        }
         let machine = desktop.machine.as_ref();
         tracing::info!(
             desktop = name,
@@ -60,6 +72,7 @@ impl Desktops {
         if let Some(too_long) = self.files(name).too_long() {
             return Err(DesktopError::PathTooLong(too_long));
         }
+        self.end_cloning(&mut desktop)?;
         let (version, _) = self.version_of(&desktop)?;
         self.give_user_volume(&mut desktop);
         self.take_leases(&desktop)?;
@@ -106,7 +119,7 @@ impl Desktops {
         Ok(libvirt::domain(&spec, desktop.id))
     }
 
-    fn start_machine(
+    pub(super) fn start_machine(
         &self,
         desktop: &mut DesktopRecord,
         version: VersionId,
@@ -218,6 +231,8 @@ impl Desktops {
             user_serial: desktop.user_volume.as_ref().map(UserVolumeRecord::serial),
             uid: desktop.uid,
             card: None,
+            resume: None,
+            is_saved: desktop.name == THROWAWAY,
             host: self.host.clone(),
         })
     }
@@ -281,6 +296,7 @@ impl Desktops {
             created_unix_ms: self.clock.now_unix_ms(),
             served: false,
             machine: None,
+            cloning: false,
             error: None,
             boot: None,
         })

@@ -132,14 +132,17 @@ impl Base for AtRest {
     }
 }
 
-/// Under which name a desktop is tried out. No desktop's name has a dot.
+/// How names of trials end. No desktop's name has a dot.
+const TRIAL: &str = ".t";
+
+/// Under which name a desktop is tried out.
 fn trial_name(desktop: &str) -> String {
-    format!("{desktop}.t")
+    format!("{desktop}{TRIAL}")
 }
 
-/// The desktop that a trial is of.
+/// The desktop that a trial is of; of anything else its own name.
 pub(super) fn desktop_of(trial: &str) -> &str {
-    trial.split('.').next().unwrap_or(trial)
+    trial.strip_suffix(TRIAL).unwrap_or(trial)
 }
 
 impl Desktops {
@@ -161,11 +164,13 @@ impl Desktops {
 
     /// Notes how a trial's boot went; false: it was not one's.
     pub(super) fn note_trial_boot(&self, name: &str, score: &BootScore) -> bool {
-        let is_trial = name.contains('.');
-        if is_trial && let Some(trying) = self.trials().running.get(desktop_of(name)) {
+        let Some(desktop) = name.strip_suffix(TRIAL) else {
+            return false;
+        };
+        if let Some(trying) = self.trials().running.get(desktop) {
             *trying.boot() = Some(*score);
         }
-        is_trial
+        true
     }
 
     /// Keeps a desktop's record, in its place.
@@ -512,6 +517,20 @@ impl Desktops {
         Ok(self.versions.catalog().delete_trial(&trial.name)?)
     }
 
+    /// Throws away what is left of a trial of a desktop. The caller has its turn, so that none runs.
+    pub(super) fn throw_away_trial_of(&self, desktop: &DesktopRecord) -> Result<(), DesktopError> {
+        match self.trial_kept(&desktop.name)? {
+            Some(trial) => self.throw_away(&trial),
+            None => Ok(()),
+        }
+    }
+
+    /// The record of the trial of a desktop, if there is one.
+    pub(super) fn trial_kept(&self, desktop: &str) -> Result<Option<DesktopRecord>, DesktopError> {
+        let mut trials = self.versions.catalog().trials()?.into_iter();
+        Ok(trials.find(|trial| desktop_of(&trial.name) == desktop))
+    }
+
     /// Throws away what a stop of this server left of trials.
     pub(super) fn throw_away_trials(&self) -> Result<(), DesktopError> {
         for trial in self.versions.catalog().trials()? {
@@ -548,6 +567,7 @@ fn trial_of(desktop: &DesktopRecord, target: VersionId) -> DesktopRecord {
         address: None,
         served: false,
         machine: None,
+        cloning: false,
         error: None,
         boot: None,
         ..desktop.clone()
@@ -602,7 +622,7 @@ mod tests {
     use vmm_block::BlockErrorKind;
 
     use super::*;
-    use crate::desktop::record::check_name;
+    use crate::desktop::record::{THROWAWAY, check_name};
     use crate::volume::MemBase;
 
     fn guest() -> Guest {
@@ -645,6 +665,7 @@ mod tests {
         check_name(&name).unwrap_err();
         assert_eq!(desktop_of(&name), "alice");
         assert_eq!(desktop_of("alice"), "alice");
+        assert_eq!(desktop_of(THROWAWAY), THROWAWAY);
     }
 
     #[test]

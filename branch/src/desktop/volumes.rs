@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use dedup::{DesktopId, VersionId};
 use dedup_store::disk::Disk;
-use vmm_block::BlockError;
 use vmm_block::nbd::{Export, ListenError};
 use vmm_block::vhost_user::{DiskSpec, VhostUserServer};
+use vmm_block::{BlockDevice, BlockError};
 
 use super::machine::{Files, disk_queues, disk_serial};
 use super::record::{DesktopRecord, UserVolumeRecord};
@@ -179,6 +179,16 @@ impl OpenVolume {
     pub fn held_bytes(&self) -> u64 {
         let held = self.overlays().map(|overlay| overlay.stats().live_bytes);
         held.sum()
+    }
+
+    /// Its system's disk, as its machine has it.
+    pub fn device(&self) -> &Arc<dyn BlockDevice> {
+        self.export.device()
+    }
+
+    /// What was written to its system.
+    pub fn overlay(&self) -> &Overlay {
+        &self.overlay
     }
 
     fn vhost_user(&self) -> MutexGuard<'_, Option<VhostUserServer>> {
@@ -369,6 +379,17 @@ impl Volumes {
             self.keys.desktop_is_sealed(name).map_err(key_error)?;
             Ok(overlay)
         })
+    }
+
+    /// Whether nothing is here of a desktop's system: it is to be made.
+    pub fn is_fresh(&self, desktop: &DesktopRecord) -> Result<bool, VolumeError> {
+        let name = &desktop.name;
+        let state = Overlay::state(&*self.disk, &overlay_dir(name));
+        let state = state.map_err(|source| VolumeError::Overlay {
+            name: name.clone(),
+            source,
+        })?;
+        Ok(state == OverlayState::Absent)
     }
 
     /// The overlay of a desktop's user volume, over `base` or over nothing.

@@ -1,11 +1,12 @@
 //! What is wiped by the datacenter's order: one desktop, or everything.
 //!
 //! ```text
-//!   order kept ──► keys destroyed ──► machine ended ──► files and rows removed ──► done, told until that is noted
+//!   order kept ──► keys destroyed ──► machines ended ──► files and rows removed ──► done, told until that is noted
 //! ```
 //!
 //! Invariant: keys go before anything else, so that what is left by a stop in the middle is noise; and an order is begun again at each start and every
-//! second until it is done. Nothing is sent to the datacenter for a desktop's sake first: who orders this does not want it from here.
+//! second until it is done. Nothing is sent to the datacenter for a desktop's sake first: who orders this does not want it from here. A trial is of its desktop's content: it goes
+//! with it. Templates are of versions alone; they go with everything.
 
 use std::path::Path;
 use std::time::Duration;
@@ -23,10 +24,11 @@ use crate::catalog::Catalog;
 /// # Errors
 /// The catalog cannot be read, or the folder not removed.
 pub fn end_all(catalog: &Catalog, dir: &Path) -> Result<(), DesktopError> {
-    for desktop in catalog.desktops()? {
-        if let Some(found) = &desktop.machine {
-            let files = Files::new(dir.join(&desktop.name));
-            machine::stop(found, &files, Duration::ZERO, false);
+    for desktop in catalog.desktops()?.into_iter().chain(catalog.trials()?) {
+        let files = Files::new(dir.join(&desktop.name));
+        match &desktop.machine {
+            Some(found) => machine::stop(found, &files, Duration::ZERO, false),
+            None => machine::end_unnoted(&files),
         }
     }
     remove_folder("all desktops", dir)
@@ -53,6 +55,11 @@ impl Desktops {
         self.volumes.wipe_keys(order)?;
         tracing::warn!("all keys of this branch are destroyed, by the datacenter's order");
         self.volumes.stop_serving();
+        if let Some(shelf) = &self.templates {
+            // Whoever makes one leaves off; what lies there is noise without the keys, and goes.
+            shelf.stop();
+            shelf.retain(&[]);
+        }
         end_all(self.versions.catalog(), &self.dir)
     }
 
@@ -101,15 +108,22 @@ impl Desktops {
             return Ok(());
         };
         let name = desktop.name.clone();
+        // What it is tried out in reads what it has, and keeps that under keys of its own.
+        self.end_trial(&name);
+        if let Some(trial) = self.trial_kept(&name)? {
+            self.volumes.destroy_keys(&trial)?;
+        }
         // Whoever works on it: what is on the disk is noise from here on.
         self.volumes.destroy_keys(&desktop)?;
         let _turn = self.turn(&name)?;
+        self.throw_away_trial_of(&desktop)?;
         // As it is now that nobody else changes it.
         let Some(mut desktop) = self.record(&name)?.filter(has) else {
             return Ok(());
         };
-        if let Some(found) = desktop.machine.take() {
-            machine::stop(&found, &self.files(&name), Duration::ZERO, false);
+        match desktop.machine.take() {
+            Some(found) => machine::stop(&found, &self.files(&name), Duration::ZERO, false),
+            None => machine::end_unnoted(&self.files(&name)),
         }
         self.boots.forget(&name);
         desktop.served = false;

@@ -18,7 +18,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use branch_api::{
     CacheReport, Desktop, DesktopList, LibvirtDomain, Preflight, Prepare, Prepared, Problem,
-    Rebase, SnapshotAsked, StartDesktop, StopDesktop,
+    Rebase, SnapshotAsked, StartDesktop, StopDesktop, TemplateList,
 };
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
@@ -126,6 +126,7 @@ pub async fn serve(
         .route("/v1/log-in", post(people::log_in))
         .route("/v1/prepare", post(prepare))
         .route("/v1/cache", get(cache))
+        .route("/v1/templates", get(templates))
         .route("/v1/desktops", get(list).post(start))
         .route("/v1/desktops/{name}", get(show).delete(delete))
         .route("/v1/desktops/{name}/stop", post(stop))
@@ -163,6 +164,15 @@ async fn prepare(
 
 async fn cache(State(branch): State<Arc<Branch>>) -> Answer<CacheReport> {
     blocking(branch, Branch::cache_report).await
+}
+
+async fn templates(State(branch): State<Arc<Branch>>) -> Answer<TemplateList> {
+    blocking(branch, |branch| {
+        Ok(TemplateList {
+            templates: branch.desktops.templates()?,
+        })
+    })
+    .await
 }
 
 async fn list(State(branch): State<Arc<Branch>>) -> Answer<DesktopList> {

@@ -7,7 +7,7 @@ use dedup::{BranchId, RealmId, VersionId};
 use dedup_protocol::people::Person;
 use dedup_protocol::people::strikes::{FREE, LOCK_S};
 use dedup_protocol::people::totp::TotpSecret;
-use dedup_protocol::records::{MachineType, PoolAssignment};
+use dedup_protocol::records::{MachineType, PoolAssignment, StartMode};
 use dedup_protocol::trust::{SigningKey, TrustAnchor};
 use dedup_store::kv::MemKv;
 
@@ -42,6 +42,7 @@ fn pool(name: &str) -> PoolAssignment {
         tpm: false,
         user_volume_mib: 0,
         pooled: false,
+        start: StartMode::Boot,
     }
 }
 

@@ -176,6 +176,13 @@ impl Boots {
         });
     }
 
+    /// What records a desktop's boot, and since when; none if nothing does. It can be asked after the boot has settled.
+    pub fn recorder(&self, desktop: &str) -> Option<(Arc<Recorder>, Instant)> {
+        let running = self.running();
+        let recorded = running.get(desktop)?.recorded.as_ref()?;
+        Some((Arc::clone(&recorded.recorder), recorded.began))
+    }
+
     /// Ends a desktop's boot without a word: its machine did not start.
     pub fn forget(&self, desktop: &str) {
         let boot = self.running().remove(desktop);

@@ -103,6 +103,12 @@ impl Recorder {
         now_ms >= BOOT_MS_MAX || (stands && self.touches().len() >= TOUCHES_MIN)
     }
 
+    /// Whether nothing was touched for the first time for so long, however little was touched before.
+    pub fn is_quiet(&self, now_ms: u32, for_ms: u32) -> bool {
+        let last_ms = self.last_ms.load(Ordering::Relaxed);
+        now_ms.saturating_sub(last_ms) >= for_ms && self.waiting.load(Ordering::Relaxed) == 0
+    }
+
     /// Whether a read failed: what the guest did then is not how it boots.
     pub fn has_failed(&self) -> bool {
         self.failed.load(Ordering::Relaxed)
@@ -219,6 +225,19 @@ mod tests {
             recorder.touch(index, true, || 1);
         }
         assert_eq!(recorder.recorded().len(), ENTRIES_MAX);
+    }
+
+    #[test]
+    fn quiet_is_who_touches_nothing_and_waits_for_nothing() {
+        let recorder = Recorder::new(10);
+        assert!(!recorder.is_quiet(59, 60) && recorder.is_quiet(60, 60));
+        recorder.touch(3, true, || 50);
+        assert!(!recorder.is_quiet(60, 60) && recorder.is_quiet(110, 60));
+        assert!(!recorder.is_over(SETTLED_MS), "it is no boot yet");
+        recorder.wait_begins();
+        assert!(!recorder.is_quiet(200, 60));
+        recorder.wait_ended(true, 200);
+        assert!(!recorder.is_quiet(259, 60) && recorder.is_quiet(260, 60));
     }
 
     #[test]

@@ -28,7 +28,8 @@ pub use overlay::{
     fuzz_overlay,
 };
 
-use overlay::{PIECE_BYTES, Part, SECTOR_BYTES, Source};
+pub(crate) use overlay::Source;
+use overlay::{PIECE_BYTES, Part, SECTOR_BYTES};
 
 /// Most ranges in one answer of [`BlockDevice::block_status`]: useful for clients, bounded for a scattered overlay.
 const STATUS_RANGES_MAX: usize = 4096;

@@ -168,6 +168,38 @@ impl std::str::FromStr for MachineType {
     }
 }
 
+/// How a pool's fresh desktops come to their log-in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum StartMode {
+    /// They boot.
+    #[default]
+    Boot,
+    /// They go on from a desktop that has booted, where the branch can do that; else they boot.
+    Resume,
+}
+
+impl StartMode {
+    /// Its name, as in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Boot => "boot",
+            Self::Resume => "resume",
+        }
+    }
+}
+
+impl std::str::FromStr for StartMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let all = [Self::Boot, Self::Resume];
+        let found = all.into_iter().find(|mode| mode.name() == text);
+        found.ok_or_else(|| format!("unknown start {text:?}; boot or resume"))
+    }
+}
+
 /// What one pool at one branch runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -198,6 +230,9 @@ pub struct Pool {
     /// Whether its desktops' systems begin anew at log-off, on the version that the pool runs then. Else they are kept.
     #[serde(default)]
     pub pooled: bool,
+    /// How its fresh desktops come to their log-in.
+    #[serde(default)]
+    pub start: StartMode,
 }
 
 /// The pools of a branch.
@@ -239,6 +274,9 @@ pub struct AssignRequest {
     /// Whether its desktops' systems begin anew at log-off (default false). A desktop whose system was kept keeps it until it is reset.
     #[serde(default)]
     pub pooled: Option<bool>,
+    /// How its fresh desktops come to their log-in (default boot). Resume needs machine type auto or splice, no TPM and no user volume.
+    #[serde(default)]
+    pub start: Option<StartMode>,
 }
 
 /// What a branch says about itself. The same value travels over the link as JSON and stands in [`Branch::status`].

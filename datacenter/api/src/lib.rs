@@ -30,7 +30,7 @@ pub use backup::{BackupRequest, BackupResult};
 pub use branch::{
     AssignRequest, BootReport, Branch, BranchAhead, BranchIntroduction, BranchKind, BranchList,
     BranchState, BranchStatus, CacheStatus, DesktopStatus, Latencies, LinkReport, MachineType,
-    Pool, PoolList, TokenRequest, TokenResponse, TransferCounters, VersionResidency,
+    Pool, PoolList, StartMode, TokenRequest, TokenResponse, TransferCounters, VersionResidency,
 };
 #[cfg(feature = "client")]
 pub use client::{Client, ClientError, ClientOptions};

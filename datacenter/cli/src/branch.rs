@@ -5,7 +5,7 @@ use datacenter_api::policy::{DayPart, format_rate, parse_rate, parse_utc_offset}
 use datacenter_api::units::{format_duration, format_size, parse_duration, parse_size};
 use datacenter_api::{
     AssignRequest, Branch, BranchAhead, BranchKind, BranchPolicy, BranchState, Latencies,
-    MachineType, PolicyRequest, Pool, TokenRequest, VersionRef,
+    MachineType, PolicyRequest, Pool, StartMode, TokenRequest, VersionRef,
 };
 
 use crate::config::Context;
@@ -49,7 +49,8 @@ pub enum Verb {
   splice branch assign new-york --pool office --image debian
   splice branch assign new-york --pool office --image debian@3 --pin debian@2 --memory 2GiB --cpus 2
   splice branch assign new-york --pool finance --image windows --machine qemu --tpm
-  splice branch assign new-york --pool staff --image debian --user-volume 16GiB")]
+  splice branch assign new-york --pool staff --image debian --user-volume 16GiB
+  splice branch assign new-york --pool kiosk --image debian --start resume")]
     Assign {
         /// The branch's name.
         name: String,
@@ -98,6 +99,10 @@ pub enum Verb {
         /// Keep what is written to its desktops' systems (the default). A desktop whose system was kept keeps it until it is reset.
         #[arg(long)]
         persistent: bool,
+        /// How its fresh desktops come to their log-in: boot, or resume: they go on from a desktop that has booted, in a second or two, where the
+        /// branch can do that (splice-vmm, no TPM, no user volume), and boot where it cannot [default: boot].
+        #[arg(long, value_name = "boot|resume")]
+        start: Option<StartMode>,
     },
     /// Set what a branch may take of its line, and when. Options left out keep what the branch has.
     ///
@@ -237,6 +242,7 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
             no_user_volume,
             pooled,
             persistent,
+            start,
         } => {
             let pins =
                 (no_pin || !pin.is_empty()).then(|| pin.iter().map(ToString::to_string).collect());
@@ -250,6 +256,7 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
                 tpm: (tpm || no_tpm).then_some(tpm),
                 user_volume_mib: if no_user_volume { Some(0) } else { user_volume },
                 pooled: (pooled || persistent).then_some(pooled),
+                start,
             };
             let pool = client.assign(&name, &pool, &request).await?;
             if context.json {
@@ -393,6 +400,7 @@ fn pool_row(pool: &Pool) -> Vec<String> {
             mib => format_size(u64::from(mib) << 20),
         },
         if pool.pooled { "anew" } else { "kept" }.into(),
+        pool.start.name().into(),
         pool.pinned.join(" "),
     ]
 }
@@ -469,7 +477,8 @@ fn show(branch: &Branch) -> Result<(), Failure> {
     let pools: Vec<_> = branch.pools.iter().map(pool_row).collect();
     output::table(
         &[
-            "POOL", "VERSION", "MEMORY", "CPUS", "FETCH", "MACHINE", "USERS", "SYSTEM", "PINNED",
+            "POOL", "VERSION", "MEMORY", "CPUS", "FETCH", "MACHINE", "USERS", "SYSTEM", "START",
+            "PINNED",
         ],
         &pools,
         "no pools; assign one with `splice branch assign`",

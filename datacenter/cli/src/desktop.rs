@@ -309,6 +309,7 @@ fn show(context: &Context, desktop: &Desktop) -> Result<(), Failure> {
             "why that one",
             desktop.machine_reason.clone().filter(|why| !why.is_empty()),
         ),
+        ("how it started", desktop.start.clone()),
         ("sandbox", desktop.sandbox.clone()),
         ("network", desktop.network.clone()),
         ("machine type", Some(desktop.machine_type.name().into())),

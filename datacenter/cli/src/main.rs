@@ -115,6 +115,8 @@ enum Noun {
     BranchReady(ready::ReadyArguments),
     /// What a branch's cache holds, by pool, and what goes first (over the branch server's socket).
     BranchCache(ready::CacheArguments),
+    /// What a branch's pools go on from instead of booting (over the branch server's socket).
+    BranchTemplates(ready::TemplateArguments),
     /// What the datacenter keeps of desktops: leases, snapshots, forks.
     #[command(subcommand)]
     DesktopState(volume::Verb),
@@ -178,6 +180,7 @@ async fn run(context: &Context, noun: Noun) -> Result<(), Failure> {
         Noun::BranchStatus(arguments) => desktop::status(context, arguments).await,
         Noun::BranchReady(arguments) => ready::run(context, arguments).await,
         Noun::BranchCache(arguments) => ready::cache(context, arguments).await,
+        Noun::BranchTemplates(arguments) => ready::templates(context, arguments).await,
         Noun::DesktopState(verb) => volume::run(context, verb).await,
         Noun::Audit(arguments) => audit::run(context, arguments).await,
         Noun::Login(arguments) => login::log_in(context, arguments).await,

@@ -1,4 +1,4 @@
-//! `splice branch-ready` and `splice branch-cache`: what a branch can do with its line cut, and what it holds for that.
+//! `splice branch-ready`, `branch-cache` and `branch-templates`: what a branch can do with its line cut, and what it holds for that and for quick starts.
 
 use branch_api::{CacheReport, Client, Prepare};
 use clap::Args;
@@ -38,6 +38,18 @@ pub struct ReadyArguments {
 What is loose goes first, then what is spare, the coldest first. What is whole, boot or open is pinned: it goes only for a guest that waits,
 in that order. While the link is down only what is loose goes.")]
 pub struct CacheArguments {
+    #[command(flatten)]
+    socket: Socket,
+}
+
+/// `splice branch-templates`
+#[derive(Args)]
+#[command(after_help = "Examples:
+  splice branch-templates
+  splice branch-templates --branch-socket /var/lib/splice-branch/branch.sock --json
+
+Pools that are assigned with --start resume have one, made by the branch of a desktop that it boots for that. Desktops boot while it is missing.")]
+pub struct TemplateArguments {
     #[command(flatten)]
     socket: Socket,
 }
@@ -191,4 +203,43 @@ fn show_cache(report: &CacheReport) -> Result<(), Failure> {
         })
         .collect();
     output::table(&["RANK", "CHUNKS", "BYTES", "GOES FOR FILL"], &ranks, "")
+}
+
+/// Shows what pools' fresh desktops go on from.
+pub async fn templates(context: &Context, arguments: TemplateArguments) -> Result<(), Failure> {
+    let list = Client::new(arguments.socket.path())?.templates().await?;
+    if context.json {
+        return output::json(&list);
+    }
+    let rows: Vec<Vec<String>> = list
+        .templates
+        .iter()
+        .map(|template| {
+            let version = match template.version_number {
+                0 => template.version.chars().take(12).collect(),
+                number => format!("{}@{number}", template.image),
+            };
+            let memory = if template.in_memory { "yes" } else { "-" };
+            vec![
+                template.pool.clone(),
+                version,
+                template.state.name().into(),
+                template.bytes.map_or_else(|| "-".into(), format_size),
+                memory.into(),
+                template.why.clone().unwrap_or_default(),
+            ]
+        })
+        .collect();
+    output::table(
+        &[
+            "POOL",
+            "VERSION",
+            "TEMPLATE",
+            "SIZE",
+            "IN MEMORY",
+            "WHY NOT",
+        ],
+        &rows,
+        "no pool is assigned with --start resume",
+    )
 }

@@ -6,7 +6,7 @@
 use dedup::{BranchId, ChunkerParams, RealmId, VersionId};
 use dedup_protocol::policy::Policy;
 use dedup_protocol::profile::{BootScore, Entries};
-use dedup_protocol::records::MachineType;
+use dedup_protocol::records::{MachineType, StartMode};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -415,6 +415,8 @@ pub struct PoolRow {
     pub user_volume_mib: u32,
     /// Whether desktops' systems begin anew at log-off.
     pub pooled: bool,
+    /// How fresh desktops come to their log-in.
+    pub start: StartMode,
 }
 
 /// [`PoolRow`] in format 1.
@@ -466,6 +468,7 @@ impl From<SecondPoolRow> for PoolRow {
             tpm: second.tpm,
             user_volume_mib: 0,
             pooled: false,
+            start: StartMode::Boot,
         }
     }
 }

@@ -93,7 +93,7 @@ pub async fn serve(
                         %branch,
                         software,
                         "the branch goes on with its last assignment: its splice-branch is too old for what its pools ask for (machine types and \
-                         TPMs, user volumes, or pooled desktops); upgrade it, or assign its pools with --machine auto, --no-tpm, --no-user-volume and --persistent"
+                         TPMs, user volumes, pooled desktops, or desktops that resume); upgrade it, or assign its pools with --machine auto, --no-tpm, --no-user-volume, --persistent and --start boot"
                     );
                     told = counter;
                 } else if counter > told {

@@ -102,6 +102,17 @@ pub enum MachineType {
     Qemu,
 }
 
+/// How a pool's fresh desktops come to their log-in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StartMode {
+    /// They boot.
+    #[default]
+    Boot,
+    /// They go on from a desktop that has booted, where the branch can do that; else they boot.
+    Resume,
+}
+
 /// What one pool at one branch runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolAssignment {
@@ -127,6 +138,8 @@ pub struct PoolAssignment {
     pub user_volume_mib: u32,
     /// Whether desktops' systems begin anew at log-off. Else they are kept.
     pub pooled: bool,
+    /// How fresh ones come to their log-in.
+    pub start: StartMode,
 }
 
 impl PoolAssignment {
@@ -142,7 +155,7 @@ impl PoolAssignment {
 
     /// Whether the third kind of assignment says all of it.
     fn is_third_kind(&self) -> bool {
-        !self.pooled
+        !self.pooled && self.start == StartMode::Boot
     }
 }
 
@@ -182,7 +195,7 @@ impl Assignment {
 const FIRST_KIND: &str = "assignment";
 /// The kind that knows no user volumes; still written for the same reason.
 const SECOND_KIND: &str = "assignment 2";
-/// The kind that knows no pooled desktops; the same.
+/// The kind that knows no pooled desktops, and no start but a boot; the same.
 const THIRD_KIND: &str = "assignment 3";
 
 impl Record for Assignment {
@@ -333,6 +346,7 @@ impl From<FirstPool> for PoolAssignment {
             tpm: false,
             user_volume_mib: 0,
             pooled: false,
+            start: StartMode::Boot,
         }
     }
 }

@@ -24,7 +24,7 @@ pub const FRAME_VERSION: u8 = 1;
 /// Newest message set that this program speaks, told in the greeting. Revisions: 1, the first; 2, assignments of
 /// the second kind (machine types); 3, `Wanted`, `Restore`, `Restored`, and assignments of the third kind (user volumes); 4, leases and
 /// write-back of desktops; 5, checkouts to laptops, moves between branches, recalls of leases, leases that are given up, wipes, and assignments
-/// of the fourth kind (pooled desktops); 6, rosters of people.
+/// of the fourth kind (pooled desktops, desktops that resume); 6, rosters of people.
 pub const PROTOCOL_MINOR: u16 = 6;
 
 /// The message set from which on `Wanted` is understood.

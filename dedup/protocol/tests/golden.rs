@@ -18,7 +18,7 @@ use dedup_protocol::join::{JoinAnswer, JoinRequest, JoinToken};
 use dedup_protocol::policy::{Hours, Policy};
 use dedup_protocol::profile::{BootProfile, BootScore, Entries, Entry, Place};
 use dedup_protocol::records::{
-    Assignment, BootArtifacts, MachineType, PoolAssignment, Tree, TreeRef, VersionRecord,
+    Assignment, BootArtifacts, MachineType, PoolAssignment, StartMode, Tree, TreeRef, VersionRecord,
 };
 use dedup_protocol::state::lease::Lease;
 use dedup_protocol::state::message::{Cut, DenyReason};
@@ -84,6 +84,7 @@ fn assignment() -> Assignment {
             tpm: false,
             user_volume_mib: 0,
             pooled: false,
+            start: StartMode::Boot,
         }],
     }
 }
@@ -107,6 +108,7 @@ fn third_assignment() -> Assignment {
 fn fourth_assignment() -> Assignment {
     let mut assignment = third_assignment();
     assignment.pools[0].pooled = true;
+    assignment.pools[0].start = StartMode::Resume;
     assignment
 }
 
@@ -520,7 +522,7 @@ fn golden_bytes_are_read_back() {
     assert_eq!(opened, Ok(version_record()));
     let third = third_assignment().encode("assignment 3");
     let fourth = fourth_assignment().encode("assignment 4");
-    assert_eq!(fourth, [&third[..], &[1]].concat());
+    assert_eq!(fourth, [&third[..], &[1, 1]].concat());
     for assignment in [
         assignment(),
         second_assignment(),

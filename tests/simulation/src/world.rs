@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crash::Rng;
 use dedup::VersionId;
-use dedup_protocol::records::{MachineType, PoolAssignment};
+use dedup_protocol::records::{MachineType, PoolAssignment, StartMode};
 use dedup_protocol::wire::Message;
 
 use crate::carrier::{Arrival, Carrier, End};
@@ -337,6 +337,7 @@ impl World {
             tpm: false,
             user_volume_mib: 0,
             pooled: false,
+            start: StartMode::Boot,
         };
         self.assigned += 1;
         for (link, stream, message) in self.master.assign(vec![pool]) {

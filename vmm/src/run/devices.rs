@@ -140,15 +140,15 @@ fn meet(path: &Path, queues: usize, clerk: Option<&Clerk>, number: u8) -> Result
 }
 
 impl HostArguments {
-    /// Descriptors of taps that were handed in, in order.
-    pub(super) fn handed_in(&self) -> Result<Vec<RawFd>> {
+    /// Descriptors that were handed in, in order: those of taps, and these.
+    pub(super) fn handed_in(&self, others: &[RawFd]) -> Result<Vec<RawFd>> {
         let taps = self.net.iter().filter_map(|net| inherited(&net.tap));
-        let mut taps: Vec<RawFd> = taps.collect();
-        taps.sort_unstable();
-        if let Some(twice) = taps.windows(2).find(|pair| pair[0] == pair[1]) {
-            bail!("fd={}: a tap has one network card", twice[0]);
+        let mut files: Vec<RawFd> = taps.chain(others.iter().copied()).collect();
+        files.sort_unstable();
+        if let Some(twice) = files.windows(2).find(|pair| pair[0] == pair[1]) {
+            bail!("fd={}: it can be one thing only", twice[0]);
         }
-        Ok(taps)
+        Ok(files)
     }
 
     /// A display, if there shall be one; who serves its socket is added to `services`.

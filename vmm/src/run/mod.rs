@@ -9,6 +9,7 @@ mod net_option;
 mod options;
 mod signals;
 
+use std::os::fd::RawFd;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
@@ -23,8 +24,8 @@ use vmm::virtio::balloon::BalloonSize;
 use vmm_api::SandboxReport;
 
 pub use confinement::Confinement;
-use options::HostArguments;
 pub use options::{Arguments, ResumeArguments};
+use options::{HostArguments, Place};
 use signals::Signals;
 
 /// Longest file that `splice-vmm sandbox` may write: its report, where its output is a file.
@@ -57,11 +58,13 @@ struct Source {
     boot: Option<BootSource>,
     /// The guest has been elsewhere, and is there still.
     is_clone: bool,
+    /// The order in which it touches its memory is recorded, and disks wait for that.
+    records: bool,
 }
 
 /// Runs a machine; resets start it anew.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    live(&arguments.host, || {
+    live(&arguments.host, &[], || {
         Ok(Source {
             first: First::Boot {
                 memory_mib: arguments.memory,
@@ -69,21 +72,29 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             },
             boot: Some(arguments.boot.open(&arguments.kernel)?),
             is_clone: false,
+            records: false,
         })
     })
 }
 
 /// Runs a machine that was saved; resets start it anew, if there is a kernel.
 pub fn resume(arguments: &ResumeArguments) -> Result<ExitCode> {
-    live(&arguments.host, || {
+    let descriptors = arguments.place.descriptors();
+    live(&arguments.host, descriptors, || {
+        // Before anything else is opened: their numbers are theirs.
+        let files = match &arguments.place {
+            Place::Folder(dir) => {
+                Snapshot::open(dir).with_context(|| format!("snapshot {}", dir.display()))
+            }
+            Place::Files(files) => Snapshot::handed_in(*files).context("snapshot"),
+        }?;
         let kernel = arguments.kernel.as_deref();
         let boot = kernel.map(|kernel| arguments.boot.open(kernel));
-        let files = Snapshot::open(&arguments.dir);
-        let files = files.with_context(|| format!("snapshot {}", arguments.dir.display()))?;
         Ok(Source {
             first: First::Snapshot(files),
             boot: boot.transpose()?,
             is_clone: arguments.is_clone,
+            records: arguments.records,
         })
     })
 }
@@ -102,13 +113,18 @@ pub fn sandbox(confinement: &Confinement) -> Result<ExitCode> {
 }
 
 /// The machines of this process, one after another.
-fn live(host: &HostArguments, open: impl FnOnce() -> Result<Source>) -> Result<ExitCode> {
+fn live(
+    host: &HostArguments,
+    descriptors: &[RawFd],
+    open: impl FnOnce() -> Result<Source>,
+) -> Result<ExitCode> {
     let sandbox = host.confinement.sandbox();
-    sandbox.close_inherited(&host.handed_in()?)?;
+    sandbox.close_inherited(&host.handed_in(descriptors)?)?;
     let Source {
         first,
         boot,
         is_clone,
+        records,
     } = open()?;
     host.confinement.check_memory(first.memory_mib())?;
     let signals = Signals::hold();
@@ -145,7 +161,11 @@ fn live(host: &HostArguments, open: impl FnOnce() -> Result<Source>) -> Result<E
         First::Snapshot(files) => {
             let saved = files.read().context("snapshot")?;
             let (memory_mib, vcpus) = (saved.saved.shape.memory_mib, saved.saved.shape.vcpus);
-            (Some(saved), memory_mib, vcpus, Loading::begun())
+            let loading = Loading::begun();
+            if records {
+                loading.be_patient();
+            }
+            (Some(saved), memory_mib, vcpus, loading)
         }
     };
     let mut faults = inside.faults.and_then(told);

@@ -1,5 +1,6 @@
 //! Options of a machine, one that boots or one that goes on, parsed and checked as far as words go.
 
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -36,8 +37,10 @@ pub struct Arguments {
 #[derive(Args)]
 #[command(after_help = RESUME_EXAMPLES)]
 pub struct ResumeArguments {
-    /// The snapshot's folder.
-    pub(super) dir: PathBuf,
+    /// The snapshot's folder. Or, as the branch hands them in, the descriptors of its state, its memory, and the order in which that is
+    /// needed, which may be empty.
+    #[arg(value_name = "DIR|fd=STATE,MEMORY,ORDER")]
+    pub(super) place: Place,
     /// Kernel that the guest boots when it resets; without, the machine ends then.
     #[arg(long, value_name = "FILE")]
     pub(super) kernel: Option<PathBuf>,
@@ -47,6 +50,10 @@ pub struct ResumeArguments {
     /// when it binds to the card anew.
     #[arg(long = "clone")]
     pub(super) is_clone: bool,
+    /// Record the order in which it touches its memory, if none is known, for ten seconds, for which disks over vhost-user wait. Without, they
+    /// cut that short.
+    #[arg(long = "record")]
+    pub(super) records: bool,
     #[command(flatten)]
     pub(super) host: HostArguments,
 }
@@ -129,6 +136,43 @@ Examples:
 
 Disks, network cards, ports and the display must be those that the machine had, in the same order; disks with the content that they
 had when it was saved. Sockets may be elsewhere.";
+
+/// Where a snapshot is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Place {
+    /// In this folder.
+    Folder(PathBuf),
+    /// In files that were opened before: state, memory, order.
+    Files([RawFd; 3]),
+}
+
+impl Place {
+    /// The descriptors that it needs.
+    pub(super) fn descriptors(&self) -> &[RawFd] {
+        match self {
+            Self::Folder(_) => &[],
+            Self::Files(files) => files,
+        }
+    }
+}
+
+impl FromStr for Place {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let Some(numbers) = text.strip_prefix("fd=") else {
+            return Ok(Self::Folder(text.into()));
+        };
+        let numbers = numbers.split(',').map(str::parse::<RawFd>);
+        let numbers: Vec<RawFd> = numbers.collect::<Result<_, _>>().unwrap_or_default();
+        let files = <[RawFd; 3]>::try_from(numbers).ok();
+        let files = files.filter(|files| files.iter().all(|number| *number > libc::STDERR_FILENO));
+        let files = files.ok_or_else(|| {
+            format!("{text:?}: three descriptors, 3 or more, are needed; a folder of that name is ./{text}")
+        })?;
+        Ok(Self::Files(files))
+    }
+}
 
 /// Where a disk's bytes come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -262,6 +306,25 @@ mod tests {
             "cid=4294967295,socket=a",
             "cid=x,socket=a",
             "cid=3,socket=",
+        ] {
+            assert!(parse(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_snapshot_is_a_folder_or_three_descriptors() {
+        let parse = |text: &str| text.parse::<Place>();
+        assert_eq!(parse("a/b"), Ok(Place::Folder("a/b".into())));
+        assert_eq!(parse("./fd=3"), Ok(Place::Folder("./fd=3".into())));
+        let files = parse("fd=7,3,12").expect("three");
+        assert_eq!(files.descriptors(), [7, 3, 12]);
+        for wrong in [
+            "fd=",
+            "fd=3,4",
+            "fd=3,4,5,6",
+            "fd=2,3,4",
+            "fd=3,4,x",
+            "fd=-1,3,4",
         ] {
             assert!(parse(wrong).is_err(), "{wrong:?}");
         }

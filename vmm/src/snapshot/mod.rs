@@ -8,7 +8,7 @@
 //!
 //! A machine in its sandbox opens nothing. Who wants a snapshot makes the folder, whole or not at all, and hands the machine its files
 //! ([`take()`]), which [`write`] fills; who goes on from one has them opened before the sandbox is entered ([`Snapshot::open`]) and read
-//! inside ([`SnapshotFiles::read`]). What is not whole, is damaged, or was written by another program is refused ([`sealed`], [`parts`]).
+//! inside ([`SnapshotFiles::read`]), or hands them in opened ([`Snapshot::handed_in`]): that of a pool's template lies in no folder. What is not whole, is damaged, or was written by another program is refused ([`sealed`], [`parts`]).
 //! Memory is checked block by block when it is needed ([`memory`]); a machine runs while it still comes ([`Pager`]). How it works as a
 //! whole is decision 0037.
 //!
@@ -27,7 +27,7 @@ pub mod working_set;
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -270,14 +270,7 @@ impl Snapshot {
             // A pipe does not hold us up, here or later.
             let mut options = File::options();
             options.read(true).custom_flags(libc::O_NONBLOCK);
-            let file = options.open(&path).and_then(|file| {
-                let about = file.metadata()?;
-                if about.is_file() {
-                    Ok((file, about.len()))
-                } else {
-                    Err(io::Error::other("it is no file"))
-                }
-            });
+            let file = options.open(&path).and_then(regular);
             file.map_err(|source| SnapshotError::Open { path, source })
         };
         let ((state, _), (memory, memory_bytes)) = (open(STATE)?, open(MEMORY)?);
@@ -289,6 +282,47 @@ impl Snapshot {
             folder: folder.to_owned(),
         })
     }
+
+    /// Takes over the files that whoever started this process has opened: state, memory, and the order in which that is needed, which may be
+    /// empty. Nobody else here may have them.
+    ///
+    /// # Errors
+    /// They are not open, or no files.
+    pub fn handed_in([state, memory, order]: [RawFd; 3]) -> Result<SnapshotFiles, SnapshotError> {
+        let open = |number: RawFd| {
+            take_over(number).map_err(|source| SnapshotError::Open {
+                path: format!("fd={number}").into(),
+                source,
+            })
+        };
+        let ((state, _), (memory, memory_bytes)) = (open(state)?, open(memory)?);
+        Ok(SnapshotFiles {
+            state,
+            memory,
+            memory_bytes,
+            working_set: WorkingSet::of(open(order)?.0),
+            folder: "handed in".into(),
+        })
+    }
+}
+
+/// A file, with its length.
+fn regular(file: File) -> io::Result<(File, u64)> {
+    let about = file.metadata()?;
+    if about.is_file() {
+        Ok((file, about.len()))
+    } else {
+        Err(io::Error::other("it is no file"))
+    }
+}
+
+fn take_over(number: RawFd) -> io::Result<(File, u64)> {
+    // SAFETY: no memory; a number that is no descriptor is refused.
+    if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it is open, and whoever handed it in keeps to it that nobody else here has it.
+    regular(unsafe { File::from_raw_fd(number) })
 }
 
 /// Gives a memory that nobody has touched yet an image's content: while its machine runs, where the kernel lets this process do so, or
@@ -321,34 +355,4 @@ pub fn give(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_two_empty_files_can_be_filled() {
-        let temp = tempfile::tempdir().expect("a folder");
-        let empty = |name: &str| {
-            let file = File::create(temp.path().join(name)).expect("made");
-            OwnedFd::from(file)
-        };
-        assert!(Target::new(vec![empty("a"), empty("b")]).is_ok());
-        let one = Target::new(vec![empty("a")]).err().expect("refused");
-        assert!(one.to_string().contains("two files and 1 came"), "{one}");
-        std::fs::write(temp.path().join("full"), "x").expect("written");
-        let full = || File::open(temp.path().join("full")).expect("opened");
-        let full = Target::new(vec![empty("a"), full().into()]);
-        assert!(matches!(full, Err(SnapshotError::NotEmpty(MEMORY))));
-        let (pipe, _other) = std::io::pipe().expect("a pipe");
-        let pipe = Target::new(vec![pipe.into(), empty("b")]);
-        assert!(matches!(pipe, Err(SnapshotError::Write(STATE, _))));
-    }
-
-    #[test]
-    fn limits_leave_room_for_the_largest_machine() {
-        let bytes = crate::machine::memory::MEMORY_MIB_MAX * MIB;
-        assert_eq!(file_bytes_max(bytes), bytes);
-        assert!(state_bytes_max(bytes) < 1 << 30);
-        assert!(file_bytes_max(64 * MIB) > IMAGE_BYTES_MAX as u64);
-        assert_eq!(state_bytes_max(u64::MAX), state_bytes_max(bytes));
-    }
-}
+mod tests;

@@ -6,6 +6,8 @@
 //!    └── none is: for some seconds, only what is touched ──┘
 //! ```
 //!
+//! Whoever needs all of it cuts these seconds short, unless it is told to be patient: then an order is recorded that is worth having.
+//!
 //! One thread: a block that somebody waits for goes before all others. Which blocks were waited for, in which order, is the working set
 //! of the next machine of this snapshot.
 //!
@@ -40,6 +42,7 @@ struct Latch {
     is_loading: Mutex<bool>,
     changed: Condvar,
     is_urgent: AtomicBool,
+    is_patient: AtomicBool,
 }
 
 /// Whether a machine's memory is still being loaded, for whoever needs all of it.
@@ -62,6 +65,16 @@ impl Loading {
     /// Has all be loaded now, whether somebody touches it or not.
     pub fn hurry(&self) {
         self.0.is_urgent.store(true, Ordering::Release);
+    }
+
+    /// Has whoever hurries wait until an order is recorded, if one is.
+    pub fn be_patient(&self) {
+        self.0.is_patient.store(true, Ordering::Release);
+    }
+
+    /// Whether somebody needs all of it, and is not to be patient.
+    fn is_urgent(&self) -> bool {
+        self.0.is_urgent.load(Ordering::Acquire) && !self.0.is_patient.load(Ordering::Acquire)
     }
 
     /// Hurries, and waits until all is there.
@@ -217,7 +230,7 @@ impl Work {
             }
             self.serve()?;
             if let Some(record) = &self.record {
-                let is_urgent = self.loading.0.is_urgent.load(Ordering::Acquire);
+                let is_urgent = self.loading.is_urgent();
                 if !is_urgent && Instant::now() < record.until {
                     self.wait_for_faults();
                     continue;

@@ -60,6 +60,14 @@ impl WorkingSet {
         open(true).or_else(|| open(false)).unwrap_or_default()
     }
 
+    /// The one in this file, which is empty if none is known.
+    pub(super) fn of(file: File) -> Self {
+        Self {
+            file: Some(file),
+            is_writable: true,
+        }
+    }
+
     /// Whether an order can be kept.
     pub fn is_writable(&self) -> bool {
         self.is_writable

@@ -61,8 +61,14 @@ impl Machine {
 
     /// The next machine, which goes on from a snapshot of this one, with these options.
     pub fn resume(&self, name: &str, options: &[&str]) -> Self {
+        let place = self.path(name);
+        self.resume_from(place.to_str().unwrap(), options)
+    }
+
+    /// The same, as `splice-vmm resume` takes it.
+    pub fn resume_from(&self, place: &str, options: &[&str]) -> Self {
         let mut command = splice_vmm("resume");
-        command.arg(self.path(name)).args(options);
+        command.arg(place).args(options);
         Self::launch(Rc::clone(&self.folder), command)
     }
 
@@ -102,7 +108,7 @@ impl Machine {
         command.args(options).status().unwrap().success()
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 

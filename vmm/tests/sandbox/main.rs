@@ -4,5 +4,6 @@
 
 mod attempts;
 mod guest;
+mod handed;
 mod machine;
 mod tap;

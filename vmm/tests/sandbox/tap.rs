@@ -36,7 +36,7 @@ fn a_tap_that_is_handed_in_is_the_machine_s() {
         String::from_utf8_lossy(&output.stderr).into_owned()
     };
     assert!(said(&["--net", "fd=999"]).contains("handed in"));
-    assert!(said(&["--net", "fd=9", "--net", "fd=9"]).contains("one network card"));
+    assert!(said(&["--net", "fd=9", "--net", "fd=9"]).contains("one thing only"));
     let Some(first) = tap("handed0") else {
         return;
     };

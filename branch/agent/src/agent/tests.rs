@@ -280,3 +280,27 @@ fn a_new_greeting_ends_a_freeze() {
         ["fsfreeze --freeze /home", "fsfreeze --unfreeze /home"]
     );
 }
+
+/// Its life goes on, and the branch tells it that it is somebody else.
+#[test]
+fn a_clone_has_its_network_begin_anew_and_nobody_else_has() {
+    let mut desktop = Desktop::new();
+    let driver = "/sys/bus/virtio/drivers/virtio_net";
+    for name in ["virtio3", "bind", "unbind"] {
+        let file = format!("{driver}/{name}");
+        desktop.agent.root.write(&file, "", 0o644).unwrap();
+    }
+    let told = |desktop: &Desktop| desktop.agent.root.text(&format!("{driver}/bind"));
+    desktop.hear(welcome(None), 0);
+    desktop.agent.branch_went();
+    desktop.hear(welcome(None), 1);
+    assert_eq!(told(&desktop).unwrap(), "");
+    let as_bob = ToGuest::Welcome(Welcome {
+        protocol: 1,
+        identity: identity("bob", 0xcd),
+        user_volume: None,
+    });
+    desktop.hear(as_bob, 2);
+    assert_eq!(told(&desktop).unwrap(), "virtio3");
+    assert_eq!(desktop.agent.root.line("/etc/hostname").unwrap(), "bob");
+}

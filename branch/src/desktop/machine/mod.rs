@@ -20,6 +20,7 @@ mod tpm;
 pub mod uids;
 
 use std::fs::{File, OpenOptions};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -37,6 +38,7 @@ use rustix::io::FdFlags;
 
 use super::record::MachineRecord;
 use crate::network::{Card, NetworkError};
+use crate::template::Handed;
 use uids::UidError;
 
 /// How long a machine may take until it answers; on a busy host it takes seconds.
@@ -70,6 +72,15 @@ pub enum Boot {
     Uefi(Firmware),
 }
 
+/// What a machine goes on from, instead of booting; splice-vmm only.
+#[derive(Debug, Clone)]
+pub struct Resume {
+    /// The files of a machine that was saved.
+    pub files: Handed,
+    /// Whether the order in which it needs its memory is recorded. Its disk waits for that.
+    pub records: bool,
+}
+
 /// What a machine is made of.
 #[derive(Debug, Clone)]
 pub struct MachineSpec {
@@ -93,6 +104,10 @@ pub struct MachineSpec {
     pub uid: Option<u32>,
     /// Its network card.
     pub card: Option<Card>,
+    /// What it goes on from.
+    pub resume: Option<Resume>,
+    /// Whether it will be saved: a copy of its memory counts as its own.
+    pub is_saved: bool,
     /// What it is made with.
     pub host: MachineHost,
 }
@@ -228,7 +243,7 @@ impl MachineSpec {
         now_unix_ms: u64,
     ) -> Result<MachineRecord, MachineError> {
         let kind = self.choice.kind;
-        let mut child = self.spawn(command, way_out, self.card.as_ref())?;
+        let mut child = self.spawn(command, way_out, self.inherited())?;
         let pid = child.id();
         let begun = Instant::now();
         while begun.elapsed() < START {
@@ -252,6 +267,7 @@ impl MachineSpec {
                     disk: self.disk_front(),
                     sandbox: self.sandbox(),
                     network: self.card.as_ref().map(|card| card.told.clone()),
+                    start: None,
                 });
             }
             std::thread::sleep(Duration::from_millis(50));
@@ -283,14 +299,21 @@ impl MachineSpec {
         disk_queues(self.vcpus)
     }
 
-    /// Runs a program in a session of its own, its output in the machine's log. It inherits the tap of `card`.
+    /// Files that its process inherits.
+    fn inherited(&self) -> Vec<Arc<OwnedFd>> {
+        let tap = self.card.iter().map(|card| &card.tap);
+        let resume = self.resume.iter().map(|resume| &resume.files);
+        let saved = resume.flat_map(|files| [&files.state, &files.memory, &files.order]);
+        tap.chain(saved).cloned().collect()
+    }
+
+    /// Runs a program in a session of its own, its output in the machine's log. It inherits these files.
     fn spawn(
         &self,
         mut command: Command,
         way_out: &'static str,
-        card: Option<&Card>,
+        inherited: Vec<Arc<OwnedFd>>,
     ) -> Result<Child, MachineError> {
-        let tap = card.map(|card| Arc::clone(&card.tap));
         let failed = self.io("machine log");
         let log = open_log(&self.files.machine_log()).map_err(&failed)?;
         command
@@ -301,9 +324,9 @@ impl MachineSpec {
         unsafe {
             command.pre_exec(move || {
                 rustix::process::setsid()?;
-                // In the new process only: no other that is started meanwhile gets it.
-                if let Some(tap) = &tap {
-                    rustix::io::fcntl_setfd(tap, FdFlags::empty())?;
+                // In the new process only: no other that is started meanwhile gets them.
+                for file in &inherited {
+                    rustix::io::fcntl_setfd(file, FdFlags::empty())?;
                 }
                 // Sockets and logs that it makes are its starter's alone.
                 rustix::process::umask(Mode::RWXG | Mode::RWXO);
@@ -405,6 +428,24 @@ pub fn stop(machine: &MachineRecord, files: &Files, grace: Duration, was_asked: 
     }
 }
 
+/// Has a machine on splice-vmm saved into empty files; it ends then without having run again.
+///
+/// # Errors
+/// Why not.
+pub fn save(files: &Files, state: &File, memory: &File) -> Result<(), String> {
+    splice::save(files, state, memory)
+}
+
+/// Ends a machine on splice-vmm that was started here and not noted any more: its server ended in that moment. Nothing happens if there is none.
+pub fn end_unnoted(files: &Files) {
+    splice::quit(files);
+}
+
+/// Puts the cable into the network card of a machine on splice-vmm, or pulls it. Returns whether that was done.
+pub fn plug(files: &Files, is_in: bool) -> bool {
+    splice::link(files, is_in)
+}
+
 fn press_power_button(machine: &MachineRecord, files: &Files) -> bool {
     match machine.kind {
         MachineKind::Splice => splice::press_power_button(files),
@@ -448,6 +489,8 @@ mod tests {
             user_serial: None,
             uid: Some(70_000),
             card: None,
+            resume: None,
+            is_saved: false,
             host: MachineHost {
                 virt: HostVirt {
                     kind: KvmKind::Hardware,
@@ -535,7 +578,8 @@ mod tests {
             let mut command = Command::new("test");
             let number = std::os::fd::AsRawFd::as_raw_fd(&card.tap);
             command.arg("-e").arg(format!("/proc/self/fd/{number}"));
-            let mut child = spec.spawn(command, "", Some(&own)).unwrap();
+            let tap = vec![Arc::clone(&own.tap)];
+            let mut child = spec.spawn(command, "", tap).unwrap();
             assert_eq!(child.wait().unwrap().success(), inherits);
         }
     }
@@ -549,7 +593,7 @@ mod tests {
         let made = folder.path().join("made");
         let mut command = Command::new("touch");
         command.arg(&made);
-        let mut touch = spec.spawn(command, "", None).unwrap();
+        let mut touch = spec.spawn(command, "", Vec::new()).unwrap();
         assert!(touch.wait().unwrap().success());
         let mode = std::fs::metadata(&made).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);

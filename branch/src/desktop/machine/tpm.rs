@@ -27,7 +27,7 @@ pub(super) fn start(spec: &MachineSpec) -> Result<std::process::Child, MachineEr
     command.arg(format!("type=unixio,path={},mode=0600", socket.display()));
     let way_out =
         "install Debian's package swtpm, or assign the desktop's pool without a TPM (--no-tpm)";
-    let mut child = spec.spawn(command, way_out, None)?;
+    let mut child = spec.spawn(command, way_out, Vec::new())?;
     let begun = Instant::now();
     while !socket.exists() {
         let has_ended = matches!(child.try_wait(), Ok(Some(_)));

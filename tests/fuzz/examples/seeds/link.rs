@@ -8,7 +8,9 @@ use dedup_protocol::join::{JoinAnswer, JoinRequest, JoinToken};
 use dedup_protocol::people::totp::TotpSecret;
 use dedup_protocol::people::verifier::Verifier;
 use dedup_protocol::people::{Person, Roster};
-use dedup_protocol::records::{Assignment, MachineType, PoolAssignment, Tree, VersionRecord};
+use dedup_protocol::records::{
+    Assignment, MachineType, PoolAssignment, StartMode, Tree, VersionRecord,
+};
 use dedup_protocol::server::Responder;
 use dedup_protocol::trust::{Endorsement, Record, Signed, SigningKey, TrustAnchor};
 use dedup_protocol::wire::{
@@ -313,6 +315,7 @@ fn assignment() -> Signed<Assignment> {
             tpm: true,
             user_volume_mib: 8192,
             pooled: false,
+            start: StartMode::Resume,
         }],
     })
 }

@@ -1,5 +1,11 @@
-//! What lies on our own disks: packs, overlay logs, cache indexes, backups; and what a bucket for these answers.
+//! What lies on our own disks: packs, overlay logs, cache indexes, backups, templates; and what a bucket for these answers.
 
+#[path = "../../../../branch/src/template/head.rs"]
+#[allow(dead_code, missing_docs, reason = "seeds are of the writing half")]
+mod head;
+
+use dedup::VersionId;
+use head::{BLOCK_PAGES, Block, Content, Extent, Head, Identity, Page};
 use splice_fuzz::script::piece;
 
 use crate::Seeds;
@@ -37,6 +43,51 @@ fn buckets(seeds: &Seeds) {
     ] {
         seeds.write("s3_answer", name, xml.as_bytes());
     }
+    templates(seeds);
+}
+
+/// Heads of templates: one of nothing, one with each kind of page and extent.
+fn templates(seeds: &Seeds) {
+    let nothing = Head {
+        identity: Identity {
+            version: VersionId([7; 32]),
+            memory_mib: 64,
+            vcpus: 1,
+            card: false,
+            vmm: [8; 32],
+        },
+        made_unix_s: 1,
+        agent: false,
+        state_bytes: 1,
+        blocks: Vec::new(),
+        disk_bytes: 1 << 20,
+        extents: Vec::new(),
+        order: Vec::new(),
+    };
+    seeds.write("template", "nothing", &nothing.encode());
+    let mut pages = [Page::Zero; BLOCK_PAGES];
+    (pages[0], pages[1]) = (Page::Own, Page::Image(300));
+    let block = |index| Block {
+        index,
+        name: [9; 32],
+        pages,
+    };
+    let extent = |start, content| Extent {
+        start,
+        len: 4096,
+        content,
+    };
+    let all = Head {
+        blocks: vec![block(0), block(1), block(1023)],
+        extents: vec![
+            extent(0, Content::Data),
+            extent(4096, Content::Zero { hole: true }),
+            extent(8192, Content::Zero { hole: false }),
+        ],
+        order: vec![1, 2, 3],
+        ..nothing
+    };
+    seeds.write("template", "all", &all.encode());
 }
 
 /// Headers of both kinds of key files; the target makes the checksums right.

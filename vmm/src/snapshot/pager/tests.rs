@@ -96,6 +96,18 @@ fn a_known_working_set_is_loaded_without_being_touched() {
 }
 
 #[test]
+fn whoever_hurries_waits_for_an_order_where_one_is_wanted() {
+    let loading = Loading::begun();
+    assert!(!loading.is_urgent());
+    loading.hurry();
+    assert!(loading.is_urgent());
+    let patient = Loading::begun();
+    patient.be_patient();
+    patient.hurry();
+    assert!(!patient.is_urgent() && !patient.is_over());
+}
+
+#[test]
 fn damage_is_told_and_given_to_nobody() {
     let (temp, blocks) = saved();
     let file = File::options().write(true).open(temp.path().join("memory"));
