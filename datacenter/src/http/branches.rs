@@ -16,6 +16,7 @@ use super::extract::{Body, Query, Segments};
 use super::{Answer, App, blocking, page_limit, paged};
 
 #[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct NamePage {
     /// Only names after this one.
     after: Option<String>,

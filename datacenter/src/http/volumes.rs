@@ -17,6 +17,7 @@ use super::{Answer, App, blocking, page_limit, paged};
 use crate::export;
 
 #[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct VolumePage {
     /// Only volumes whose ids come after this one.
     after: Option<String>,
@@ -232,6 +233,7 @@ pub(super) async fn set_policy(
 }
 
 #[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct AuditPage {
     /// Only entries older than this one.
     before: Option<u64>,
