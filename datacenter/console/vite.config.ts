@@ -6,6 +6,9 @@ import { gzipSync } from 'node:zlib';
 import type { Plugin } from 'vite';
 import { defineConfig } from 'vitest/config';
 
+// @ts-expect-error a script without types
+import { notice } from './tools/licences.mjs';
+
 const out = fileURLToPath(new URL('./dist/app/', import.meta.url));
 
 /** Writes FILE.gz beside each file that is a tenth shorter so. Fonts are compressed already. */
@@ -21,6 +24,17 @@ function gzipped(): Plugin {
         const packed = gzipSync(plain, { level: 9 });
         if (packed.length < plain.length * 0.9) writeFileSync(`${path}.gz`, packed);
       }
+    },
+  };
+}
+
+/** Licences ask to be shipped with what they are of. */
+function licences(): Plugin {
+  return {
+    name: 'licences',
+    apply: 'build',
+    generateBundle() {
+      this.emitFile({ type: 'asset', fileName: 'licences.txt', source: notice() });
     },
   };
 }
@@ -45,7 +59,7 @@ const datacenter = process.env['SPLICE_URL'];
 
 export default defineConfig({
   base: '/console/',
-  plugins: [madeUpApi(), gzipped()],
+  plugins: [madeUpApi(), licences(), gzipped()],
   build: {
     outDir: out,
     emptyOutDir: true,

@@ -130,14 +130,14 @@ function Frame({ place }: { place: string }) {
         <Toolbar isFullHeight>
           <ToolbarContent>
             {status.data && (
-              <ToolbarItem className="splice-realm" visibility={{ default: 'hidden', md: 'visible' }}>
+              <ToolbarItem className="splice-realm" alignSelf="center" visibility={{ default: 'hidden', md: 'visible' }}>
                 {status.data.name}
               </ToolbarItem>
             )}
-            <ToolbarItem align={{ default: 'alignEnd' }}>
+            <ToolbarItem align={{ default: 'alignEnd' }} alignSelf="center">
               <Themes />
             </ToolbarItem>
-            <ToolbarItem>
+            <ToolbarItem alignSelf="center">
               <Button variant="link" onClick={signOut}>
                 Sign out
               </Button>

@@ -61,7 +61,8 @@ export function percent(part: number, whole: number): string {
   const share = (part / whole) * 100;
   if (part > 0 && share < 0.1) return '< 0.1 %';
   if (part < whole && share > 99.9) return '> 99.9 %';
-  return `${share >= 10 ? Math.min(Math.floor(share * 10) / 10, 100).toString() : share.toFixed(1)} %`;
+  if (part >= whole) return '100 %';
+  return `${(Math.floor(share * 10) / 10).toFixed(1)} %`;
 }
 
 /** A number with thin spaces between thousands. */

@@ -289,7 +289,7 @@ function Whole({ branch, volumes, open, changed }: { branch: Branch; volumes: Vo
   return (
     <div className="splice-stack">
       {wants.length > 0 && (
-        <Alert isInline component="h2" variant="warning" title={wants.length === 1 ? `${branch.name}: ${wants[0]}` : `${wants.length} things want attention`}>
+        <Alert isInline component="h2" variant="warning" title={wants.length === 1 ? wants[0] : `${wants.length} things want attention`}>
           {wants.length > 1 && (
             <ul>
               {wants.map((text) => (

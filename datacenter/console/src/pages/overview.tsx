@@ -7,7 +7,7 @@ import { useState } from 'react';
 import { useFleet } from '../api/looks';
 import type { Branch, DatacenterStatus, Volume } from '../api/schema';
 import { cacheHits, concerns, lag, link, ready, received } from '../model/fleet';
-import { count, many, percent, size } from '../model/units';
+import { count, many, milliseconds, percent, size } from '../model/units';
 import { ratio } from '../model/saving';
 import { Box, Figure } from '../parts/facts';
 import type { Column } from '../parts/list';
@@ -85,6 +85,13 @@ function Concerns({ status, branches }: { status: DatacenterStatus; branches: Br
   );
 }
 
+/** The round trip while the link is up, else when the branch was heard of last. */
+function LinkNote({ branch }: { branch: Branch }) {
+  const rtt = branch.status?.link?.rtt_ms;
+  if (branch.state !== 'joined' || !branch.status || (branch.online && rtt == null)) return null;
+  return <div className="splice-subtle">{branch.online ? `${milliseconds(rtt ?? 0)} round trip` : <>heard of <Ago at={branch.status.reported_unix_s} /></>}</div>;
+}
+
 function columns(volumes: Volume[], now: number): Column<Branch>[] {
   return [
     {
@@ -97,15 +104,15 @@ function columns(volumes: Volume[], now: number): Column<Branch>[] {
         </>
       ),
     },
-    { name: 'Link', by: (branch) => link(branch).word, cell: (branch) => <VerdictLabel of={link(branch)} /> },
     {
-      name: 'Round trip',
-      right: true,
-      by: (branch) => (branch.online ? (branch.status?.link?.rtt_ms ?? -1) : -1),
-      cell: (branch) => {
-        const rtt = branch.online ? branch.status?.link?.rtt_ms : undefined;
-        return rtt == null ? '–' : `${Math.round(rtt)} ms`;
-      },
+      name: 'Link',
+      by: (branch) => link(branch).word,
+      cell: (branch) => (
+        <>
+          <VerdictLabel of={link(branch)} />
+          <LinkNote branch={branch} />
+        </>
+      ),
     },
     { name: 'Behind', by: (branch) => lag(branch, volumes, now).tone, cell: (branch) => <VerdictLabel of={lag(branch, volumes, now)} /> },
     { name: 'Cut line', by: (branch) => ready(branch).word, cell: (branch) => <VerdictLabel of={ready(branch)} /> },
@@ -133,7 +140,6 @@ function columns(volumes: Volume[], now: number): Column<Branch>[] {
       by: (branch) => branch.status?.desktops?.length ?? -1,
       cell: (branch) => (branch.status?.desktops ? count(branch.status.desktops.length) : '–'),
     },
-    { name: 'Reported', right: true, by: (branch) => branch.status?.reported_unix_s ?? 0, cell: (branch) => <Ago at={branch.status?.reported_unix_s} /> },
   ];
 }
 

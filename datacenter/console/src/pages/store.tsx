@@ -15,7 +15,7 @@ import type { Task } from '../parts/task';
 import { useTask } from '../parts/task';
 import { Ago, Until } from '../parts/time';
 import { VerdictLabel } from '../parts/verdict';
-import { Link, to } from '../router';
+import { BASE, Link, to } from '../router';
 import { backup, collect, scrub } from '../tasks/store';
 
 const KINDS: Operation['kind'][] = ['collect', 'scrub', 'backup'];
@@ -130,6 +130,7 @@ function Keys({ status }: { status: DatacenterStatus }) {
           ['Up for', <Ago key="up" at={Math.floor(Date.now() / 1000) - status.uptime_s} />],
           ['Publisher key endorsed until', <Until key="key" at={status.endorsement_expires_unix_s} />],
           ['Id', <span key="id" className="splice-mono">{status.realm}</span>],
+          ['Console', <a key="licences" href={`${BASE}/licences.txt`}>licences of what it is made of</a>],
         ]}
       />
     </Box>

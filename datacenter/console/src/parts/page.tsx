@@ -26,9 +26,12 @@ export function PageOf({ title, mark, about, above = [], actions, children }: He
   const heading = useRef<HTMLHeadingElement>(null);
   useEffect(() => {
     document.title = `${title} – Splice`;
+  }, [title]);
+  // Once: a title that becomes known later takes the focus from nobody.
+  useEffect(() => {
     if (moved) heading.current?.focus();
     moved = true;
-  }, [title]);
+  }, []);
   return (
     <>
       <PageSection className="splice-head">
