@@ -63,7 +63,7 @@ test.each([
   ['light', false],
   ['dark', true],
 ])('every page is whole, accessible and within the policy: %s', async (theme, dark) => {
-  const { page, context, wrong } = await open(browser, url, { dark });
+  const { page, context, wrong } = await open(browser, url, { dark, height: 1200 });
   await signIn(page, TOKENS.full);
   for (const [name, path, words] of PAGES) {
     await page.goto(`${url}${path}`);

@@ -17,7 +17,7 @@ import { answer } from '../fixtures/server';
 const here = (path: string): string => fileURLToPath(new URL(path, import.meta.url));
 const APP = here('../dist/app/');
 const POLICY = readFileSync(here('../content-security-policy.txt'), 'utf8').trim();
-const TYPES: Record<string, string> = { '.html': 'text/html; charset=utf-8', '.js': 'text/javascript', '.css': 'text/css', '.svg': 'image/svg+xml', '.woff2': 'font/woff2' };
+const TYPES: Record<string, string> = { '.html': 'text/html; charset=utf-8', '.js': 'text/javascript', '.css': 'text/css', '.svg': 'image/svg+xml', '.woff2': 'font/woff2', '.txt': 'text/plain; charset=utf-8' };
 const CHROMIUM = process.env['CHROMIUM'] ?? '/usr/bin/chromium';
 
 export const SCREENSHOTS = here('./screenshots/');
@@ -28,8 +28,9 @@ export async function serve(): Promise<{ server: Server; url: string }> {
   const server = createServer((request, response) => {
     const { pathname } = new URL(request.url ?? '/', 'http://console');
     if (pathname.startsWith('/v1/')) return void answer(request, response);
-    const asset = pathname.startsWith('/console/assets/') ? `${APP}${pathname.slice('/console/'.length)}` : `${APP}index.html`;
-    if (!pathname.startsWith('/console/') || !existsSync(asset)) return void response.writeHead(404).end();
+    const named = `${APP}${pathname.slice('/console/'.length)}`;
+    const asset = extname(named) !== '' && existsSync(named) ? named : `${APP}index.html`;
+    if (!pathname.startsWith('/console/') || (pathname.startsWith('/console/assets/') && asset !== named)) return void response.writeHead(404).end();
     response
       .writeHead(200, {
         'content-type': TYPES[extname(asset)] ?? 'application/octet-stream',
