@@ -83,7 +83,7 @@ test('a stranger is asked for a token, and told when it is not known', async () 
   await page.screenshot({ path: `${SCREENSHOTS}sign-in-light.png` });
   await page.getByLabel('API token').fill('splice-api-1.guessed');
   await page.keyboard.press('Enter');
-  await page.getByText('the token is not known here').waitFor();
+  await page.getByText('The token is not known here').waitFor();
   expect(await axe(page)).toEqual([]);
   await signIn(page, TOKENS.full);
   // One is where one wanted to go, and still there after a reload.
@@ -121,14 +121,14 @@ test('what cannot be had says why, and what is not there says so', async () => {
   const { page, context, wrong } = await open(browser, url);
   await signIn(page, TOKENS.ill);
   await page.goto(`${url}operations`);
-  await page.getByText('the catalog is being opened').waitFor();
+  await page.getByText('The catalog is being opened').waitFor();
   await page.getByRole('button', { name: 'Try again' }).waitFor();
   await page.screenshot({ path: `${SCREENSHOTS}failed-light.png` });
   expect(await axe(page)).toEqual([]);
   await page.getByRole('button', { name: 'Sign out' }).click();
   await signIn(page, TOKENS.full);
   await page.goto(`${url}images/no-such`);
-  await page.getByText('there is no image no-such').waitFor();
+  await page.getByText('There is no image no-such').waitFor();
   await page.goto(`${url}nowhere/at/all`);
   await page.getByText('There is no such page').waitFor();
   expect(wrong).toEqual([]);

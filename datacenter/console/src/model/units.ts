@@ -75,6 +75,11 @@ export function many(value: number, one: string, more = `${one}s`): string {
   return `${count(value)} ${value === 1 ? one : more}`;
 }
 
+/** A message of the API as a sentence's beginning: they begin small. */
+export function sentence(text: string): string {
+  return text.charAt(0).toUpperCase() + text.slice(1);
+}
+
 /** The first digits of an id; the whole of it stands in a title. */
 export function short(id: string): string {
   return id.slice(0, 12);

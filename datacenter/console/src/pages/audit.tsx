@@ -6,7 +6,7 @@ import { useRef, useState } from 'react';
 import { call } from '../api/client';
 import { asFailure, useLook } from '../api/poll';
 import type { AuditEntry } from '../api/schema';
-import { short } from '../model/units';
+import { sentence, short } from '../model/units';
 import { Box } from '../parts/facts';
 import type { Column } from '../parts/list';
 import { List } from '../parts/list';
@@ -57,7 +57,7 @@ export function AuditPage() {
       setBefore(page.next ?? null);
       look.again();
     } catch (error) {
-      tell(asFailure(error).message, 'warning');
+      tell(sentence(asFailure(error).message), 'warning');
     }
   };
   return (

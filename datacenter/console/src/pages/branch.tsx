@@ -6,7 +6,7 @@ import { useBranch } from '../api/looks';
 import type { Branch, DesktopStatus, Latencies, Pool, VersionResidency, Volume } from '../api/schema';
 import type { Verdict } from '../model/fleet';
 import { cacheHits, concerns, lag, link, poolReady, ready, told } from '../model/fleet';
-import { count, duration, many, milliseconds, percent, rate, short, size } from '../model/units';
+import { count, duration, many, milliseconds, percent, rate, sentence, short, size } from '../model/units';
 import { Box, Facts, Figure, Meter } from '../parts/facts';
 import type { Column } from '../parts/list';
 import { List } from '../parts/list';
@@ -289,7 +289,7 @@ function Whole({ branch, volumes, open, changed }: { branch: Branch; volumes: Vo
   return (
     <div className="splice-stack">
       {wants.length > 0 && (
-        <Alert isInline component="h2" variant="warning" title={wants.length === 1 ? wants[0] : `${wants.length} things want attention`}>
+        <Alert isInline component="h2" variant="warning" title={wants[0] !== undefined && wants.length === 1 ? sentence(wants[0]) : `${wants.length} things want attention`}>
           {wants.length > 1 && (
             <ul>
               {wants.map((text) => (
@@ -311,8 +311,10 @@ function Whole({ branch, volumes, open, changed }: { branch: Branch; volumes: Vo
       <Pools branch={branch} open={open} changed={changed} />
       <div className="splice-halves">
         <LinkBox branch={branch} open={open} changed={changed} />
-        <CacheBox branch={branch} />
-        <IdentityBox branch={branch} />
+        <div className="splice-stack">
+          <CacheBox branch={branch} />
+          <IdentityBox branch={branch} />
+        </div>
       </div>
       <Versions versions={branch.status?.versions ?? []} />
       <Desktops branch={branch} />

@@ -29,9 +29,14 @@ function columns(versions: Version[]): Column<Version>[] {
     {
       name: 'Version',
       by: (version) => version.number,
-      cell: (version) => <Link page={to('images', version.image, version.number)}>{`${version.image}@${version.number}`}</Link>,
+      cell: (version) => (
+        <>
+          <Link page={to('images', version.image, version.number)}>{`${version.image}@${version.number}`}</Link>{' '}
+          {version.pinned && <VerdictLabel of={{ tone: 'quiet', word: 'Pinned', why: version.pinned.note ?? 'it is not deleted' }} />}
+          {version.note && <div className="splice-subtle">{version.note}</div>}
+        </>
+      ),
     },
-    { name: 'Note', cell: (version) => version.note ?? '–' },
     { name: 'Published', right: true, by: (version) => version.created_unix_s, cell: (version) => <Ago at={version.created_unix_s} /> },
     { name: 'Follows', cell: (version) => { const parent = parentOf(version, versions); return parent ? `@${parent.number}` : '–'; } },
     { name: 'Disk', right: true, by: (version) => version.disk.size_bytes, cell: (version) => size(version.disk.size_bytes) },
@@ -48,7 +53,6 @@ function columns(versions: Version[]): Column<Version>[] {
       ),
     },
     { name: 'Saved', right: true, by: (version) => version.data_bytes / Math.max(1, version.stored_bytes), cell: ofVersion },
-    { name: 'Pinned', cell: (version) => (version.pinned ? <VerdictLabel of={{ tone: 'quiet', word: 'Pinned', why: version.pinned.note ?? 'it is not deleted' }} /> : '') },
   ];
 }
 

@@ -7,7 +7,7 @@ import { call } from '../api/client';
 import { useOperation } from '../api/looks';
 import type { Operation } from '../api/schema';
 import { kind, outcome, state, took } from '../model/work';
-import { count, size } from '../model/units';
+import { count, sentence, size } from '../model/units';
 import type { Fact } from '../parts/facts';
 import { Box, Facts } from '../parts/facts';
 import { Bar } from '../parts/operations';
@@ -58,7 +58,9 @@ function Damage({ operation: { result } }: { operation: Operation }) {
     <Alert isInline component="h2" variant="danger" title="What it found damaged">
       <ul>
         {items.map((item) => (
-          <li key={item}>{item}</li>
+          <li key={item} className="splice-long">
+            {item}
+          </li>
         ))}
       </ul>
       <p>Branches that hold it are asked for it; publishing the same disk again stores it anew.</p>
@@ -73,8 +75,8 @@ function Whole({ operation }: { operation: Operation }) {
   return (
     <div className="splice-stack" aria-live="off">
       {operation.error && (
-        <Alert isInline component="h2" variant="danger" title={operation.error.message}>
-          {operation.error.help}
+        <Alert isInline component="h2" variant="danger" title={sentence(operation.error.message)}>
+          {operation.error.help && sentence(operation.error.help)}
         </Alert>
       )}
       <Damage operation={operation} />

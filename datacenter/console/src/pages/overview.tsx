@@ -7,7 +7,7 @@ import { useState } from 'react';
 import { useFleet } from '../api/looks';
 import type { Branch, DatacenterStatus, Volume } from '../api/schema';
 import { cacheHits, concerns, lag, link, ready, received } from '../model/fleet';
-import { count, many, milliseconds, percent, size } from '../model/units';
+import { count, many, milliseconds, percent, sentence, size } from '../model/units';
 import { ratio } from '../model/saving';
 import { Box, Figure } from '../parts/facts';
 import type { Column } from '../parts/list';
@@ -76,7 +76,7 @@ function Concerns({ status, branches }: { status: DatacenterStatus; branches: Br
                   <Link page={to('branches', what)}>{what}</Link>:{' '}
                 </>
               )}
-              {text}
+              {what ? text : sentence(text)}
             </span>
           </li>
         ))}

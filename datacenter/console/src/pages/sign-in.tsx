@@ -21,6 +21,7 @@ import type { ApiFailure } from '../api/client';
 import { call } from '../api/client';
 import { asFailure } from '../api/poll';
 import mark from '../mark.svg';
+import { sentence } from '../model/units';
 import { signIn } from '../session';
 
 export function SignInPage({ ended }: { ended: string | undefined }) {
@@ -57,8 +58,8 @@ export function SignInPage({ ended }: { ended: string | undefined }) {
             <Form onSubmit={(event) => void submit(event)}>
               {ended && !failure && <Alert isInline component="p" variant="info" title={`You were signed out: ${ended}`} />}
               {failure && (
-                <Alert isInline component="p" variant="danger" title={failure.message} role="alert">
-                  {failure.help}
+                <Alert isInline component="p" variant="danger" title={sentence(failure.message)} role="alert">
+                  {failure.help && sentence(failure.help)}
                 </Alert>
               )}
               <FormGroup label="API token" fieldId="token" isRequired>

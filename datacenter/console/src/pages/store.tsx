@@ -6,7 +6,7 @@ import { useStore } from '../api/looks';
 import type { DatacenterStatus, Operation, StoreReport } from '../api/schema';
 import { ratio } from '../model/saving';
 import { outcome, state } from '../model/work';
-import { count, many, size } from '../model/units';
+import { count, many, sentence, size } from '../model/units';
 import { Box, Facts, Figure, Meter } from '../parts/facts';
 import { OperationList } from '../parts/operations';
 import { PageOf } from '../parts/page';
@@ -149,7 +149,7 @@ export function StorePage() {
           return (
             <div className="splice-stack">
               {status.warnings.map((warning) => (
-                <Alert key={warning} isInline component="h2" variant="warning" title={warning} />
+                <Alert key={warning} isInline component="h2" variant="warning" title={sentence(warning)} />
               ))}
               <Box title="At a glance">
                 <div className="splice-figures">

@@ -6,7 +6,7 @@ import { useVersion } from '../api/looks';
 import type { BootOutcome, Branch, ProfileSummary, Version, VersionDiff } from '../api/schema';
 import { poolReady } from '../model/fleet';
 import { ofVersion } from '../model/saving';
-import { count, many, milliseconds, percent, size } from '../model/units';
+import { count, many, milliseconds, percent, sentence, size } from '../model/units';
 import { asFailure } from '../api/poll';
 import { Box, Facts, Figure, Meter } from '../parts/facts';
 import type { Column } from '../parts/list';
@@ -136,7 +136,7 @@ export function VersionPage({ image, number }: { image: string; number: string }
   const look = useVersion(image, number);
   const [dialog, open] = useTask();
   const tell = useTell();
-  const start = (work: Promise<void>): void => void work.catch((error: unknown) => tell(asFailure(error).message, 'warning'));
+  const start = (work: Promise<void>): void => void work.catch((error: unknown) => tell(sentence(asFailure(error).message), 'warning'));
   const version = look.data?.version;
   const parent = look.data?.parent;
   return (

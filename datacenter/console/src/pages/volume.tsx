@@ -6,7 +6,7 @@ import { useVolume } from '../api/looks';
 import { asFailure } from '../api/poll';
 import type { EndedLease, VolumeFork, VolumeSnapshot, VolumeState } from '../api/schema';
 import { CAUSES } from '../model/loss';
-import { count, many, size } from '../model/units';
+import { count, many, sentence, size } from '../model/units';
 import { Box, Facts } from '../parts/facts';
 import type { Column } from '../parts/list';
 import { List } from '../parts/list';
@@ -163,7 +163,7 @@ export function VolumePage({ id }: { id: string }) {
       tell(`Snapshot ${made.number} is cut.`);
       look.again();
     } catch (error) {
-      tell(asFailure(error).message, 'warning');
+      tell(sentence(asFailure(error).message), 'warning');
     }
   };
   return (

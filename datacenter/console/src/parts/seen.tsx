@@ -7,7 +7,7 @@ import type { ReactNode } from 'react';
 
 import type { ApiFailure } from '../api/client';
 import type { Look } from '../api/poll';
-import { ago } from '../model/units';
+import { ago, sentence } from '../model/units';
 import { useNow } from './time';
 
 /** A failure in a page's place. */
@@ -21,8 +21,8 @@ export function Failed({ failure, again }: { failure: ApiFailure; again?: () => 
       role="alert"
     >
       <EmptyStateBody>
-        <p>{failure.message}</p>
-        {failure.help && <p>{failure.help}</p>}
+        <p>{sentence(failure.message)}</p>
+        {failure.help && <p>{sentence(failure.help)}</p>}
       </EmptyStateBody>
       {again && !missing && (
         <EmptyStateFooter>

@@ -24,6 +24,7 @@ import { useState } from 'react';
 
 import type { ApiFailure } from '../api/client';
 import { asFailure } from '../api/poll';
+import { sentence } from '../model/units';
 
 export interface Field {
   name: string;
@@ -152,8 +153,8 @@ function Dialog({ task, close }: { task: Task; close: () => void }) {
               </FormGroup>
             )}
             {failure && (
-              <Alert isInline component="p" variant="danger" title={failure.message} role="alert">
-                {failure.help}
+              <Alert isInline component="p" variant="danger" title={sentence(failure.message)} role="alert">
+                {failure.help && sentence(failure.help)}
               </Alert>
             )}
           </Form>
