@@ -127,7 +127,7 @@ function Frame({ place }: { place: string }) {
         </MastheadBrand>
       </MastheadMain>
       <MastheadContent>
-        <Toolbar isFullHeight>
+        <Toolbar>
           <ToolbarContent>
             {status.data && (
               <ToolbarItem className="splice-realm" alignSelf="center" visibility={{ default: 'hidden', md: 'visible' }}>

@@ -24,8 +24,16 @@ interface Row {
 const sum = (versions: Version[], of: (version: Version) => number): number => versions.reduce((all, version) => all + of(version), 0);
 
 const COLUMNS: Column<Row>[] = [
-  { name: 'Image', by: ({ image }) => image.name, cell: ({ image }) => <Link page={to('images', image.name)}>{image.name}</Link> },
-  { name: 'System', by: ({ versions }) => versions[0]?.os ?? '', cell: ({ versions }) => versions[0]?.os ?? '–' },
+  {
+    name: 'Image',
+    by: ({ image }) => image.name,
+    cell: ({ image, versions }) => (
+      <>
+        <Link page={to('images', image.name)}>{image.name}</Link>
+        {versions[0]?.os && <div className="splice-subtle">{versions[0].os}</div>}
+      </>
+    ),
+  },
   {
     name: 'Latest',
     by: ({ image }) => image.latest ?? 0,
@@ -36,7 +44,7 @@ const COLUMNS: Column<Row>[] = [
   { name: 'Versions', right: true, by: ({ versions }) => versions.length, cell: ({ versions }) => count(versions.length) },
   { name: 'Disk', right: true, by: ({ versions }) => versions[0]?.disk.size_bytes ?? 0, cell: ({ versions }) => (versions[0] ? size(versions[0].disk.size_bytes) : '–') },
   {
-    name: 'Data of all versions',
+    name: 'Data',
     right: true,
     by: ({ versions }) => sum(versions, (version) => version.data_bytes),
     cell: ({ versions }) => size(sum(versions, (version) => version.data_bytes)),
