@@ -191,6 +191,28 @@ test('a roll-back by keyboard alone: says what is lost, wants a reason, tells th
   await context.close();
 });
 
+test('leases and snapshots of a pool are as they were saved', async () => {
+  const { page, context, wrong } = await open(browser, `${url}branches/berlin`);
+  await signIn(page, TOKENS.full);
+  const change = async (): Promise<void> => {
+    await page.getByRole('button', { name: 'Actions on pool office' }).click();
+    await page.getByRole('menuitem', { name: 'Leases and snapshots' }).click();
+  };
+  await change();
+  const dialog = page.getByRole('dialog');
+  await dialog.getByLabel('of so many days').fill('a week');
+  await dialog.getByRole('button', { name: 'Save' }).click();
+  await dialog.getByText('A whole number').waitFor();
+  expect(await axe(page)).toEqual([]);
+  await dialog.getByLabel('of so many days').fill('30');
+  await dialog.getByRole('button', { name: 'Save' }).click();
+  await dialog.waitFor({ state: 'detached' });
+  await change();
+  expect(await dialog.getByLabel('of so many days').inputValue()).toBe('30');
+  expect(wrong).toEqual([]);
+  await context.close();
+});
+
 test('Escape closes a dialog and gives the focus back', async () => {
   const { page, context } = await open(browser, url);
   await signIn(page, TOKENS.full);

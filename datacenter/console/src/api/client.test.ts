@@ -3,7 +3,7 @@
 import { afterEach, beforeEach, expect, test, vi } from 'vitest';
 
 import { credentials, signIn, signOut } from '../session';
-import { ApiFailure, call, everything, problem, url } from './client';
+import { ApiFailure, beginning, call, everything, problem, url } from './client';
 import { asFailure, pause } from './poll';
 
 const fetched = vi.fn<typeof fetch>();
@@ -76,8 +76,17 @@ test('all pages are asked for, each with where the last one ended', async () => 
   expect(asked).toEqual([undefined, 'a', 'b']);
 });
 
+test('a list that may be endless is looked at up to a limit, and says that it is cut', async () => {
+  const page = async (_: number, next: number | undefined) => ({ items: [0, 0, 0], next: (next ?? 0) + 1 });
+  expect(await beginning(page, 6)).toEqual({ items: [0, 0, 0, 0, 0, 0], cut: true });
+  expect(await beginning(async () => ({ items: [1], next: null }), 6)).toEqual({ items: [1], cut: false });
+});
+
 test('looks that fail become rarer, to a limit; what is slow stays so', () => {
   expect([0, 1, 2, 9].map((failures) => pause(1000, failures))).toEqual([1000, 2000, 4000, 60_000]);
   expect(pause(120_000, 3)).toBe(120_000);
+  // A look that took two seconds is not made again before forty have passed.
+  expect(pause(5000, 0, 100)).toBe(5000);
+  expect(pause(5000, 0, 2000)).toBe(40_000);
   expect(asFailure(new Error('ours'))).toMatchObject({ code: 'internal', message: 'ours' });
 });

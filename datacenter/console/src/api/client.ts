@@ -94,16 +94,21 @@ export function problem(status: number, text: string): ApiFailure {
   return new ApiFailure(code, `the answer was HTTP ${status}, and not one of the datacenter's`);
 }
 
-/** All pages of a list that is continued with `after` or `before`. */
-export async function everything<Item, Next>(
-  page: (limit: number, next: Next | undefined) => Promise<{ items: Item[]; next?: Next | null | undefined }>,
-): Promise<Item[]> {
-  const all: Item[] = [];
+type Page<Item, Next> = (limit: number, next: Next | undefined) => Promise<{ items: Item[]; next?: Next | null | undefined }>;
+
+/** The first `most` items of a list that is continued with `after` or `before`, in whole pages, and whether there are more. */
+export async function beginning<Item, Next>(page: Page<Item, Next>, most: number): Promise<{ items: Item[]; cut: boolean }> {
+  const items: Item[] = [];
   let next: Next | undefined;
   do {
     const got: { items: Item[]; next?: Next | null | undefined } = await page(PAGE_MAX, next);
-    all.push(...got.items);
+    items.push(...got.items);
     next = got.next ?? undefined;
-  } while (next !== undefined);
-  return all;
+  } while (next !== undefined && items.length < most);
+  return { items, cut: next !== undefined };
+}
+
+/** All of a list. */
+export async function everything<Item, Next>(page: Page<Item, Next>): Promise<Item[]> {
+  return (await beginning(page, Infinity)).items;
 }

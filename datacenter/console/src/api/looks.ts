@@ -1,12 +1,15 @@
-// What pages look at, each with its pace. Lists are whole: 1,000 branches are one request.
+// What pages look at, each with its pace. Lists of things that IT makes are whole (1,000 branches are one request); those that users' work makes
+// are cut where they grow long.
 
 import { pace as paceOf } from '../model/work';
-import { call, everything } from './client';
+import { beginning, call, everything } from './client';
 import { useLook } from './poll';
 import type { Branch, Image, Operation, Version, Volume } from './schema';
 
 const FLEET_MS = 5_000;
 const SLOW_MS = 30_000;
+/** So many volumes are looked at; a branch has at most 4,096. */
+export const VOLUMES_MAX = 5_000;
 /** So many of an operation's kind are told before older ones are asked for. */
 const OPERATIONS = 200;
 
@@ -16,12 +19,19 @@ const branches = (signal: AbortSignal): Promise<Branch[]> =>
     return { items: page.branches, next: page.next };
   });
 
-const volumes = (signal: AbortSignal, branch?: string): Promise<Volume[]> =>
-  everything(async (limit, after: string | undefined) => {
+/** Volumes, of one branch or of all; a realm may have more than a page should ask for again and again. */
+export interface Volumes {
+  items: Volume[];
+  /** Whether there are more. */
+  cut: boolean;
+}
+
+const volumes = (signal: AbortSignal, branch?: string): Promise<Volumes> =>
+  beginning(async (limit, after: string | undefined) => {
     const query = { limit, ...(after ? { after } : {}), ...(branch ? { branch } : {}) };
     const page = await call('GET /v1/volumes', { query }, signal);
     return { items: page.volumes, next: page.next };
-  });
+  }, VOLUMES_MAX);
 
 const images = (signal: AbortSignal): Promise<Image[]> =>
   everything(async (limit, after: string | undefined) => {

@@ -22,9 +22,13 @@ export interface Look<T> {
   again: () => void;
 }
 
-/** How long to wait for the next look: the pace, doubled with each failure in a row. */
-export function pause(paceMs: number, failures: number): number {
-  return failures === 0 ? paceMs : Math.min(paceMs * 2 ** failures, Math.max(BACKOFF_MAX_MS, paceMs));
+/** At most one part in so many of the time is spent looking: a large fleet is looked at less often, by itself. */
+const REST = 20;
+
+/** How long to wait for the next look: the pace, longer after one that took long, doubled with each failure in a row. */
+export function pause(paceMs: number, failures: number, tookMs = 0): number {
+  if (failures === 0) return Math.max(paceMs, tookMs * REST);
+  return Math.min(paceMs * 2 ** failures, Math.max(BACKOFF_MAX_MS, paceMs));
 }
 
 /** Makes a failure of anything that was thrown: our own mistakes are shown, never swallowed. */
@@ -69,13 +73,15 @@ export function useLook<T>(
       looking = true;
       asked = false;
       let next: number | null;
+      const began = performance.now();
       try {
         const data = await latest.current.look(ended.signal);
         if (ended.signal.aborted) return;
         failures = 0;
         setState({ key, data, failure: undefined, seenAt: Date.now() });
         const { pace } = latest.current;
-        next = typeof pace === 'function' ? pace(data) : pace;
+        const wanted = typeof pace === 'function' ? pace(data) : pace;
+        next = wanted === null ? null : pause(wanted, 0, performance.now() - began);
       } catch (error) {
         if (ended.signal.aborted) return;
         const failure = asFailure(error);

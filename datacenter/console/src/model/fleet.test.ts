@@ -42,6 +42,7 @@ test('what is behind: orders first, then a report that is old, then what users w
   expect(lag(branch, VOLUMES, NOW)).toMatchObject({ tone: 'warn', word: '10 min' });
   branch.status!.reported_unix_s = NOW;
   expect(lag(branch, [], NOW)).toMatchObject({ tone: 'good', word: 'None' });
+  expect(lag(branch, undefined, NOW)).toMatchObject({ tone: 'quiet', why: expect.stringContaining('its own page') });
   expect(lag(named('lagos'), VOLUMES, NOW)).toMatchObject({ tone: 'bad', word: '3 h 7 min' });
   branch.status = null;
   expect(lag(branch, VOLUMES, NOW).tone).toBe('warn');

@@ -8,12 +8,17 @@ import { duration, many } from './units';
 
 export type Tone = 'good' | 'bad' | 'warn' | 'busy' | 'quiet';
 
-/** Where a branch's link stands, in a word and a colour. */
+/** A judgement: a word, its colour, and why. */
 export interface Verdict {
   tone: Tone;
   word: string;
   why?: string;
 }
+
+const URGENT: readonly Tone[] = ['bad', 'warn', 'busy', 'good', 'quiet'];
+
+/** What judgements are sorted by: what is worse comes first. */
+export const urgency = ({ tone }: Verdict): number => URGENT.indexOf(tone);
 
 /** A report older than this is told as old while the link is up, in seconds. */
 const REPORT_OLD_S = 120;
@@ -75,8 +80,8 @@ export function cacheHits(branch: Branch): { part: number; whole: number } | und
   return hits + misses > 0 ? { part: hits, whole: hits + misses } : undefined;
 }
 
-/** How far a branch is behind: its orders, its report, and what its users wrote that is not here. */
-export function lag(branch: Branch, volumes: readonly Volume[], nowS: number): Verdict {
+/** How far a branch is behind: its orders, its report, and what its users wrote that is not here. Without its volumes the last is unknown. */
+export function lag(branch: Branch, volumes: readonly Volume[] | undefined, nowS: number): Verdict {
   if (branch.state !== 'joined') return { tone: 'quiet', word: '–' };
   const { status } = branch;
   if (!status) return { tone: 'warn', word: 'Not told', why: 'it has not reported yet' };
@@ -88,6 +93,7 @@ export function lag(branch: Branch, volumes: readonly Volume[], nowS: number): V
   if (branch.online && old > REPORT_OLD_S) {
     return { tone: 'warn', word: duration(old), why: 'since its last report, although its link is up' };
   }
+  if (!volumes) return { tone: 'quiet', word: 'Current', why: 'there are too many volumes to tell here what is not written back; its own page tells' };
   const held = volumes.filter((volume) => volume.lease?.branch === branch.name);
   const worst = Math.max(0, ...held.map((volume) => volume.rpo_s ?? 0));
   if (worst > 0) {

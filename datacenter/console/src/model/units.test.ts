@@ -2,7 +2,7 @@
 
 import { expect, test } from 'vitest';
 
-import { ago, count, duration, many, milliseconds, parseRate, percent, rate, size, until } from './units';
+import { ago, count, duration, exactRate, many, milliseconds, parseRate, percent, rate, size, until } from './units';
 
 test.each([
   [0, '0 B'],
@@ -46,7 +46,9 @@ test('a rate that is written reads back, and nonsense does not', () => {
     expect(parseRate(text), text).toBe(bits);
   }
   for (const text of ['5', '5MiB', '-5Mbit', '1e3kbit', '9999Gbit', '.5Mbit']) expect(parseRate(text), text).toBeUndefined();
-  for (const bits of [64_000, 512_000, 20e6, 1.5e9]) expect(parseRate(rate(bits).replace('/s', ''))).toBe(bits);
+  for (const bits of [64_000, 64_001, 512_000, 123_456_789, 20e6, 1.5e9, 1e12 - 1]) expect(parseRate(exactRate(bits))).toBe(bits);
+  expect(exactRate(null)).toBe('');
+  expect([64_000, 20e6, 1.5e9].map(rate)).toEqual(['64 kbit/s', '20 Mbit/s', '1.5 Gbit/s']);
 });
 
 test('a share is never rounded to all or nothing', () => {

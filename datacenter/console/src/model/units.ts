@@ -44,6 +44,12 @@ export function rate(bitsPerS: number): string {
   return `${Math.round(value * 100) / 100} ${unit}`;
 }
 
+/** A rate as it is written, to the bit; nothing for none. */
+export function exactRate(bitsPerS: number | null | undefined): string {
+  if (!bitsPerS) return '';
+  return bitsPerS >= 1e6 ? `${bitsPerS / 1e6}Mbit` : `${bitsPerS / 1e3}kbit`;
+}
+
 /** Reads a rate: `512kbit`, `5 Mbit/s`, `1.5Gbit`; `none` or nothing is 0. Undefined if it is none. */
 export function parseRate(text: string): number | undefined {
   const plain = text.trim().toLowerCase();
@@ -51,8 +57,8 @@ export function parseRate(text: string): number | undefined {
   const parts = /^(\d+(?:\.\d+)?)\s*([kmg])b(?:it)?(?:\/s)?$/.exec(plain);
   const factor = { k: 1e3, m: 1e6, g: 1e9 }[parts?.[2] ?? ''];
   if (!parts?.[1] || !factor) return undefined;
-  const value = Number(parts[1]) * factor;
-  return value >= 1 && value <= 1e12 ? Math.floor(value) : undefined;
+  const value = Math.round(Number(parts[1]) * factor);
+  return value >= 1 && value <= 1e12 ? value : undefined;
 }
 
 /** A share of a whole; `–` of nothing. Never rounds to 0 % or 100 % what is not. */

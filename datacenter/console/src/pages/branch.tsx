@@ -2,15 +2,18 @@
 
 import { Alert, Button } from '@patternfly/react-core';
 
+import { call } from '../api/client';
 import { useBranch } from '../api/looks';
+import { asFailure } from '../api/poll';
 import type { Branch, DesktopStatus, Latencies, Pool, VersionResidency, Volume } from '../api/schema';
 import type { Verdict } from '../model/fleet';
-import { cacheHits, concerns, lag, link, poolReady, ready, told } from '../model/fleet';
+import { cacheHits, concerns, lag, link, poolReady, ready, told, urgency } from '../model/fleet';
 import { count, duration, many, milliseconds, percent, rate, sentence, short, size } from '../model/units';
 import { Box, Facts, Figure, Meter } from '../parts/facts';
 import type { Column } from '../parts/list';
 import { List } from '../parts/list';
 import { Menu } from '../parts/menu';
+import { useTell } from '../parts/notices';
 import { PageOf } from '../parts/page';
 import { Nothing, Seen } from '../parts/seen';
 import type { Task } from '../parts/task';
@@ -19,7 +22,7 @@ import { Ago, Until, useNow } from '../parts/time';
 import { VerdictLabel } from '../parts/verdict';
 import { VolumeList } from '../parts/volumes';
 import { Link, to } from '../router';
-import { assign, caps, invite, removePool, revoke } from '../tasks/branch';
+import { assign, caps, invite, removePool, revoke, statePolicy } from '../tasks/branch';
 
 /** `IMAGE@NUMBER` as a link to its page. */
 export function VersionLink({ name }: { name: string }) {
@@ -126,10 +129,19 @@ function IdentityBox({ branch }: { branch: Branch }) {
 
 function Pools({ branch, open, changed }: { branch: Branch; open: (task: Task) => void; changed: () => void }) {
   const add = (): void => open(assign(branch, undefined, changed));
+  const tell = useTell();
+  const policy = async (pool: Pool): Promise<void> => {
+    try {
+      const now = await call('GET /v1/branches/{branch}/pools/{pool}/state-policy', { path: { branch: branch.name, pool: pool.name } });
+      open(statePolicy(branch, pool, now, changed));
+    } catch (error) {
+      tell(sentence(asFailure(error).message), 'warning');
+    }
+  };
   const columns: Column<Pool>[] = [
     { name: 'Pool', by: (pool) => pool.name, cell: (pool) => pool.name },
     { name: 'Runs', by: (pool) => pool.version, cell: (pool) => <VersionLink name={pool.version} /> },
-    { name: 'Cut line', by: (pool) => poolReady(branch, pool).word, cell: (pool) => <VerdictLabel of={poolReady(branch, pool)} /> },
+    { name: 'Cut line', by: (pool) => urgency(poolReady(branch, pool)), cell: (pool) => <VerdictLabel of={poolReady(branch, pool)} /> },
     {
       name: 'Missing',
       right: true,
@@ -159,6 +171,7 @@ function Pools({ branch, open, changed }: { branch: Branch; open: (task: Task) =
           of={`pool ${pool.name}`}
           choices={[
             { word: 'Change', run: () => open(assign(branch, pool, changed)) },
+            { word: 'Leases and snapshots', run: () => void policy(pool) },
             { word: 'Remove', danger: true, run: () => open(removePool(branch, pool, changed)) },
           ]}
         />
@@ -350,7 +363,7 @@ export function BranchPage({ name }: { name: string }) {
       }
     >
       {dialog}
-      <Seen look={look}>{({ branch, volumes }) => <Whole branch={branch} volumes={volumes} open={open} changed={look.again} />}</Seen>
+      <Seen look={look}>{({ branch, volumes }) => <Whole branch={branch} volumes={volumes.items} open={open} changed={look.again} />}</Seen>
     </PageOf>
   );
 }

@@ -1,11 +1,11 @@
 // Desktops of all branches, and the volumes that the datacenter has of them.
 
-import { Tab, Tabs, TabTitleText } from '@patternfly/react-core';
+import { Alert, Tab, Tabs, TabTitleText } from '@patternfly/react-core';
 import { useState } from 'react';
 
-import { useDesktops } from '../api/looks';
+import { useDesktops, VOLUMES_MAX } from '../api/looks';
 import type { Branch, DesktopStatus, Volume } from '../api/schema';
-import { milliseconds, short } from '../model/units';
+import { count, milliseconds, short } from '../model/units';
 import { Box } from '../parts/facts';
 import type { Column } from '../parts/list';
 import { List } from '../parts/list';
@@ -72,7 +72,7 @@ export function DesktopsPage() {
     <PageOf title="Desktops" about="Desktops are started and stopped at their branch, with the line cut too: splice desktop. Here is what the datacenter knows of them.">
       <Seen look={look}>
         {({ branches, volumes }) => {
-          const all = rows(branches, volumes);
+          const all = rows(branches, volumes.items);
           return (
             <div className="splice-stack">
               <Tabs activeKey={tab} onSelect={(_, key) => setTab(key)} aria-label="Desktops or volumes">
@@ -93,9 +93,14 @@ export function DesktopsPage() {
                     />
                   </Box>
                 </Tab>
-                <Tab eventKey="volumes" title={<TabTitleText>{`Volumes (${volumes.length})`}</TabTitleText>}>
+                <Tab eventKey="volumes" title={<TabTitleText>{`Volumes (${volumes.items.length}${volumes.cut ? '+' : ''})`}</TabTitleText>}>
                   <Box title="Volumes" flush>
-                    <VolumeList volumes={volumes} />
+                    {volumes.cut && (
+                      <div className="splice-inset">
+                        <Alert isInline isPlain component="p" variant="info" title={`The first ${count(VOLUMES_MAX)} are here. A branch's page has all of its own.`} />
+                      </div>
+                    )}
+                    <VolumeList volumes={volumes.items} />
                   </Box>
                 </Tab>
               </Tabs>

@@ -6,7 +6,7 @@ import { useState } from 'react';
 
 import { useFleet } from '../api/looks';
 import type { Branch, DatacenterStatus, Volume } from '../api/schema';
-import { cacheHits, concerns, lag, link, ready, received } from '../model/fleet';
+import { cacheHits, concerns, lag, link, ready, received, urgency } from '../model/fleet';
 import { count, many, milliseconds, percent, sentence, size } from '../model/units';
 import { ratio } from '../model/saving';
 import { Box, Figure } from '../parts/facts';
@@ -92,7 +92,7 @@ function LinkNote({ branch }: { branch: Branch }) {
   return <div className="splice-subtle">{branch.online ? `${milliseconds(rtt ?? 0)} round trip` : <>heard of <Ago at={branch.status.reported_unix_s} /></>}</div>;
 }
 
-function columns(volumes: Volume[], now: number): Column<Branch>[] {
+function columns(volumes: Volume[] | undefined, now: number): Column<Branch>[] {
   return [
     {
       name: 'Branch',
@@ -106,7 +106,7 @@ function columns(volumes: Volume[], now: number): Column<Branch>[] {
     },
     {
       name: 'Link',
-      by: (branch) => link(branch).word,
+      by: (branch) => urgency(link(branch)),
       cell: (branch) => (
         <>
           <VerdictLabel of={link(branch)} />
@@ -114,8 +114,8 @@ function columns(volumes: Volume[], now: number): Column<Branch>[] {
         </>
       ),
     },
-    { name: 'Behind', by: (branch) => lag(branch, volumes, now).tone, cell: (branch) => <VerdictLabel of={lag(branch, volumes, now)} /> },
-    { name: 'Cut line', by: (branch) => ready(branch).word, cell: (branch) => <VerdictLabel of={ready(branch)} /> },
+    { name: 'Behind', by: (branch) => urgency(lag(branch, volumes, now)), cell: (branch) => <VerdictLabel of={lag(branch, volumes, now)} /> },
+    { name: 'Cut line', by: (branch) => urgency(ready(branch)), cell: (branch) => <VerdictLabel of={ready(branch)} /> },
     {
       name: 'Cache hits',
       right: true,
@@ -145,7 +145,7 @@ function columns(volumes: Volume[], now: number): Column<Branch>[] {
 
 type Which = 'all' | 'concerns' | 'down';
 
-function Branches({ branches, volumes, add }: { branches: Branch[]; volumes: Volume[]; add: () => void }) {
+function Branches({ branches, volumes, add }: { branches: Branch[]; volumes: Volume[] | undefined; add: () => void }) {
   const now = useNow();
   const [which, setWhich] = useState<Which>('all');
   const concerned = branches.filter((branch) => concerns(branch, now).length > 0);
@@ -197,7 +197,7 @@ export function OverviewPage() {
             <Figures status={status} branches={branches} />
             <Concerns status={status} branches={branches} />
             <Box title="Branches" flush>
-              <Branches branches={branches} volumes={volumes} add={add} />
+              <Branches branches={branches} volumes={volumes.cut ? undefined : volumes.items} add={add} />
             </Box>
           </div>
         )}

@@ -3,10 +3,10 @@
 import { Alert, ClipboardCopy } from '@patternfly/react-core';
 
 import { call } from '../api/client';
-import type { AssignRequest, Branch, MachineType, Pool } from '../api/schema';
+import type { AssignRequest, Branch, MachineType, Pool, StatePolicy } from '../api/schema';
 import type { Task } from '../parts/task';
 import { text } from '../parts/task';
-import { parseRate, rate } from '../model/units';
+import { exactRate, parseRate } from '../model/units';
 
 const NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/;
 
@@ -106,13 +106,12 @@ export function revoke(branch: Branch, changed: () => void): Task {
 
 export function caps(branch: Branch, changed: () => void): Task {
   const { policy } = branch;
-  const shown = (bits: number | null | undefined): string => (bits ? rate(bits).replace('it/s', 'it').replace(' ', '') : '');
   return {
     title: `Caps and hours of ${branch.name}`,
     verb: 'Save',
     fields: [
-      { name: 'link', label: 'All that the link carries, each way', help: '20Mbit, say; empty for no limit', initial: shown(policy?.link_cap_bits_per_s), check: badRate },
-      { name: 'fill', label: 'Fill and write-back', help: 'Empty for no limit but the link’s', initial: shown(policy?.fill_cap_bits_per_s), check: badRate },
+      { name: 'link', label: 'All that the link carries, each way', help: '20Mbit, say; empty for no limit', initial: exactRate(policy?.link_cap_bits_per_s), check: badRate },
+      { name: 'fill', label: 'Fill and write-back', help: 'Empty for no limit but the link’s', initial: exactRate(policy?.fill_cap_bits_per_s), check: badRate },
       { name: 'hours', label: 'When fill may run', help: '20:00-06:00, say, or always', initial: policy?.fill_hours ?? 'always', check: badHours },
       { name: 'offset', label: 'Wall clock there, ahead of UTC', help: '+01:00, say; it knows no summer time', initial: policy?.utc_offset || '+00:00', check: badOffset },
     ],
@@ -165,6 +164,37 @@ export function assign(branch: Branch, pool: Pool | undefined, changed: () => vo
       };
       const name = pool?.name ?? text(values, 'name') ?? '';
       await call('PUT /v1/branches/{branch}/pools/{pool}', { path: { branch: branch.name, pool: name }, body });
+      changed();
+    },
+  };
+}
+
+const POLICY: [name: keyof StatePolicy, label: string, help?: string][] = [
+  ['lease_s', 'A lease lasts, in seconds'],
+  ['offline_grace_s', 'Then a branch may go on offline, in seconds'],
+  ['snapshot_every_s', 'A snapshot at most every so many seconds', '0 for none by time'],
+  ['keep_newest', 'Snapshots kept: so many of the newest'],
+  ['keep_hourly', 'the newest of each of so many hours'],
+  ['keep_daily', 'of so many days'],
+  ['keep_weekly', 'of so many weeks'],
+];
+
+/** How a pool's volumes are leased, and which snapshots of them are kept. */
+export function statePolicy(branch: Branch, pool: Pool, now: StatePolicy, changed: () => void): Task {
+  return {
+    title: `Leases and snapshots of pool ${pool.name}`,
+    about: <p>Leases have the new terms from their next renewal on.</p>,
+    verb: 'Save',
+    fields: [
+      ...POLICY.map(([name, label, help]) => ({ name, label, initial: String(now[name]), required: true, check: badNumber, ...(help ? { help } : {}) })),
+      { name: 'snapshot_at_log_off', label: 'A snapshot when a user logs off', initial: now.snapshot_at_log_off },
+    ],
+    run: async (values) => {
+      const numbers = Object.fromEntries(POLICY.map(([name]) => [name, Number(text(values, name))]));
+      await call('PUT /v1/branches/{branch}/pools/{pool}/state-policy', {
+        path: { branch: branch.name, pool: pool.name },
+        body: { ...numbers, snapshot_at_log_off: values['snapshot_at_log_off'] === true },
+      });
       changed();
     },
   };
