@@ -395,6 +395,25 @@ fn pages_join_to_the_whole() {
     assert_eq!(names, ["i0", "i1", "i2", "i3", "i4", "i5", "i6"]);
 }
 
+/// With the console embedded or without: the page is there for everybody, whatever it is asked for, and takes nothing of the API's place.
+#[test]
+fn the_console_is_served_to_who_has_no_token() {
+    let api = Api::start();
+    for path in ["/", "/console"] {
+        assert_eq!(api.raw("GET", path, &[], "").0, 307, "{path}");
+    }
+    for path in ["/console/", "/console/branches/new-york", "/console/x.js"] {
+        let (status, page) = api.raw("GET", path, &[], "");
+        let built = status == 200 && page.contains("id=\"root\"");
+        let not_built = status == 501 && page.contains("./x console");
+        assert!(built || not_built, "{path}: {status} {page}");
+    }
+    let (status, problem) = api.problem("GET", "/console/assets/index-00000000.js", "");
+    assert_eq!((status, problem.error), (404, ProblemCode::NotFound));
+    assert_eq!(api.raw("POST", "/console/", &[], "").0, 405);
+    assert_eq!(api.raw("GET", "/v1/status", &[], "").0, 401);
+}
+
 #[test]
 fn the_openapi_document_that_is_checked_in_is_current() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/api/openapi.json");

@@ -17,6 +17,7 @@ use crate::identity::Caller;
 use crate::identity::rights::{Permission, Place};
 
 #[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct AuditPage {
     /// Only entries older than this one.
     before: Option<u64>,
@@ -54,6 +55,7 @@ pub(super) async fn state(State(dc): State<App>) -> Answer<AuditState> {
 }
 
 #[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct After {
     /// Only entries newer than this one [default: all].
     #[serde(default)]

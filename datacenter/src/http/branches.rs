@@ -18,6 +18,7 @@ use crate::identity::Caller;
 use crate::identity::rights::{Permission, Place};
 
 #[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct NamePage {
     /// Only names after this one.
     after: Option<String>,

@@ -24,6 +24,7 @@ use crate::update;
 const NOTE_BYTES_MAX: usize = 500;
 
 #[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct NamePage {
     /// Only names after this one.
     after: Option<String>,
@@ -32,6 +33,7 @@ pub(super) struct NamePage {
 }
 
 #[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct NumberPage {
     /// Only versions below this number.
     before: Option<u32>,
@@ -40,6 +42,7 @@ pub(super) struct NumberPage {
 }
 
 #[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct DiffQuery {
     /// The version that is there: `IMAGE` or `IMAGE@NUMBER`.
     from: String,

@@ -1,4 +1,4 @@
-//! The management API: HTTPS `/v1`, JSON, for sessions and bearer tokens. The only module that names axum.
+//! The management API: HTTPS `/v1`, JSON, for sessions and bearer tokens; and the web console beside it. The only module that names axum.
 //!
 //! Handlers translate; what they ask for is decided in [`Datacenter`]. Catalog work may wait for a disk, so it runs on the
 //! blocking pool. The OpenAPI document is generated from the handlers; `docs/api/openapi.json` is a copy under test, and
@@ -9,6 +9,7 @@ mod audit;
 mod auth;
 mod backup;
 mod branches;
+mod console;
 mod error;
 mod extract;
 mod images;
@@ -243,6 +244,7 @@ fn router(datacenter: App) -> Router {
             routing::get(status::metrics).route_layer(readers),
         )
         .route("/v1/openapi.json", routing::get(openapi_json))
+        .merge(console::routes())
         .fallback(error::no_such_path)
         .method_not_allowed_fallback(error::no_such_method)
         // Bodies are bounded where they are read, in `extract`; no handler reads one otherwise.

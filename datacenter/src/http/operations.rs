@@ -11,6 +11,7 @@ use super::{Answer, App, blocking, page_limit, paged};
 use crate::problem::ManageError;
 
 #[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct Page {
     /// Only operations older than this one.
     before: Option<u64>,

@@ -20,6 +20,7 @@ use crate::identity::rights::{Permission, Place};
 use crate::problem::ManageError;
 
 #[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct UserPage {
     /// Only names after this one.
     after: Option<String>,
@@ -185,6 +186,7 @@ pub(super) async fn entitlements(
 }
 
 #[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct AtBranch {
     /// Only at this branch; otherwise wherever a pool has that name.
     branch: Option<String>,

@@ -19,6 +19,7 @@ use crate::identity::Caller;
 use crate::identity::rights::{Permission, Place};
 
 #[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct VolumePage {
     /// Only volumes whose ids come after this one.
     after: Option<String>,
