@@ -125,6 +125,7 @@ fn a_version_in_use_is_not_deleted_and_the_refusal_says_by_whom() {
     let version = bench.dc.version_named("deb@1").unwrap().id;
     let desktop = DesktopStatus {
         id: "alice".into(),
+        identity: String::new(),
         pool: "office".into(),
         version,
         state: "running".into(),
@@ -242,6 +243,7 @@ fn a_deleted_version_that_a_desktop_has_is_not_given_up() {
     bench.dc.delete_version("deb@1").unwrap();
     let desktop = DesktopStatus {
         id: "alice".into(),
+        identity: String::new(),
         version,
         ..DesktopStatus::default()
     };

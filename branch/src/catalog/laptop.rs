@@ -46,8 +46,11 @@ fn parse<'a>(key: &[u8], row: &'a [u8]) -> Result<(bool, &'a [u8]), CatalogError
     }
 }
 
+/// A key and what is kept under it.
+type RawRow = (Vec<u8>, Vec<u8>);
+
 impl Catalog {
-    fn rows_of(&self, prefix: u8) -> Result<Vec<(Vec<u8>, Vec<u8>)>, CatalogError> {
+    fn rows_of(&self, prefix: u8) -> Result<Vec<RawRow>, CatalogError> {
         let mut rows = Vec::new();
         self.kv.scan(&[prefix], &[prefix], &mut |key, row| {
             rows.push((key.to_vec(), row.to_vec()));

@@ -347,11 +347,14 @@ mod tests {
         let (system, data, table) = (2 * MIB..3 * MIB, 9 * MIB..10 * MIB, 0..SECTOR);
         let changed = [system.clone()];
         assert_eq!(verdict(&layout, &changed, &[]), None);
-        assert_eq!(verdict(&layout, &changed, &[data.clone()]), None);
+        assert_eq!(
+            verdict(&layout, &changed, std::slice::from_ref(&data)),
+            None
+        );
         let why = verdict(&layout, &changed, &[data, 7 * MIB..8 * MIB]).unwrap();
         assert!(why.starts_with("partition 1 "), "{why}");
         // The table, and what lies before the first partition.
-        let why = verdict(&layout, &[table.clone()], &[SECTOR..2 * SECTOR]).unwrap();
+        let why = verdict(&layout, std::slice::from_ref(&table), &[SECTOR..2 * SECTOR]).unwrap();
         assert!(why.contains("outside"), "{why}");
         assert_eq!(verdict(&layout, &[table], &[system]), None);
     }

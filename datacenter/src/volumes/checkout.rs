@@ -183,7 +183,7 @@ impl Datacenter {
             "a desktop is checked out"
         );
         self.advance_checkout(key)?;
-        for recall in self.recalls(key)? {
+        for recall in self.checkout_recalls(key)? {
             self.notify(recall.0, recall.1);
         }
         self.show_checkout(key)

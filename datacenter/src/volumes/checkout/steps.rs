@@ -98,7 +98,7 @@ impl Datacenter {
     }
 
     /// What the holders of a checkout's volumes are to be told: to give them back.
-    pub(super) fn recalls(
+    pub(super) fn checkout_recalls(
         &self,
         key: CheckoutKey,
     ) -> Result<Vec<(BranchId, Message)>, CatalogError> {
@@ -131,7 +131,7 @@ impl Datacenter {
                 continue;
             }
             self.advance_checkout(key)?;
-            let recalls = self.recalls(key)?.into_iter();
+            let recalls = self.checkout_recalls(key)?.into_iter();
             let its_own = recalls.filter(|(holder, _)| *holder == branch);
             messages.extend(its_own.map(|(_, message)| message));
         }
