@@ -21,7 +21,7 @@ use crate::output;
 /// `splice support-bundle`
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  splice support-bundle\n  splice support-bundle --only branch --output /tmp/branch.tar.gz\n\nThere are no secrets in it, and no content of disks. Names of branches, pools, images and desktops, and addresses, are: look through it\nbefore you give it away."
+    after_help = "Examples:\n  splice support-bundle\n  splice support-bundle --only branch --output /tmp/branch.tar.gz\n\nThere are no secrets in it, and no content of disks. Names of branches, pools, images, desktops and accounts, and addresses, are: look through it\nbefore you give it away."
 )]
 pub struct Arguments {
     #[command(flatten)]
