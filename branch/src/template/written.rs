@@ -51,11 +51,12 @@ pub fn extents(overlay: &Overlay) -> Result<Vec<Extent>, WrittenError> {
             Source::Log { .. } => Content::Data,
         };
         let len = part.end - part.start;
+        let is_full = extents.len() == EXTENTS_MAX;
         match extents.last_mut() {
             Some(last) if last.content == content && last.start + last.len == part.start => {
                 last.len += len;
             }
-            _ if extents.len() == EXTENTS_MAX => return Err(WrittenError::Scattered),
+            _ if is_full => return Err(WrittenError::Scattered),
             _ => extents.push(Extent {
                 start: part.start,
                 len,

@@ -1,6 +1,7 @@
 //! A branch with one volume, as the protocol's machines and an overlay that is a list of writes: no link, no files.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use bytes::Bytes;
 use datacenter::Datacenter;
@@ -110,7 +111,6 @@ pub struct Site {
     /// Parts that are offered before the link goes.
     pub offers_left: usize,
     key: IdKey,
-    drawn: u16,
     now: u64,
     /// The distinct chunks of the part under way.
     made: Vec<Vec<u8>>,
@@ -138,7 +138,6 @@ impl Site {
             denied: None,
             offers_left: usize::MAX,
             key: bench.dc.id_key().clone(),
-            drawn: 0,
             now: START,
             made: Vec::new(),
         }
@@ -164,11 +163,12 @@ impl Site {
         bench.dc.record_branch_status(self.branch, status).unwrap();
     }
 
-    fn fresh(&mut self) -> Nonce {
-        self.drawn += 1;
+    /// Never drawn before, by another one of the same branch and volume either.
+    fn fresh(&self) -> Nonce {
+        static DRAWN: AtomicU16 = AtomicU16::new(1);
         let mut bytes = self.branch.0;
         bytes[0] ^= self.volume.0[0];
-        bytes[14..].copy_from_slice(&self.drawn.to_be_bytes());
+        bytes[14..].copy_from_slice(&DRAWN.fetch_add(1, Ordering::Relaxed).to_be_bytes());
         Nonce(bytes)
     }
 
