@@ -102,7 +102,7 @@ impl PageIndex {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, missing_docs)]
+    #![allow(clippy::single_range_in_vec_init, clippy::unwrap_used, missing_docs)]
     use std::convert::Infallible;
 
     use dedup::{ChunkerParams, IdKey, ManifestBuilder};

@@ -239,7 +239,7 @@ fn put(block: &Block, bytes: &[u8; BLOCK_BYTES], memory: &File) -> io::Result<()
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, missing_docs)]
+    #![allow(clippy::single_range_in_vec_init, clippy::unwrap_used, missing_docs)]
     use std::convert::Infallible;
     use std::io::{Read, Write};
 
