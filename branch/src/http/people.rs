@@ -31,8 +31,11 @@ pub(super) async fn log_in(
     Json(request): Json<LogIn>,
 ) -> Answer<LoggedIn> {
     let worker = Arc::clone(&branch);
-    let turn = branch.people.stretching().acquire().await;
+    let turn = Arc::clone(branch.people.stretching()).acquire_owned().await;
+    let turn = turn.expect("the semaphore is never closed");
     let admitted = tokio::task::spawn_blocking(move || {
+        // Goes with the work: an asker who goes away does not free it before that has ended.
+        let _turn = turn;
         let assignment = worker.versions.assignment();
         worker.people.log_in(
             &request.name,
@@ -42,9 +45,7 @@ pub(super) async fn log_in(
             worker.clock.now_unix_s(),
         )
     });
-    let admitted = admitted.await;
-    drop(turn);
-    match admitted {
+    match admitted.await {
         Ok(admitted) => {
             let admitted = admitted?;
             tracing::info!(user = admitted.name, "let in");

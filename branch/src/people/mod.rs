@@ -102,7 +102,7 @@ pub struct People {
     roster: RwLock<Option<Arc<Roster>>>,
     /// Held while strikes are counted, so that none is lost.
     counting: Mutex<()>,
-    stretching: Semaphore,
+    stretching: Arc<Semaphore>,
 }
 
 impl People {
@@ -114,7 +114,7 @@ impl People {
             key: secret.derive("splice branch roster v1"),
             roster: RwLock::default(),
             counting: Mutex::default(),
-            stretching: Semaphore::new(STRETCHING_MAX),
+            stretching: Arc::new(Semaphore::new(STRETCHING_MAX)),
         };
         match people.kept() {
             Ok(roster) => people.set(roster),
@@ -165,7 +165,7 @@ impl People {
     }
 
     /// Turns for [`Self::log_in`], which takes the time of stretching a password.
-    pub fn stretching(&self) -> &Semaphore {
+    pub fn stretching(&self) -> &Arc<Semaphore> {
         &self.stretching
     }
 

@@ -1,6 +1,7 @@
 //! Log-ins and what people do with their own accounts. Two endpoints here need no session: they are how one is had.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use axum::extract::{ConnectInfo, State};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -10,6 +11,7 @@ use datacenter_api::{
     LogInRequest, PasswordRequest, Problem, ProofRequest, Session, SetupCode, SetupRequest,
     TotpSetup, User,
 };
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::auth::{cookie, set_cookie};
 use super::error::ApiError;
@@ -28,6 +30,14 @@ fn pass(app: &App, from: SocketAddr) -> Result<String, ApiError> {
     Ok(from.ip().to_canonical().to_string())
 }
 
+/// Waits for a turn to stretch a password. It goes with the work: a caller who goes away does not free it before that has ended.
+async fn turn_of(app: &App) -> OwnedSemaphorePermit {
+    let turn = Arc::clone(app.identity().stretching())
+        .acquire_owned()
+        .await;
+    turn.expect("the semaphore is never closed")
+}
+
 /// Begins a session, for a name and a password and, where the account has one, a code of its second factor. A browser gets a cookie.
 #[utoipa::path(post, path = "/v1/log-in", tag = "session", security(()), request_body = LogInRequest, responses(
     (status = 200, body = Session), (status = 401, body = Problem), (status = 429, body = Problem)))]
@@ -38,9 +48,12 @@ pub(super) async fn log_in(
 ) -> Result<Response, ApiError> {
     let from = pass(&dc, from)?;
     let bearer = request.bearer;
-    let turn = dc.identity().stretching().acquire().await;
-    let begun = blocking(&dc, move |dc| dc.log_in(&request, &from)).await?;
-    drop(turn);
+    let turn = turn_of(&dc).await;
+    let begun = blocking(&dc, move |dc| {
+        let _turn = turn;
+        dc.log_in(&request, &from)
+    })
+    .await?;
     let shown = Session {
         user: Some(begun.account.name.clone()),
         who: begun.account.name.clone(),
@@ -67,9 +80,12 @@ pub(super) async fn set_up(
     Body(request): Body<SetupRequest>,
 ) -> Result<Response, ApiError> {
     let from = pass(&dc, from)?;
-    let turn = dc.identity().stretching().acquire().await;
-    let made = blocking(&dc, move |dc| dc.set_up(&request, &from)).await?;
-    drop(turn);
+    let turn = turn_of(&dc).await;
+    let made = blocking(&dc, move |dc| {
+        let _turn = turn;
+        dc.set_up(&request, &from)
+    })
+    .await?;
     Ok((StatusCode::CREATED, Json(made)).into_response())
 }
 

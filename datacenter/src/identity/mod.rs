@@ -18,7 +18,7 @@ pub mod sessions;
 pub mod tokens;
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use datacenter_api::{AuditFacts, Grant};
 use tokio::sync::Semaphore;
@@ -41,7 +41,7 @@ pub struct Identity {
     /// Counts up with each change that a roster may have to follow.
     revision: AtomicU64,
     gate: Mutex<Gate>,
-    stretching: Semaphore,
+    stretching: Arc<Semaphore>,
     sealing: Sealing,
     /// What rosters were made of; never locked inside a transaction.
     rosters: Mutex<roster::Rosters>,
@@ -53,7 +53,7 @@ impl Identity {
         Self {
             revision: AtomicU64::new(1),
             gate: Mutex::default(),
-            stretching: Semaphore::new(STRETCHING_MAX),
+            stretching: Arc::new(Semaphore::new(STRETCHING_MAX)),
             sealing: Sealing::new(secret),
             rosters: Mutex::default(),
         }
@@ -65,7 +65,7 @@ impl Identity {
     }
 
     /// Turns for stretching a password that nobody who is known asks for.
-    pub fn stretching(&self) -> &Semaphore {
+    pub fn stretching(&self) -> &Arc<Semaphore> {
         &self.stretching
     }
 
