@@ -485,6 +485,7 @@ fn passwords_and_names_that_will_not_do() {
         ("alice", "short"),
         ("Alice", PASSWORD),
         ("a b", PASSWORD),
+        ("root", PASSWORD),
         ("", PASSWORD),
     ] {
         assert!(

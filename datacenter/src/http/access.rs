@@ -18,7 +18,7 @@ use crate::identity::Caller;
 use crate::identity::rights::{Permission, Place};
 use crate::problem::ManageError;
 
-/// Most of a call that the audit log keeps, in characters: names are short, and nobody fills the log with one line.
+/// Most of a call, and of each name in it, that the audit log keeps, in characters: names are short, and nobody fills the log with one line.
 const CALL_CHARS_MAX: usize = 512;
 
 /// Where in the realm an endpoint's thing is, by the call's path and query.
@@ -121,16 +121,18 @@ struct Named {
 
 impl Named {
     fn of(params: &RawPathParams, request: &Request) -> Self {
+        // What is cut off is longer than any name, so it stays nobody's.
+        let short = |value: &str| value.chars().take(CALL_CHARS_MAX).collect::<String>();
         let in_path = |key: &str| {
             let found = params.iter().find(|(name, _)| *name == key);
-            found.map(|(_, value)| value.to_owned())
+            found.map(|(_, value)| short(value))
         };
         // Names need no escapes, so a value that has some is nobody's name.
         let in_query = |key: &str| {
             let query = request.uri().query().unwrap_or_default();
             let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
             let found = pairs.find(|(name, _)| *name == key);
-            found.map(|(_, value)| value.to_owned())
+            found.map(|(_, value)| short(value))
         };
         Self {
             branch: in_path("branch").or_else(|| in_query("branch")),

@@ -18,6 +18,8 @@ use crate::realm::random;
 const PASSWORD_CHARS_MIN: usize = 12;
 /// Longest own name, in bytes.
 const DISPLAY_BYTES_MAX: usize = 200;
+/// Whom the audit log calls so without an account: the local root credential, and the datacenter itself.
+const RESERVED: [&str; 2] = ["root", "datacenter"];
 /// Most accounts: a roster and a list of members look at all of them.
 pub const ACCOUNTS_MAX: usize = 100_000;
 /// Most roles of one account, or token.
@@ -151,6 +153,11 @@ impl Datacenter {
         if folded(name) != name {
             return Err(ManageError::invalid(format!(
                 "{name:?} cannot be the name of a user: use lower-case letters, so that nobody is two people"
+            )));
+        }
+        if RESERVED.contains(&name) {
+            return Err(ManageError::invalid(format!(
+                "{name:?} cannot be the name of a user: the audit log calls somebody else so"
             )));
         }
         let verifier = request.password.as_deref();

@@ -50,7 +50,8 @@ impl Datacenter {
         let told = |result: String| AuditFacts {
             unix_s: self.now_unix_s(),
             event: "log_in".into(),
-            who: name.chars().take(UNKNOWN_NAME_MAX).collect(),
+            // Whoever reads the log on a terminal sees what was typed, and does not have it carried out.
+            who: name.escape_debug().take(UNKNOWN_NAME_MAX).collect(),
             from: from.to_owned(),
             result,
             ..AuditFacts::default()
