@@ -21,9 +21,13 @@ pub(super) async fn list(
 ) -> Answer<MoveList> {
     let mut moves = blocking(&dc, |dc| dc.moves()).await?;
     moves.retain(|one| {
-        let ends = [&one.from, &one.to];
-        ends.iter()
-            .any(|branch| caller.may(Permission::See, &Place::branch(branch)))
+        [&one.from, &one.to].into_iter().any(|branch| {
+            let place = Place {
+                branch: Some(branch.clone()),
+                pool: Some(one.pool.clone()),
+            };
+            caller.may(Permission::See, &place)
+        })
     });
     Ok(Json(MoveList { moves }))
 }

@@ -141,9 +141,14 @@ pub(super) async fn drop_snapshot(
         (status = 422, body = Problem)))]
 pub(super) async fn export_snapshot(
     State(dc): State<App>,
+    Extension(caller): Extension<Caller>,
     Segments((volume, number)): Segments<(String, u64)>,
     Body(request): Body<ExportRequest>,
 ) -> Result<Response, ApiError> {
+    // Any folder of the host is no part of the realm that a role is limited to.
+    if dc.config().export_dirs.is_empty() {
+        caller.require(Permission::Operate, &Place::REALM)?;
+    }
     let started = blocking(&dc, move |dc| {
         export::snapshot_operation(dc, &volume, number, &request)
     });
