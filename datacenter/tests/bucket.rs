@@ -155,6 +155,12 @@ fn what_passes_is_tried_again_and_what_does_not_is_told_with_the_way_out() {
         "{error}"
     );
     s3.content().failures.clear();
+    // A refusal that is longer than what was asked for is one all the same.
+    let short = bucket(&settings, PLACE);
+    short.put("short", bytes::Bytes::from_static(b"x")).unwrap();
+    s3.content().failures.push_back(503);
+    assert_eq!(short.read("short", 0, 1).unwrap(), b"x");
+    short.remove("short").unwrap();
     let absent = bucket(&settings, "s3://nowhere/x").list("").unwrap_err();
     assert!(
         absent.to_string().contains("make the bucket first"),
@@ -211,5 +217,11 @@ fn long_objects_go_in_parts_and_appear_when_they_are_whole() {
     assert!(s3.content().uploads.is_empty());
     assert_eq!(s3.content().objects.len(), 1);
     assert_eq!(bucket.len("catalog.3").unwrap(), None);
+    // What is no backup's is somebody else's.
+    let mut theirs = Upload::new(&bucket, "film.mkv");
+    theirs.write(&bytes).unwrap();
+    std::mem::forget(theirs);
+    bucket.give_up_parts().unwrap();
+    assert_eq!(s3.content().uploads.len(), 1);
     assert_eq!(BUCKET, "backups");
 }

@@ -66,7 +66,8 @@ impl Role {
     /// All of them, in the order in which they are written.
     pub const ALL: [Self; 4] = [Self::Catalog, Self::Realm, Self::Secrets, Self::Config];
 
-    fn word(self) -> &'static str {
+    /// What the names of its objects begin with.
+    pub(super) fn word(self) -> &'static str {
         match self {
             Self::Catalog => "catalog",
             Self::Realm => "realm",

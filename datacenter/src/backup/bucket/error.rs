@@ -52,6 +52,14 @@ pub enum BucketError {
         /// As much was expected at most.
         bytes_max: u64,
     },
+    /// More names came than a backup has.
+    #[error("{host} tells of more objects in {folder:?} than a backup can have")]
+    Endless {
+        /// Where.
+        host: String,
+        /// In which folder of the bucket.
+        folder: String,
+    },
     /// It does not say how long an object is.
     #[error("{host} does not tell the length of {object}; is it an S3?")]
     NoLength {

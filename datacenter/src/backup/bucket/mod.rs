@@ -37,6 +37,8 @@ const REQUEST_MAX: Duration = Duration::from_secs(600);
 const TRIES: u32 = 6;
 /// Largest answer that is text, in bytes: a page of a thousand names is a few hundred thousand.
 const TEXT_BYTES_MAX: u64 = 8 << 20;
+/// Most names in a folder: packs of 256 TiB. A bucket that tells of more, page after page, is not believed.
+const NAMES_MAX: usize = 4 << 20;
 /// Bytes that are read at once of an object that is shown piece by piece.
 const PIECE: u64 = 8 << 20;
 
@@ -147,7 +149,9 @@ impl Bucket {
         let host = host.map_or_else(String::new, |(scheme, host)| {
             // What the client leaves out of the header is not signed either.
             let usual = if scheme == "https" { ":443" } else { ":80" };
-            host.strip_suffix(usual).unwrap_or(host).to_owned()
+            let host = host.strip_suffix(usual).unwrap_or(host);
+            // Nor what it writes otherwise: names of hosts are sent in small letters.
+            host.to_ascii_lowercase()
         });
         Ok(Self {
             place,
@@ -229,12 +233,17 @@ impl Bucket {
         };
         let len = header("content-length").and_then(|len| len.parse().ok());
         let etag = header("etag");
+        let bytes_max = match status.is_success() {
+            true => request.bytes_max,
+            // Why not is longer than a short object.
+            false => TEXT_BYTES_MAX,
+        };
         let mut body = Vec::new();
         while let Some(part) = response.chunk().await.map_err(unreachable)? {
-            if body.len() as u64 + part.len() as u64 > request.bytes_max {
+            if body.len() as u64 + part.len() as u64 > bytes_max {
                 return Err(BucketError::TooLong {
                     host: self.host.clone(),
-                    bytes_max: request.bytes_max,
+                    bytes_max,
                 });
             }
             body.extend_from_slice(&part);
@@ -283,6 +292,12 @@ impl Bucket {
                 let name = key.strip_prefix(folder.as_str())?;
                 (!name.is_empty() && !name.contains('/')).then(|| name.to_owned())
             }));
+            if names.len() > NAMES_MAX {
+                return Err(BucketError::Endless {
+                    host: self.host.clone(),
+                    folder,
+                });
+            }
             let next = answer::text(&page, "NextContinuationToken");
             match next {
                 // One that does not go on would be asked for ever.

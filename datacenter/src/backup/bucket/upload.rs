@@ -7,6 +7,7 @@ use bytes::Bytes;
 use reqwest::Method;
 
 use super::{Bucket, BucketError, Request, answer};
+use crate::backup::manifest::{Role, is_ours};
 
 /// Length of a part but the last. S3 wants at least 5 MiB and at most 10,000 parts: 156 GiB of catalog.
 const PART_BYTES: usize = 16 << 20;
@@ -124,14 +125,17 @@ impl Bucket {
         Ok(())
     }
 
-    /// Gives up parts that a backup left which did not come to its end: they cost, and nobody sees them.
+    /// Gives up parts that a backup left which did not come to its end: they cost, and nobody sees them. Those of other names in the bucket are
+    /// somebody else's, who may be at work.
     pub fn give_up_parts(&self) -> Result<(), BucketError> {
         let mut request = Request::new(Method::GET, None);
-        request.query = vec![("uploads", ""), ("prefix", self.place.prefix.as_str())];
+        let catalogs = format!("{}{}.", self.place.prefix, Role::Catalog.word());
+        request.query = vec![("uploads", ""), ("prefix", catalogs.as_str())];
         let page = self.ask(&request)?.text();
         let keys = answer::texts(&page, "Key");
         for (key, id) in keys.iter().zip(answer::texts(&page, "UploadId")) {
-            if let Some(name) = key.strip_prefix(self.place.prefix.as_str()) {
+            let name = key.strip_prefix(self.place.prefix.as_str());
+            if let Some(name) = name.filter(|name| is_ours(name)) {
                 self.give_up(name, &id)?;
             }
         }
