@@ -284,7 +284,10 @@ impl Desktops {
             return Err(CloneError::Cable);
         }
         desktop.cloning = false;
-        Ok(self.versions.catalog().put_desktop(desktop)?)
+        let noted = self.versions.catalog().put_desktop(desktop);
+        // One that is not noted as itself is taken back, machine and all.
+        desktop.cloning = noted.is_err();
+        Ok(noted?)
     }
 
     /// Waits until the agent of a machine that has just been started has said how it is, which it does when it has become who it was told to be.
