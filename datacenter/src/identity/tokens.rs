@@ -8,7 +8,7 @@ use super::accounts::GRANTS_MAX;
 use super::rights::{Permission, Place, include};
 use crate::catalog::Catalog;
 use crate::catalog::CatalogError;
-use crate::catalog::people::{ApiTokenRow, SessionRow, TokenOwner};
+use crate::catalog::people::{ApiTokenRow, SessionRow, SetupCodeRow, TokenOwner};
 use crate::catalog::rows::SecretHash;
 use crate::datacenter::Datacenter;
 use crate::problem::ManageError;
@@ -27,7 +27,7 @@ pub fn new_api_token() -> String {
     format!("{PREFIX}{}", hex::encode(random::<32>()))
 }
 
-/// Makes `token` the local root credential, and ends all tokens and sessions before it; only its hash is kept.
+/// Makes `token` the local root credential, and ends all tokens, sessions and one-time codes before it; only its hash is kept.
 pub fn replace_api_tokens(
     catalog: &Catalog,
     name: &str,
@@ -40,6 +40,9 @@ pub fn replace_api_tokens(
         }
         for (key, _) in tx.list::<SessionRow>(&[], None, usize::MAX / 2)? {
             tx.delete::<SessionRow>(&key);
+        }
+        for (key, _) in tx.list::<SetupCodeRow>(&[], None, usize::MAX / 2)? {
+            tx.delete::<SetupCodeRow>(&key);
         }
         let hash = SecretHash::of(token.as_bytes());
         tx.put(&hash, &ApiTokenRow::root(name, now_unix_s));
