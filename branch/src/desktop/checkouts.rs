@@ -224,8 +224,9 @@ impl Desktops {
         }
         let mut is_away = true;
         for volume in &volumes {
-            let away = self.lines().with(*volume, |line, _| {
+            let away = self.lines().with(*volume, |line, now| {
                 line.hand_back();
+                line.want_no_more(now)?;
                 Ok(line.is_away())
             });
             is_away &= away.map_err(|source| Self::line_error(name, source))?;

@@ -252,6 +252,10 @@ impl Desktops {
         let Some(rebasing) = desktop.rebasing.clone() else {
             return Ok(());
         };
+        if self.is_overtaken(desktop)? {
+            desktop.rebasing = None;
+            return Ok(self.versions.catalog().put_desktop(desktop)?);
+        }
         let name = desktop.name.clone();
         let not_here = || DesktopError::NotHere {
             version: rebasing.version.clone(),
@@ -275,6 +279,21 @@ impl Desktops {
             "what was written to its system goes on over another version"
         );
         Ok(())
+    }
+
+    /// Whether a rebase that was begun, and has not given its volume up yet, has no overlay over a version any more: that was sent away meanwhile, or is
+    /// a state that came back. What is at the datacenter is the desktop's then, so it is not to begin anew.
+    fn is_overtaken(&self, desktop: &DesktopRecord) -> Result<bool, DesktopError> {
+        let volume = desktop.system_volume();
+        if self.was_given_up(desktop, volume)? {
+            return Ok(false);
+        }
+        if self.state_under(volume)?.is_some() {
+            return Ok(true);
+        }
+        let kept = self.versions.catalog().hold(volume)?;
+        let is_gone = kept.is_some_and(|kept| kept.overlay == OverlayOf::Gone);
+        Ok(is_gone && self.volumes.is_fresh(desktop)?)
     }
 
     /// Finishes what a stop of this server interrupted: a rebase, and overlays that were given up and not removed. What cannot be done now is done at the

@@ -497,8 +497,15 @@ impl Desktops {
         // What is kept may know more than the caller: a machine that was started last.
         let kept = self.versions.catalog().trials()?.into_iter();
         let kept = kept.filter(|kept| kept.name == trial.name);
+        let files = self.files(&trial.name);
+        let mut is_noted = false;
         for machine in kept.chain([trial.clone()]).filter_map(|t| t.machine) {
-            machine::stop(&machine, &self.files(&trial.name), Duration::ZERO, false);
+            machine::stop(&machine, &files, Duration::ZERO, false);
+            is_noted = true;
+        }
+        if !is_noted {
+            // The server may have ended between its start and the note of it.
+            machine::end_unnoted(&files);
         }
         self.boots.forget(&trial.name);
         self.volumes.close(&trial.name)?;

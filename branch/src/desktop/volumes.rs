@@ -26,6 +26,7 @@ use crate::volume::{
 };
 use crate::writeback::line::LineError;
 use crate::writeback::lines::Lines;
+use crate::writeback::shown::NoRight;
 
 /// Who may open a desktop's vhost-user socket may read and write its disk.
 pub(super) const SOCKET_MODE: u32 = 0o600;
@@ -71,6 +72,14 @@ pub enum VolumeError {
         name: String,
         /// Why.
         source: LineError,
+    },
+    /// It went back to the datacenter while its start was prepared.
+    #[error("desktop {name} may not run here")]
+    NoRight {
+        /// The desktop.
+        name: String,
+        /// Why.
+        source: NoRight,
     },
     /// The last flush.
     #[error("last flush of desktop {name}")]
@@ -501,10 +510,35 @@ impl Volumes {
             return Ok(());
         }
         let opened = self.open_for_use(desktop, under, files);
+        let opened = opened.and_then(|opened| self.refuse_if_gone(desktop).map(|()| opened));
         if opened.is_err() {
             self.rest(name, &desktop.volumes());
         }
         self.lock().insert(name.clone(), Arc::new(opened?));
+        Ok(())
+    }
+
+    /// Refuses what was given back between the look at its leases and now, which may be minutes: its files may have had to come first. From here on it is in
+    /// use, and nothing of it is given back.
+    fn refuse_if_gone(&self, desktop: &DesktopRecord) -> Result<(), VolumeError> {
+        let name = &desktop.name;
+        for volume in desktop.volumes() {
+            let right = self
+                .lines
+                .with(volume, |line, now| Ok(line.may_run(now).err()));
+            let right = right.map_err(|source| VolumeError::Line {
+                name: name.clone(),
+                source,
+            })?;
+            // What is over, fenced or on its way is looked at while its machine runs.
+            if let Some(
+                source @ (NoRight::NotHeld { .. } | NoRight::Returning | NoRight::Dropped),
+            ) = right
+            {
+                let name = name.clone();
+                return Err(VolumeError::NoRight { name, source });
+            }
+        }
         Ok(())
     }
 

@@ -68,9 +68,26 @@ impl Line {
         }
     }
 
-    /// Whether nothing of it is here, and no right to it.
+    /// Whether nothing of it is here, no right to it, and no question out that may yet be granted.
     pub fn is_away(&self) -> bool {
-        matches!(self.hold.row().stage, Stage::Idle { .. }) && self.overlay_of == OverlayOf::Gone
+        let row = self.hold.row();
+        let is_idle = matches!(row.stage, Stage::Idle { .. }) && row.asking.is_none();
+        is_idle && self.overlay_of == OverlayOf::Gone
+    }
+
+    /// Nobody wants it here any more, and nothing of it is: what a question that is out is granted ends at once. Whoever forgets the line before that leaves
+    /// a lease to nobody.
+    ///
+    /// # Errors
+    /// It could not be kept.
+    pub fn want_no_more(&mut self, now_unix_s: u64) -> Result<(), LineError> {
+        self.is_wanted = false;
+        let row = self.hold.row();
+        let is_asking = matches!(row.stage, Stage::Idle { .. }) && row.asking.is_some();
+        if is_asking && self.overlay_of == OverlayOf::Gone {
+            self.drop_writes(now_unix_s)?;
+        }
+        Ok(())
     }
 
     /// Whether it is to be given back as soon as no machine uses it and all of it is at the datacenter. Until then it can be run.
