@@ -97,11 +97,12 @@ impl Desktops {
         }
     }
 
-    /// Wipes the desktop that has one of these volumes; nothing happens if none has.
+    /// Wipes the desktop that has one of these ids, or a volume that has; nothing happens if none has.
     fn wipe(&self, volumes: &[DesktopId]) -> Result<(), DesktopError> {
         let has = |desktop: &DesktopRecord| {
-            let of_it = desktop.volumes();
-            of_it.iter().any(|id| volumes.contains(id))
+            // Its own id stays when its system becomes another volume, so it is found though it was rebased behind the order.
+            let mut of_it = desktop.volumes().into_iter().chain([DesktopId(desktop.id)]);
+            of_it.any(|id| volumes.contains(&id))
         };
         let desktops = self.versions.catalog().desktops()?;
         let Some(desktop) = desktops.into_iter().find(has) else {

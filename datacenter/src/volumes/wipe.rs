@@ -7,6 +7,8 @@
 //! Invariant: an order is told on every connection until the branch says that it was done, and stays in the catalog for good. A branch that is wiped whole
 //! is let in for that and nothing else ([`crate::sync`]). What the branch wrote and had not sent is given up: that is what is ordered.
 
+use std::collections::BTreeSet;
+
 use dedup::{BranchId, DesktopId};
 use dedup_protocol::state::Generation;
 use dedup_protocol::state::authority::{AuthorityRow, BreakError};
@@ -132,9 +134,14 @@ impl Datacenter {
         let status = self.status_of(tx, id)?.map(|(_, status)| status);
         let desktops = status.map(|status| status.desktops).unwrap_or_default();
         let found = desktops.into_iter().find(|found| found.id == desktop);
-        let volumes = found.map(|found| found.volumes).unwrap_or_default();
-        let volumes = volumes.iter().filter_map(|volume| volume.id.parse().ok());
-        let volumes: Vec<DesktopId> = volumes.take(VOLUMES_MAX).collect();
+        let found = found.unwrap_or_default();
+        let volumes = found.volumes.iter();
+        let volumes = volumes.filter_map(|volume| volume.id.parse().ok());
+        let mut volumes: Vec<DesktopId> = volumes.take(VOLUMES_MAX - 1).collect();
+        // By that it is found also if its system is another volume meanwhile: it was rebased, or began anew.
+        let identity: Option<DesktopId> = found.identity.parse().ok();
+        let is_named = !volumes.is_empty();
+        volumes.extend(identity.filter(|id| is_named && !volumes.contains(id)));
         if volumes.is_empty() {
             return Err(ManageError::not_found(
                 "desktop",
@@ -223,38 +230,48 @@ impl Datacenter {
         Ok(())
     }
 
-    /// Volumes whose home a branch is.
+    /// Volumes whose home a branch is, or that it holds while they are moved away.
     fn volumes_of(&self, branch: BranchId) -> Result<Vec<DesktopId>, CatalogError> {
-        let rows = self
-            .catalog()
-            .read(|tx| tx.list::<VolumeRow>(&[], None, ALL))?;
-        let rows = rows.into_iter().filter(|(_, row)| row.home == branch);
-        Ok(rows.map(|(id, _)| id).collect())
+        self.catalog().read(|tx| {
+            let homes = tx.list::<VolumeRow>(&[], None, ALL)?.into_iter();
+            let homes = homes.filter(|(_, row)| row.home == branch);
+            let held = tx.list::<AuthorityRow>(&[], None, ALL)?.into_iter();
+            let held = held.filter(|(_, row)| {
+                let holder = row.holder.as_ref();
+                holder.is_some_and(|holder| holder.branch == branch)
+            });
+            let ids = homes.map(|(id, _)| id).chain(held.map(|(id, _)| id));
+            let ids: BTreeSet<DesktopId> = ids.collect();
+            Ok(ids.into_iter().collect())
+        })
     }
 
-    /// Ends the lease that a branch has of a volume, and expects nothing of it. One that was checked out goes on where it was before.
+    /// Ends the lease that a branch has of a volume, and expects nothing of it. One that was checked out goes on where it was before, and one that is
+    /// being moved where it is moved to. Another branch's lease stays.
     fn give_up_volume(
         &self,
         branch: BranchId,
         volume: DesktopId,
         number: u64,
     ) -> Result<(), ManageError> {
-        let Some(row) = self.volume_row(volume)?.filter(|row| row.home == branch) else {
+        let Some(row) = self.volume_row(volume)? else {
             return Ok(());
         };
-        let (held, from) = self.catalog().read(|tx| {
+        let (holder, from) = self.catalog().read(|tx| {
             let authority: Option<AuthorityRow> = tx.get(&volume)?;
-            let held = authority.and_then(|row| {
-                let is_its = row.holder.is_some_and(|holder| holder.branch == branch);
-                is_its.then_some(row.last)
-            });
+            let holder = authority.and_then(|row| Some((row.last, row.holder?.branch)));
             let checkouts = tx.list::<CheckoutRow>(branch.as_bytes(), None, ALL)?;
             let mut checkouts = checkouts.into_iter().map(|(_, row)| row);
             let from = checkouts.find(|row| row.has(volume)).map(|row| row.from);
-            Ok::<_, CatalogError>((held, from))
+            Ok::<_, CatalogError>((holder, from))
         })?;
+        let held = holder.filter(|(_, by)| *by == branch).map(|(last, _)| last);
+        let is_home = row.home == branch;
+        if held.is_none() && (holder.is_some() || !is_home) {
+            return Ok(());
+        }
         let why = format!("its keys were destroyed there, by order {number}");
-        let home = from.unwrap_or(row.home);
+        let home = from.filter(|_| is_home).unwrap_or(row.home);
         let broken = self.break_volume_lease(volume, &row, &why, true, home)?;
         if let Err(error) = broken
             && error != BreakError::NotHeld
@@ -265,6 +282,9 @@ impl Datacenter {
             self.settle_generation(&volume.to_string(), generation.0, &why)?;
         }
         self.end_checkout_of(branch, volume)?;
+        // Whoever waits for this branch to give it back waits no more.
+        self.advance_checkout_of(volume);
+        self.advance_move(volume);
         Ok(())
     }
 

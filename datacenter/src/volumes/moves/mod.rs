@@ -20,6 +20,7 @@ use dedup_protocol::state::message::RecallLease;
 use dedup_protocol::state::moved::MovedDesktop;
 use dedup_protocol::wire::Message;
 
+use super::checkout::of_volume;
 use super::keep::audit;
 use super::lock;
 use super::manage::{find, reason};
@@ -121,6 +122,13 @@ impl Datacenter {
         let now = self.now_unix_s();
         self.catalog().transact(|tx| {
             for volume in row.volumes() {
+                // What was planned was looked up before this transaction.
+                if of_volume(tx, volume)?.is_some() {
+                    return Err(ManageError::conflict(
+                        "the desktop was checked out to a laptop meanwhile",
+                        "have it checked in first: `splice laptop check-in`",
+                    ));
+                }
                 let known: Option<VolumeRow> = tx.get(&volume)?;
                 let known = known.filter(|known| known.home == row.from || known.home == row.to);
                 let Some(mut known) = known else {
@@ -209,10 +217,7 @@ impl Datacenter {
             for (volume, row) in tx.list::<MoveRow>(&[], None, MOVES_MAX)? {
                 let is_first = row.volumes().first() == Some(&volume);
                 if row.end.is_none() && is_first && (row.from == branch || row.to == branch) {
-                    let is_free = holders(tx, &row)?
-                        .iter()
-                        .all(|held| held.is_none_or(|b| b == row.to));
-                    open.push((row, is_free));
+                    open.push((volume, holders(tx, &row)?, row));
                 }
             }
             Ok::<_, CatalogError>(open)
@@ -221,10 +226,16 @@ impl Datacenter {
             tracing::error!(%branch, error = describe(&error), "moves of desktops cannot be read");
             Vec::new()
         });
-        let messages = open.into_iter().flat_map(|(row, is_free)| {
+        let messages = open.into_iter().flat_map(|(first, held, row)| {
+            if held.iter().all(|held| *held == Some(row.to)) {
+                // That it is done could not be kept when it was.
+                self.advance_move(first);
+                return Vec::new();
+            }
             if row.from == branch {
                 return self.recalls(&row);
             }
+            let is_free = held.iter().all(|held| held.is_none_or(|b| b == row.to));
             let moved = is_free.then(|| Message::Moved(told(&row)));
             moved.into_iter().collect()
         });

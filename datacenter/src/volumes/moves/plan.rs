@@ -10,6 +10,7 @@ use crate::catalog::volumes::{MoveRow, VolumeKind, VolumeRow};
 use crate::catalog::{CatalogError, Tx};
 use crate::datacenter::Datacenter;
 use crate::problem::ManageError;
+use crate::realm::random;
 
 /// The pool at the target that a desktop comes into.
 fn target_pool(tx: &mut Tx<'_>, to: &Named, pool: &str) -> Result<PoolRow, ManageError> {
@@ -87,7 +88,7 @@ impl Datacenter {
             }
             target_pool(tx, to, &row.pool)
         })?;
-        let Some(first) = row.volumes().first().copied() else {
+        if row.volumes().is_empty() {
             return Err(ManageError::conflict(
                 format!(
                     "nothing of desktop {} outlives its log-off: it has no user volume, and its system begins anew",
@@ -95,10 +96,11 @@ impl Datacenter {
                 ),
                 format!("start it at branch {}", to.name),
             ));
-        };
+        }
         if row.identity == DesktopId([0; 16]) {
-            // Older branch servers do not tell.
-            row.identity = first;
+            // Older branch servers do not tell. A system that begins anew has it for its id, so it is never the user volume's.
+            let system = row.system.map(|(id, _)| id);
+            row.identity = system.unwrap_or_else(|| DesktopId(random()));
         }
         if let Some((_, version)) = row.system {
             if target.pooled {
