@@ -128,8 +128,8 @@ impl Bucket {
     /// Gives up parts that a backup left which did not come to its end: they cost, and nobody sees them. Those of other names in the bucket are
     /// somebody else's, who may be at work.
     pub fn give_up_parts(&self) -> Result<(), BucketError> {
-        let mut request = Request::new(Method::GET, None);
         let catalogs = format!("{}{}.", self.place.prefix, Role::Catalog.word());
+        let mut request = Request::new(Method::GET, None);
         request.query = vec![("uploads", ""), ("prefix", catalogs.as_str())];
         let page = self.ask(&request)?.text();
         let keys = answer::texts(&page, "Key");
