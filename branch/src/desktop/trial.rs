@@ -366,12 +366,19 @@ impl Desktops {
         let tree = tree.ok_or_else(not_here)?;
         let system = Arc::new(CachedBase::new(tree, Arc::clone(&self.fetcher)));
         let mut through: Option<Arc<dyn Base>> = None;
-        if !desktop.pooled && self.overlay_is_here(desktop.system_volume())? {
+        if !desktop.pooled {
+            if !self.overlay_is_here(desktop.system_volume())? {
+                return Err(DesktopError::NoTrial {
+                    name: desktop.name.clone(),
+                    why: "what was written to its system is not here".into(),
+                });
+            }
             // Where layouts allow it, what was written to the system goes on over the other version.
             let former = self.system_base(desktop)?;
             let disk = (former.version(), former.size_bytes());
             let overlay = self.volumes.system_overlay(desktop, disk, false)?;
-            let is_same = former.version() == target;
+            // Its own version: also where its system goes on behind a state of that.
+            let is_same = desktop.version == target.to_string();
             let base: Arc<dyn Base> = if is_same { former } else { system.clone() };
             let volume = self.at_rest(desktop, Volume::new(base, overlay, 0))?;
             through = Some(Arc::new(volume));
