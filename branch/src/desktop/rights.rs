@@ -567,7 +567,8 @@ impl Desktops {
             Message::RecallLease(recall) => recall.desktop,
             _ => return,
         };
-        if !self.has_volume(volume) {
+        // It may come before anybody looked since the start which volumes are here.
+        if !self.has_volume(volume) && !self.volume_ids().contains(&volume) {
             return;
         }
         let heard = self
