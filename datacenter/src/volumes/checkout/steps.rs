@@ -11,7 +11,7 @@ use super::super::keep::audit;
 use super::super::manage::branch_name;
 use super::{ALL, all, next_number, of_volume, set_home};
 use crate::catalog::laptop::{CheckoutKey, CheckoutRow, CheckoutStage};
-use crate::catalog::volumes::AuditEvent;
+use crate::catalog::volumes::{AuditEvent, VolumeRow};
 use crate::catalog::{CatalogError, Tx};
 use crate::datacenter::Datacenter;
 
@@ -31,6 +31,12 @@ impl Datacenter {
             };
             let (mut lasts, mut are_returned) = (Vec::new(), true);
             for volume in &row.volumes {
+                let known: Option<VolumeRow> = tx.get(&volume.id)?;
+                let is_out = row.stage != CheckoutStage::Waiting;
+                if is_out && known.is_none_or(|known| known.home == row.from) {
+                    // Its lease was broken, and its branch may hold it again by now.
+                    continue;
+                }
                 let authority: Option<AuthorityRow> = tx.get(&volume.id)?;
                 let authority = authority.unwrap_or_else(|| AuthorityRow::new(volume.id));
                 if authority.holder.is_some() {
