@@ -10,7 +10,7 @@ use datacenter::catalog::audit::AuditRow;
 use datacenter::catalog::volumes::LineKey;
 use datacenter::realm::files::DataDir;
 use datacenter::volumes::StateError;
-use datacenter_api::{AssignRequest, Move, MoveRequest, MoveState};
+use datacenter_api::{AssignRequest, Move, MoveRequest, MoveState, WipeRequest};
 use dedup::{BranchId, DesktopId};
 use dedup_protocol::state::Generation;
 use dedup_protocol::state::message::{DenyReason, ReturnLease};
@@ -269,6 +269,29 @@ fn what_cannot_go_there_is_refused_with_the_reason() {
         ..request()
     };
     refused(&world, &silent, "audit log");
+}
+
+#[test]
+fn a_wipe_of_one_of_its_branches_ends_the_lease_of_that_one_alone() {
+    for (wiped, holder) in [("la", Some("ny")), ("ny", None)] {
+        let world = World::new();
+        let dc = &world.bench.dc;
+        let site = world.site(1);
+        let _links = world.links();
+        dc.move_desktop(&request()).unwrap();
+        let request = WipeRequest {
+            desktop: None,
+            reason: "carol: burnt".into(),
+        };
+        let order = dc.order_wipe(wiped, &request).unwrap();
+        let branch = if wiped == "la" { world.la } else { world.ny };
+        dc.record_wiped(branch, order.number).unwrap();
+        assert_eq!(world.holder(&site).as_deref(), holder, "{wiped}");
+        assert_eq!(world.home(&site), "la");
+        let told = dc.take_notices(world.la);
+        let is_told = matches!(told.last(), Some(Message::Moved(_)));
+        assert_eq!(is_told, holder.is_none(), "{told:?}");
+    }
 }
 
 #[test]

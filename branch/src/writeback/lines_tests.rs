@@ -277,6 +277,44 @@ fn a_question_that_is_out_is_not_forgotten_with_what_is_given_up() {
 }
 
 #[test]
+fn what_is_wanted_no_more_is_away_when_its_question_is_answered() {
+    let world = World::new();
+    let gone = KeptHold {
+        row: HoldRow::new(VOLUME),
+        lease: None,
+        overlay: OverlayOf::Gone,
+    };
+    world.catalog.keep_hold(&gone).unwrap();
+    let lines = world.lines();
+    let is_away = || {
+        let away = lines.with(VOLUME, |line, now| {
+            line.want_no_more(now)?;
+            Ok(line.is_away())
+        });
+        away.unwrap()
+    };
+    assert!(is_away(), "nobody was asked");
+    let wanted = lines.with(VOLUME, |line, _| {
+        line.want();
+        Ok(())
+    });
+    wanted.unwrap();
+    let nonce = question(&lines);
+    assert!(!is_away(), "it may be granted yet");
+    granted(&lines, &world.publisher, &World::lease(nonce)).unwrap();
+    assert!(!is_away(), "the datacenter thinks that it is here");
+    let returned = LeaseReturned {
+        desktop: VOLUME,
+        generation: Generation(1),
+    };
+    let heard = lines.with(VOLUME, |line, now| {
+        line.hear(Message::LeaseReturned(returned), now)
+    });
+    heard.unwrap();
+    assert!(is_away());
+}
+
+#[test]
 fn what_is_recalled_is_not_given_back_before_it_is_known_what_was_written() {
     let world = World::new();
     let lines = world.lines();
