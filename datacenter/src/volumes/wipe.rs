@@ -139,9 +139,12 @@ impl Datacenter {
         let volumes = volumes.filter_map(|volume| volume.id.parse().ok());
         let mut volumes: Vec<DesktopId> = volumes.take(VOLUMES_MAX - 1).collect();
         // By that it is found also if its system is another volume meanwhile: it was rebased, or began anew.
-        let identity: Option<DesktopId> = found.identity.parse().ok();
-        let is_named = !volumes.is_empty();
-        volumes.extend(identity.filter(|id| is_named && !volumes.contains(id)));
+        if let Ok(identity) = found.identity.parse::<DesktopId>()
+            && !volumes.is_empty()
+            && !volumes.contains(&identity)
+        {
+            volumes.push(identity);
+        }
         if volumes.is_empty() {
             return Err(ManageError::not_found(
                 "desktop",
