@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
@@ -226,6 +227,12 @@ impl Datacenter {
     /// The data folder.
     pub fn dir(&self) -> &DataDir {
         &self.dir
+    }
+
+    /// Whether a path, with no link in it, lies in the data folder, where the keys to everything are.
+    pub fn owns(&self, real: &Path) -> bool {
+        let root = self.dir.root().canonicalize();
+        root.is_ok_and(|root| real.starts_with(root))
     }
 
     /// Bytes free on the disk that the store is on; 0 where the system does not say.

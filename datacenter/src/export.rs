@@ -156,6 +156,9 @@ fn check_path(dc: &Datacenter, path: &Path) -> Result<Target, ExportError> {
     let dir = dir
         .canonicalize()
         .map_err(|e| refuse(format!("its folder cannot be opened: {e}")))?;
+    if dc.owns(&dir) {
+        return Err(refuse("inside the datacenter's data folder".into()));
+    }
     let dirs = &dc.config().export_dirs;
     let allowed = |allowed: &PathBuf| allowed.canonicalize().is_ok_and(|a| dir.starts_with(a));
     if !dirs.is_empty() && !dirs.iter().any(allowed) {

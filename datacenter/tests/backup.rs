@@ -50,7 +50,7 @@ fn a_second_backup_copies_what_is_new_and_drops_what_is_old() {
         ]
     );
     // The keys are sealed, and neither what opens them nor the root key is there.
-    let passphrase = std::fs::read(bench.path("secrets/passphrase")).unwrap();
+    let passphrase = std::fs::read(bench.path("own/secrets/passphrase")).unwrap();
     for file in files(&place) {
         let bytes = std::fs::read(&file).unwrap();
         let secret = &passphrase[..32];

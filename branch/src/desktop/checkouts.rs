@@ -282,6 +282,27 @@ impl Desktops {
         kept.ok().flatten().is_some()
     }
 
+    /// Whether all manifests of what a desktop needs are here: before that nobody knows what else is missing.
+    fn is_known(&self, checkout: &Checkout) -> Result<bool, DesktopError> {
+        let Some(record) = self.versions.catalog().version(checkout.version)? else {
+            return Ok(false);
+        };
+        if !self.versions.can_boot(&record)? {
+            return Ok(false);
+        }
+        for volume in checkout.volumes() {
+            if !self.has_begun(volume) {
+                return Ok(false);
+            }
+            if let Some((state, _)) = self.state_under(volume)?
+                && self.versions.tree(state, Tree::Disk)?.is_none()
+            {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// What a desktop needs to be here to run without a line: kernel and initrd, and what lies under its volumes, as far as that is known.
     fn trees_of(&self, checkout: &Checkout) -> Result<Vec<TreeHandle>, DesktopError> {
         let mut trees = Vec::new();
@@ -306,8 +327,7 @@ impl Desktops {
         let system = desktop.system_volume();
         let kept = self.versions.catalog().checkout(system).ok()??;
         let mut missing_bytes = None;
-        let mut volumes = kept.checkout.volumes().into_iter();
-        if volumes.all(|volume| self.has_begun(volume)) {
+        if self.is_known(&kept.checkout).unwrap_or_default() {
             let trees = self.trees_of(&kept.checkout).unwrap_or_default();
             let cache = self.fetcher.cache();
             let mut seen = HashSet::new();

@@ -66,6 +66,7 @@ pub use error::{DesktopError, error_line};
 pub use figures::OverlayFigures;
 use machine::{Files, MachineError, MachineHost};
 use record::{DesktopRecord, THROWAWAY};
+pub(crate) use trial::is_trial;
 use volumes::Under;
 pub use volumes::{OpenVolume, VolumeError, Volumes};
 

@@ -339,6 +339,25 @@ impl Desktops {
         Ok(())
     }
 
+    /// Waits until what was given back is removed, which who tends the lines does in the desktop's turn: so not in the caller's. Nothing is asked for before.
+    pub(super) fn wait_until_left(&self, name: &str) -> Result<(), DesktopError> {
+        let Some(desktop) = self.record(name)? else {
+            return Ok(());
+        };
+        let begun = Instant::now();
+        for volume in desktop.volumes() {
+            let is_to_leave = || {
+                let looked = self.lines().with(volume, |line, _| Ok(line.is_to_leave()));
+                looked.map_err(|source| Self::line_error(name, source))
+            };
+            while is_to_leave()? && begun.elapsed() < LEASE_WAIT {
+                self.lines().hurry();
+                std::thread::sleep(LEASE_LOOK);
+            }
+        }
+        Ok(())
+    }
+
     /// Refuses to run a desktop that this branch may not run. What it does not hold is asked for, if the link is up.
     pub(super) fn take_leases(&self, desktop: &DesktopRecord) -> Result<(), DesktopError> {
         let begun = Instant::now();

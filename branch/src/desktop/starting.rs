@@ -22,6 +22,7 @@ impl Desktops {
     /// over the link first.
     pub fn start(&self, pool: &str, name: &str) -> Result<Desktop, DesktopError> {
         record::check_name(name).map_err(DesktopError::Name)?;
+        self.wait_until_left(name)?;
         let _turn = self.turn(name)?;
         let mut desktop = self.stopped(pool, name)?;
         self.refuse_if_ending(&desktop)?;
@@ -66,6 +67,7 @@ impl Desktops {
     /// Opens the volume of a desktop of `pool`, fresh or stopped, for a machine that somebody else runs.
     pub fn serve(&self, pool: &str, name: &str) -> Result<Desktop, DesktopError> {
         record::check_name(name).map_err(DesktopError::Name)?;
+        self.wait_until_left(name)?;
         let _turn = self.turn(name)?;
         let mut desktop = self.stopped(pool, name)?;
         self.refuse_if_ending(&desktop)?;

@@ -140,6 +140,11 @@ fn trial_name(desktop: &str) -> String {
     format!("{desktop}{TRIAL}")
 }
 
+/// Whether a desktop's name is a trial's.
+pub(crate) fn is_trial(name: &str) -> bool {
+    name.ends_with(TRIAL)
+}
+
 /// The desktop that a trial is of; of anything else its own name.
 pub(super) fn desktop_of(trial: &str) -> &str {
     trial.strip_suffix(TRIAL).unwrap_or(trial)

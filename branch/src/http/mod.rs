@@ -67,6 +67,7 @@ impl From<DesktopError> for ApiError {
                 source: OverlayError::NoSpace { .. },
                 ..
             })
+            | DesktopError::Volume(VolumeError::NoRight { .. })
             | DesktopError::Boot { .. } => StatusCode::SERVICE_UNAVAILABLE,
             DesktopError::PathTooLong(_)
             | DesktopError::Volume(_)

@@ -190,6 +190,9 @@ pub fn check_path(datacenter: &Datacenter, path: &Path) -> Result<PathBuf, Publi
     let real = path
         .canonicalize()
         .map_err(|e| refuse(format!("cannot be opened: {e}")))?;
+    if datacenter.owns(&real) {
+        return Err(refuse("inside the datacenter's data folder".into()));
+    }
     let dirs = &datacenter.config().import_dirs;
     let allowed = |dir: &PathBuf| dir.canonicalize().is_ok_and(|dir| real.starts_with(dir));
     if !dirs.is_empty() && !dirs.iter().any(allowed) {

@@ -79,7 +79,7 @@ impl Bench {
         index: Arc<dyn Kv>,
         publish_workers: usize,
     ) -> Self {
-        let data = DataDir::new(dir.path());
+        let data = DataDir::new(dir.path().join("own"));
         let clock = Arc::new(SetClock::new(START));
         let realm = Realm::init(&data, &data.passphrase(), "test", START).unwrap();
         realm.finish_init(&data, START).unwrap();
