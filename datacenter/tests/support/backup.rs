@@ -34,7 +34,7 @@ pub fn options(bench: &Bench, place: &Path, data: &Path) -> RestoreOptions {
         folder: place.into(),
         s3_file: None,
         data: data.into(),
-        passphrase_file: bench.path("secrets/passphrase"),
+        passphrase_file: bench.path("own/secrets/passphrase"),
         revoke: Vec::new(),
         accept_damage: false,
     }
