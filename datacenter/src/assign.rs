@@ -19,6 +19,7 @@ use crate::catalog::{CatalogError, Tx};
 use crate::datacenter::Datacenter;
 use crate::problem::ManageError;
 use crate::restored;
+use crate::rollouts::channels;
 
 /// Most pools at one branch: bounds the assignment, which every branch parses.
 pub const POOLS_MAX: usize = 64;
@@ -304,7 +305,7 @@ fn pool_row(
     request: &AssignRequest,
     before: Option<&PoolRow>,
 ) -> Result<PoolRow, ManageError> {
-    let (image, _, version) = resolve(tx, &request.version)?;
+    let (image, version, channel) = channels::choose(tx, request, before)?;
     let pinned = match &request.pinned {
         None => before.map(|row| row.pinned.clone()).unwrap_or_default(),
         Some(names) => {
@@ -373,6 +374,7 @@ fn pool_row(
             .or(before.map(|row| row.pooled))
             .unwrap_or(false),
         start,
+        channel,
     })
 }
 
@@ -445,6 +447,7 @@ fn show_pool(tx: &mut Tx<'_>, key: &PoolKey, row: &PoolRow) -> Result<Pool, Mana
         user_volume_mib: row.user_volume_mib,
         pooled: row.pooled,
         start: shown_start(row.start),
+        channel: row.channel.clone(),
     })
 }
 

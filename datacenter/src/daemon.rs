@@ -212,6 +212,10 @@ pub async fn run(
     let endorsements = tokio::spawn(watch_endorsements(datacenter.clone(), cancel.clone()));
     let updates = tokio::spawn(crate::update::run(datacenter.clone(), cancel.clone()));
     let upkeep = tokio::spawn(crate::upkeep::run(datacenter.clone(), cancel.clone()));
+    let rollouts = tokio::spawn(crate::rollouts::look::run(
+        datacenter.clone(),
+        cancel.clone(),
+    ));
     let finishing = datacenter.clone();
     // Not waited for: a segment that is left is finished at the next start.
     tokio::task::spawn_blocking(move || match finishing.finish_segments() {
@@ -257,6 +261,7 @@ pub async fn run(
     endorsements.await.ok();
     updates.await.ok();
     upkeep.await.ok();
+    rollouts.await.ok();
     stop_operations(&datacenter).await;
     datacenter.store().commit()?;
     match ended {

@@ -27,6 +27,7 @@ use crate::metrics::Observed;
 use crate::operations::Operations;
 use crate::realm::Realm;
 use crate::realm::files::DataDir;
+use crate::rollouts::Rollouts;
 use crate::roots::InUse;
 use crate::update::Updates;
 use crate::upkeep::Upkeep;
@@ -67,6 +68,8 @@ pub struct Datacenter {
     /// Who calls, and what they may do.
     identity: Identity,
     observed: Observed,
+    /// Rollouts that are under way.
+    rollouts: Rollouts,
 }
 
 /// Why a version could not be had.
@@ -162,6 +165,7 @@ impl Datacenter {
             volumes: Volumes::default(),
             identity,
             observed: Observed::default(),
+            rollouts: Rollouts::default(),
         }))
     }
 
@@ -269,6 +273,10 @@ impl Datacenter {
     /// What is kept for metrics, health and support.
     pub fn observed(&self) -> &Observed {
         &self.observed
+    }
+
+    pub(crate) fn rollouts_active(&self) -> &Rollouts {
+        &self.rollouts
     }
 
     pub(crate) fn volumes(&self) -> &Volumes {

@@ -10,6 +10,8 @@
 //! adopted: it has joined, under its own name if that is free, and may read nothing until it is assigned something. What cannot be known here is
 //! who was revoked meanwhile: a restore is told (decision 0040).
 
+use std::collections::HashMap;
+
 use datacenter_api::{BranchAhead, BranchIntroduction, check_name};
 use dedup::BranchId;
 use dedup_protocol::records::Assignment;
@@ -325,7 +327,12 @@ fn learn(
     if ours.is_some_and(|row| row.counter >= assignment.counter) {
         return Ok(None);
     }
-    for (key, _) in tx.list::<PoolRow>(branch.as_bytes(), None, POOLS_MAX)? {
+    // Branches know nothing of channels: a pool goes on with the one that it is known to follow.
+    let mut channels = HashMap::new();
+    for (key, row) in tx.list::<PoolRow>(branch.as_bytes(), None, POOLS_MAX)? {
+        if let Some(channel) = row.channel {
+            channels.insert(key.pool.clone(), (row.image, channel));
+        }
         if !assignment.pools.iter().any(|pool| pool.pool == key.pool) {
             tx.delete::<PoolRow>(&key);
         }
@@ -369,6 +376,10 @@ fn learn(
             user_volume_mib: pool.user_volume_mib,
             pooled: pool.pooled,
             start: pool.start,
+            channel: channels
+                .get(&pool.pool)
+                .filter(|(image, _)| *image == pool.image)
+                .map(|(_, channel)| channel.clone()),
         };
         tx.put(&key, &row);
     }

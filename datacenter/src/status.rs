@@ -157,6 +157,7 @@ mod tests {
             user_volume_mib: 0,
             pooled: false,
             start: StartMode::Boot,
+            channel: None,
         };
         let told = |(pool, version, boots): &(&str, &str, OfflineBoot)| PoolReadiness {
             pool: (*pool).into(),

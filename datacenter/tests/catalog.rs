@@ -346,8 +346,9 @@ fn golden_rows() {
                 user_volume_mib: 8192,
                 pooled: true,
                 start: StartMode::Resume,
+                channel: Some("lts".into()),
             }),
-            format!("0403646562{aa}01{aa}80080201020180400101"),
+            format!("0503646562{aa}01{aa}8008020102018040010101036c7473"),
         ),
         (
             hex_of(&rows::AssignmentRow {
@@ -513,6 +514,13 @@ fn golden_rows() {
     let pool: rows::PoolRow = rows::decode(&second).unwrap();
     assert_eq!((pool.machine, pool.tpm), (MachineType::Qemu, true));
     assert_eq!(pool.user_volume_mib, 0);
+    // And as programs before channels wrote it.
+    let fourth = format!("0403646562{aa}01{aa}80080201020180400101");
+    let pool: rows::PoolRow = rows::decode(&hex::decode(fourth).unwrap()).unwrap();
+    assert_eq!(
+        (pool.pooled, pool.start, pool.channel),
+        (true, StartMode::Resume, None)
+    );
     // And as programs before pooled desktops, and those that resume, wrote it.
     let third = hex::decode(format!("0303646562{aa}01{aa}8008020102018040")).unwrap();
     let pool: rows::PoolRow = rows::decode(&third).unwrap();

@@ -233,6 +233,9 @@ pub struct Pool {
     /// How its fresh desktops come to their log-in.
     #[serde(default)]
     pub start: StartMode,
+    /// The channel of the image's versions that it follows, if it follows one.
+    #[serde(default)]
+    pub channel: Option<String>,
 }
 
 /// The pools of a branch.
@@ -248,7 +251,7 @@ pub struct PoolList {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct AssignRequest {
-    /// `IMAGE` (its latest version) or `IMAGE@NUMBER`.
+    /// `IMAGE` (the version that its channel is at, or without one the latest) or `IMAGE@NUMBER`.
     pub version: String,
     /// Versions to keep whole besides it.
     #[serde(default)]
@@ -277,6 +280,9 @@ pub struct AssignRequest {
     /// How its fresh desktops come to their log-in (default boot). Resume needs machine type auto or splice, no TPM and no user volume.
     #[serde(default)]
     pub start: Option<StartMode>,
+    /// The channel of the image's versions that it is to follow; empty for none. A pool that goes to another image follows none.
+    #[serde(default)]
+    pub channel: Option<String>,
 }
 
 /// What a branch says about itself. The same value travels over the link as JSON and stands in [`Branch::status`].
@@ -399,9 +405,27 @@ pub struct DesktopStatus {
     pub started_unix_s: u64,
     /// How its last boot went, once that has settled.
     pub boot: Option<BootReport>,
+    /// What was seen of it since its machine started; branch servers that are older do not tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signs: Option<DesktopSigns>,
     /// Its volumes; branch servers that are older do not tell.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<VolumeReport>,
+}
+
+/// What was seen of a desktop since its machine started. Who is logged on is not told.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(default)]
+pub struct DesktopSigns {
+    /// Its agent says that it has booted.
+    pub booted: bool,
+    /// Somebody is logged on, or has been.
+    pub logged_in: bool,
+    /// Its agent answers.
+    pub agent: bool,
+    /// It answers on the branch's network.
+    pub network: bool,
 }
 
 /// How a desktop's boot went, and what the version's boot profile did for it.

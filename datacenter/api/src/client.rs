@@ -4,6 +4,7 @@
 //! answered with a problem.
 
 mod people;
+mod rollout;
 
 use std::time::Duration;
 

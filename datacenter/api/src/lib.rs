@@ -18,6 +18,7 @@ pub mod policy;
 pub mod problem;
 pub mod readiness;
 pub mod reference;
+pub mod rollout;
 pub mod status;
 pub mod store;
 pub mod support;
@@ -29,7 +30,7 @@ pub use audit::{AuditEntry, AuditFacts, AuditLine, AuditList, AuditState};
 pub use backup::{BackupRequest, BackupResult};
 pub use branch::{
     AssignRequest, BootReport, Branch, BranchAhead, BranchIntroduction, BranchKind, BranchList,
-    BranchState, BranchStatus, CacheStatus, DesktopStatus, Latencies, LinkReport, MachineType,
+    BranchState, BranchStatus, CacheStatus, DesktopSigns, DesktopStatus, Latencies, LinkReport, MachineType,
     Pool, PoolList, StartMode, TokenRequest, TokenResponse, TransferCounters, VersionResidency,
 };
 #[cfg(feature = "client")]
@@ -57,6 +58,11 @@ pub use policy::{BranchPolicy, PolicyRequest};
 pub use problem::{Problem, ProblemCode};
 pub use readiness::{OfflineBoot, PoolReadiness, Readiness};
 pub use reference::{NameError, VersionRef, check_name};
+pub use rollout::{
+    BranchPrice, Channel, ChannelList, ChannelRequest, HealthGate, HealthSign, PriceBasis, Rollout,
+    RolloutEntry, RolloutList, RolloutPool, RolloutPoolState, RolloutPrice, RolloutRequest,
+    RolloutState,
+};
 pub use status::{DatacenterStatus, StoreStatus};
 pub use store::{
     CollectRequest, CollectResult, DamagedName, DeletedVersion, DeletedVersionList, ExportRequest,

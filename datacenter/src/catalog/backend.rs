@@ -97,6 +97,10 @@ pub enum Table {
     SetupCodes = 74,
     /// The current signed roster of each branch.
     Rosters = 75,
+    /// Which version each channel of each image is at.
+    Channels = 80,
+    /// Rollouts, newest first.
+    Rollouts = 81,
 }
 
 /// Is shown a table's number with a key, and the row there; may break.

@@ -1,12 +1,13 @@
 //! The catalog: what images, versions, branches, pools, tokens and operations there are.
 //!
 //! Invariant: every change is a transaction, whole or not at all, and durable when [`Catalog::transact`] returns. Rows are typed
-//! ([`rows`], [`volumes`], [`laptop`], [`people`], [`audit`]); what they may mean together is decided by the modules that own them (enrolment, assignment, publish), not here.
+//! ([`rows`], [`volumes`], [`laptop`], [`people`], [`rollouts`], [`audit`]); what they may mean together is decided by the modules that own them (enrolment, assignment, publish), not here.
 
 pub mod audit;
 pub mod backend;
 pub mod laptop;
 pub mod people;
+pub mod rollouts;
 pub mod rows;
 pub mod volumes;
 

@@ -417,6 +417,8 @@ pub struct PoolRow {
     pub pooled: bool,
     /// How fresh desktops come to their log-in.
     pub start: StartMode,
+    /// The channel of the image's versions that it follows.
+    pub channel: Option<String>,
 }
 
 /// [`PoolRow`] in format 1.
@@ -445,6 +447,24 @@ struct ThirdPoolRow {
     user_volume_mib: u32,
 }
 
+/// [`PoolRow`] in format 4.
+#[derive(Deserialize)]
+struct FourthPoolRow {
+    third: ThirdPoolRow,
+    pooled: bool,
+    start: StartMode,
+}
+
+impl From<FourthPoolRow> for PoolRow {
+    fn from(fourth: FourthPoolRow) -> Self {
+        Self {
+            pooled: fourth.pooled,
+            start: fourth.start,
+            ..fourth.third.into()
+        }
+    }
+}
+
 impl From<ThirdPoolRow> for PoolRow {
     fn from(third: ThirdPoolRow) -> Self {
         Self {
@@ -469,13 +489,14 @@ impl From<SecondPoolRow> for PoolRow {
             user_volume_mib: 0,
             pooled: false,
             start: StartMode::Boot,
+            channel: None,
         }
     }
 }
 
 impl Row for PoolRow {
     const TABLE: Table = Table::Pools;
-    const FORMAT: u8 = 4;
+    const FORMAT: u8 = 5;
     type Key = PoolKey;
 
     fn upgrade(format: u8, bytes: &[u8]) -> Option<Self> {
@@ -488,6 +509,11 @@ impl Row for PoolRow {
             2 => postcard::from_bytes(bytes).ok()?,
             3 => {
                 return postcard::from_bytes::<ThirdPoolRow>(bytes)
+                    .ok()
+                    .map(Self::from);
+            }
+            4 => {
+                return postcard::from_bytes::<FourthPoolRow>(bytes)
                     .ok()
                     .map(Self::from);
             }

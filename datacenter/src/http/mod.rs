@@ -19,6 +19,7 @@ mod operations;
 mod people;
 mod reader;
 mod rights;
+mod rollouts;
 mod session;
 mod status;
 mod store;
@@ -185,6 +186,19 @@ fn protected() -> Endpoints {
         .add(Operate, Branch, routes!(laptop::check_out))
         .add(Operate, Volume, routes!(laptop::extend))
         .add(Operate, Volume, routes!(laptop::check_in))
+        .add(See, Realm, routes!(rollouts::channels))
+        .add(
+            Author,
+            Realm,
+            routes!(rollouts::set_channel, rollouts::delete_channel),
+        )
+        .add(Operate, Each, routes!(rollouts::price))
+        .add(See, Each, routes!(rollouts::list))
+        .add(Operate, Each, routes!(rollouts::start))
+        .add(See, Each, routes!(rollouts::show))
+        .add(Operate, Each, routes!(rollouts::pause))
+        .add(Operate, Each, routes!(rollouts::resume))
+        .add(Operate, Each, routes!(rollouts::abort))
         .add(See, Branch, routes!(laptop::wipes))
         .add(Administer, Branch, routes!(laptop::wipe))
         .add(Audit, Each, routes!(audit::list))

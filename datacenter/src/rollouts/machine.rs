@@ -86,7 +86,8 @@ pub struct Site {
 }
 
 impl Site {
-    fn is_over(&self) -> bool {
+    /// Whether the rollout touches it no more.
+    pub fn is_over(&self) -> bool {
         matches!(self.state, SiteState::Returned | SiteState::Left)
     }
 
