@@ -55,6 +55,8 @@ const UPKEEP_EVERY: Duration = Duration::from_millis(250);
 
 /// How often it is looked which templates pools want. Making one takes minutes, and the others wait for that.
 const TEMPLATES_EVERY: Duration = Duration::from_secs(5);
+/// How often desktops that have not answered on the network yet are asked.
+const ASK_EVERY: Duration = Duration::from_secs(15);
 
 /// How often fetched chunks are made durable, so that a version that was complete is still complete after a crash while the line is
 /// down. A fill at line speed writes less than this many seconds' worth between two syncs, whatever the cache's own byte limit says.
@@ -344,6 +346,7 @@ async fn serve(options: Run) -> Result<()> {
     let keeping = tokio::spawn(keep_cache(Arc::clone(&branch), cancel.clone()));
     let upkeep = tokio::spawn(keep_overlays(Arc::clone(&branch), cancel.clone()));
     let templates = tokio::spawn(keep_templates(Arc::clone(&branch), cancel.clone()));
+    let asking = tokio::spawn(ask_desktops(Arc::clone(&branch), cancel.clone()));
     branch.observed.set_serving(true);
     tokio::select! {
         signal = wait_for_signal() => {
@@ -362,6 +365,7 @@ async fn serve(options: Run) -> Result<()> {
     let _ = tokio::time::timeout(Duration::from_secs(5), keeping).await;
     let _ = tokio::time::timeout(Duration::from_secs(5), upkeep).await;
     let _ = tokio::time::timeout(Duration::from_secs(5), templates).await;
+    let _ = tokio::time::timeout(Duration::from_secs(5), asking).await;
     tokio::task::spawn_blocking(move || {
         branch.desktops.volumes().stop_serving();
         nbd.shutdown(Duration::from_secs(5));
@@ -655,6 +659,18 @@ async fn keep_templates(branch: Arc<Branch>, cancel: CancellationToken) {
         }
         let worker = Arc::clone(&branch);
         let _ = tokio::task::spawn_blocking(move || worker.desktops.tend_templates()).await;
+    }
+}
+
+/// Asks desktops whether they answer on the network, for those who want to know whether a version is good.
+async fn ask_desktops(branch: Arc<Branch>, cancel: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(ASK_EVERY) => {}
+            () = cancel.cancelled() => return,
+        }
+        let worker = Arc::clone(&branch);
+        let _ = tokio::task::spawn_blocking(move || worker.desktops.ask_for_answers()).await;
     }
 }
 

@@ -82,18 +82,22 @@ impl Branch {
             versions,
             desktops: desktops
                 .into_iter()
-                .map(|d| DesktopStatus {
-                    state: serde_json::to_value(d.state)
-                        .ok()
-                        .and_then(|v| v.as_str().map(str::to_owned))
-                        .unwrap_or_default(),
-                    identity: d.identity,
-                    pool: d.pool,
-                    version: d.version,
-                    started_unix_s: d.started_unix_ms.unwrap_or(0) / 1000,
-                    boot: d.boot,
-                    volumes: volumes_by_name.remove(&d.name).unwrap_or_default(),
-                    id: d.name,
+                .map(|d| {
+                    let signs = self.desktops.signs(&d);
+                    DesktopStatus {
+                        state: serde_json::to_value(d.state)
+                            .ok()
+                            .and_then(|v| v.as_str().map(str::to_owned))
+                            .unwrap_or_default(),
+                        identity: d.identity,
+                        pool: d.pool,
+                        version: d.version,
+                        started_unix_s: d.started_unix_ms.unwrap_or(0) / 1000,
+                        boot: d.boot,
+                        signs,
+                        volumes: volumes_by_name.remove(&d.name).unwrap_or_default(),
+                        id: d.name,
+                    }
                 })
                 .collect(),
             counters: TransferCounters {

@@ -403,6 +403,7 @@ fn fields_left_out_of_an_assignment_keep_what_the_pool_has() {
         user_volume_mib: Some(8192),
         pooled: Some(true),
         start: Some(StartMode::Boot),
+        channel: None,
     };
     bench.dc.assign_pool("ny", "office", &request).unwrap();
     assign(&bench, "ny", "deb").unwrap();

@@ -31,6 +31,7 @@ pub mod record;
 mod resume;
 mod rights;
 mod room;
+mod signs;
 mod starting;
 mod template;
 mod templates;
@@ -85,6 +86,8 @@ pub struct Desktops {
     boots: Boots,
     writes: Writes,
     guests: Arc<Guests>,
+    /// What was seen of desktops since their machines started.
+    signs: signs::Signs,
     host: MachineHost,
     network: Arc<Network>,
     clock: Arc<dyn Clock>,
@@ -152,6 +155,7 @@ impl Desktops {
             fetcher,
             volumes,
             guests: Arc::default(),
+            signs: signs::Signs::default(),
             host,
             network,
             clock,

@@ -14,7 +14,7 @@ pub struct AuditFacts {
     pub unix_s: u64,
     /// What: `call`, `log_in`, `log_out`, `setup`; of volumes `lease_broken`, `old_copy`, `fork_discarded`, `fork_restored`,
     /// `generation_settled`, `snapshot_deleted`, `volume_deleted`, `home_changed`, `rolled_back`, `checked_out`, `checked_in`, `wipe_ordered`, `wiped`, `moved` or
-    /// `move_cancelled`.
+    /// `move_cancelled`; of rollouts `rollout_paused`, `rollout_turned_back`, `rollout_rolled_back` or `rollout_done`.
     pub event: String,
     /// Who: an account, a token, `root` (the local root credential), or `datacenter`, which saw it.
     pub who: String,

@@ -103,6 +103,12 @@ pub enum Verb {
         /// branch can do that (splice-vmm, no TPM, no user volume), and boot where it cannot [default: boot].
         #[arg(long, value_name = "boot|resume")]
         start: Option<StartMode>,
+        /// Follow this channel of the image; with `--image IMAGE` the pool runs the version that the channel is at.
+        #[arg(long, value_name = "CHANNEL", conflicts_with = "no_channel")]
+        channel: Option<String>,
+        /// Follow no channel (the default).
+        #[arg(long)]
+        no_channel: bool,
     },
     /// Set what a branch may take of its line, and when. Options left out keep what the branch has.
     ///
@@ -243,6 +249,8 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
             pooled,
             persistent,
             start,
+            channel,
+            no_channel,
         } => {
             let pins =
                 (no_pin || !pin.is_empty()).then(|| pin.iter().map(ToString::to_string).collect());
@@ -257,6 +265,11 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
                 user_volume_mib: if no_user_volume { Some(0) } else { user_volume },
                 pooled: (pooled || persistent).then_some(pooled),
                 start,
+                channel: if no_channel {
+                    Some(String::new())
+                } else {
+                    channel
+                },
             };
             let pool = client.assign(&name, &pool, &request).await?;
             if context.json {

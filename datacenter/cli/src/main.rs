@@ -19,6 +19,7 @@ mod output;
 mod preflight;
 mod progress;
 mod ready;
+mod rollout;
 mod secret;
 mod session;
 mod status;
@@ -42,6 +43,7 @@ const HELP: &str = "Examples:
   splice version publish debian /srv/images/debian-12.qcow2 --note 'January updates'
   splice branch token new-york --expires 24h
   splice branch assign new-york --pool office --image debian@3
+  splice rollout start debian@4 --channel stable --canary new-york
   splice store gc --dry-run
   splice store backup /mnt/backup/splice
   splice login carol
@@ -101,6 +103,12 @@ enum Noun {
     /// Sites with a branch server.
     #[command(subcommand)]
     Branch(branch::Verb),
+    /// Versions that come to pools branch by branch, in waves, and go back by themselves where desktops fail.
+    #[command(subcommand)]
+    Rollout(rollout::Verb),
+    /// Named places among an image's versions that pools follow.
+    #[command(subcommand)]
+    Channel(rollout::ChannelVerb),
     /// The chunk store: what it holds, garbage, damage; and backups of the datacenter.
     #[command(subcommand)]
     Store(store::Verb),
@@ -174,6 +182,8 @@ async fn run(context: &Context, noun: Noun) -> Result<(), Failure> {
         Noun::Image(verb) => image::run(context, verb).await,
         Noun::Version(verb) => version::run(context, verb).await,
         Noun::Branch(verb) => branch::run(context, verb).await,
+        Noun::Rollout(verb) => rollout::run(context, verb).await,
+        Noun::Channel(verb) => rollout::channel(context, verb).await,
         Noun::Store(verb) => store::run(context, verb).await,
         Noun::Operation(verb) => operation::run(context, verb).await,
         Noun::Desktop(arguments) => desktop::run(context, arguments).await,

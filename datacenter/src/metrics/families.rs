@@ -48,6 +48,9 @@ pub const FAMILIES: &[Family] = &[
     gauge("splice_datacenter_branch_missing_bytes", "bytes", &["branch"], "Bytes of the versions assigned to it or in use there that are not there."),
     gauge("splice_datacenter_branch_desktops", "", &["branch", "state"], "Its desktops by state: starting, running, served, paused, stopped, failed or other."),
 
+    gauge("splice_datacenter_rollouts", "", &["state"], "Rollouts that are remembered, by state: running, paused, rolling_back, done or rolled_back."),
+    gauge("splice_datacenter_rollout_pools", "", &["state"], "Pools at branches of rollouts that have not ended, by state: waiting, staging, staged, flipped, healthy, returned or left."),
+
     gauge("splice_datacenter_links_up", "", &[], "Links that are up; a branch that reconnects has two for a moment."),
     counter("splice_datacenter_link_connections", "", &[], "Links of branches that were made."),
     counter("splice_datacenter_link_sent_bytes", "bytes", &[], "UDP payload sent to branches, headers and retransmissions included."),

@@ -15,6 +15,7 @@ use std::sync::{Arc, OnceLock};
 
 use datacenter_api::{
     Branch, BranchState, BranchStatus, OperationResult, OperationState, ReadyReport,
+    RolloutPoolState, RolloutState,
 };
 use datacenter_observe::http::Requests;
 use datacenter_observe::samples::Samples;
@@ -153,6 +154,7 @@ impl Datacenter {
         let branches = self.branches(None, usize::MAX / 2)?;
         self.tell_status(&mut samples, &branches)?;
         tell_branches(&mut samples, &branches);
+        self.tell_rollouts(&mut samples)?;
         self.tell_links(&mut samples);
         self.tell_store(&mut samples)?;
         self.tell_backup(&mut samples)?;
@@ -189,6 +191,17 @@ impl Datacenter {
             ("splice_datacenter_branches_ready", status.branches_ready),
         ] {
             samples.count(name, &[], value);
+        }
+        Ok(())
+    }
+
+    fn tell_rollouts(&self, samples: &mut Samples) -> Result<(), ManageError> {
+        let figures = self.rollout_figures()?;
+        for (state, count) in RolloutState::ALL.into_iter().zip(figures.rollouts) {
+            samples.count("splice_datacenter_rollouts", &[state.name()], count);
+        }
+        for (state, count) in RolloutPoolState::ALL.into_iter().zip(figures.pools) {
+            samples.count("splice_datacenter_rollout_pools", &[state.name()], count);
         }
         Ok(())
     }

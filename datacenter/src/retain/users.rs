@@ -1,6 +1,6 @@
 //! Who uses versions, and so keeps them from being deleted.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use dedup::{BranchId, VersionId};
 use dedup_protocol::records::Assignment;
@@ -8,8 +8,9 @@ use dedup_protocol::trust::Signed;
 use serde::Deserialize;
 
 use super::ALL;
+use crate::catalog::rollouts::{ChannelRow, RolloutRow};
 use crate::catalog::rows::{
-    AssignmentRow, BranchRow, BranchStatusRow, GrantRow, ImageRow, NumberKey, PoolRow,
+    AssignmentRow, BranchRow, BranchStatusRow, GrantRow, ImageRow, NewestFirst, NumberKey, PoolRow,
     VersionNumberRow, VersionPinRow,
 };
 use crate::catalog::{CatalogError, Tx};
@@ -71,6 +72,21 @@ impl Users {
                     None => "it is pinned".into(),
                 },
             );
+        }
+        for (key, channel) in tx.list::<ChannelRow>(&[], None, ALL)? {
+            let user = format!("channel {} of {} is at it", key.channel, key.image);
+            self.add(channel.version, user);
+        }
+        for (NewestFirst(id), row) in tx.list::<RolloutRow>(&[], None, ALL)? {
+            if row.rollout.stage.is_over() {
+                continue;
+            }
+            self.add(row.rollout.target, format!("rollout {id} brings it"));
+            let sites = row.rollout.sites.iter();
+            let from: BTreeSet<VersionId> = sites.map(|site| site.from).collect();
+            for version in from {
+                self.add(version, format!("rollout {id} may go back to it"));
+            }
         }
         for (name, image) in tx.list::<ImageRow>(&[], None, ALL)? {
             let key = NumberKey {

@@ -66,18 +66,13 @@ impl Rollouts {
 impl Datacenter {
     /// Numbers of the rollouts that have not ended.
     pub(crate) fn active_rollout_ids(&self) -> Result<Vec<u64>, CatalogError> {
-        if let Some(ids) = self.rollouts_active().active().as_ref() {
-            return Ok(ids.iter().copied().collect());
-        }
-        // Not under the lock: whoever begins one holds the catalog and then wants that.
-        let found: BTreeSet<u64> = self.catalog().read(|tx| {
-            let rows = active(tx)?.into_iter();
-            Ok::<_, CatalogError>(rows.map(|(id, _)| id).collect())
-        })?;
+        // Over the look into the catalog too: one that begins meanwhile is either found there or added behind it. Nobody wants this in a transaction.
         let mut known = self.rollouts_active().active();
-        let known = known.get_or_insert_with(BTreeSet::new);
-        known.extend(found);
-        Ok(known.iter().copied().collect())
+        if known.is_none() {
+            let found = self.catalog().read(active)?;
+            *known = Some(found.into_iter().map(|(id, _)| id).collect());
+        }
+        Ok(known.iter().flatten().copied().collect())
     }
 
     fn forget_active_rollout(&self, id: u64) {
