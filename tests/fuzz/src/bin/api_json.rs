@@ -25,7 +25,7 @@ fn same<T: DeserializeOwned + Serialize + PartialEq + Debug>(json: &[u8]) {
     }
 }
 
-const TYPES: [fn(&[u8]); 35] = [
+const TYPES: [fn(&[u8]); 38] = [
     // Answers and reports, in the order of the modules.
     parses::<datacenter_api::BranchStatus>,
     parses::<datacenter_api::BranchList>,
@@ -63,6 +63,9 @@ const TYPES: [fn(&[u8]); 35] = [
     same::<datacenter_api::SetupRequest>,
     same::<datacenter_api::AuditList>,
     same::<branch_api::LogIn>,
+    same::<datacenter_api::RolloutRequest>,
+    same::<datacenter_api::RolloutPrice>,
+    same::<datacenter_api::RolloutList>,
 ];
 
 fuzz_target!(|data: &[u8]| {
