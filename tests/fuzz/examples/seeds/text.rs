@@ -106,6 +106,18 @@ pub fn write(seeds: &Seeds) {
             r#"{"entries":[{"id":2,"hash":null,"unix_s":1,"event":"call","who":"a","from":"::1","call":"PUT /x","result":"done","ends":1,"branch":"b"}],"next":2}"#,
         ),
         (34, r#"{"name":"a","password":"p"}"#),
+        (
+            35,
+            r#"{"version":"a@2","channel":"c","pool":"p","branches":["b"],"canary":["b"],"waves":[10,100],"gate":{"needs":["boot","log_in","alive"],"desktops":1,"boot_s":2,"soak_s":3,"wait_s":4,"failures":5},"line_bits_per_s":6,"reason":"r"}"#,
+        ),
+        (
+            36,
+            r#"{"version":"a@2","branches":[{"branch":"b","pools":["p"],"wave":1,"missing_bytes":2,"line_bytes":1,"basis":"update","bits_per_s":8,"transfer_s":1,"ready_unix_s":9,"desktops":1,"running":0,"evicted_bytes":null}],"line_bytes":1,"desktops":1,"notes":["n"]}"#,
+        ),
+        (
+            37,
+            r#"{"rollouts":[{"id":1,"version":"a@2","version_id":"00","channel":null,"state":"paused","why":"w","wave":1,"waves":2,"gate":{},"by":"c","reason":"r","created_unix_s":1,"ended_unix_s":null,"pools":[{"branch":"b","pool":"p","wave":1,"from":"a@1","state":"flipped","since_unix_s":1,"healthy":0,"failed":["d"]}],"history":[{"unix_s":1,"text":"t"}]}],"next":1}"#,
+        ),
     ] {
         let seed = [&[index][..], body.as_bytes()].concat();
         seeds.write("api_json", &index.to_string(), &seed);
