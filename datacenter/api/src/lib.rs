@@ -30,8 +30,9 @@ pub use audit::{AuditEntry, AuditFacts, AuditLine, AuditList, AuditState};
 pub use backup::{BackupRequest, BackupResult};
 pub use branch::{
     AssignRequest, BootReport, Branch, BranchAhead, BranchIntroduction, BranchKind, BranchList,
-    BranchState, BranchStatus, CacheStatus, DesktopSigns, DesktopStatus, Latencies, LinkReport, MachineType,
-    Pool, PoolList, StartMode, TokenRequest, TokenResponse, TransferCounters, VersionResidency,
+    BranchState, BranchStatus, CacheStatus, DesktopSigns, DesktopStatus, Latencies, LinkReport,
+    MachineType, Pool, PoolList, StartMode, TokenRequest, TokenResponse, TransferCounters,
+    VersionResidency,
 };
 #[cfg(feature = "client")]
 pub use client::{Client, ClientError, ClientOptions};

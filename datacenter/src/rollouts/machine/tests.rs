@@ -140,7 +140,8 @@ impl World {
             let flipped = site.runs_target() && !was.runs_target();
             if flipped {
                 assert!(pool.whole, "flipped before it was there");
-                assert!(matches!(was.state, SiteState::Staged));
+                // A look hears that it is there and flips it.
+                assert!(matches!(was.state, SiteState::Staging | SiteState::Staged));
                 let mut earlier = rollout.sites.iter().filter(|other| other.wave < site.wave);
                 assert!(earlier.all(Site::is_settled), "a wave began too early");
                 let mut same = rollout.sites.iter().filter(|s| s.branch == site.branch);
