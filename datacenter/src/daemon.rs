@@ -333,6 +333,45 @@ pub fn reset_token(data: &Path) -> anyhow::Result<String> {
     ))
 }
 
+/// Issues a certificate of the realm's authority for a branch's portal into the folder `out`, which is made; answers a line for the operator. The
+/// daemon may be running.
+///
+/// # Errors
+/// A name that this datacenter's own API has: who has the portal's key could stand before it.
+pub fn portal_certificate(
+    data: &Path,
+    names: &[String],
+    out: &Path,
+    passphrase_file: Option<&Path>,
+) -> anyhow::Result<String> {
+    let dir = absolute(data)?;
+    let config = Config::load(&dir.config())?.config;
+    let own = config.certificate_names();
+    let is_own = |name: &&String| own.iter().any(|own| own.eq_ignore_ascii_case(name));
+    if let Some(name) = names.iter().find(is_own) {
+        bail!(
+            "{name} is a name of this datacenter's own API; give the branch's portal a name of its own"
+        );
+    }
+    let passphrase_file = passphrase_file
+        .map(Path::to_owned)
+        .or(config.passphrase_file)
+        .unwrap_or(dir.passphrase());
+    let realm = Realm::open(&dir, &passphrase_file)?;
+    let issued = realm
+        .ca
+        .issue_portal(names, CERTIFICATE_VALIDITY)
+        .with_context(|| format!("the certificate for {}", names.join(", ")))?;
+    create_private_dir(out).with_context(|| format!("cannot make {}", out.display()))?;
+    write(&out.join("portal.key"), 0o600, &issued.key_pem)?;
+    write(&out.join("portal.crt"), 0o644, &issued.cert_pem)?;
+    Ok(format!(
+        "portal.crt and portal.key for {} are in {}, good for two years; copy both into the folder `portal` of the branch's data folder, readable by the branch server alone, and start it with `--portal 0.0.0.0:443`",
+        names.join(", "),
+        out.display()
+    ))
+}
+
 fn tuning(config: &Config) -> anyhow::Result<LinkTuning> {
     let mut tuning = LinkTuning::default();
     if let Some(name) = &config.congestion {

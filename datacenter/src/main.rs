@@ -110,6 +110,21 @@ enum Command {
         #[arg(long, default_value_t = 365)]
         days: u64,
     },
+    /// Issue a certificate of the realm's authority for a branch's portal. The daemon may be running.
+    PortalCertificate {
+        /// The data folder.
+        #[arg(long, value_name = "DIR")]
+        data: PathBuf,
+        /// DNS name or IP address under which users reach the portal; may be repeated.
+        #[arg(long, value_name = "NAME", required = true)]
+        name: Vec<String>,
+        /// Folder for portal.crt and portal.key; it is made if it does not exist.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// File with the passphrase, instead of the configured one.
+        #[arg(long, value_name = "FILE")]
+        passphrase_file: Option<PathBuf>,
+    },
     /// Replace all API tokens by a new one, in cli.toml. The daemon must not be running.
     ResetToken {
         /// The data folder.
@@ -214,6 +229,15 @@ fn execute(command: Command) -> anyhow::Result<()> {
         } => {
             let until = daemon::endorse(&data, root_key.as_deref(), days)?;
             Ok(writeln!(io::stdout(), "{until}")?)
+        }
+        Command::PortalCertificate {
+            data,
+            name,
+            out,
+            passphrase_file,
+        } => {
+            let line = daemon::portal_certificate(&data, &name, &out, passphrase_file.as_deref())?;
+            Ok(writeln!(io::stdout(), "{line}")?)
         }
         Command::ResetToken { data } => {
             let token = daemon::reset_token(&data)?;

@@ -2,7 +2,7 @@
 //!
 //! Invariant: an attempt is counted, durably, before the password is looked at ([`dedup_protocol::people::strikes`]); an unknown name costs the same time as
 //! a wrong password and gives the same answer; a code is taken once, by the transaction that begins the session. How often anybody may try at
-//! all is the [`gate`](super::gate)'s, which whoever calls this has passed.
+//! all is the [`gate`](dedup_protocol::people::gate)'s, which whoever calls this has passed.
 
 use datacenter_api::{
     AccountKind, AuditFacts, Grant, LogInRequest, Role, SetupCode, SetupRequest, User, UserRequest,

@@ -7,7 +7,6 @@
 //! their passwords here; people of OIDC or LDAP are to be a further `AccountKind`, whose log-in ends in the same session.
 
 pub mod accounts;
-pub mod gate;
 pub mod groups;
 pub mod log_in;
 mod own;
@@ -21,6 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use datacenter_api::{AuditFacts, Grant};
+use dedup_protocol::people::gate::Gate;
 use tokio::sync::Semaphore;
 
 use crate::catalog::audit::append;
@@ -29,7 +29,6 @@ use crate::catalog::rows::SecretHash;
 use crate::catalog::{CatalogError, Tx};
 use crate::datacenter::Datacenter;
 use crate::problem::ManageError;
-use gate::Gate;
 use rights::{Permission, Place, gives, include};
 use seal::Sealing;
 

@@ -35,14 +35,25 @@ pub fn install_provider() {
 /// # Errors
 /// When certificate or key cannot be read or do not belong together.
 pub fn https_server_config(cert: &CertAndKey) -> Result<Arc<ServerConfig>, IdentityError> {
-    let key = certified_key(cert, &[])?;
+    Ok(https(certified_key(cert, &[])?))
+}
+
+/// TLS for a branch's portal: the same, with all certificates of the file, since those that public authorities sign have others above them.
+///
+/// # Errors
+/// When a certificate or the key cannot be read, or certificate and key do not belong together.
+pub fn portal_server_config(cert: &CertAndKey) -> Result<Arc<ServerConfig>, IdentityError> {
+    Ok(https(certified_key(cert, &cert.above()?)?))
+}
+
+fn https(key: CertifiedKey) -> Arc<ServerConfig> {
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .expect("ring supports TLS 1.2 and 1.3")
         .with_client_cert_verifier(WebPkiClientVerifier::no_client_auth())
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(Arc::new(config))
+    Arc::new(config)
 }
 
 /// SHA-256 of a certificate's DER bytes.

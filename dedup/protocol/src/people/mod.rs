@@ -5,6 +5,7 @@
 //! only people who are entitled to a pool of that branch, each once, and never a password. It refuses costs of stretching that would
 //! exhaust a branch, and does not know roles: who manages the realm does so at the datacenter.
 
+pub mod gate;
 pub mod strikes;
 pub mod totp;
 pub mod verifier;

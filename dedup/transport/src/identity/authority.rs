@@ -146,15 +146,33 @@ impl RealmCa {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.subject_alt_names.push(uri_name(identity.uri())?);
         for name in names {
-            params
-                .subject_alt_names
-                .push(match name.parse::<std::net::IpAddr>() {
-                    Ok(address) => SanType::IpAddress(address),
-                    Err(_) => SanType::DnsName(host_name(name)?),
-                });
+            params.subject_alt_names.push(web_name(name)?);
         }
+        self.issue_with_new_key(&params)
+    }
+
+    /// Issues the certificate of a branch's portal with a new key, for the DNS names and IP addresses under which its users reach it.
+    ///
+    /// It names nobody of the realm: no end of a link takes it for the datacenter or a branch, whoever comes to have its key.
+    pub fn issue_portal(
+        &self,
+        names: &[String],
+        validity: Duration,
+    ) -> Result<CertAndKey, IdentityError> {
+        let first = names.first().ok_or_else(|| IdentityError::BadName {
+            name: String::new(),
+        })?;
+        let mut params = params(format!("splice portal {first}"), Validity::of(validity))?;
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        for name in names {
+            params.subject_alt_names.push(web_name(name)?);
+        }
+        self.issue_with_new_key(&params)
+    }
+
+    fn issue_with_new_key(&self, params: &CertificateParams) -> Result<CertAndKey, IdentityError> {
         let mut key = KeyPair::generate().map_err(not_issued)?;
-        let certificate = self.sign(&params, &key)?;
+        let certificate = self.sign(params, &key)?;
         let issued = CertAndKey {
             cert_pem: certificate.pem(),
             key_pem: Zeroizing::new(key.serialize_pem()),
@@ -254,6 +272,14 @@ fn params(common_name: String, validity: Validity) -> Result<CertificateParams, 
 
 fn uri_name(uri: String) -> Result<SanType, IdentityError> {
     Ok(SanType::URI(uri.try_into().map_err(not_issued)?))
+}
+
+/// A name by which browsers find a server.
+fn web_name(name: &str) -> Result<SanType, IdentityError> {
+    Ok(match name.parse::<std::net::IpAddr>() {
+        Ok(address) => SanType::IpAddress(address),
+        Err(_) => SanType::DnsName(host_name(name)?),
+    })
 }
 
 fn host_name(name: &str) -> Result<rcgen::string::Ia5String, IdentityError> {

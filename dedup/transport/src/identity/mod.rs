@@ -86,6 +86,16 @@ impl CertAndKey {
         certificate_from_pem(&self.cert_pem, "certificate")
     }
 
+    /// The certificates behind the first.
+    pub(crate) fn above(&self) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
+        let all = CertificateDer::pem_slice_iter(self.cert_pem.as_bytes()).skip(1);
+        all.collect::<Result<_, _>>()
+            .map_err(|error| IdentityError::Unreadable {
+                what: "certificate chain",
+                reason: error.to_string(),
+            })
+    }
+
     pub(crate) fn key_der(&self) -> Result<PrivateKeyDer<'static>, IdentityError> {
         PrivateKeyDer::from_pem_slice(self.key_pem.as_bytes()).map_err(|error| {
             IdentityError::Unreadable {
