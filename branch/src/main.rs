@@ -28,6 +28,8 @@ use branch::network::choice::{InterfaceName, PoolChoice};
 use branch::network::subnet::{self, Subnet};
 use branch::network::{self, Network};
 use branch::people::People;
+use branch::portal::Portal;
+use branch::portal::house::BranchHouse;
 use branch::ready::proof::Proof;
 use branch::server::Branch;
 use branch::template::{Shelf, TemplateSecret};
@@ -42,6 +44,7 @@ use dedup_protocol::wipe::Wipe;
 use dedup_store::disk::{Disk, HostDisk};
 use dedup_store::kv::{Kv, RocksKv, RocksOptions};
 use dedup_transport::congestion::KnownPaths;
+use dedup_transport::identity::CertAndKey;
 use dedup_transport::link::{Congestion, LinkTuning};
 use tokio_util::sync::CancellationToken;
 use vmm_api::{CpuVirt, HostVirt, KvmKind};
@@ -136,6 +139,23 @@ struct Run {
     /// of a management network. Without it they are on the socket alone.
     #[arg(long, value_name = "ADDR")]
     metrics: Option<SocketAddr>,
+    /// Serve the portal on this TCP address, over HTTPS: users log in there and have their desktops in the browser. Its certificate is
+    /// portal/portal.crt in the data folder unless --portal-certificate says else; `splice-datacenter portal-certificate` issues one.
+    #[arg(long, value_name = "ADDR")]
+    portal: Option<SocketAddr>,
+    /// The portal's certificate, PEM, with those above it if there are any [default: DATA/portal/portal.crt].
+    #[arg(long, value_name = "FILE", requires = "portal")]
+    portal_certificate: Option<PathBuf>,
+    /// Its private key, PEM [default: DATA/portal/portal.key].
+    #[arg(long, value_name = "FILE", requires = "portal")]
+    portal_key: Option<PathBuf>,
+    /// Shut down a desktop of the portal that no browser shows for so many minutes. Without it desktops go on.
+    #[arg(long, value_name = "MINUTES", requires = "portal", value_parser = clap::value_parser!(u64).range(1..))]
+    idle_stop: Option<u64>,
+    /// How much memory desktops may have together; users of the portal wait in line for more [default: the host's, but a tenth and at
+    /// least 1GiB].
+    #[arg(long, value_name = "SIZE", requires = "portal", value_parser = parse_size)]
+    desktop_memory: Option<u64>,
     /// Log as JSON lines.
     #[arg(long)]
     log_json: bool,
@@ -313,6 +333,10 @@ async fn serve(options: Run) -> Result<()> {
         None => None,
         Some(address) => Some(bind_metrics(address).await?),
     };
+    let portal = match options.portal {
+        None => None,
+        Some(address) => Some(bind_portal(&options, &data, address)?),
+    };
     tracing::info!(branch = branch.identity.name, socket = %socket.display(), "serving");
 
     let tuning = LinkTuning {
@@ -334,6 +358,18 @@ async fn serve(options: Run) -> Result<()> {
         tokio::spawn(branch::http::serve_metrics(
             Arc::clone(&branch),
             listener,
+            cancel.clone(),
+        ));
+    }
+    if let Some((listener, tls)) = portal {
+        let limit_mib = options.desktop_memory.map(|bytes| bytes >> 20);
+        let house = Arc::new(BranchHouse::new(Arc::clone(&branch), limit_mib));
+        let idle_stop_s = options.idle_stop.map(|minutes| minutes.saturating_mul(60));
+        let portal = Arc::new(Portal::new(house, idle_stop_s));
+        tokio::spawn(branch::http::portal::serve(
+            portal,
+            listener,
+            tls,
             cancel.clone(),
         ));
     }
@@ -425,6 +461,40 @@ async fn finish_wipe(
     }
     identity::destroy(data)?;
     bail!(keys::KeyError::Wiped)
+}
+
+/// Listens for users, with the certificate that the portal shows them.
+fn bind_portal(
+    options: &Run,
+    data: &Path,
+    address: SocketAddr,
+) -> Result<(std::net::TcpListener, Arc<rustls::ServerConfig>)> {
+    let file = |chosen: &Option<PathBuf>, name: &str| match chosen {
+        Some(path) => path.clone(),
+        None => data.join("portal").join(name),
+    };
+    let certificate = file(&options.portal_certificate, "portal.crt");
+    let key = file(&options.portal_key, "portal.key");
+    let read = |path: &Path| {
+        std::fs::read_to_string(path).with_context(|| {
+            format!(
+                "{}: the portal needs a certificate with its key; have one issued with `splice-datacenter portal-certificate`, or name your own with --portal-certificate and --portal-key",
+                path.display()
+            )
+        })
+    };
+    let pair = CertAndKey {
+        cert_pem: read(&certificate)?,
+        key_pem: read(&key)?.into(),
+    };
+    let tls = dedup_transport::tls::portal_server_config(&pair)
+        .with_context(|| format!("{} and {}", certificate.display(), key.display()))?;
+    let listener = std::net::TcpListener::bind(address).with_context(|| {
+        format!("cannot listen for the portal on TCP {address}; is another program using that port? choose another with --portal")
+    })?;
+    let address = listener.local_addr()?;
+    tracing::info!(%address, "the portal is served");
+    Ok((listener, tls))
 }
 
 /// Listens for Prometheus.

@@ -5,6 +5,8 @@
 use datacenter_api::{BootReport, MachineType, PoolReadiness};
 use serde::{Deserialize, Serialize};
 
+pub mod portal;
+
 #[cfg(feature = "client")]
 mod client;
 #[cfg(feature = "client")]

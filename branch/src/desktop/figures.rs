@@ -1,6 +1,6 @@
-//! What the open overlays of this branch's desktops add up to; for metrics.
+//! What the desktops of this branch add up to: their open overlays, for metrics, and the memory of those that run.
 
-use super::Volumes;
+use super::{DesktopError, Desktops, Volumes};
 use crate::volume::Shortage;
 
 /// Sums over all overlays that are open for a machine.
@@ -46,5 +46,17 @@ impl Volumes {
             }
         }
         figures
+    }
+}
+
+impl Desktops {
+    /// MiB of memory that desktops have whose machines run, as far as is known.
+    ///
+    /// # Errors
+    /// The catalog cannot be read.
+    pub fn running_memory_mib(&self) -> Result<u64, DesktopError> {
+        let desktops = self.versions.catalog().desktops()?;
+        let running = desktops.iter().filter(|desktop| desktop.machine.is_some());
+        Ok(running.map(|desktop| u64::from(desktop.memory_mib)).sum())
     }
 }

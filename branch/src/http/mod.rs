@@ -6,6 +6,7 @@
 mod observe;
 
 mod people;
+pub mod portal;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;

@@ -15,12 +15,13 @@ mod tests;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, RwLock};
 
-use dedup_protocol::people::Roster;
 use dedup_protocol::people::verifier::{COST, Verifier};
+use dedup_protocol::people::{Person, Roster};
 use dedup_protocol::records::Assignment;
 use dedup_protocol::trust::{Signed, Trust, TrustError};
 use dedup_store::kv::{Kv, KvError};
 use tokio::sync::Semaphore;
+use zeroize::Zeroizing;
 
 use crate::catalog::{Catalog, CatalogError};
 use crate::keys::Secret;
@@ -92,6 +93,15 @@ pub struct Admitted {
     pub name: String,
     /// Pools of this branch that are there for the person now.
     pub pools: Vec<String>,
+}
+
+/// What somebody who was let in may do, as the newest roster says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// Pools of this branch that are there for the person now.
+    pub pools: Vec<String>,
+    /// Another one since the password or the second factor changed: who was let in with the former is to prove himself again.
+    pub epoch: [u8; 32],
 }
 
 /// See the module.
@@ -212,15 +222,20 @@ impl People {
             row.strikes.clear();
             Ok(())
         })?;
-        let assigned: BTreeSet<&str> = assignment
-            .iter()
-            .flat_map(|assignment| &assignment.pools)
-            .map(|pool| pool.pool.as_str())
-            .collect();
-        let pools = person.pools.iter();
-        let pools = pools.filter(|pool| assigned.contains(pool.as_str()));
-        let pools = pools.cloned().collect();
+        let pools = pools_of(person, assignment);
         Ok(Admitted { name, pools })
+    }
+
+    /// What somebody who was let in may do now; none if the person is not on the roster any more.
+    pub fn standing(&self, name: &str, assignment: Option<&Assignment>) -> Option<Standing> {
+        let roster = self.roster()?;
+        let person = roster.person(name)?;
+        let proofs = postcard::to_stdvec(&(&person.verifier, &person.totp));
+        let proofs = Zeroizing::new(proofs.expect("bytes and numbers serialise without failing"));
+        Some(Standing {
+            pools: pools_of(person, assignment),
+            epoch: blake3::derive_key("splice branch session epoch v1", &proofs),
+        })
     }
 
     /// Changes what is kept of a person's attempts; durable when it returns, and only if `change` succeeds.
@@ -234,6 +249,18 @@ impl People {
         change(&mut row)?;
         Ok(rows::put_attempts(&*self.kv, name, &row)?)
     }
+}
+
+/// Pools of the person that this branch is to have.
+fn pools_of(person: &Person, assignment: Option<&Assignment>) -> Vec<String> {
+    let assigned: BTreeSet<&str> = assignment
+        .iter()
+        .flat_map(|assignment| &assignment.pools)
+        .map(|pool| pool.pool.as_str())
+        .collect();
+    let pools = person.pools.iter();
+    let pools = pools.filter(|pool| assigned.contains(pool.as_str()));
+    pools.cloned().collect()
 }
 
 /// What stands for the password of somebody who is not here.

@@ -4,7 +4,6 @@
 use std::ops::ControlFlow;
 
 use dedup::{BranchId, RealmId, VersionId};
-use dedup_protocol::people::Person;
 use dedup_protocol::people::strikes::{FREE, LOCK_S};
 use dedup_protocol::people::totp::TotpSecret;
 use dedup_protocol::records::{MachineType, PoolAssignment, StartMode};
@@ -215,4 +214,25 @@ fn who_leaves_the_roster_leaves_nothing() {
     assert!(world.kv.get(b"lalice").unwrap().is_some());
     world.admit(2, vec![person("bob", None)]);
     assert!(world.kv.get(b"lalice").unwrap().is_none());
+}
+
+#[test]
+fn a_standing_changes_with_what_proves_the_person_and_ends_with_the_roster() {
+    let world = World::new();
+    let assignment = assignment();
+    let standing = |name: &str| world.people.standing(name, Some(&assignment));
+    assert_eq!(standing("alice"), None);
+    world.admit(1, vec![person("alice", None), person("bob", None)]);
+    let first = standing("alice").unwrap();
+    assert_eq!(first.pools, ["office"]);
+    assert_eq!(world.people.standing("alice", None).unwrap().pools.len(), 0);
+    world.admit(2, vec![person("alice", None), person("bob", None)]);
+    assert_eq!(standing("alice").unwrap(), first);
+
+    let mut other = person("alice", None);
+    other.verifier = Verifier::with_cost(b"another password", [4; 16], (8, 1, 1)).unwrap();
+    world.admit(3, vec![other, person("bob", None)]);
+    assert_ne!(standing("alice").unwrap().epoch, first.epoch);
+    world.admit(4, vec![person("bob", None)]);
+    assert_eq!(standing("alice"), None);
 }
