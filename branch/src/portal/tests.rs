@@ -3,7 +3,6 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use branch_api::portal::Connection;
 use tokio::sync::Semaphore;
 
 use super::line::Memory;
@@ -289,7 +288,7 @@ fn who_finds_no_room_waits_with_a_reason_and_is_let_in() {
     let Connection::Waiting {
         position: 1,
         reason,
-    } = waits
+    } = &waits
     else {
         panic!("{waits:?}");
     };
