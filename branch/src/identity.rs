@@ -226,13 +226,15 @@ pub fn destroy(dir: &Path) -> Result<(), IdentityError> {
     let folder_file = std::fs::File::open(&folder).map_err(io(&folder))?;
     folder_file.sync_all().map_err(io(&folder))?;
     for name in [
-        "renewed.pem",
-        "branch.key",
-        "id.key",
-        "ca.crt",
-        "realm.json",
+        // Whoever has it could stand before the branch's users.
+        "portal/portal.key",
+        "identity/renewed.pem",
+        "identity/branch.key",
+        "identity/id.key",
+        "identity/ca.crt",
+        "identity/realm.json",
     ] {
-        let path = folder.join(name);
+        let path = dir.join(name);
         let len = match std::fs::metadata(&path) {
             Ok(found) => found.len(),
             Err(e) if e.kind() == ErrorKind::NotFound => continue,
@@ -356,11 +358,15 @@ mod tests {
             for name in &FILES[gone..] {
                 std::fs::write(folder.join(name), "a secret").unwrap();
             }
+            let portal_key = dir.path().join("portal/portal.key");
+            std::fs::create_dir(dir.path().join("portal")).unwrap();
+            std::fs::write(&portal_key, "a secret").unwrap();
             assert_eq!(is_destroyed(dir.path()), gone > 0);
             for _ in 0..2 {
                 destroy(dir.path()).unwrap();
                 assert!(is_destroyed(dir.path()));
                 assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0);
+                assert!(!portal_key.exists());
             }
         }
     }
