@@ -1,7 +1,7 @@
 //! The branch-local API over a Unix socket: the only place of this crate that knows HTTP.
 //!
 //! Who may open the socket (its file mode is 0600) may do everything. Calls that block on machines or the link run on the blocking
-//! pool. What a TCP address may give besides is in [`observe`].
+//! pool. What a TCP address may give besides is in [`observe`], and what users get over HTTPS in [`portal`], which shares nothing with this but its errors.
 
 mod observe;
 

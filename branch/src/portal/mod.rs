@@ -453,10 +453,14 @@ impl Portal {
             let standing = self.house.standing(&session.user);
             standing.is_some_and(|standing| standing.epoch == session.epoch)
         });
+        if !ended.is_empty() {
+            tracing::info!(sessions = ended.len(), "sessions of the portal ended");
+        }
+        // By the session itself: one may have ended between a ticket's use and the look that came of it.
         lock(&self.viewers).sweep(|session, user, pool| {
+            let is_on = lock(&self.sessions).find(session, now).is_some();
             let standing = self.house.standing(user);
-            let may = standing.is_some_and(|now| now.pools.iter().any(|own| own == pool));
-            may && !ended.contains(&session)
+            is_on && standing.is_some_and(|now| now.pools.iter().any(|own| own == pool))
         });
         // Looked for without the lock: a stop takes up to a minute.
         for name in self.idle_since(now) {

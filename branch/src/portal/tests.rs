@@ -269,8 +269,14 @@ fn a_log_out_ends_its_own_looking_and_no_other() {
         portal.enter(&portal.screen(&ticket, secret).unwrap())
     };
     let (mut hers, mut his) = (screen(&secret, &alice), screen(&bobs, &bob));
+    let ticket = click(&portal, &alice, "office").unwrap();
+    let opened = portal.screen(&ticket, &secret).unwrap();
     portal.log_out(&alice);
     assert_eq!(hers.end.try_recv(), Ok(viewers::Why::NoRight));
+    // One whose ticket was used up just before.
+    let mut late = portal.enter(&opened);
+    portal.tend();
+    assert_eq!(late.end.try_recv(), Ok(viewers::Why::NoRight));
     assert!(his.end.try_recv().is_err());
     assert!(portal.caller(&secret).is_err());
     assert!(portal.caller(&bobs).is_ok());
