@@ -361,7 +361,7 @@ async fn serve(options: Run) -> Result<()> {
             cancel.clone(),
         ));
     }
-    if let Some((listener, tls)) = portal {
+    let portal = portal.map(|(listener, tls)| {
         let limit_mib = options.desktop_memory.map(|bytes| bytes >> 20);
         let house = Arc::new(BranchHouse::new(Arc::clone(&branch), limit_mib));
         let idle_stop_s = options.idle_stop.map(|minutes| minutes.saturating_mul(60));
@@ -371,8 +371,8 @@ async fn serve(options: Run) -> Result<()> {
             listener,
             tls,
             cancel.clone(),
-        ));
-    }
+        ))
+    });
     let tending = tokio::spawn(tend(Arc::clone(&branch), cancel.clone()));
     let directory: Arc<dyn Directory> = branch.desktops.clone();
     let guests = Arc::clone(branch.desktops.guests());
@@ -393,6 +393,9 @@ async fn serve(options: Run) -> Result<()> {
     cancel.cancel();
     let _ = tokio::time::timeout(Duration::from_secs(5), link).await;
     let _ = tokio::time::timeout(Duration::from_secs(5), http).await;
+    if let Some(portal) = portal {
+        let _ = tokio::time::timeout(Duration::from_secs(5), portal).await;
+    }
     let _ = tokio::time::timeout(Duration::from_secs(5), tending).await;
     let _ = tokio::time::timeout(Duration::from_secs(5), attending).await;
     let _ = tokio::time::timeout(Duration::from_secs(5), keeping).await;
