@@ -136,6 +136,15 @@ pub struct RunOptions {
 
 /// Opens everything in `data`. The lock must live as long as the datacenter.
 pub fn open(data: &Path, options: &RunOptions) -> anyhow::Result<(Arc<Datacenter>, DataLock)> {
+    open_at(data, options, Arc::new(SystemClock))
+}
+
+/// As [`open`], with its time from `clock`.
+pub fn open_at(
+    data: &Path,
+    options: &RunOptions,
+    clock: Arc<dyn Clock>,
+) -> anyhow::Result<(Arc<Datacenter>, DataLock)> {
     let dir = absolute(data)?;
     if !dir.root().exists() {
         bail!(realm::RealmError::Missing {
@@ -161,7 +170,6 @@ pub fn open(data: &Path, options: &RunOptions) -> anyhow::Result<(Arc<Datacenter
     config.passphrase_file = Some(passphrase_file);
     let catalog = open_catalog(&dir, realm.id)?;
     let store = open_store(&dir, &realm)?;
-    let clock = Arc::new(SystemClock);
     let datacenter = Datacenter::new(realm, catalog, Arc::new(store), clock, config, dir)?;
     Ok((datacenter, lock))
 }

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use datacenter::backup::machine::{self, RestoreOptions};
+use datacenter::clock::SystemClock;
 use datacenter::daemon::{self, InitOptions, RunOptions};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -195,7 +196,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
             };
             // A terminal or a log: a line for each percent is enough of either.
             let mut told = None;
-            let lines = machine::restore(&options, &mut |what, done, total| {
+            let lines = machine::restore(&options, &SystemClock, &mut |what, done, total| {
                 let percent = (done * 100).checked_div(total).unwrap_or(100);
                 if told != Some((what, percent)) {
                     told = Some((what, percent));

@@ -21,7 +21,7 @@ use super::operation::open_bucket;
 use super::restore::{self, Opened};
 use super::whole::{Lacking, lacking};
 use crate::catalog::Catalog;
-use crate::clock::{Clock, SystemClock};
+use crate::clock::Clock;
 use crate::config::Config;
 use crate::daemon::{absolute, cli_text, open_store, write};
 use crate::identity::tokens;
@@ -55,6 +55,7 @@ pub type Progress<'a> = dyn FnMut(&'static str, u64, u64) + 'a;
 /// Restores; answers what the operator should know, line by line.
 pub fn restore(
     options: &RestoreOptions,
+    clock: &dyn Clock,
     progress: &mut Progress<'_>,
 ) -> anyhow::Result<Vec<String>> {
     let dir = absolute(&options.data)?;
@@ -73,7 +74,7 @@ pub fn restore(
     let _lock = DataLock::take(&dir)?;
     refuse_used(&dir, &id)?;
     write(&dir.restoring(), 0o600, &id)?;
-    let lacking = bring_back(&dir, &folder, &opened, options, progress)?;
+    let lacking = bring_back(&dir, &folder, &opened, options, clock, progress)?;
 
     write_bytes(&dir.config(), 0o644, &opened.config)?;
     write(&dir.ca(), 0o644, &opened.realm.ca.cert_pem())?;
@@ -82,7 +83,7 @@ pub fn restore(
     write_bytes(&dir.sealed(), 0o600, &opened.sealed)?;
     let passphrase = keep_passphrase(&dir, &config, &options.passphrase_file)?;
     let token = tokens::new_api_token();
-    let now = SystemClock.unix_s();
+    let now = clock.unix_s();
     replace_token(&dir, &opened, &token, now)?;
     write(&dir.cli(), 0o600, &cli_text(&dir, config.api, &token))?;
     write_bytes(&dir.realm(), 0o644, &opened.realm_json)?;
@@ -148,6 +149,7 @@ fn bring_back(
     folder: &Folder,
     opened: &Opened,
     options: &RestoreOptions,
+    clock: &dyn Clock,
     progress: &mut Progress<'_>,
 ) -> anyhow::Result<Vec<Lacking>> {
     let manifest = &opened.manifest;
@@ -187,7 +189,7 @@ fn bring_back(
             named(&lacking)
         );
     }
-    let now = SystemClock.unix_s();
+    let now = clock.unix_s();
     mark_restored(&catalog, manifest.taken_unix_s, now)?;
     for name in &options.revoke {
         if !revoke_restored(&catalog, name, now)? {

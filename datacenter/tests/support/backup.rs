@@ -8,6 +8,7 @@ use datacenter::Datacenter;
 use datacenter::backup::folder::Folder;
 use datacenter::backup::machine::{self, RestoreOptions};
 use datacenter::backup::{BackupError, operation};
+use datacenter::clock::SetClock;
 use datacenter::daemon::{self, RunOptions};
 use datacenter::operations::Meter;
 use datacenter_api::{AssignRequest, BackupResult, BranchIntroduction, BranchStatus, TokenRequest};
@@ -18,7 +19,7 @@ use dedup_protocol::trust::Signed;
 use dedup_store::disk::HostDisk;
 use dedup_transport::identity::BranchKey;
 
-use super::{Bench, sparse_disk};
+use super::{Bench, START, sparse_disk};
 
 pub fn folder(path: &Path) -> Folder {
     let disk = HostDisk::new(path).unwrap();
@@ -41,17 +42,18 @@ pub fn options(bench: &Bench, place: &Path, data: &Path) -> RestoreOptions {
 }
 
 pub fn restored(options: &RestoreOptions) -> anyhow::Result<Vec<String>> {
-    machine::restore(options, &mut |_, _, _| {})
+    machine::restore(options, &SetClock::new(START), &mut |_, _, _| {})
 }
 
-/// A datacenter that lives on in another data folder, as the daemon would open it.
+/// A datacenter that lives on in another data folder, as the daemon would open it, at the time of the bench's.
 pub struct Restored {
     pub dc: Arc<Datacenter>,
     _lock: datacenter::realm::files::DataLock,
 }
 
 pub fn open(data: &Path) -> Restored {
-    let (dc, lock) = daemon::open(data, &RunOptions::default()).unwrap();
+    let clock = Arc::new(SetClock::new(START));
+    let (dc, lock) = daemon::open_at(data, &RunOptions::default(), clock).unwrap();
     Restored { dc, _lock: lock }
 }
 

@@ -24,7 +24,7 @@ use dedup_store::StoreError;
 use dedup_transport::identity::BranchKey;
 use rand::{RngCore, SeedableRng};
 
-use super::{Bench, START};
+use super::Bench;
 
 /// Bytes of a write.
 pub const BLOCK: usize = 4096;
@@ -128,17 +128,18 @@ impl Site {
             acked: Position::START,
             sealed: None,
         };
+        let now = bench.dc.now_unix_s();
         Self {
             branch,
             volume,
             hold: Hold::open(branch, HoldRow::new(volume)),
-            sender: Sender::open(row, 0, START),
+            sender: Sender::open(row, 0, now),
             base,
             log: Vec::new(),
             denied: None,
             offers_left: usize::MAX,
             key: bench.dc.id_key().clone(),
-            now: START,
+            now,
             made: Vec::new(),
         }
     }
