@@ -22,6 +22,7 @@ pub mod uids;
 use std::fs::{File, OpenOptions};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -436,9 +437,36 @@ pub fn save(files: &Files, state: &File, memory: &File) -> Result<(), String> {
     splice::save(files, state, memory)
 }
 
-/// Ends a machine on splice-vmm that was started here and not noted any more: its server ended in that moment. Nothing happens if there is none.
+/// Ends a machine that was started here and not noted any more, whichever it is: its server ended in that moment. Nothing happens if there is none.
+/// It is recognised by who listens at its control socket, which lies in a folder that nobody else may enter.
 pub fn end_unnoted(files: &Files) {
-    splice::quit(files);
+    for kind in [MachineKind::Splice, MachineKind::QemuTcg] {
+        let socket = files.control_socket(kind != MachineKind::Splice);
+        let Some((pid, start_ticks)) = listener(&socket) else {
+            continue;
+        };
+        let machine = MachineRecord {
+            pid,
+            start_ticks,
+            kind,
+            started_unix_ms: 0,
+            reason: "its start was not noted".into(),
+            disk: DiskFront::default(),
+            sandbox: None,
+            network: None,
+            start: None,
+        };
+        tracing::warn!(pid, folder = %files.dir().display(), "a machine whose start was not noted is ended");
+        stop(&machine, files, Duration::ZERO, false);
+    }
+}
+
+/// Id and start time of the process that listens at a socket; `None` if none does.
+fn listener(socket: &Path) -> Option<(u32, u64)> {
+    let stream = UnixStream::connect(socket).ok()?;
+    let peer = rustix::net::sockopt::socket_peercred(&stream).ok()?;
+    let pid = peer.pid.as_raw_nonzero().get() as u32;
+    Some((pid, start_ticks(pid)?))
 }
 
 /// Puts the cable into the network card of a machine on splice-vmm, or pulls it. Returns whether that was done.
@@ -597,6 +625,64 @@ mod tests {
         assert!(touch.wait().unwrap().success());
         let mode = std::fs::metadata(&made).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    /// Where the test below has its QEMU listen, when it runs as a process of its own.
+    const MONITOR: &str = "SPLICE_TEST_MONITOR";
+
+    /// As much of QEMU as is asked to end: a monitor that greets, answers, and ends its process when it is told to.
+    #[test]
+    #[ignore = "it is the machine of another test"]
+    fn a_monitor_as_a_process() {
+        use std::io::{BufRead, BufReader, Write};
+
+        let Some(path) = std::env::var_os(MONITOR) else {
+            return;
+        };
+        let listener = std::os::unix::net::UnixListener::bind(path).unwrap();
+        loop {
+            let (mut stream, _) = listener.accept().unwrap();
+            // Whoever only looks who listens is gone by now.
+            let _ = writeln!(stream, "{{\"QMP\":{{}}}}");
+            let lines = BufReader::new(stream.try_clone().unwrap()).lines();
+            for line in lines.map_while(Result::ok) {
+                let _ = writeln!(stream, "{{\"return\":{{}}}}");
+                if line.contains("quit") {
+                    std::process::exit(0);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_machine_whose_start_was_not_noted_is_ended_whichever_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = Files::new(folder.path().into());
+        end_unnoted(&files);
+        let socket = files.control_socket(true);
+        let mut machine = Command::new(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact"])
+            .arg("desktop::machine::tests::a_monitor_as_a_process")
+            .env(MONITOR, &socket)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let begun = Instant::now();
+        let found = loop {
+            if let Some(found) = listener(&socket) {
+                break found;
+            }
+            assert!(begun.elapsed() < START, "nobody listens");
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        assert_eq!(found.0, machine.id());
+        end_unnoted(&files);
+        // A zombie until it is waited for, which counts as ended.
+        assert_eq!(start_ticks(machine.id()), None);
+        machine.wait().unwrap();
+        // What is left of it is a socket at which nobody listens.
+        assert_eq!(listener(&socket), None);
+        end_unnoted(&files);
     }
 
     #[test]
