@@ -11,8 +11,9 @@
 //! else, so that nothing holds that up. Times are milliseconds of a clock that only goes forward.
 
 use branch_guest::{
-    Done, FREEZE_MS_MAX, FromGuest, Health, Hello, Id, OLDEST_PROTOCOL, Order, PROTOCOL, Reason,
-    Report, TROUBLES_MAX, Text, ToGuest, UserVolume, VolumeReport, Welcome, What,
+    Done, FREEZE_MS_MAX, FromGuest, Health, Hello, Id, OLDEST_PROTOCOL, Order, PROTOCOL,
+    PROTOCOL_CLONES, Reason, Report, TROUBLES_MAX, Text, ToGuest, UserVolume, VolumeReport,
+    Welcome, What,
 };
 
 use crate::root::Root;
@@ -61,6 +62,10 @@ pub struct Agent<T> {
     volume: VolumeReport,
     identity_trouble: Option<Reason>,
     network_trouble: Option<Reason>,
+    /// The machine id that it was told, if it became whom it was told to be.
+    itself: Option<Id>,
+    /// What is spoken with the branch.
+    protocol: u16,
     booted: bool,
     failed_units: Vec<Text<100>>,
     units_trouble: Option<Reason>,
@@ -93,6 +98,8 @@ impl<T: Tools> Agent<T> {
             volume: VolumeReport::None,
             identity_trouble: None,
             network_trouble: None,
+            itself: None,
+            protocol: OLDEST_PROTOCOL,
             booted: false,
             failed_units: Vec::new(),
             units_trouble: None,
@@ -211,11 +218,15 @@ impl<T: Tools> Agent<T> {
         let applied = identity::apply(&self.root, &mut self.tools, &welcome.identity);
         self.identity_trouble = applied.err().map(|error| reason(&error));
         let id = welcome.identity.machine_id;
-        // Nobody becomes somebody else in one life, but for a machine that goes on as another one's clone.
-        if self.told.replace(id).is_some_and(|before| before != id) {
+        // Nobody becomes somebody else in one life, but for a machine that goes on as another one's clone. Cards that did not begin anew are told again.
+        let is_another = self.told.replace(id).is_some_and(|before| before != id);
+        if is_another || self.network_trouble.is_some() {
             let renewed = network::renew(&self.root, &mut self.tools);
             self.network_trouble = renewed.err().map(|error| reason(&error));
         }
+        let is_whole = self.identity_trouble.is_none() && self.network_trouble.is_none();
+        self.itself = is_whole.then_some(id);
+        self.protocol = welcome.protocol;
         self.wanted = welcome.user_volume;
         self.take_up_volume();
         self.is_welcomed = true;
@@ -349,6 +360,8 @@ impl<T: Tools> Agent<T> {
                 failed_units: self.failed_units.clone(),
                 troubles: troubles.cloned().collect(),
             },
+            // Earlier branches refuse what they do not know.
+            itself: self.itself.filter(|_| self.protocol >= PROTOCOL_CLONES),
         }
     }
 }

@@ -326,6 +326,9 @@ pub struct Guest {
     pub heard_unix_ms: u64,
     /// Its boot is done.
     pub booted: bool,
+    /// The machine id that it was told, if it says that it is wholly whom it was told to be; older agents do not say.
+    #[serde(default)]
+    pub itself: Option<String>,
     /// Who is logged on.
     pub users: Vec<GuestUser>,
     /// How its user volume is.

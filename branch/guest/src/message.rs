@@ -10,10 +10,10 @@ use crate::line::LINE_BYTES_MAX;
 use crate::words::{HostName, Id, Reason, Serial, Text};
 
 /// Newest protocol that this program speaks. Revisions: 1, the first; 2, an agent that is told another machine id in one life has its network cards
-/// begin anew.
-pub const PROTOCOL: u16 = 2;
+/// begin anew; 3, reports say whether it became whom it was told to be.
+pub const PROTOCOL: u16 = 3;
 /// The protocol from which on an agent can live in clones.
-pub const PROTOCOL_CLONES: u16 = 2;
+pub const PROTOCOL_CLONES: u16 = 3;
 /// Oldest protocol that this program speaks.
 pub const OLDEST_PROTOCOL: u16 = 1;
 
@@ -172,6 +172,9 @@ pub struct Report {
     pub user_volume: VolumeReport,
     /// What is wrong.
     pub health: Health,
+    /// The machine id that it was told, if it is wholly whom it was told to be: by name, keys and the addresses of its network cards. Said from protocol 3 on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub itself: Option<Id>,
 }
 
 /// Somebody who is logged on, once however often.

@@ -30,6 +30,7 @@ fn from_guest() -> Vec<(FromGuest, &'static str)> {
                 failed_units: vec![text("cups.service")],
                 troubles: vec![text("no ssh-keygen")],
             },
+            itself: None,
         })
     };
     vec![
@@ -56,6 +57,7 @@ fn from_guest() -> Vec<(FromGuest, &'static str)> {
                 users: vec![],
                 user_volume: VolumeReport::None,
                 health: Health::default(),
+                itself: None,
             }),
             r#"{"report":{"booted":false,"users":[],"user_volume":"none","health":{"disks":[],"failed_units":[],"troubles":[]}}}"#,
         ),
@@ -69,6 +71,17 @@ fn from_guest() -> Vec<(FromGuest, &'static str)> {
                 error: Some(text("it is not frozen")),
             }),
             r#"{"done":{"id":8,"error":"it is not frozen"}}"#,
+        ),
+        // From protocol 3 on.
+        (
+            FromGuest::Report(Report {
+                booted: true,
+                users: vec![],
+                user_volume: VolumeReport::None,
+                health: Health::default(),
+                itself: Id::new([0xcd; 16]),
+            }),
+            r#"{"report":{"booted":true,"users":[],"user_volume":"none","health":{"disks":[],"failed_units":[],"troubles":[]},"itself":"cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd"}}"#,
         ),
     ]
 }
@@ -146,6 +159,7 @@ fn what_is_not_exactly_a_message_is_none() {
         r#"{"done":{"id":7,"error":"a\u001b[2J"}}"#,
         r#"{"done":{"id":7},"hello":{}}"#,
         r#"{"report":{"booted":true,"users":[],"user_volume":"none"}}"#,
+        r#"{"report":{"booted":true,"users":[],"user_volume":"none","health":{"disks":[],"failed_units":[],"troubles":[]},"itself":true}}"#,
         r#"{"hello":{"protocol":1,"oldest":1,"agent":"","boot":"abababababababababababababababab"}}"#,
         r#"{"run":{"program":"/bin/sh"}}"#,
     ] {
@@ -169,9 +183,10 @@ fn what_is_not_exactly_a_message_is_none() {
 #[test]
 fn two_ends_find_a_common_protocol_or_none() {
     assert_eq!(common_protocol(1, 1), Some(1));
-    assert_eq!(common_protocol(9, 1), Some(2));
-    assert_eq!(common_protocol(9, 2), Some(2));
-    assert_eq!(common_protocol(9, 3), None);
+    assert_eq!(common_protocol(2, 1), Some(2));
+    assert_eq!(common_protocol(9, 1), Some(3));
+    assert_eq!(common_protocol(9, 3), Some(3));
+    assert_eq!(common_protocol(9, 4), None);
     assert_eq!(common_protocol(0, 0), None);
 }
 
@@ -197,6 +212,7 @@ fn largest() -> Report {
             failed_units: vec![full(); FAILED_UNITS_MAX],
             troubles: vec![full(); TROUBLES_MAX],
         },
+        itself: Id::new([0xff; 16]),
     }
 }
 
@@ -227,7 +243,7 @@ proptest! {
     }
 
     #[test]
-    fn a_message_with_a_changed_byte_is_another_or_none(which in 0usize..6, at in 0usize..300, byte in any::<u8>()) {
+    fn a_message_with_a_changed_byte_is_another_or_none(which in 0usize..7, at in 0usize..300, byte in any::<u8>()) {
         let mut line = from_guest()[which].1.as_bytes().to_vec();
         let at = at % line.len();
         line[at] = byte;

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use branch_api::Guest;
+use branch_guest::Id;
 use dedup::VersionId;
 use dedup_protocol::records::{PoolAssignment, StartMode, VersionRecord};
 
@@ -68,6 +69,9 @@ pub(super) enum CloneError {
     /// Nobody answers inside.
     #[error("its agent did not answer within {AGENT:?}")]
     Silent,
+    /// It has names, keys or addresses of the desktop that it was, for all that is known.
+    #[error("its agent did not make it a desktop of its own: {0}")]
+    Another(String),
     /// It would have no network.
     #[error("its machine does not take the network's cable")]
     Cable,
@@ -100,6 +104,7 @@ impl CloneError {
             | Self::NoAddress
             | Self::Ended
             | Self::Silent
+            | Self::Another(_)
             | Self::Cable => true,
             Self::Desktop(_) | Self::Written(_) | Self::Closed => false,
         }
@@ -278,7 +283,7 @@ impl Desktops {
         desktop.machine = Some(machine.clone());
         self.versions.catalog().put_desktop(desktop)?;
         if has_agent {
-            self.wait_for_agent(&desktop.name, &machine)?;
+            self.wait_for_agent(desktop, &machine)?;
         }
         if has_card && !machine::plug(&self.files(&desktop.name), true) {
             return Err(CloneError::Cable);
@@ -290,10 +295,10 @@ impl Desktops {
         Ok(noted?)
     }
 
-    /// Waits until the agent of a machine that has just been started has said how it is, which it does when it has become who it was told to be.
+    /// Waits until the agent of a machine that has just been started has said that it has become who it was told to be.
     pub(super) fn wait_for_agent(
         &self,
-        name: &str,
+        desktop: &DesktopRecord,
         machine: &MachineRecord,
     ) -> Result<(), CloneError> {
         let begun = Instant::now();
@@ -301,9 +306,9 @@ impl Desktops {
             if !machine::is_alive(machine) {
                 return Err(CloneError::Ended);
             }
-            let shown = self.guests.shown(name);
-            if shown.is_some_and(|guest| has_reported(&guest, machine)) {
-                return Ok(());
+            let shown = self.guests.shown(&desktop.name);
+            if let Some(guest) = shown.filter(|guest| has_reported(guest, machine)) {
+                return became(&guest, desktop.id);
             }
             if begun.elapsed() >= AGENT {
                 return Err(CloneError::Silent);
@@ -319,11 +324,54 @@ pub(super) fn has_reported(guest: &Guest, machine: &MachineRecord) -> bool {
     guest.connected && guest.booted && guest.heard_unix_ms >= machine.started_unix_ms
 }
 
+/// Whether a guest that has reported says that it became the desktop of this id. One that does not say so is taken for the one that it was.
+fn became(guest: &Guest, id: [u8; 16]) -> Result<(), CloneError> {
+    let own = Id::new(id).map(|id| id.to_string());
+    if own.is_some() && guest.itself == own {
+        return Ok(());
+    }
+    let why = match guest.troubles.as_slice() {
+        [] => "it does not say why".to_owned(),
+        troubles => troubles.join("; "),
+    };
+    Err(CloneError::Another(why))
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, missing_docs)]
+    use branch_api::GuestVolume;
+
     use super::*;
     use crate::template::head::HeadError;
+
+    /// It gets its cable, and with that a network, only if it says that it is who it is to be.
+    #[test]
+    fn a_clone_that_is_not_wholly_itself_is_none() {
+        let guest = |itself: Option<String>, troubles: &[&str]| Guest {
+            agent: "0.1.0".into(),
+            protocol: Some(3),
+            connected: true,
+            heard_unix_ms: 1,
+            booted: true,
+            itself,
+            users: Vec::new(),
+            user_volume: GuestVolume::None,
+            user_volume_refusal: None,
+            disks: Vec::new(),
+            failed_units: Vec::new(),
+            troubles: troubles.iter().map(|&trouble| trouble.to_owned()).collect(),
+            malformed_lines: 0,
+        };
+        let own = Some("ab".repeat(16));
+        assert!(became(&guest(own.clone(), &[]), [0xab; 16]).is_ok());
+        let of_template = guest(Some("cd".repeat(16)), &[]);
+        assert!(became(&of_template, [0xab; 16]).is_err());
+        let half = guest(None, &["host keys of ssh are not made"]);
+        let error = became(&half, [0xab; 16]).unwrap_err().to_string();
+        assert!(error.contains("host keys"), "{error}");
+        assert!(became(&guest(None, &[]), [0; 16]).is_err(), "nobody's id");
+    }
 
     #[test]
     fn a_template_is_blamed_for_what_it_may_have_caused() {
@@ -350,6 +398,7 @@ mod tests {
             head.into(),
             ended.into(),
             CloneError::Silent,
+            CloneError::Another("no ssh-keygen".into()),
         ] {
             assert!(error.blames_template(), "{error}");
         }

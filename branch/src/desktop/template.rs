@@ -180,9 +180,10 @@ impl Desktops {
         self.boots.end(THROWAWAY);
         let touched = recorder.recorded();
         let touched = touched.iter().map(|touch| touch.index as usize).collect();
-        if wanted.identity.card && agent.is_none_or(|protocol| protocol < PROTOCOL_CLONES) {
+        // One that does not say whether a clone became itself is no proof of that.
+        if agent.map_or(wanted.identity.card, |protocol| protocol < PROTOCOL_CLONES) {
             return Err(MakeError::Unfit(
-                "its image has no agent (the package splice-agent), or an older one, that gives each clone a network address of its own",
+                "its image has no agent (the package splice-agent), or an older one, that makes each clone a desktop of its own and says so",
             ));
         }
         let its = self.files(THROWAWAY);
@@ -271,7 +272,7 @@ impl Desktops {
         desktop.machine = Some(machine.clone());
         self.versions.catalog().put_desktop(desktop)?;
         if saved.has_agent {
-            self.wait_for_agent(THROWAWAY, &machine)?;
+            self.wait_for_agent(desktop, &machine)?;
         }
         let begun = Instant::now();
         let order_bytes = || saved.files.order.metadata().map_or(0, |about| about.len());

@@ -651,6 +651,7 @@ mod tests {
             connected: true,
             heard_unix_ms: 1,
             booted: true,
+            itself: None,
             users: Vec::new(),
             user_volume: GuestVolume::Mounted,
             user_volume_refusal: None,

@@ -142,6 +142,9 @@ impl Session {
             connected: now_ms.saturating_sub(self.heard_ms) < SILENT_MS,
             heard_unix_ms,
             booted: report.is_some_and(|report| report.booted),
+            itself: report
+                .and_then(|report| report.itself)
+                .map(|id| id.to_string()),
             users: report.map_or_else(Vec::new, users),
             user_volume,
             user_volume_refusal: refusal,

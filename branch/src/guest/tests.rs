@@ -34,6 +34,7 @@ fn report(user: &str) -> Vec<u8> {
         }],
         user_volume: VolumeReport::Mounted,
         health: Health::default(),
+        itself: Id::new([2; 16]),
     };
     FromGuest::Report(report).encode()
 }
@@ -67,6 +68,7 @@ fn nothing_counts_before_a_greeting_and_a_greeting_begins_anew() {
     assert_eq!(session.hear(Ok(line(&report("bob"))), 0), Heard::Nothing);
     let shown = session.shown(10, 77).unwrap();
     assert!(shown.booted && shown.connected);
+    assert_eq!(shown.itself, Some("02".repeat(16)));
     assert_eq!(shown.users[0].name, "bob");
     assert_eq!(
         (shown.user_volume, shown.heard_unix_ms),
@@ -79,7 +81,7 @@ fn nothing_counts_before_a_greeting_and_a_greeting_begins_anew() {
     // Another boot.
     session.hear(Ok(line(&hello(1))), 20);
     let shown = session.shown(20, 78).unwrap();
-    assert!(!shown.booted && shown.users.is_empty());
+    assert!(!shown.booted && shown.users.is_empty() && shown.itself.is_none());
 }
 
 #[test]

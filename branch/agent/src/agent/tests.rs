@@ -304,3 +304,43 @@ fn a_clone_has_its_network_begin_anew_and_nobody_else_has() {
     assert_eq!(told(&desktop).unwrap(), "virtio3");
     assert_eq!(desktop.agent.root.line("/etc/hostname").unwrap(), "bob");
 }
+
+/// Host keys are made by a program that may fail, and cards are let go of by the kernel: a branch must not take one half for the whole.
+#[test]
+fn it_says_whether_it_became_whom_it_was_told_to_be() {
+    let told = |desktop: &mut Desktop, protocol: u16, byte: u8, at_ms: u64| {
+        let welcome = ToGuest::Welcome(Welcome {
+            protocol,
+            identity: identity("bob", byte),
+            user_volume: None,
+        });
+        desktop.hear(welcome, at_ms);
+        report(desktop.agent.tick(at_ms))
+    };
+    let mut desktop = Desktop::new();
+    let root = &desktop.agent.root;
+    root.write("/etc/ssh/sshd_config", "x", 0o644).unwrap();
+    assert_eq!(
+        told(&mut desktop, 2, 0xab, 0).itself,
+        None,
+        "it is not asked"
+    );
+    assert_eq!(told(&mut desktop, 3, 0xab, 1).itself, Id::new([0xab; 16]));
+
+    desktop.agent.tools.fail("ssh-keygen");
+    let half = told(&mut desktop, 3, 0xcd, 2);
+    assert!(half.booted && half.itself.is_none(), "{half:?}");
+    assert_eq!(half.health.troubles.len(), 1);
+    desktop.agent.tools = FakeTools::default();
+    assert_eq!(told(&mut desktop, 3, 0xcd, 3).itself, Id::new([0xcd; 16]));
+
+    // A card that its driver does not let go of, and then does.
+    let card = "/sys/bus/virtio/drivers/virtio_net";
+    let root = &desktop.agent.root;
+    root.write(&format!("{card}/virtio3"), "", 0o644).unwrap();
+    root.write(&format!("{card}/bind"), "", 0o644).unwrap();
+    assert_eq!(told(&mut desktop, 3, 0xef, 4).itself, None);
+    let root = &desktop.agent.root;
+    root.write(&format!("{card}/unbind"), "", 0o644).unwrap();
+    assert_eq!(told(&mut desktop, 3, 0xef, 5).itself, Id::new([0xef; 16]));
+}

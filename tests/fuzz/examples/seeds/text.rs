@@ -124,6 +124,12 @@ fn guest_lines(seeds: &Seeds) {
             "report",
             r#"{"report":{"booted":true,"users":[{"name":"a","since_unix_s":1}],"user_volume":{"refused":"r"},"health":{"disks":[{"place":"/","used_percent":9}],"failed_units":["u"],"troubles":["t"]}}}"#.to_owned(),
         ),
+        (
+            "itself",
+            format!(
+                r#"{{"report":{{"booted":true,"users":[],"user_volume":"none","health":{{"disks":[],"failed_units":[],"troubles":[]}},"itself":"{ID}"}}}}"#
+            ),
+        ),
         ("done", r#"{"done":{"id":1,"error":"e"}}"#.to_owned()),
         (
             "welcome",
