@@ -5,8 +5,8 @@ mod support;
 
 use datacenter::problem::ManageError;
 use datacenter_api::{
-    AssignRequest, BranchKind, CheckInRequest, CheckOutRequest, CheckoutStage, ExtendRequest,
-    MoveRequest, TokenRequest, WipeRequest,
+    AssignRequest, BranchKind, BreakLeaseRequest, CheckInRequest, CheckOutRequest, CheckoutStage,
+    ExtendRequest, MoveRequest, TokenRequest, WipeRequest,
 };
 use dedup::{BranchId, DesktopId};
 use dedup_protocol::join::JoinToken;
@@ -184,6 +184,24 @@ fn a_desktop_goes_to_a_laptop_when_it_was_given_back_and_runs_until_the_date() {
     lap.ask(&dc).unwrap();
     assert_eq!(lap.hold.right(until + 2 * DAY), Right::Run);
     assert!(world.told()[0].number > record.number);
+}
+
+/// Its branch does not answer, so IT ends its lease.
+#[test]
+fn a_lease_that_is_broken_lets_the_laptop_have_the_desktop() {
+    let world = World::new();
+    let dc = world.bench.dc.clone();
+    world.check_out(14);
+    let request = BreakLeaseRequest {
+        reason: WHY.into(),
+        force: true,
+        home: None,
+    };
+    dc.break_lease(&VOLUME.to_string(), &request).unwrap();
+    assert_eq!(world.stage(), Some(CheckoutStage::Out));
+    let mut lap = Site::new(&world.bench, world.laptop, VOLUME, world.ny.disk_at(1));
+    lap.ask(&dc).unwrap();
+    assert!(lap.holds(), "{:?}", lap.denied);
 }
 
 #[test]

@@ -10,7 +10,9 @@ use datacenter::catalog::audit::AuditRow;
 use datacenter::catalog::volumes::LineKey;
 use datacenter::realm::files::DataDir;
 use datacenter::volumes::StateError;
-use datacenter_api::{AssignRequest, Move, MoveRequest, MoveState, WipeRequest};
+use datacenter_api::{
+    AssignRequest, BreakLeaseRequest, Move, MoveRequest, MoveState, RollBackRequest, WipeRequest,
+};
 use dedup::{BranchId, DesktopId};
 use dedup_protocol::state::Generation;
 use dedup_protocol::state::message::{DenyReason, ReturnLease};
@@ -209,6 +211,42 @@ fn who_cannot_be_reached_is_waited_for_unless_the_lease_is_broken() {
         .collect();
     assert_eq!(events, ["lease_broken", "moved"]);
     drop(la);
+}
+
+/// IT's word ends the wait for a branch that does not give it back, by either command.
+#[test]
+fn a_move_goes_on_when_the_lease_is_broken_while_it_waits() {
+    for rolls_back in [false, true] {
+        let world = World::new();
+        let dc = &world.bench.dc;
+        let site = world.site(1);
+        let id = site.volume.to_string();
+        let _links = world.links();
+        let cut = dc.snapshot_volume(&id).unwrap();
+        dc.move_desktop(&request()).unwrap();
+        assert!(dc.take_notices(world.la).is_empty(), "it is not there yet");
+        let reason = "carol: the branch hangs".to_owned();
+        if rolls_back {
+            let request = RollBackRequest {
+                reason,
+                force: true,
+            };
+            dc.roll_back(&id, cut.number, &request).unwrap();
+        } else {
+            let request = BreakLeaseRequest {
+                reason,
+                force: true,
+                home: None,
+            };
+            dc.break_lease(&id, &request).unwrap();
+        }
+        let told = dc.take_notices(world.la);
+        assert!(matches!(told.last(), Some(Message::Moved(_))), "{told:?}");
+        let mut other = Site::new(&world.bench, world.la, site.volume, site.disk_at(4));
+        other.ask(dc).unwrap();
+        assert!(other.holds(), "{:?}", other.denied);
+        assert_eq!(world.state(&site).state, MoveState::Done);
+    }
 }
 
 #[test]

@@ -311,6 +311,35 @@ fn a_broken_lease_becomes_a_fork_that_is_restored() {
     assert_eq!(rows.unwrap().len(), 3);
 }
 
+/// More could not be seen, nor dropped by who sees them.
+#[test]
+fn a_roll_back_that_cannot_keep_the_state_before_is_refused_with_the_lease_as_it_was() {
+    let world = World::new();
+    let dc = &world.bench.dc;
+    let mut site = world.site(world.ny, 1);
+    let id = site.volume.to_string();
+    live(&world, &mut site).unwrap();
+    let first = dc.snapshot_volume(&id).unwrap().number;
+    let full = loop {
+        if let Err(error) = dc.snapshot_volume(&id) {
+            break error.to_string();
+        }
+    };
+    assert!(full.contains("512 snapshots"), "{full}");
+    let request = RollBackRequest {
+        reason: "carol: a test".into(),
+        force: true,
+    };
+    let refused = dc.roll_back(&id, first, &request).unwrap_err();
+    assert!(refused.to_string().contains("512 snapshots"), "{refused}");
+    let state = dc.volume_state(&id).unwrap();
+    assert!(state.volume.lease.is_some(), "nothing was broken for it");
+    assert_eq!(state.snapshots.len(), 512);
+    dc.drop_snapshot(&id, first + 1, "carol: a test").unwrap();
+    dc.roll_back(&id, first, &request).unwrap();
+    assert_eq!(dc.volume_state(&id).unwrap().snapshots.len(), 512);
+}
+
 #[test]
 fn a_volume_goes_on_behind_a_snapshot() {
     let world = World::new();

@@ -94,7 +94,9 @@ async fn drive(
     let mut told = String::new();
     let mut first = true;
     let mut said: Option<Message> = None;
+    let mut hurries = branch.desktops.lines().hurries();
     loop {
+        hurries.mark_unchanged();
         let begins = std::mem::take(&mut first);
         let next = with(branch, volume, move |branch, lines| {
             if !branch.desktops.has_volume(volume) {
@@ -130,7 +132,7 @@ async fn drive(
             continue;
         }
         let Some(message) = message else {
-            let _ = tokio::time::timeout(TICK_EVERY, branch.desktops.lines().hurried()).await;
+            let _ = tokio::time::timeout(TICK_EVERY, hurries.changed()).await;
             continue;
         };
         // What was answered by nothing that leads on is not said again at once.

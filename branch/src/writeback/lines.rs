@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use dedup::{BranchId, DesktopId, IdKey};
 use dedup_protocol::state::Nonce;
 use dedup_protocol::state::writeback::SealPolicy;
-use tokio::sync::Notify;
+use tokio::sync::watch;
 
 use super::line::{Common, Line, LineError};
 use super::shown::LineShown;
@@ -36,7 +36,7 @@ pub struct Lines {
     catalog: Catalog,
     clock: Arc<dyn Clock>,
     seats: Mutex<HashMap<DesktopId, Arc<Seat>>>,
-    changed: Notify,
+    hurries: watch::Sender<()>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -58,7 +58,7 @@ impl Lines {
             catalog,
             clock,
             seats: Mutex::default(),
-            changed: Notify::new(),
+            hurries: watch::Sender::new(()),
         }
     }
 
@@ -146,11 +146,12 @@ impl Lines {
 
     /// Has lines looked at soon that wait for their next tick.
     pub fn hurry(&self) {
-        self.changed.notify_waiters();
+        self.hurries.send_replace(());
     }
 
-    /// Waits until somebody is in a hurry.
-    pub async fn hurried(&self) {
-        self.changed.notified().await;
+    /// Tells who moves a line that somebody is in a hurry. It marks what was told as seen before it moves the line, so that a hurry in the midst of that
+    /// is not lost; each line has one, as a hurry is meant for all.
+    pub fn hurries(&self) -> watch::Receiver<()> {
+        self.hurries.subscribe()
     }
 }

@@ -335,3 +335,20 @@ fn what_is_recalled_is_not_given_back_before_it_is_known_what_was_written() {
     // What IT takes back is forgotten with a restart, and told again where it holds still.
     assert_eq!(world.lines().shown(VOLUME).unwrap().lease, "held");
 }
+
+/// Lines are moved by a task each, and most are in the midst of something when somebody is in a hurry.
+#[tokio::test]
+async fn a_hurry_in_the_midst_of_a_step_is_lost_for_no_line() {
+    let lines = World::new().lines();
+    let mut tasks = [lines.hurries(), lines.hurries()];
+    for hurries in &mut tasks {
+        hurries.mark_unchanged();
+    }
+    // They move their lines.
+    lines.hurry();
+    lines.hurry();
+    for hurries in &mut tasks {
+        hurries.changed().await.unwrap();
+        assert!(!hurries.has_changed().unwrap(), "one more look is enough");
+    }
+}

@@ -1,6 +1,7 @@
 //! The datacenter's end of a control stream: greeting, assignments, rosters and ended leases out, reports in, certificates renewed.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use datacenter_api::BranchStatus;
 use dedup::{BranchId, DesktopId, VersionId};
@@ -34,7 +35,7 @@ pub enum ControlEnd {
 
 /// Serves a control stream whose first frame has come.
 pub async fn serve(
-    dc: &Datacenter,
+    dc: &Arc<Datacenter>,
     branch: BranchId,
     link: &Link,
     first: &[u8],
@@ -178,16 +179,22 @@ fn reported_roster(dc: &Datacenter, branch: BranchId) -> u64 {
 
 /// Sends the roster of people that may log in at the branch, if it is not the one that it was told of last.
 async fn tell_roster(
-    dc: &Datacenter,
+    dc: &Arc<Datacenter>,
     branch: BranchId,
     told: &mut u64,
     send: &mut FrameSend,
 ) -> Result<(), LinkError> {
-    let found = dc.roster_counter(branch).and_then(|counter| match counter {
-        counter if counter > *told => Ok(dc.signed_roster(branch)?.map(|bytes| (counter, bytes))),
-        _ => Ok(None),
+    let (worker, before) = (Arc::clone(dc), *told);
+    // Everybody may be looked at for it, and others wait while one looks: at a change of people all branches do at once.
+    let found = tokio::task::spawn_blocking(move || {
+        let counter = worker.roster_counter(branch)?;
+        if counter <= before {
+            return Ok::<_, CatalogError>(None);
+        }
+        let signed = worker.signed_roster(branch)?;
+        Ok(signed.map(|bytes| (counter, bytes)))
     });
-    match found {
+    match found.await.expect("looking for people does not panic") {
         Ok(Some((counter, bytes))) => {
             send.send(&Message::Roster(SignedBytes { bytes }).encode())
                 .await?;

@@ -10,7 +10,7 @@ use dedup_protocol::state::writeback::LineRow;
 
 use super::forks::{building_of, keep_former, replaced};
 use super::keep::{audit, drop_parts};
-use super::manage::{reason, require_snapshot};
+use super::manage::{reason, refuse_if_full, require_snapshot};
 use super::{OpenLine, lock};
 use crate::catalog::CatalogError;
 use crate::catalog::volumes::{AuditEvent, LineKey};
@@ -27,9 +27,11 @@ impl Datacenter {
     ) -> Result<VolumeState, ManageError> {
         let why = reason(&request.reason)?;
         let (id, volume) = self.find_volume(text)?;
-        let snapshot = self
-            .catalog()
-            .read(|tx| require_snapshot(tx, id, text, number))?;
+        let snapshot = self.catalog().read(|tx| {
+            // Before a lease is broken for nothing: the state before has to be kept.
+            refuse_if_full(tx, id)?;
+            require_snapshot(tx, id, text, number)
+        })?;
         let why = format!("to snapshot {number}: {why}");
         let broken = self.break_volume_lease(id, &volume, &why, request.force, volume.home)?;
         match broken {
@@ -74,11 +76,15 @@ impl Datacenter {
             Ok(back) => back,
             Err(error) => {
                 self.forget_volume(id);
+                drop(machines);
+                self.nobody_holds(id);
                 return Err(error);
             }
         };
         machines.lines.insert(key, OpenLine::open(back, true));
         drop(machines);
+        // Not before: whoever is given it next goes on behind the snapshot.
+        self.nobody_holds(id);
         tracing::warn!(volume = %id, desktop = volume.desktop, snapshot = number, reason = request.reason, "volume rolled back");
         self.volume_state(&id.to_string())
     }

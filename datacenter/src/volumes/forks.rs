@@ -14,7 +14,7 @@ use dedup_protocol::state::writeback::{LineRow, Snapshot};
 use dedup_protocol::state::{Generation, Head, Nonce, Position};
 
 use super::keep::{audit, drop_parts};
-use super::manage::{find, reason};
+use super::manage::{find, reason, refuse_if_full};
 use super::{LINES_MAX, Machines, OpenLine, StateError, fork_name, lock, parse_fork};
 use crate::catalog::CatalogError;
 use crate::catalog::volumes::{
@@ -305,6 +305,7 @@ pub(super) fn keep_former(
     let Some(mut volume) = tx.get::<VolumeRow>(&id)? else {
         return Err(StateError::Stale.into());
     };
+    refuse_if_full(tx, id)?;
     volume.snapshots += 1;
     let number = volume.snapshots;
     let snapshot = Snapshot {

@@ -270,12 +270,7 @@ impl Datacenter {
                     "report this: the catalog is damaged",
                 )
             })?;
-            if tx.list::<Snapshot>(&id.0, None, SNAPSHOTS_MAX)?.len() == SNAPSHOTS_MAX {
-                return Err(ManageError::conflict(
-                    format!("the volume has {SNAPSHOTS_MAX} snapshots already"),
-                    "delete some: `splice desktop-state drop-snapshot`",
-                ));
-            }
+            refuse_if_full(tx, id)?;
             row.snapshots += 1;
             let snapshot = Snapshot {
                 number: row.snapshots,
@@ -366,8 +361,26 @@ impl Datacenter {
                     "`splice desktop-state show` tells who holds it; add --force to break it nevertheless",
                 )
             })?;
+        self.nobody_holds(id);
         self.volume_state(&id.to_string())
     }
+
+    /// Nobody holds a volume any more, by IT's word: a checkout or a move that waits for its branch to give it back waits no more.
+    pub(super) fn nobody_holds(&self, volume: DesktopId) {
+        self.advance_checkout_of(volume);
+        self.advance_move(volume);
+    }
+}
+
+/// Fails if a volume has as many snapshots as are kept.
+pub(super) fn refuse_if_full(tx: &mut Tx<'_>, id: DesktopId) -> Result<(), ManageError> {
+    if tx.list::<Snapshot>(&id.0, None, SNAPSHOTS_MAX)?.len() < SNAPSHOTS_MAX {
+        return Ok(());
+    }
+    Err(ManageError::conflict(
+        format!("the volume has {SNAPSHOTS_MAX} snapshots already"),
+        "delete some: `splice desktop-state drop-snapshot`",
+    ))
 }
 
 pub(super) fn require_snapshot(

@@ -285,9 +285,7 @@ impl Datacenter {
             self.settle_generation(&volume.to_string(), generation.0, &why)?;
         }
         self.end_checkout_of(branch, volume)?;
-        // Whoever waits for this branch to give it back waits no more.
-        self.advance_checkout_of(volume);
-        self.advance_move(volume);
+        self.nobody_holds(volume);
         Ok(())
     }
 
