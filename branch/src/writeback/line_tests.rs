@@ -735,6 +735,34 @@ fn what_a_generation_goes_on_behind_is_waited_for_and_then_written_over() {
     }
 }
 
+/// An old disk was put into the branch server: what lies there is of before the first lease, and the datacenter has a later state.
+#[test]
+fn what_lies_under_no_lease_is_no_fork_and_keeps_nobody_from_a_reset() {
+    let mut world = World::new(13);
+    world.line.linked(world.now).unwrap();
+    world.write();
+    world.settle();
+    world.root = tempfile::tempdir().unwrap();
+    world.rows = Arc::new(MemRows::default());
+    world.restart();
+    world.write();
+    for generation in 2..4 {
+        let authority = &mut world.center.authority;
+        authority
+            .break_lease("a test breaks it", true, world.now)
+            .unwrap();
+        world.now += 400;
+        for _ in 0..3 {
+            world.round(0).unwrap();
+        }
+        assert_eq!(world.line.may_run(world.now), Err(NoRight::Elsewhere));
+        assert_eq!(world.line.shown(world.now).generation.0, generation);
+    }
+    let forks = world.center.lines.keys().flatten().count();
+    assert_eq!(forks, 0, "nothing was written under either");
+    assert!(world.line.drop_writes(world.now).unwrap());
+}
+
 #[test]
 fn a_lease_that_is_broken_before_its_state_has_come_leaves_no_fork() {
     let mut world = World::new(12);

@@ -32,7 +32,7 @@ pub enum NoRight {
     Coming,
     /// It is held behind what was written elsewhere, and an overlay of before its first lease is here.
     #[error(
-        "this branch holds it behind a state that was written elsewhere, and what was written here before it was leased does not lie over that; have IT break its lease, or reset or delete the desktop here"
+        "this branch holds it behind a state that was written elsewhere, and what was written here before it was leased does not lie over that; reset the desktop here to go on with that state, or delete it"
     )]
     Elsewhere,
     /// Its generation has ended.

@@ -23,7 +23,7 @@ impl Line {
         let row = self.hold.row();
         match (&row.stage, self.overlay_of) {
             // Nobody but this branch knows of it.
-            (Stage::Idle { .. }, OverlayOf::Unleased) => Ok(()),
+            (Stage::Idle { last }, OverlayOf::Unleased) if *last == Generation::NONE => Ok(()),
             (Stage::Idle { .. }, _) => Err(NoRight::NotHeld {
                 why: self.denied.as_ref().map(|deny| deny.message.clone()),
             }),
@@ -285,9 +285,9 @@ impl Line {
             return Ok(());
         };
         if let Some(fork) = line.fork
-            && self.overlay_of == OverlayOf::Gone
+            && matches!(self.overlay_of, OverlayOf::Gone | OverlayOf::Unleased)
         {
-            // What it went on behind had not come, so nothing was written.
+            // What it went on behind had not come, or what is here does not lie over that: nothing was written under it.
             let actions = self.hold.settled(fork);
             return self.do_holds(actions, now_unix_s);
         }
