@@ -42,7 +42,7 @@ pub async fn run(branch: &Arc<Branch>, link: &Link) -> Result<Infallible, Connec
     let mut flights: JoinSet<Result<(u64, Duration), ConnectionEnd>> = JoinSet::new();
     let mut rate = Rate::new();
     loop {
-        let window = rate.bytes_per_s * seconds_ahead(link.stats().rtt);
+        let window = rate.bytes_per_s * seconds_ahead(&link.stats());
         while let Some(request) = branch.fetcher.next_request(window as u64) {
             let flight = Flight {
                 branch: Arc::clone(branch),

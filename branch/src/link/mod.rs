@@ -25,7 +25,9 @@ use std::time::Duration;
 use datacenter_api::LinkReport;
 use dedup::VersionId;
 use dedup_transport::congestion::PathMemory;
-use dedup_transport::link::{Caps, Link, LinkClient, LinkError, LinkTotals, LinkTuning};
+use dedup_transport::link::{
+    self, Caps, Link, LinkClient, LinkError, LinkStats, LinkTotals, LinkTuning,
+};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -37,11 +39,9 @@ const PAUSE_MIN: Duration = Duration::from_millis(250);
 /// Longest pause. The path may be up again at any moment and a try costs two packets.
 const PAUSE_MAX: Duration = Duration::from_secs(15);
 
-/// How much is asked for ahead of what has come, in time on the line: what the path holds, as much again until the next request is there,
-/// and once more for the end of a request that waits for what was lost; and a quarter of a second. The datacenter must never run dry between
-/// two requests.
-fn seconds_ahead(round_trip: Duration) -> f64 {
-    3.0 * round_trip.as_secs_f64() + 0.25
+/// How much is asked for ahead of what has come, in time on the line. The datacenter must never run dry between two requests.
+fn seconds_ahead(stats: &LinkStats) -> f64 {
+    link::seconds_ahead(stats.rtt, f64::from(stats.loss_per_mille) / 1000.0)
 }
 
 /// Why the tasks of a connection ended.

@@ -585,7 +585,7 @@ impl Pace {
             self.since = Instant::now();
             self.received_bytes = stats.received_bytes;
         }
-        let held = self.bytes_per_s * seconds_ahead(stats.rtt);
+        let held = self.bytes_per_s * seconds_ahead(&stats);
         (held * PLAIN_PER_PACKED) as u64
     }
 }

@@ -8,7 +8,7 @@ mod sim;
 use std::ops::Range;
 use std::time::Duration;
 
-use dedup_transport::link::{Congestion, LinkTuning};
+use dedup_transport::link::{Congestion, LinkTuning, seconds_ahead};
 use sim::{Event, Line, Load, Report, Spec};
 use sim_wan::model::Loss;
 
@@ -135,13 +135,16 @@ fn a_100_mbit_line_of_600_ms_is_filled() {
 /// Whose windows must stay open, whatever is lost: a request's end waits for its last repair, and the others carry the line meanwhile.
 #[test]
 fn few_requests_at_once_fill_a_lossy_line() {
-    for (mbit, rtt_ms, requests) in [
-        (100.0, 100.0, 2),
-        (100.0, 300.0, 4),
-        (100.0, 600.0, 7),
-        (20.0, 600.0, 2),
+    for (mbit, rtt_ms) in [
+        (100.0, 100.0),
+        (100.0, 300.0),
+        (100.0, 600.0),
+        (20.0, 600.0),
     ] {
         for (p, share) in [(0.0, 0.9), (0.001, 0.9), (0.01, 0.85), (0.05, 0.75)] {
+            // As a branch asks.
+            let window = mbit * 125e3 * seconds_ahead(seconds(rtt_ms / 1000.0), p);
+            let requests = (window / f64::from(4 << 20)).ceil().clamp(2.0, 12.0) as usize;
             let line = Line::new(mbit, rtt_ms, random(p), 1.0);
             let spec = Spec::bulk(LinkTuning::default()).asking(requests);
             let span = after_startup(&line);

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use dedup_transport::link::seconds_ahead;
 use serde_json::Value;
 
 use crate::ends::{self, BIN, Record, monotonic_ns};
@@ -366,7 +367,8 @@ impl Lab {
         pause(Duration::from_millis(300))?;
         server.check()?;
         // As far ahead as the product's branch asks; TCP has one stream.
-        let window = line.bytes_per_s() * (3.0 * line.rtt_ms / 1000.0 + 0.25);
+        let round_trip = Duration::from_secs_f64(line.rtt_ms / 1000.0);
+        let window = line.bytes_per_s() * seconds_ahead(round_trip, line.loss_percent / 100.0);
         let flights = if system.starts_with("tcp-") {
             1
         } else {

@@ -51,6 +51,9 @@ pub(super) struct Shared {
 pub struct LinkStats {
     /// Smoothed round-trip time.
     pub rtt: Duration,
+    /// Share of packets that the path loses of late, per mille, by both ends' words; 0: as good as none, or not known. The other end's word comes with
+    /// what repairs its answers, so it is known where guests wait.
+    pub loss_per_mille: u16,
     /// Packets declared lost by this end.
     pub lost_packets: u64,
     /// UDP payload bytes sent, retransmissions and headers included.
@@ -229,6 +232,10 @@ impl Link {
         let stats = self.shared.connection.stats();
         LinkStats {
             rtt: stats.path.rtt,
+            loss_per_mille: self
+                .shared
+                .repairs
+                .loss_per_mille(stats.path.sent_packets, stats.path.lost_packets),
             lost_packets: stats.path.lost_packets,
             sent_bytes: stats.udp_tx.bytes,
             received_bytes: stats.udp_rx.bytes,

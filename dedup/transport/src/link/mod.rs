@@ -5,6 +5,7 @@
 //! [`Link`] exists only after both ends have accepted each other. What is not here: retries, back-off, hours of the
 //! day, and every message.
 
+mod ahead;
 mod client;
 mod connection;
 mod error;
@@ -18,6 +19,7 @@ mod traffic;
 mod tuning;
 mod watch;
 
+pub use ahead::seconds_ahead;
 pub use client::LinkClient;
 pub use connection::{Link, LinkStats};
 pub use error::{LinkError, Party};

@@ -86,6 +86,7 @@ impl LinkTotals {
         // Taken apart completely, so that a new figure cannot be forgotten here.
         let &LinkStats {
             rtt: _,
+            loss_per_mille: _,
             lost_packets,
             sent_bytes,
             received_bytes,
@@ -117,6 +118,7 @@ mod tests {
         traffic.received(Class::Fill, 100);
         let stats = LinkStats {
             rtt: Duration::ZERO,
+            loss_per_mille: 0,
             lost_packets: 1,
             sent_bytes: 50,
             received_bytes: 200,

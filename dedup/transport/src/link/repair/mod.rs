@@ -136,6 +136,14 @@ impl Repairs {
         lock(&self.state).received
     }
 
+    /// Share of packets that are lost of late, per mille, either way; 0 below what counts. Told the packets sent and lost since the connection began.
+    pub(super) fn loss_per_mille(&self, sent: u64, lost: u64) -> u16 {
+        let now = self.began.elapsed();
+        let mut state = lock(&self.state);
+        state.meter.update(sent, lost);
+        (state.meter.share(now) * 1000.0).round() as u16
+    }
+
     /// Datagrams that protect `bytes` of a stream, for [`Self::send_later`]; none while the path loses nothing, or the budget is spent.
     pub(super) fn protect(&self, stream: u64, offset: u64, bytes: &[u8]) -> Vec<Bytes> {
         let Some(datagram_bytes) = self.connection.max_datagram_size() else {
