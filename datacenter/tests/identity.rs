@@ -149,7 +149,12 @@ fn wrong_passwords_lock_an_account_and_are_told_in_the_log() {
         assert!(is_unknown(attempt(&bench, "alice", "wrong password", None)));
     }
     let locked = attempt(&bench, "alice", PASSWORD, None);
-    assert!(matches!(locked, Err(ManageError::TooMany { .. })));
+    let nobody = attempt(&bench, "nobody", PASSWORD, None);
+    assert_eq!(
+        locked.map(drop).unwrap_err().to_string(),
+        nobody.map(drop).unwrap_err().to_string(),
+        "nobody learns which names there are"
+    );
     assert_eq!(bench.dc.user("alice").unwrap().locked_s, 30);
     bench.dc.unlock_user("alice").unwrap();
     attempt(&bench, "alice", PASSWORD, None).unwrap();
@@ -161,8 +166,43 @@ fn wrong_passwords_lock_an_account_and_are_told_in_the_log() {
         .map(|entry| entry.facts.result)
         .collect();
     assert_eq!(told[0], "done");
-    assert_eq!(told[1], "refused: locked");
-    assert_eq!(told[2], "refused: wrong name or password");
+    assert_eq!(told[1], "refused: wrong name or password");
+    assert_eq!(told[2], "refused: locked");
+}
+
+/// Somebody tries a name again and again, as soon as its lock ends.
+#[test]
+fn a_stranger_s_lock_does_not_keep_the_owner_out_where_he_was_before() {
+    let bench = Bench::new();
+    add(&bench, "alice", &[]);
+    enter(&bench, "alice");
+    let guess = |password: &str| {
+        let request = LogInRequest {
+            name: "alice".into(),
+            password: password.into(),
+            code: None,
+            bearer: true,
+        };
+        bench.dc.log_in(&request, "192.0.2.7")
+    };
+    for _ in 0..FREE + 3 {
+        assert!(is_unknown(guess("wrong password")));
+        bench.clock.advance(bench.dc.user("alice").unwrap().locked_s);
+    }
+    assert!(is_unknown(guess("wrong password")));
+    assert!(is_unknown(guess(PASSWORD)), "locked from there");
+    enter(&bench, "alice");
+    assert!(
+        bench.dc.user("alice").unwrap().locked_s > 0,
+        "the stranger is no better off for it"
+    );
+    // Where the owner is nobody guesses without end either.
+    for _ in 0..FREE {
+        assert!(is_unknown(attempt(&bench, "alice", "wrong password", None)));
+    }
+    assert!(is_unknown(attempt(&bench, "alice", PASSWORD, None)));
+    bench.dc.unlock_user("alice").unwrap();
+    enter(&bench, "alice");
 }
 
 #[test]

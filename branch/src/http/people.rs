@@ -18,7 +18,6 @@ impl From<LogInError> for ApiError {
             LogInError::Wrong | LogInError::CodeNeeded | LogInError::WrongCode => {
                 StatusCode::UNAUTHORIZED
             }
-            LogInError::Locked { .. } => StatusCode::TOO_MANY_REQUESTS,
             LogInError::Alone { .. } | LogInError::NobodyTold => StatusCode::SERVICE_UNAVAILABLE,
             LogInError::Kv(_) | LogInError::Row { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         };

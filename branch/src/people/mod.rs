@@ -31,8 +31,10 @@ const STRETCHING_MAX: usize = 2;
 /// Why somebody is not let in.
 #[derive(Debug, thiserror::Error)]
 pub enum LogInError {
-    /// Somebody else, or mistyped; which of the two is not told.
-    #[error("the name or the password is wrong")]
+    /// Somebody else, or mistyped, or locked; which of them is not told.
+    #[error(
+        "the name or the password is wrong, or wrong passwords have locked the account for a while"
+    )]
     Wrong,
     /// The account has a second factor.
     #[error(
@@ -47,12 +49,6 @@ pub enum LogInError {
         "this branch was not told of anybody yet; people are entitled to its pools with `splice entitle`, at a datacenter that is not older than this branch server"
     )]
     NobodyTold,
-    /// Too many wrong passwords.
-    #[error("the account is locked for {wait_s} seconds more, because of wrong passwords")]
-    Locked {
-        /// For how long.
-        wait_s: u64,
-    },
     /// The branch may not serve alone any longer.
     #[error(
         "this branch has not heard from its datacenter for {since_s} seconds longer than it may serve alone; nobody logs in until its link is up"
@@ -189,12 +185,17 @@ impl People {
         }
         let name = name.trim().to_ascii_lowercase();
         let roster = self.roster().ok_or(LogInError::NobodyTold)?;
-        let person = roster.person(&name);
+        let mut person = roster.person(&name);
         if person.is_some() {
-            self.count(&name, |row| {
+            let counted = self.count(&name, |row| {
                 let counted = row.strikes.attempt(now_unix_s);
-                counted.map_err(|wait_s| LogInError::Locked { wait_s })
-            })?;
+                counted.map_err(|_| LogInError::Wrong)
+            });
+            match counted {
+                // A locked account answers as a name that nobody has.
+                Err(LogInError::Wrong) => person = None,
+                counted => counted?,
+            }
         }
         // Of who is not here the time is spent all the same.
         let nobody = nobody();

@@ -222,10 +222,16 @@ impl Datacenter {
 
     /// Unlocks an account.
     pub fn unlock_user(&self, name: &str) -> Result<User, ManageError> {
-        self.update(name, |row| {
+        let mut account = None;
+        let user = self.update(name, |row| {
             row.strikes.clear();
+            account = Some(row.id);
             Ok(())
-        })
+        })?;
+        if let Some(account) = account {
+            self.identity().known().forget(account);
+        }
+        Ok(user)
     }
 
     /// Asks an account for no second factor any more.

@@ -1,7 +1,8 @@
 //! Log-ins: a name, a password, where there is one a second factor; and the one-time code that makes the first administrator.
 //!
-//! Invariant: an attempt is counted, durably, before the password is looked at ([`dedup_protocol::people::strikes`]); an unknown name costs the same time as
-//! a wrong password and gives the same answer; a code is taken once, by the transaction that begins the session. How often anybody may try at
+//! Invariant: an attempt is counted, durably, before the password is looked at ([`dedup_protocol::people::strikes`]); an unknown name and a locked account cost the
+//! same time as a wrong password and give the same answer, so that nobody learns which names there are; where the owner logged in before, attempts are
+//! counted apart ([`known`](super::known)), so that a stranger's lock does not keep the owner out; a code is taken once, by the transaction that begins the session. How often anybody may try at
 //! all is the [`gate`](super::gate)'s, which whoever calls this has passed.
 
 use datacenter_api::{
@@ -26,8 +27,8 @@ const UNKNOWN_NAME_MAX: usize = 64;
 
 fn wrong() -> ManageError {
     ManageError::Unauthenticated {
-        message: "the name or the password is wrong".into(),
-        help: "an administrator sets a new password: `splice user password NAME`".into(),
+        message: "the name or the password is wrong, or wrong passwords have locked the account for a while".into(),
+        help: "wait, or ask an administrator: `splice user unlock NAME`, `splice user password NAME`".into(),
     }
 }
 
@@ -41,6 +42,16 @@ fn nobody() -> Verifier {
         salt: [0; 16],
         hash: [0; 32],
     }
+}
+
+/// An attempt that was counted.
+struct Counted {
+    /// The account, if there is one and it may be tried.
+    account: Option<AccountRow>,
+    /// There is one, and it may not be tried now.
+    is_locked: bool,
+    /// It comes from where the owner logged in before.
+    is_known: bool,
 }
 
 impl Datacenter {
@@ -62,15 +73,11 @@ impl Datacenter {
                 Err(catalog) => catalog.into(),
             }
         };
-        let account = match self.count_attempt(&name)? {
-            Err(wait_s) => {
-                let message = format!(
-                    "account {name:?} is locked for {wait_s} seconds more, because of wrong passwords"
-                );
-                return Err(refused("locked", ManageError::TooMany { message }));
-            }
-            Ok(account) => account,
-        };
+        let Counted {
+            account,
+            is_locked,
+            is_known,
+        } = self.count_attempt(&name, from)?;
         // People whose passwords are proven elsewhere have none here.
         let local = account
             .as_ref()
@@ -79,6 +86,9 @@ impl Datacenter {
         let fits = verifier
             .unwrap_or_else(nobody)
             .fits(request.password.as_bytes());
+        if is_locked {
+            return Err(refused("locked", wrong()));
+        }
         let Some(account) = account.filter(|row| fits && !row.disabled) else {
             return Err(refused("wrong name or password", wrong()));
         };
@@ -96,27 +106,45 @@ impl Datacenter {
                 let totp = row.totp.as_mut().filter(|totp| totp.last_step < step);
                 totp.ok_or_else(wrong)?.last_step = step;
             }
-            row.strikes.clear();
+            // What strangers tried elsewhere is not forgotten because the owner is back.
+            if !is_known {
+                row.strikes.clear();
+            }
             tx.put(&name, &row);
             append(tx, &told("done".into()))?;
             Ok::<_, ManageError>(begin_session(tx, &name, &row, now)?)
         })?;
+        self.identity().known().entered(account.id, from, now);
         tracing::info!(user = name, from, "logged in");
         Ok(begun)
     }
 
-    /// Counts an attempt at an account, if there is one; or for how many seconds it is locked.
-    fn count_attempt(&self, name: &str) -> Result<Result<Option<AccountRow>, u64>, ManageError> {
+    /// Counts an attempt at an account, if there is one.
+    fn count_attempt(&self, name: &str, from: &str) -> Result<Counted, ManageError> {
         let (name, now) = (name.to_owned(), self.now_unix_s());
+        let account: Option<AccountRow> = self.catalog().read(|tx| tx.get(&name))?;
+        let known = account
+            .as_ref()
+            .and_then(|row| self.identity().known().attempt(row.id, from, now));
+        if let Some(counted) = known {
+            return Ok(Counted {
+                account: account.filter(|_| counted.is_ok()),
+                is_locked: counted.is_err(),
+                is_known: true,
+            });
+        }
         self.catalog().transact(|tx| {
-            let Some(mut row) = tx.get::<AccountRow>(&name)? else {
-                return Ok(Ok(None));
-            };
-            if let Err(wait_s) = row.strikes.attempt(now) {
-                return Ok(Err(wait_s));
+            let mut row: Option<AccountRow> = tx.get(&name)?;
+            let counted = row.as_mut().map(|row| row.strikes.attempt(now));
+            let is_locked = matches!(counted, Some(Err(_)));
+            if let Some(row) = row.as_ref().filter(|_| !is_locked) {
+                tx.put(&name, row);
             }
-            tx.put(&name, &row);
-            Ok(Ok(Some(row)))
+            Ok(Counted {
+                account: row.filter(|_| !is_locked),
+                is_locked,
+                is_known: false,
+            })
         })
     }
 

@@ -9,6 +9,7 @@
 pub mod accounts;
 pub mod gate;
 pub mod groups;
+pub mod known;
 pub mod log_in;
 mod own;
 pub mod rights;
@@ -30,6 +31,7 @@ use crate::catalog::{CatalogError, Tx};
 use crate::datacenter::Datacenter;
 use crate::problem::ManageError;
 use gate::Gate;
+use known::Known;
 use rights::{Permission, Place, gives, include};
 use seal::Sealing;
 
@@ -41,6 +43,7 @@ pub struct Identity {
     /// Counts up with each change that a roster may have to follow.
     revision: AtomicU64,
     gate: Mutex<Gate>,
+    known: Mutex<Known>,
     stretching: Arc<Semaphore>,
     sealing: Sealing,
     /// What rosters were made of; never locked inside a transaction.
@@ -53,6 +56,7 @@ impl Identity {
         Self {
             revision: AtomicU64::new(1),
             gate: Mutex::default(),
+            known: Mutex::default(),
             stretching: Arc::new(Semaphore::new(STRETCHING_MAX)),
             sealing: Sealing::new(secret),
             rosters: Mutex::default(),
@@ -62,6 +66,11 @@ impl Identity {
     /// Who may try to log in now.
     pub fn gate(&self) -> MutexGuard<'_, Gate> {
         self.gate.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Where people logged in from; never locked inside a transaction.
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     /// Turns for stretching a password that nobody who is known asks for.
