@@ -187,7 +187,9 @@ fn a_stranger_s_lock_does_not_keep_the_owner_out_where_he_was_before() {
     };
     for _ in 0..FREE + 3 {
         assert!(is_unknown(guess("wrong password")));
-        bench.clock.advance(bench.dc.user("alice").unwrap().locked_s);
+        bench
+            .clock
+            .advance(bench.dc.user("alice").unwrap().locked_s);
     }
     assert!(is_unknown(guess("wrong password")));
     assert!(is_unknown(guess(PASSWORD)), "locked from there");

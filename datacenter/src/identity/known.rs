@@ -49,7 +49,10 @@ impl Known {
     pub fn entered(&mut self, account: [u8; 16], from: &str, now_unix_s: u64) {
         let key = key(account, from);
         if self.places.len() >= PLACES_MAX && !self.places.contains_key(&key) {
-            let oldest = self.places.iter().min_by_key(|(_, place)| place.used_unix_s);
+            let oldest = self
+                .places
+                .iter()
+                .min_by_key(|(_, place)| place.used_unix_s);
             if let Some(oldest) = oldest.map(|(key, _)| key.clone()) {
                 self.places.remove(&oldest);
             }
