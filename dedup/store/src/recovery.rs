@@ -575,15 +575,25 @@ impl ChunkStore {
     }
 }
 
-/// Removes the whole index, first of all what says that it is complete.
+/// Removes the whole index, first of all what says that it is complete. What stays is the highest number that a pack ever had, as far as the index knows: a
+/// backup holds a pack of that number, and takes another one of the same for another life of this store.
 fn clear(kv: &dyn Kv) -> Result<(), StoreError> {
     const KEYS_MAX: usize = 10_000;
     let mut batch = Batch::new();
     batch.delete(META_KEY);
+    // It may be damaged, which is why it is made anew.
+    let known = pack_states(kv).ok();
+    let known = known.and_then(|states| states.last_key_value().map(|(pack, _)| *pack));
+    if let Some(highest) = removed_max(kv)?.max(known) {
+        batch.put(REMOVED_KEY, highest.0.to_le_bytes());
+    }
     kv.commit(batch, Durability::Synced)?;
     loop {
         let mut batch = Batch::new();
         kv.scan(b"cs/", b"cs/", &mut |key, _| {
+            if key == REMOVED_KEY {
+                return ControlFlow::Continue(());
+            }
             batch.delete(key);
             if batch.changes.len() < KEYS_MAX {
                 ControlFlow::Continue(())

@@ -199,6 +199,37 @@ fn numbers_of_removed_packs_are_not_used_again() {
     );
 }
 
+/// A backup that holds a removed pack must not find another one under its number.
+#[test]
+fn numbers_of_removed_packs_are_not_used_again_after_a_rebuild_of_the_index() {
+    let lab = Lab::new();
+    let store = lab.open();
+    publish(&store, 0..30);
+    let highest = lab.packs().last().unwrap().clone();
+    collect(&store, &[], 0, 100);
+    collect(&store, &[], 0, 100);
+    drop(store);
+    for _ in 0..2 {
+        let realm = RealmId([7; 16]);
+        ChunkStore::rebuild_index(&*lab.disk(), &*lab.kv, &key(), realm, &mut |_, _| {}).unwrap();
+    }
+    let store = lab.open();
+    let root = publish(&store, 40..41);
+    let lowest = lab.packs()[0].clone();
+    assert!(lowest > highest, "{lowest} after {highest}");
+    // Nor that of one whose file is lost.
+    drop(store);
+    for pack in lab.packs() {
+        lab.disk().remove(&format!("packs/{pack}")).unwrap();
+    }
+    let realm = RealmId([7; 16]);
+    ChunkStore::rebuild_index(&*lab.disk(), &*lab.kv, &key(), realm, &mut |_, _| {}).unwrap();
+    let store = lab.open();
+    assert!(!store.contains_node(root).unwrap());
+    publish(&store, 50..51);
+    assert!(lab.packs()[0] > lowest, "{:?} after {lowest}", lab.packs());
+}
+
 #[test]
 fn publishes_and_reads_go_on_beside_collections() {
     let lab = Lab::new();
