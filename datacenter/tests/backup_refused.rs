@@ -3,15 +3,19 @@
 
 mod support;
 
+use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::Arc;
 
+use datacenter::backup::folder::Folder;
 use datacenter::backup::manifest::{MANIFEST, Unproven};
 use datacenter::backup::{BackupError, operation};
 use datacenter::operations::Meter;
 use datacenter::problem::describe;
 use datacenter_api::Problem;
 use dedup_protocol::trust::SigningKey;
+use dedup_store::disk::{Disk, DiskFile, HostDisk, Open};
 use support::backup::{backup, files, folder, open, options, publish, restored};
 use support::{Bench, request, sparse_disk};
 
@@ -251,4 +255,73 @@ fn a_datacenter_that_went_another_way_does_not_overwrite_where_it_would_have_gon
     assert!(matches!(refused, Err(BackupError::Diverged { .. })));
     assert!(before.iter().all(|file| file.exists()));
     restored(&options(&bench, &newer, &bench.path("still-whole"))).unwrap();
+}
+
+/// A disk that removes nothing, or gives no answer about the manifest.
+struct Failing {
+    disk: HostDisk,
+    removes: bool,
+    answers: bool,
+}
+
+impl Disk for Failing {
+    fn open(&self, name: &str, how: Open) -> io::Result<Arc<dyn DiskFile>> {
+        self.disk.open(name, how)
+    }
+    fn list(&self, dir: &str) -> io::Result<Vec<String>> {
+        self.disk.list(dir)
+    }
+    fn create_dir(&self, dir: &str) -> io::Result<()> {
+        self.disk.create_dir(dir)
+    }
+    fn remove(&self, name: &str) -> io::Result<()> {
+        if !self.removes && self.disk.open(name, Open::Read).is_ok() {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        self.disk.remove(name)
+    }
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.disk.rename(from, to)?;
+        // It is there, and nobody knows.
+        if to == MANIFEST && !self.answers {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        Ok(())
+    }
+    fn sync_dir(&self, dir: &str) -> io::Result<()> {
+        self.disk.sync_dir(dir)
+    }
+    fn available_bytes(&self) -> io::Result<u64> {
+        self.disk.available_bytes()
+    }
+}
+
+#[test]
+fn a_failure_behind_the_manifest_does_not_say_that_the_backup_before_is_as_it_was() {
+    let bench = Bench::on_rocks();
+    let place = bench.path("elsewhere");
+    bench.dc.create_image("deb", None).unwrap();
+    publish(&bench, "deb", 1);
+    backup(&bench, &place).unwrap();
+    for (removes, answers) in [(false, true), (true, false)] {
+        let disk = Failing {
+            disk: HostDisk::new(&place).unwrap(),
+            removes,
+            answers,
+        };
+        let failing = Folder::new(Arc::new(disk), place.display().to_string());
+        let failed = operation::run(&bench.dc, &failing, false, &Meter::default()).unwrap_err();
+        assert!(
+            matches!(
+                (&failed, answers),
+                (BackupError::Unswept(_), true) | (BackupError::Replacing(_), false)
+            ),
+            "{failed:?}"
+        );
+        let help = Problem::from(&failed).help.unwrap();
+        assert!(!help.contains("before is as it was"), "{help}");
+        let data = bench.path(if answers { "first" } else { "second" });
+        restored(&options(&bench, &place, &data)).unwrap();
+        backup(&bench, &place).unwrap();
+    }
 }

@@ -43,12 +43,18 @@ use snapshot::Encoder;
 /// Bytes of the catalog that are written at once.
 const CATALOG_PIECE: usize = 1 << 20;
 
-/// Why nothing was backed up. The backup that was there before is as it was.
+/// Why nothing was backed up. The backup that was there before is as it was, unless the error says otherwise.
 #[derive(Debug, thiserror::Error)]
 pub enum BackupError {
     /// The folder.
     #[error(transparent)]
     Folder(#[from] FolderError),
+    /// The manifest was being replaced: the one before is there, or this one; what either names is whole.
+    #[error("the manifest of the backup was being replaced")]
+    Replacing(#[source] FolderError),
+    /// This backup is whole and durable; files that it does not name could not be removed.
+    #[error("the backup is whole, but files of former ones are left beside it")]
+    Unswept(#[source] FolderError),
     /// Its manifest.
     #[error("{folder}")]
     Manifest {
@@ -190,9 +196,11 @@ pub fn backup(
     };
     // Objects first, then what names them, then what is not named any more.
     folder.settle()?;
-    folder.put(MANIFEST, &manifest.encode(source.publisher))?;
-    folder.settle()?;
-    remove_unnamed(folder, &manifest)?;
+    folder
+        .put(MANIFEST, &manifest.encode(source.publisher))
+        .and_then(|_| folder.settle())
+        .map_err(BackupError::Replacing)?;
+    remove_unnamed(folder, &manifest).map_err(BackupError::Unswept)?;
     Ok(BackupResult {
         folder: folder.shown().into(),
         number,

@@ -208,6 +208,14 @@ impl From<&BackupError> for Problem {
                 ProblemCode::Unavailable,
                 "check the backup's disk or bucket, then back up again; the backup before is as it was",
             ),
+            BackupError::Replacing(_) => with(
+                ProblemCode::Unavailable,
+                "check the backup's disk or bucket and the room there, then back up again; what can be restored is this backup or the one before, either of them whole",
+            ),
+            BackupError::Unswept(_) => with(
+                ProblemCode::Unavailable,
+                "this backup can be restored; check the backup's disk or bucket: what is left beside it goes with the next backup",
+            ),
             BackupError::Manifest {
                 source: ManifestError::Format(_),
                 ..
