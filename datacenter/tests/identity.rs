@@ -356,6 +356,11 @@ fn a_one_time_code_makes_one_administrator() {
         bench.dc.set_up(&request, "10.0.0.1")
     };
     assert!(is_unknown(set_up("0000-0000-0000-0000-0000", "carol")));
+    let told = bench.dc.audit_log(None, 1).unwrap().remove(0).facts;
+    assert_eq!(
+        (&*told.event, &*told.who, &*told.from, &*told.result),
+        ("setup", "carol", "10.0.0.1", "refused: wrong code")
+    );
     assert!(is_unknown(set_up(&void.code, "carol")), "the newest only");
     let typed = made.code.to_uppercase().replace('-', " ");
     set_up(&typed, "carol").unwrap();

@@ -198,9 +198,21 @@ impl Datacenter {
             help: "make one on the datacenter's machine: `splice setup-code`".into(),
         };
         let is_good = |row: Option<SetupCodeRow>| row.filter(|row| now <= row.expires_unix_s);
+        let told = |result: &str| AuditFacts {
+            unix_s: now,
+            event: "setup".into(),
+            // As at a log-in: whoever knows no code may type anything.
+            who: name.escape_debug().take(UNKNOWN_NAME_MAX).collect(),
+            from: from.to_owned(),
+            result: result.to_owned(),
+            ..AuditFacts::default()
+        };
         // Before a password is stretched for it.
         let kept = self.catalog().read(|tx| tx.get::<SetupCodeRow>(&hash))?;
-        is_good(kept).ok_or_else(void)?;
+        if is_good(kept).is_none() {
+            self.audit(&told("refused: wrong code"))?;
+            return Err(void());
+        }
         check_password(&name, &request.password)?;
         let admin = Grant {
             role: Role::Admin,
@@ -213,14 +225,7 @@ impl Datacenter {
             ..UserRequest::default()
         };
         let row = self.new_account(&name, &wanted)?;
-        let facts = AuditFacts {
-            unix_s: now,
-            event: "setup".into(),
-            who: name.clone(),
-            from: from.to_owned(),
-            result: "done".into(),
-            ..AuditFacts::default()
-        };
+        let facts = told("done");
         self.catalog().transact(|tx| {
             is_good(tx.get(&hash)?).ok_or_else(void)?;
             self.put_account(tx, &name, &row)?;

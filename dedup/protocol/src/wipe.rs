@@ -1,15 +1,16 @@
 //! The order to destroy keys: of a whole branch that is lost, or of one desktop there.
 //!
 //! Signed as what branches run is, because it is as final: whoever can speak for the datacenter on a link cannot give it. It is believed whatever the
-//! branch's clock says, since a thief sets that. A desktop is named by the ids of its volumes, which are random and never used again, so that an order
-//! that is played again finds nothing.
+//! branch's clock says, since a thief sets that. A desktop is named by the ids of its volumes and by its own, which are random and never used
+//! again, so that an order that is played again finds nothing. Its own id stays when its system becomes another volume, by a rebase or a reset that the datacenter
+//! had not heard of.
 
 use dedup::{BranchId, DesktopId, RealmId};
 use serde::{Deserialize, Serialize};
 
 use crate::trust::Record;
 
-/// Most volumes of one desktop.
+/// Most ids that name one desktop.
 pub const VOLUMES_MAX: usize = 8;
 /// Longest name of a desktop, in bytes.
 pub const NAME_BYTES_MAX: usize = 64;
@@ -23,7 +24,7 @@ pub enum Target {
     Desktop {
         /// Its name there, for people.
         name: String,
-        /// Ids of its volumes.
+        /// Ids of its volumes and, if the datacenter knows it, its own: the desktop that has one of them.
         volumes: Vec<DesktopId>,
     },
 }
