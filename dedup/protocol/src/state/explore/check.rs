@@ -84,7 +84,9 @@ impl World {
                 .as_ref()
                 .is_some_and(|holder| site_of(holder.branch) == index);
             match &site.disk.hold.stage {
-                Stage::Idle { .. } if is_holder && !was_restored => {
+                Stage::Idle { .. }
+                    if is_holder && !was_restored && !self.oracle.let_go.contains(&index) =>
+                {
                     return Some(
                         "the datacenter thinks that a branch has a desktop which it has not",
                     );
@@ -109,11 +111,11 @@ impl World {
                     }
                 }
                 Stage::Fenced { .. } => return Some("a fork stands still"),
-                // A question that another branch's lease keeps from being answered stays out.
+                // A question stays out that another branch's lease keeps from being answered, or its own of before its disk was replaced.
                 Stage::Dropped { generation }
                     if *generation == Generation::NONE
                         && authority.holder.is_some()
-                        && !is_holder => {}
+                        && (!is_holder || was_restored) => {}
                 Stage::Dropped { .. } => return Some("what was given up is told for ever"),
             }
         }
