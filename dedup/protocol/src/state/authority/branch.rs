@@ -296,13 +296,12 @@ impl Hold {
 
     /// Takes a refusal.
     pub fn denied(&mut self, deny: &DenyLease) -> Vec<HoldAction> {
-        let is_returning = matches!(
-            self.row.stage,
-            Stage::Held {
-                is_returning: true,
-                ..
-            } | Stage::Dropped { .. }
-        );
+        let is_returning = match self.row.stage {
+            Stage::Held { is_returning, .. } => is_returning,
+            // What a question may yet be granted is told by an answer to that question alone: one without its name is of a former lease.
+            Stage::Dropped { generation } => generation != Generation::NONE,
+            Stage::Idle { .. } | Stage::Fenced { .. } => false,
+        };
         let is_answer =
             self.row.asking == Some(deny.nonce) || (is_returning && deny.nonce == Nonce::NONE);
         if deny.desktop != self.row.desktop || !is_answer {

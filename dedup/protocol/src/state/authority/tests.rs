@@ -535,6 +535,12 @@ fn what_a_question_that_is_out_is_granted_is_given_up_as_well() {
     };
     assert_eq!(other.denied(&deny).len(), 1, "it may be granted yet");
     deny.reason = DenyReason::Unknown;
+    let of_former = DenyLease {
+        nonce: Nonce::NONE,
+        ..deny.clone()
+    };
+    assert_eq!(other.denied(&of_former), vec![], "not of this question");
+    assert_eq!(asked(&other.tell_dropped(&nothing())).nonce, nonce(2));
     assert_eq!(other.denied(&deny).len(), 2);
     assert_eq!(other.tell_dropped(&nothing()), vec![]);
 }

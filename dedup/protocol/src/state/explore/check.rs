@@ -79,12 +79,13 @@ impl World {
         let main = &self.center.disk.main.row;
         for (index, site) in self.sites.iter().enumerate() {
             let was_restored = self.oracle.restored.contains(&index);
+            let let_go = self.oracle.let_go.contains(&index);
             let is_holder = authority
                 .holder
                 .as_ref()
                 .is_some_and(|holder| site_of(holder.branch) == index);
             match &site.disk.hold.stage {
-                Stage::Idle { .. } if is_holder && !was_restored => {
+                Stage::Idle { .. } if is_holder && !was_restored && !let_go => {
                     return Some(
                         "the datacenter thinks that a branch has a desktop which it has not",
                     );
@@ -109,11 +110,11 @@ impl World {
                     }
                 }
                 Stage::Fenced { .. } => return Some("a fork stands still"),
-                // A question that another branch's lease keeps from being answered stays out.
+                // A question stays out that another branch's lease keeps from being answered, or one of its own that it does not know of.
                 Stage::Dropped { generation }
                     if *generation == Generation::NONE
                         && authority.holder.is_some()
-                        && !is_holder => {}
+                        && (!is_holder || was_restored || let_go) => {}
                 Stage::Dropped { .. } => return Some("what was given up is told for ever"),
             }
         }

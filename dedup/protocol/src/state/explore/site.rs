@@ -220,7 +220,17 @@ impl World {
                 site.hold.recalled(&recall);
                 Vec::new()
             }
-            Message::DenyLease(deny) => holds(site.hold.denied(&deny)),
+            Message::DenyLease(deny) => {
+                let is_question = matches!(
+                    site.hold.row().stage,
+                    Stage::Dropped { generation } if generation == Generation::NONE
+                );
+                let actions = site.hold.denied(&deny);
+                if is_question && matches!(site.hold.row().stage, Stage::Idle { .. }) {
+                    self.oracle.let_go.insert(index);
+                }
+                holds(actions)
+            }
             Message::FenceLease(fence) => {
                 let actions = site.hold.fenced(&fence, fresh);
                 site.note_drawn();

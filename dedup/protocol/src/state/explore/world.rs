@@ -133,7 +133,10 @@ pub(super) struct Oracle {
     pub(super) broken: BTreeSet<Generation>,
     /// Branches that came back with a copy of their disk.
     pub(super) restored: BTreeSet<usize>,
-    /// Of those: generations under which the datacenter had seen more than the copy knows.
+    /// Branches that let go of a question for a desktop that was given up, as it was not theirs. A repetition of it that is on its way still
+    /// (over a former link) and arrives when it is theirs again is granted to nobody, until IT breaks that lease: a known hole.
+    pub(super) let_go: BTreeSet<usize>,
+    /// Of those that came back: generations under which the datacenter had seen more than the copy knows.
     pub(super) stale: BTreeSet<(usize, Generation)>,
     /// What the desktop showed at each head.
     pub(super) shown: BTreeMap<Head, Vec<Write>>,
@@ -168,6 +171,7 @@ impl World {
                 granted: BTreeMap::new(),
                 broken: BTreeSet::new(),
                 restored: BTreeSet::new(),
+                let_go: BTreeSet::new(),
                 stale: BTreeSet::new(),
                 shown: BTreeMap::from([(Head::START, Vec::new())]),
                 fault: None,
