@@ -79,7 +79,9 @@ impl World {
         let main = &self.center.disk.main.row;
         for (index, site) in self.sites.iter().enumerate() {
             let was_restored = self.oracle.restored.contains(&index);
-            let let_go = self.oracle.let_go.contains(&index);
+            // Only while what it let go of is what is held.
+            let held = authority.holder.as_ref();
+            let let_go = held.is_some_and(|held| self.oracle.let_go.contains(&(index, held.asked)));
             let is_holder = authority
                 .holder
                 .as_ref()

@@ -221,13 +221,14 @@ impl World {
                 Vec::new()
             }
             Message::DenyLease(deny) => {
-                let is_question = matches!(
-                    site.hold.row().stage,
-                    Stage::Dropped { generation } if generation == Generation::NONE
-                );
+                let is_dropped = matches!(site.hold.row().stage, Stage::Dropped { .. });
+                let asking = site.hold.row().asking;
                 let actions = site.hold.denied(&deny);
-                if is_question && matches!(site.hold.row().stage, Stage::Idle { .. }) {
-                    self.oracle.let_go.insert(index);
+                if let Some(nonce) = asking
+                    && is_dropped
+                    && matches!(site.hold.row().stage, Stage::Idle { .. })
+                {
+                    self.oracle.let_go.insert((index, nonce));
                 }
                 holds(actions)
             }

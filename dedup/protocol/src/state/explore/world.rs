@@ -133,9 +133,9 @@ pub(super) struct Oracle {
     pub(super) broken: BTreeSet<Generation>,
     /// Branches that came back with a copy of their disk.
     pub(super) restored: BTreeSet<usize>,
-    /// Branches that let go of a question for a desktop that was given up, as it was not theirs. A repetition of it that is on its way still
+    /// Questions that a branch let go of, for a desktop that was given up, as it was not theirs. A repetition of it that is on its way still
     /// (over a former link) and arrives when it is theirs again is granted to nobody, until IT breaks that lease: a known hole.
-    pub(super) let_go: BTreeSet<usize>,
+    pub(super) let_go: BTreeSet<(usize, Nonce)>,
     /// Of those that came back: generations under which the datacenter had seen more than the copy knows.
     pub(super) stale: BTreeSet<(usize, Generation)>,
     /// What the desktop showed at each head.
